@@ -1,0 +1,49 @@
+"""The `intro-pipe` command: its sub-commands, and the one place where errors become a line."""
+
+import sys
+
+import typer
+
+from cli import data, reading, runs, training
+
+app = typer.Typer(
+    name="intro-pipe",
+    help="Introspective gradient features of image data sets, in a store that Dask reads.",
+    epilog="First: intro-pipe demo  ·  Then: intro-pipe extract --dataset cifar10c --gpus 8",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data.add_to(app)
+training.add_to(app)
+reading.add_to(app)
+runs.add_to(app)
+
+
+def main() -> None:
+    """Run the command; our errors are one line on stderr.
+
+    Exit code 1: the work failed. Exit code 2: what was asked for does not fit; nothing was written.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("stopped: what was finished is kept; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        print(f"intro-pipe: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError | LookupError | FileNotFoundError) else 1)
+
+
+def _is_ours(error: Exception) -> bool:
+    from pipeline.errors import PipelineError
+    from stages.errors import StageError
+    from store.errors import StoreError
+
+    return isinstance(error, StoreError | PipelineError | StageError)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Commands about images: datasets, corrupt, extract."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.output import emit, note, size, table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    app.command(epilog="Example: intro-pipe datasets --download cifar10c")(datasets)
+    app.command(epilog="Example: intro-pipe corrupt --dataset cifar10")(corrupt)
+    app.command(epilog="Example: intro-pipe extract --dataset cifar10c --gpus 8")(extract)
+
+
+def datasets(
+    data_root: options.DataRoot = None,
+    download: Annotated[
+        str | None, typer.Option("--download", help="Fetch this data set and check it.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the data sets that are known, which of them are here, and how to get the others."""
+    from dataclasses import asdict
+
+    from stages.data.download import download as fetch
+    from stages.data.known import data_root_path
+    from stages.data.registry import known_datasets
+
+    root = data_root_path(data_root)
+    if download:
+        fetch(download, root, _download_progress())
+    infos = known_datasets(root)
+    rows = [
+        {
+            "name": info.name,
+            "images": " + ".join(f"{n:,} {split}" for split, n in info.n_rows.items()) or "-",
+            "classes": len(info.class_names),
+            "here": "yes" if info.is_on_disk else "no",
+            "what it is, or how to get it": info.problem or info.how_to_get or info.description,
+        }
+        for info in infos
+    ]
+    emit([asdict(info) for info in infos], f"{table(rows)}\n\nData root: {root}", as_json=as_json)
+
+
+def _download_progress() -> Callable[[str, int, int], None]:
+    """A line every few seconds: file, bytes, share."""
+    last = [time.monotonic()]
+
+    def show(name: str, n_done: int, n_total: int) -> None:
+        if time.monotonic() - last[0] > 3 or n_done == n_total:
+            last[0] = time.monotonic()
+            share = f" of {size(n_total)} ({n_done / n_total:.0%})" if n_total else ""
+            note(f"{name}: {size(n_done)}{share}")
+
+    return show
+
+
+def corrupt(
+    dataset: options.Dataset,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    collection: Annotated[
+        str,
+        typer.Option(help="cifar10c: its 19 corruptions. cure: the six CURE-like distortions."),
+    ] = "cifar10c",
+    corruptions: Annotated[
+        str | None, typer.Option(help="Only these, with commas between. (default: all)")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="Folder to write. (default: DATASET-c under the data root)"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    limit: options.Limit = None,
+    data_root: options.DataRoot = None,
+    executor: options.ExecutorName = "ray",
+    workers: options.Workers = None,
+    address: options.Address = None,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a CIFAR-10-C-style set, in its exact layout, from any labelled data set.
+
+    Every image is corrupted in 19 ways at 5 severities with CIFAR-10-C's own constants. The same
+    command again computes only what is missing.
+    """
+    from stages.data.corrupt import Corrupt
+    from stages.data.corruption_set import corruption_folder, write_corrupted
+    from stages.data.known import data_root_path
+    from stages.data.source import SourceSpec
+
+    root = data_root_path(data_root)
+    source = SourceSpec(dataset, split, str(root), limit=limit)
+    stage = Corrupt(
+        source,
+        options.names(corruptions),
+        seed,
+        options.choice(collection, ("cifar10c", "cure"), "--collection"),
+    )
+    folder = out or corruption_folder(stage, root)
+    workforce, _ = options.executor_of(executor, 0, workers, address)
+    if dry_run:
+        plan = stage.plan()
+        n_bytes = plan["n_rows"] * 32 * 32 * 3
+        text = f"would write {plan['n_rows']:,} images ({size(n_bytes)}) to {folder}"
+        emit({"folder": folder, "bytes": n_bytes, "plan": plan}, text, as_json=as_json)
+        return
+    shard_set, report = write_corrupted(stage, folder, workforce, sys.argv[1:])
+    text = (
+        f"{folder}: {shard_set.n_rows:,} images; {report.n_computed} of {report.n_shards} "
+        f"corruptions computed now ({report.rows_per_s:,.0f} images/s)"
+    )
+    emit({"folder": folder, **report.to_dict()}, text, as_json=as_json)
+
+
+def extract(
+    dataset: options.Dataset,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model of the store. (default: the one trained for this data)"),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="A network that is not in the store yet: resnet18, torchvision:NAME, "
+            "file.py:factory or package.module:factory."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Its weights: .safetensors, or a plain state dict.")
+    ] = None,
+    last_layer: Annotated[
+        str | None, typer.Option(help="Its last linear layer, where that is not plain.")
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Its normalisation.")] = "0.4914,0.4822,0.4465",
+    std: Annotated[str, typer.Option(help="Its normalisation.")] = "0.2023,0.1994,0.2010",
+    image_size: Annotated[int, typer.Option(min=1, help="Its input, in pixels.")] = 32,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (logits stay fp32).")] = "fp32",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="Images in a shard: the unit of writing and resuming.")
+    ] = 10_000,
+    limit: options.Limit = None,
+    store: options.Store = options.DEFAULT_STORE,
+    data_root: options.DataRoot = None,
+    executor: options.ExecutorName = "ray",
+    gpus: options.Gpus = None,
+    workers: options.Workers = None,
+    address: options.Address = None,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Send every image through the network once; keep features and logits in the store.
+
+    Everything after this reads the store. The same command again computes only what is missing.
+    """
+    from stages.data.known import data_root_path
+    from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
+    from stages.sensing.models import ModelRequest, model_for
+    from store.catalog import FeatureStore
+
+    place = FeatureStore(store)
+    workforce, device = options.executor_of(executor, gpus, workers, address)
+    request = ModelRequest(
+        model,
+        network,
+        weights,
+        last_layer,
+        options.channels(mean, "--mean"),
+        options.channels(std, "--std"),
+        image_size,
+    )
+    source, card, weights_file = model_for(
+        place, request, dataset, split, str(data_root_path(data_root)), limit
+    )
+    stage = Extract(
+        source,
+        card,
+        weights_file,
+        options.choice(precision, ("fp32", "bf16"), "--precision"),
+        shard_rows,
+        device,
+        batch_size or DEFAULT_BATCH_ROWS,
+    )
+    if dry_run:
+        preview = place.preview(stage.plan())
+        text = (
+            f"would extract {preview['rows_to_do']:,} of {preview['n_rows']:,} images "
+            f"({preview['shards_to_do']} shards, {size(preview['bytes_to_write'])}) "
+            f"to {preview['location']}, with {workforce.description}"
+        )
+        emit({**preview, "executor": workforce.description}, text, as_json=as_json)
+        return
+    feature_set, report = extract(place, stage, workforce, sys.argv[1:])
+    for line in place.siblings(feature_set):
+        note(line)
+    text = (
+        f"{feature_set.name}: {feature_set.n_rows:,} rows; {report.n_computed} of "
+        f"{report.n_shards} shards computed now ({report.rows_per_s:,.0f} images/s)"
+    )
+    if report.n_failed_rows:
+        text += f"; {report.n_failed_rows} images could not be read: see the column `status`"
+    emit({"feature_set": feature_set.name, **report.to_dict()}, text, as_json=as_json)

@@ -1,0 +1,124 @@
+"""Options that several commands share: one spelling, one help text, one default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.executors import Executor
+
+DEFAULT_STORE = "intro-pipe-store"
+
+Store = Annotated[
+    str, typer.Option("--store", envvar="INTRO_PIPE_STORE", help="Folder of the feature store.")
+]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(
+        "--data-root",
+        envvar="INTRO_PIPE_DATA",
+        help="Folder with the data sets. (default: ~/.cache/intro-pipe/data)",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+Dataset = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        help="A name from `intro-pipe datasets`, a name under the data root, or a path.",
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Take only the first rows of the data set.")
+]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="ray: workers on a cluster. local: this process.")
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", min=0, help="GPU workers; 0 for CPU workers. (default: all there are)"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="CPU workers. (default: all cores but one)"),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster to join: auto, host:6379 or ray://host:10001. "
+        "(default: $RAY_ADDRESS, else one of this machine's own)",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1. (default: cuda if there is one)")
+]
+
+
+def executor_of(
+    name: str, n_gpus: int | None, n_workers: int | None, address: str | None
+) -> tuple[Executor, str]:
+    """The executor that was asked for, and the device its workers compute on."""
+    from pipeline.executors import LocalExecutor, RayExecutor, n_visible_gpus
+    from stages.errors import InputError
+
+    if name not in ("ray", "local"):
+        raise InputError(f"executor '{name}': expected ray or local")
+    if name == "local" and (address or n_workers or (n_gpus or 0) > 1):
+        raise InputError(
+            "the local executor is one worker in this process: leave out --workers, --address and "
+            "--gpus above 1, or use --executor ray"
+        )
+    n_gpus = n_visible_gpus() if n_gpus is None else n_gpus
+    if n_workers:
+        n_gpus = 0
+    device = "cuda" if n_gpus else "cpu"
+    if name == "local":
+        return LocalExecutor(), device
+    return RayExecutor(n_gpus, n_workers, address), device
+
+
+def device_of(asked: str | None) -> str:
+    """The device for work in this process."""
+    from pipeline.executors import n_visible_gpus
+
+    return asked or ("cuda" if n_visible_gpus() else "cpu")
+
+
+def choice(value: str, known: Sequence[str], what: str) -> Any:  # Any: one of a Literal's values
+    """The value, if it is one of those known; raises ``InputError``."""
+    from stages.errors import InputError
+
+    if value not in known:
+        raise InputError(f"{what} {value}: expected {' or '.join(known)}")
+    return value
+
+
+def channels(text: str, what: str) -> tuple[float, float, float]:
+    """``"0.49,0.48,0.45"`` as three numbers; raises ``InputError``."""
+    from stages.errors import InputError
+
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{what} {text}: expected three numbers with commas between") from error
+    return red, green, blue
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """``"300,100"`` as widths of layers; raises ``InputError``."""
+    from stages.errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--layers {text}: expected whole numbers, as in 300,100") from error
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """``"fog,snow"`` as names; nothing for nothing."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

@@ -1,0 +1,87 @@
+"""Results for people and for machines, on stdout; everything else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def emit(result: Any, text: str, *, as_json: bool) -> None:
+    """Print the result as JSON, or its text."""
+    print(json.dumps(_plain(result), indent=2, allow_nan=False) if as_json else text)
+
+
+def note(line: str) -> None:
+    """A line for people that is not a result."""
+    print(line, file=sys.stderr)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Rows as an aligned text table; numbers to the right, fractions with four digits.
+
+    >>> print(table([{"name": "f", "accuracy": 0.5}]))
+    name  accuracy
+    f       0.5000
+    """
+    if not rows:
+        return "(nothing)"
+    columns = columns or list(rows[0])
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    right = [all(_is_number(row.get(name)) for row in rows) for name in columns]
+    widths = [max(len(name), *(len(line[at]) for line in cells)) for at, name in enumerate(columns)]
+    lines = [list(columns), *cells]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def frame_table(frame: pd.DataFrame) -> str:
+    """A data frame as an aligned text table."""
+    rows: list[Any] = frame.to_dict(orient="records")
+    return table(rows, [str(name) for name in frame.columns])
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as people say them.
+
+    >>> size(3_048_000)
+    '3.0 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "-" if value is None else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numpy numbers as numbers, NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

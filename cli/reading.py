@@ -1,0 +1,159 @@
+"""Commands that read the store: evaluate, query, ls, status, verify."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cli import options
+from cli.output import emit, frame_table, note, size, table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    app.command(epilog="Example: intro-pipe evaluate --features cifar10c@resnet18")(evaluate)
+    app.command(
+        epilog="Example: intro-pipe query cifar10c@resnet18 --by corruption,severity "
+        "--metric accuracy --metric ece"
+    )(query)
+    app.command("ls", epilog="Example: intro-pipe ls --json")(ls)
+    app.command(epilog="Example: intro-pipe status")(status)
+    app.command(epilog="Example: intro-pipe verify cifar10c@resnet18")(verify)
+
+
+def evaluate(
+    features: Annotated[str, typer.Option("--features", help="A feature set of the store.")],
+    head: Annotated[
+        str | None, typer.Option(help="A head of the store. (default: the model's only one)")
+    ] = None,
+    store: options.Store = options.DEFAULT_STORE,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare f and H: accuracy, ECE, MCE and Brier by (corruption, severity), and averaged."""
+    from stages.applications.evaluation import SHOWN, evaluate, prepared
+    from stages.metrics.definitions import DEFINITIONS
+    from store.catalog import FeatureStore
+
+    work = prepared(FeatureStore(store), features, head)
+    if dry_run:
+        text = f"would evaluate head {work.head} on {work.feature_set.name}: {work.name}"
+        emit({"result": work.name}, text, as_json=as_json)
+        return
+    result = evaluate(work)
+    shown = result.average[["predictor", *SHOWN]]
+    definitions = "\n".join(f"  {name}: {DEFINITIONS[name]}" for name in SHOWN)
+    text = (
+        f"{result.title}\n{frame_table(shown)}\n{definitions}\n"
+        f"by group: {result.location}/by-group.parquet"
+    )
+    found: dict[str, Any] = {
+        "result": result.name,
+        "average": result.average.to_dict(orient="records"),
+        "by_group": result.by_group.to_dict(orient="records"),
+    }
+    emit(found, text, as_json=as_json)
+
+
+def query(
+    features: Annotated[str, typer.Argument(help="A feature set, e.g. cifar10c@resnet18.")],
+    by: Annotated[
+        str | None, typer.Option("--by", help="Columns that group the rows, commas between.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="accuracy, ece, mce, brier, nll, ...")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="Only rows with COLUMN=VALUE, or VALUE,VALUE."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
+    out: Annotated[str | None, typer.Option("--out", help="File to write to.")] = None,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask stored features a question; Dask answers, one shard at a time."""
+    from cli.conditions import conditions
+    from cli.frames import write_frame
+    from pipeline.progress import Progress
+    from stages.applications.recognition import query
+    from store.catalog import FeatureStore
+
+    feature_set = FeatureStore(store).open(features)
+    with Progress("query", feature_set.n_rows, unit="rows") as progress:
+        frame = query(
+            feature_set,
+            by=options.names(by),
+            metrics=metric or ["accuracy"],
+            where=conditions(where or [], feature_set.schema),
+            tick=progress.advance,
+        )
+    write_frame(frame, "json" if as_json else form, out)
+
+
+def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:
+    """List feature sets, models, heads and results of a store."""
+    from store.catalog import FeatureStore
+    from store.contents import contents
+
+    rows = contents(FeatureStore(store))
+    shown = [{**row, "size": size(row["bytes"])} for row in rows]
+    text = table(shown, ["kind", "name", "state", "rows", "size"]) if rows else f"{store} is empty"
+    emit(rows, text, as_json=as_json)
+
+
+def status(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:
+    """Say what is complete, what is partial or at work, and how the last runs ended."""
+    from pipeline.journal import runs
+    from store.catalog import FeatureStore
+    from store.contents import contents
+
+    place = FeatureStore(store)
+    rows = contents(place)
+    past = [
+        {"outcome": run.outcome, "command": "intro-pipe " + " ".join(run.command)}
+        for _, run in zip(range(10), runs(place.location), strict=False)
+    ]
+    text = table(rows, ["kind", "name", "state", "detail"]) if rows else f"{store} is empty"
+    if past:
+        text += f"\n\nlast runs, newest first\n{table(past)}"
+    emit({"contents": rows, "runs": past}, text, as_json=as_json)
+
+
+def verify(
+    features: Annotated[
+        list[str] | None, typer.Argument(help="Feature sets. (default: all of the store)")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take hurt shards back, to be computed again.")
+    ] = False,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read every byte and hold it against the receipts. Exit code 1 where something is wrong."""
+    from dataclasses import asdict
+
+    from pipeline.progress import Progress
+    from store.catalog import FeatureStore
+    from store.verify import repair as take_back
+    from store.verify import verify_feature_set
+
+    place = FeatureStore(store)
+    sets = [place.resolve(name) for name in features or []] or list(place.feature_sets())
+    problems = []
+    with Progress("verify", sum(len(found) for found in sets), unit="rows") as progress:
+        for found in sets:
+            here = list(verify_feature_set(found, progress.advance))
+            problems += here
+            if repair and (shards := take_back(found.shard_set, here)):
+                note(f"{found.name}: {len(shards)} shards taken back; run extract again")
+    wrong = [problem for problem in problems if not problem.is_harmless]
+    summary = f"{len(sets)} feature sets: {len(wrong)} wrong, {len(problems) - len(wrong)} to note"
+    rows = [asdict(problem) | {"harmless": problem.is_harmless} for problem in problems]
+    shown = table(rows, ["set_name", "kind", "key", "detail"])
+    text = f"{shown}\n{summary}" if rows else summary
+    emit({"problems": rows, "wrong": len(wrong)}, text, as_json=as_json)
+    if wrong:
+        sys.exit(1)

@@ -1,0 +1,51 @@
+"""Commands about runs: resume, demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.output import note
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    app.command(epilog="Example: intro-pipe resume")(resume)
+    app.command(epilog="Example: intro-pipe demo")(demo)
+
+
+def resume(
+    store: options.Store = options.DEFAULT_STORE,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run the last command again that did not come to its end; the journal remembers it.
+
+    It computes only what is missing, like any command that is given a second time.
+    """
+    from pipeline.journal import last_unfinished
+    from store.catalog import FeatureStore
+
+    run = last_unfinished(FeatureStore(store).location)
+    command = [*run.command, *(["--json"] if as_json and "--json" not in run.command else [])]
+    note(f"in {run.folder}: intro-pipe {' '.join(command)}")
+    if not dry_run:
+        os.chdir(run.folder)
+        os.execv(sys.executable, [sys.executable, "-m", "cli.app", *command])
+
+
+def demo(
+    store: Annotated[
+        str, typer.Option("--store", help="Folder to keep the results in.")
+    ] = "demo-store",
+    as_json: options.AsJson = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Run the whole chain on scikit-learn's digits, offline, in under three minutes."""
+    from cli.demo import run_demo
+
+    run_demo(store, as_json=as_json, dry_run=dry_run)

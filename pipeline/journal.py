@@ -1,0 +1,87 @@
+"""The journal: one JSON-lines file per run, with the command, the events and the outcome."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import JournalError
+
+FOLDER = "journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The file of one run; events are appended as they happen."""
+
+    path: Path
+
+    @classmethod
+    def begin(cls, store: str, command: Sequence[str]) -> "Journal":
+        """Start the journal of a run of ``command`` in a store."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        path = Path(store, FOLDER, f"{stamp}-{os.getpid()}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        journal = cls(path)
+        journal.note("started", command=list(command), folder=str(Path.cwd()), pid=os.getpid())
+        return journal
+
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Note how the block ends: "done", or "failed" with the error that goes on rising."""
+        try:
+            yield
+        except BaseException as error:
+            self.note("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        self.note("done")
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append an event."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as its journal tells it; ``outcome`` is "done", "failed" or (killed) "unfinished"."""
+
+    command: tuple[str, ...]
+    folder: str
+    outcome: str
+    started: float
+
+
+def runs(store: str) -> Iterator[Run]:
+    """The runs of a store, newest first; torn lines of a killed run are passed over."""
+    for path in sorted(Path(store, FOLDER).glob("*.jsonl"), reverse=True):
+        events = [event for line in path.read_text("utf-8").splitlines() if (event := _event(line))]
+        if events and events[0].get("event") == "started":
+            last = events[-1]["event"]
+            outcome = last if last in ("done", "failed") else "unfinished"
+            first = events[0]
+            yield Run(tuple(first["command"]), first["folder"], outcome, first["time"])
+
+
+def last_unfinished(store: str) -> Run:
+    """The newest run that neither it nor a later one brought to its end; else ``JournalError``."""
+    done: set[tuple[str, ...]] = set()
+    for run in runs(store):
+        if run.outcome == "done":
+            done.add(run.command)
+        elif run.command not in done:
+            return run
+    raise JournalError(f"every run in {store} is done: there is nothing to resume")
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event: dict[str, Any] = json.loads(line)
+        return event
+    except ValueError:
+        return None

@@ -1,0 +1,153 @@
+"""Loops of ordered units that checkpoint: epochs of training, rounds of acquisition."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
+
+from pipeline.journal import Journal
+from pipeline.progress import Progress
+from pipeline.stage import Tick
+from store.artifacts import Artifact
+from store.errors import DamagedError, NotFoundError
+from store.lease import Lease
+from store.plan import Plan, readable_json
+from store.storage import Storage, crc32c
+
+CHECKPOINTS = "checkpoints"
+
+
+class LoopStage(Protocol):
+    """A loop whose units run in order, each from the state the one before it left.
+
+    Random numbers come from (seed, unit) alone, so a resumed loop equals an uninterrupted one.
+    """
+
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+
+    @property
+    def n_units(self) -> int:
+        """How many units there are."""
+
+    @property
+    def unit_name(self) -> str:
+        """What a unit is called: "epoch"."""
+
+    @property
+    def rows_per_unit(self) -> int:
+        """Rows that a unit goes through, for progress."""
+
+    def start(self) -> Any:  # Any: each stage has its own state
+        """The state before the first unit, seeded."""
+
+    def step(self, state: Any, unit: int, tick: Tick) -> dict[str, float]:
+        """Run a unit in place; gives its metrics."""
+
+    def save(self, state: Any) -> bytes:
+        """Everything that the next unit needs."""
+
+    def load(self, data: bytes) -> Any:
+        """The inverse of ``save``."""
+
+    def finish(self, state: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Files and facts of the artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopReport:
+    """What a run of a loop came to."""
+
+    card: dict[str, Any]
+    history: list[dict[str, float]]
+    n_units_run: int
+    seconds: float
+
+
+def run_loop(
+    stage: LoopStage,
+    artifact: Artifact,
+    plan: Plan,
+    journal: Journal,
+    *,
+    title: str,
+    facts: Mapping[str, Any] | None = None,
+    stream: TextIO | None = None,
+) -> LoopReport:
+    """Run the units that are missing, then write the artifact; a finished one is read, not made.
+
+    ``facts`` go into the artifact's card beside what the stage has to say.
+    After a kill the loop goes on from its last checkpoint. Raises ``PlanMismatchError`` where the
+    name holds an artifact of another plan, ``LeaseError`` where another driver is at work.
+    """
+    artifact.claim(plan)
+    started = time.monotonic()
+    if artifact.is_complete():
+        card = artifact.card()
+        return LoopReport(card, card["history"], 0, 0.0)
+    with Lease(artifact.storage, purpose=title):
+        history, state = _last_checkpoint(stage, artifact.storage)
+        first = len(history)
+        n_rows = stage.rows_per_unit * (stage.n_units - first)
+        with Progress(title, n_rows, stream=stream) as progress:
+            for unit in range(first, stage.n_units):
+                history.append(_step(stage, state, unit, progress))
+                _checkpoint(stage, artifact.storage, state, history)
+                journal.note(stage.unit_name, index=unit, **history[-1])
+        files, found = stage.finish(state)
+        card = artifact.write(files, {**(facts or {}), **found, "history": history})
+        _sweep(artifact.storage, keep=None)
+    return LoopReport(card, history, stage.n_units - first, time.monotonic() - started)
+
+
+def _step(stage: LoopStage, state: Any, unit: int, progress: Progress) -> dict[str, float]:
+    started = time.monotonic()
+    metrics = stage.step(state, unit, progress.advance)
+    seconds = time.monotonic() - started
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    progress.remark(f"{stage.unit_name} {unit + 1}/{stage.n_units}: {shown}")
+    return {**metrics, "seconds": round(seconds, 3)}
+
+
+def _checkpoint(
+    stage: LoopStage, storage: Storage, state: Any, history: list[dict[str, float]]
+) -> None:
+    """The state first, then the note that vouches for it; older ones are dropped after that."""
+    unit = len(history) - 1
+    data = stage.save(state)
+    storage.write(_state_key(unit), data)
+    note = {"history": history, "crc32c": crc32c(data)}
+    storage.write(_note_key(unit), readable_json(note))
+    _sweep(storage, keep=unit)
+
+
+def _last_checkpoint(stage: LoopStage, storage: Storage) -> tuple[list[dict[str, float]], Any]:
+    """The newest state that its note vouches for, or a fresh one."""
+    notes = [key for key in storage.keys(CHECKPOINTS) if key.endswith(".json")]
+    for key in reversed(notes):
+        try:
+            note = json.loads(storage.read(key))
+            data = storage.read(_state_key(len(note["history"]) - 1))
+            if crc32c(data) != note["crc32c"]:
+                raise DamagedError(key)
+            return list(note["history"]), stage.load(data)
+        except (ValueError, KeyError, DamagedError, NotFoundError):
+            continue  # an older checkpoint, or none, costs time but no correctness
+    return [], stage.start()
+
+
+def _sweep(storage: Storage, *, keep: int | None) -> None:
+    kept = {_state_key(keep), _note_key(keep)} if keep is not None else set()
+    for key in storage.keys(CHECKPOINTS):
+        if key not in kept:
+            storage.remove(key)
+
+
+def _state_key(unit: int) -> str:
+    return f"{CHECKPOINTS}/{unit:05d}.safetensors"
+
+
+def _note_key(unit: int) -> str:
+    return f"{CHECKPOINTS}/{unit:05d}.json"

@@ -1,0 +1,175 @@
+"""How far a run is: one live display on a terminal, one line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.worker import Outcome, Pace
+
+LINE_EVERY_S = 5.0
+SPEED_WINDOW_S = 30.0
+
+
+@dataclass
+class Tally:
+    """Rows done against rows to do, and how fast it goes: the numbers behind every display.
+
+    The speed is that of the last half minute, so that a slow start does not spoil the time left.
+    """
+
+    n_rows: int
+    unit: str = "images"
+    clock: Callable[[], float] = time.monotonic
+    n_finished: int = 0
+    paces: dict[int, Pace] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+        self._history: list[tuple[float, int]] = [(self.started, 0)]
+
+    def watch(self, paces: Sequence[Pace]) -> None:
+        """Take note of how far the lanes are."""
+        for pace in paces:
+            self.paces[pace.lane] = pace
+        self._remember()
+
+    def advance(self, n_rows: int) -> None:
+        """Take note of rows that are done for good."""
+        self.n_finished += n_rows
+        self._remember()
+
+    def finish(self, outcome: Outcome) -> None:
+        """Take note of a shard that ended well."""
+        held = self.paces.get(outcome.lane)
+        if held is not None and held.shard == outcome.shard:
+            del self.paces[outcome.lane]
+        self.advance(outcome.shard.n_rows)
+
+    @property
+    def n_done(self) -> int:
+        """Rows computed, those of shards at work included."""
+        return min(self.n_rows, self.n_finished + sum(pace.n_rows for pace in self.paces.values()))
+
+    @property
+    def rows_per_s(self) -> float:
+        """Speed over the last half minute."""
+        (then, before), (now, done) = self._history[0], self._history[-1]
+        return max(0.0, (done - before) / (now - then)) if now > then else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present speed; ``None`` while there is none."""
+        speed = self.rows_per_s
+        return (self.n_rows - self.n_done) / speed if speed else None
+
+    def line(self) -> str:
+        """``240,000/950,000 images (25 %) · 3,120 images/s · 3 min 47 s left``."""
+        share = self.n_done / self.n_rows if self.n_rows else 1.0
+        parts = [f"{self.n_done:,}/{self.n_rows:,} {self.unit} ({share:.0%})"]
+        if self.rows_per_s:
+            parts.append(f"{self.rows_per_s:,.0f} {self.unit}/s")
+        if self.seconds_left is not None and self.n_done < self.n_rows:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return " · ".join(parts)
+
+    def _remember(self) -> None:
+        now = self.clock()
+        self._history.append((now, self.n_done))
+        while len(self._history) > 2 and now - self._history[1][0] > SPEED_WINDOW_S:
+            self._history.pop(0)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(227)
+    '3 min 47 s'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Progress:
+    """Shows a tally while a run goes on; use it in a ``with`` block. Writes to stderr."""
+
+    def __init__(
+        self, title: str, n_rows: int, *, unit: str = "images", stream: TextIO | None = None
+    ) -> None:
+        self.title = title
+        self.tally = Tally(n_rows, unit)
+        self._stream = stream or sys.stderr
+        self._live: Live | None = None
+        self._last_line = self.tally.clock()
+        self._remark = ""
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            console = Console(file=self._stream)
+            self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def watch(self, paces: Sequence[Pace]) -> None:
+        """How far the lanes are."""
+        self.tally.watch(paces)
+        self._say()
+
+    def advance(self, n_rows: int) -> None:
+        """Rows are done for good."""
+        self.tally.advance(n_rows)
+        self._say()
+
+    def finish(self, outcome: Outcome) -> None:
+        """A shard ended well."""
+        self.tally.finish(outcome)
+        self._say()
+
+    def remark(self, text: str) -> None:
+        """What is shown behind the numbers from now on, such as the last epoch's loss."""
+        self._remark = f" · {text}"
+
+    def _say(self) -> None:
+        now = self.tally.clock()
+        if self._live is None and now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            print(f"{self.title}: {self._line()}", file=self._stream, flush=True)
+
+    def _line(self) -> str:
+        return self.tally.line() + self._remark
+
+    def _render(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        table.add_row(
+            Text(self.title, style="bold"),
+            ProgressBar(total=max(1, self.tally.n_rows), completed=self.tally.n_done, width=30),
+            Text(self._line()),
+        )
+        for lane, pace in sorted(self.tally.paces.items()):
+            table.add_row(
+                Text(f"  worker {lane}", style="dim"),
+                ProgressBar(total=pace.shard.n_rows, completed=pace.n_rows, width=30),
+                Text(f"shard {pace.shard.index}", style="dim"),
+            )
+        return table

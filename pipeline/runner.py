@@ -1,0 +1,154 @@
+"""The runner: what is missing, who computes it, what failed, what to say."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TextIO
+
+from pipeline.errors import RunFailedError
+from pipeline.executors import Executor
+from pipeline.journal import Journal
+from pipeline.progress import Progress
+from pipeline.stage import MapStage
+from pipeline.worker import Outcome, Work
+from store.lease import Lease
+from store.shards import Shard
+from store.shardset import ShardSet
+
+MAX_ATTEMPTS = 3
+MAX_FAILED_SHARE = 0.01
+"""Of the rows of a set; more bad samples than this stop the run."""
+
+FREE_FAILURES = 10
+"""Bad samples that never stop a run, so that a small set is not held to a fraction of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run came to."""
+
+    n_shards: int
+    n_computed: int
+    n_rows_computed: int
+    n_failed_rows: int
+    seconds: float
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows computed by the second, start-up of the workers included."""
+        return self.n_rows_computed / self.seconds if self.n_rows_computed else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers, for JSON."""
+        return {**asdict(self), "rows_per_s": self.rows_per_s}
+
+
+def run_map(
+    stage: MapStage,
+    shard_set: ShardSet,
+    executor: Executor,
+    journal: Journal,
+    *,
+    title: str,
+    stream: TextIO | None = None,
+) -> RunReport:
+    """Compute the missing shards of a set. Where none is missing, nothing starts.
+
+    A shard that fails is tried three times, unless it would fail the same way again; the others are
+    finished first. Raises ``RunFailedError`` where shards failed for good, ``LeaseError`` where
+    another driver is at work.
+    """
+    missing = shard_set.missing()
+    if not missing:
+        return RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
+    with Lease(shard_set.storage, purpose=title) as lease:
+        return _Run(stage, shard_set, executor, journal, lease, title, stream).run(missing)
+
+
+class _Run:
+    """The state of one run: what ended well, what is to be tried again, what failed for good."""
+
+    def __init__(
+        self,
+        stage: MapStage,
+        shard_set: ShardSet,
+        executor: Executor,
+        journal: Journal,
+        lease: Lease,
+        title: str,
+        stream: TextIO | None,
+    ) -> None:
+        self._work = Work(stage, shard_set)
+        self._executor = executor
+        self._journal = journal
+        self._lease = lease
+        self._title = title
+        self._stream = stream
+        self._n_failed_rows = 0
+        self._computed: list[Shard] = []
+        self._failed: list[Outcome] = []
+        self._attempts: Counter[int] = Counter()
+
+    def run(self, shards: Sequence[Shard]) -> RunReport:
+        started = time.monotonic()
+        todo = deque(shards)
+        with Progress(self._title, sum(s.n_rows for s in shards), stream=self._stream) as progress:
+            for outcome in self._executor.run(self._work, todo, progress.watch):
+                self._note(outcome)
+                if outcome.receipt is not None:
+                    self._keep(outcome, progress)
+                else:
+                    self._refuse(outcome, todo)
+                if not self._lease.is_held():
+                    raise RunFailedError("another driver took over this set: this one stops")
+        if self._failed:
+            raise self._failure()
+        n_rows = sum(shard.n_rows for shard in self._computed)
+        return RunReport(
+            len(self._work.shard_set.shards),
+            len(self._computed),
+            n_rows,
+            self._n_failed_rows,
+            time.monotonic() - started,
+        )
+
+    def _keep(self, outcome: Outcome, progress: Progress) -> None:
+        self._computed.append(outcome.shard)
+        self._n_failed_rows += outcome.n_failed_rows
+        progress.finish(outcome)
+        self._stop_if_hopeless()
+
+    def _refuse(self, outcome: Outcome, todo: deque[Shard]) -> None:
+        """Try the shard again after the others, unless that is in vain."""
+        if outcome.stops_run:
+            raise RunFailedError(f"{outcome.error}; what was finished before is kept")
+        self._attempts[outcome.shard.index] += 1
+        if outcome.is_final or self._attempts[outcome.shard.index] == MAX_ATTEMPTS:
+            self._failed.append(outcome)
+        else:
+            todo.append(outcome.shard)
+
+    def _note(self, outcome: Outcome) -> None:
+        facts = {"shard": outcome.shard.index, "lane": outcome.lane, "seconds": outcome.seconds}
+        if outcome.receipt is not None:
+            self._journal.note("shard", **facts, failed_rows=outcome.n_failed_rows)
+        else:
+            self._journal.note("shard failed", **facts, error=outcome.error, trace=outcome.trace)
+
+    def _stop_if_hopeless(self) -> None:
+        n_rows = self._work.shard_set.n_rows
+        if self._n_failed_rows > max(FREE_FAILURES, MAX_FAILED_SHARE * n_rows):
+            raise RunFailedError(
+                f"{self._n_failed_rows} of {n_rows} samples cannot be read, more than "
+                f"{MAX_FAILED_SHARE:.0%}: look at the `status` column of what is there, mend the "
+                "data set, and run again"
+            )
+
+    def _failure(self) -> RunFailedError:
+        first = self._failed[0]
+        return RunFailedError(
+            f"{len(self._failed)} of {len(self._work.shard_set.shards)} shards failed, "
+            f"{len(self._computed)} were computed; first, shard {first.shard.index}: {first.error}"
+            " (run the same command again, or `intro-pipe resume`, to compute only what is missing)"
+        )

@@ -1,0 +1,39 @@
+"""A stage is a value that says what is computed; the runner says how and where."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from store.shards import Shard
+
+Tick = Callable[[int], None]
+"""Reports the rows done since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOutput:
+    """What a shard came to: whole files, and facts for its receipt.
+
+    ``files`` maps a path, relative to the set's folder, to the whole content.
+    """
+
+    files: Mapping[str, bytes]
+    facts: Mapping[str, Any]
+
+
+class MapStage(Protocol):
+    """A function over shards: frozen, picklable, holding paths and numbers only."""
+
+    @property
+    def name(self) -> str:
+        """Part of the fingerprint, and what progress calls it."""
+
+    @property
+    def version(self) -> int:
+        """Raised whenever the results change."""
+
+    def setup(self, n_threads: int) -> Any:  # Any: each stage has its own state
+        """Load what is slow to load, once for each worker, which may use ``n_threads`` cores."""
+
+    def compute(self, state: Any, shard: Shard, tick: Tick) -> ShardOutput:
+        """Compute one shard: pure, given its arguments."""

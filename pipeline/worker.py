@@ -1,0 +1,109 @@
+"""A worker: sets a stage up once, then computes and commits one shard after another."""
+
+import platform
+import time
+import traceback
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.stage import MapStage
+from store.errors import WriteError
+from store.shards import Shard
+from store.shardset import ShardSet
+
+VERSIONS_OF = ("intro-pipe", "numpy", "torch", "zarr")
+"""Packages whose versions stand in every receipt."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What workers are given: a stage and the set its shards go to. Small, and picklable."""
+
+    stage: MapStage
+    shard_set: ShardSet
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a shard ended: with a receipt, or with a one-line error and its traceback.
+
+    ``is_final``: trying again would fail the same way. ``stops_run``: so would every other shard.
+    """
+
+    shard: Shard
+    lane: int
+    seconds: float
+    receipt: dict[str, Any] | None = None
+    error: str = ""
+    trace: str = ""
+    is_final: bool = False
+    stops_run: bool = False
+
+    @property
+    def n_failed_rows(self) -> int:
+        """Rows of the shard that are NaN because their sample could not be read."""
+        return len((self.receipt or {}).get("failed", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far a lane is in its shard."""
+
+    lane: int
+    shard: Shard
+    n_rows: int
+
+
+class Worker:
+    """Runs in the driver or as a Ray actor; sets the stage up when its first shard comes."""
+
+    def __init__(self, work: Work, lane: int, n_threads: int) -> None:
+        self._work = work
+        self._lane = lane
+        self._n_threads = n_threads
+        self._state: Any = None
+        self._is_set_up = False
+        self._pace: Pace | None = None
+
+    def run(self, shard: Shard) -> Outcome:
+        """Compute and commit a shard. The one place where an exception becomes an outcome."""
+        started = time.perf_counter()
+        self._pace = Pace(self._lane, shard, 0)
+        try:
+            receipt = self._receipt(shard, started)
+        except Exception as error:  # whatever it is, the other shards go on
+            return Outcome(
+                shard,
+                self._lane,
+                time.perf_counter() - started,
+                error=f"{type(error).__name__}: {error}",
+                trace=traceback.format_exc(),
+                is_final=isinstance(error, ValueError | TypeError | WriteError),
+                stops_run=isinstance(error, WriteError),
+            )
+        finally:
+            self._pace = None
+        return Outcome(shard, self._lane, time.perf_counter() - started, receipt)
+
+    def pace(self) -> Pace | None:
+        """The shard at work and its rows done so far; asked for while ``run`` is busy."""
+        return self._pace
+
+    def _receipt(self, shard: Shard, started: float) -> dict[str, Any]:
+        stage, shard_set = self._work.stage, self._work.shard_set
+        if not self._is_set_up:
+            self._state = stage.setup(self._n_threads)
+            self._is_set_up = True
+        output = stage.compute(self._state, shard, self._tick)
+        facts = {
+            **output.facts,
+            "seconds": round(time.perf_counter() - started, 3),
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in VERSIONS_OF},
+        }
+        return shard_set.commit(shard, output.files, facts)
+
+    def _tick(self, n_rows: int) -> None:
+        if self._pace is not None:
+            self._pace = Pace(self._lane, self._pace.shard, self._pace.n_rows + n_rows)

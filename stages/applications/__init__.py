@@ -1,0 +1,1 @@
+"""What introspective features are used for: recognition and calibration so far."""

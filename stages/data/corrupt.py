@@ -1,0 +1,205 @@
+"""The corrupt stage: a CIFAR-10-C-style set, in its exact layout, from any labelled 32x32 source.
+
+One shard is one corruption is one file, ``<corruption>.npy``: ``uint8 [5 n, 32, 32, 3]``, severity
+``s`` in the rows ``[(s - 1) n, s n)``, the images in the order of the source. ``labels.npy`` is the
+same for all of them and is written beside them first (``labels_npy``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, ClassVar
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stage import ShardOutput, Tick
+from stages.data.corruptions.frost import frost_folder
+from stages.data.corruptions.names import N_SEVERITIES, Collection, names_of
+from stages.data.corruptions.pixels import SIDE
+from stages.data.source import ImageSource, Rows, SourceSpec, source_facts
+from stages.errors import InputError
+from store.shards import Shard
+
+READ_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """Corrupts every image of a source by each of ``names`` at all five severities.
+
+    The virtual set it makes is ordered by corruption (alphabetical), severity and image.
+
+    Attributes:
+        source: the clean set.
+        names: which corruptions; put into alphabetical order. Empty stands for all.
+        seed: of the random numbers; each image's come from it, its corruption, severity and row.
+        collection: whose levels the names stand for, ``cifar10c`` or ``cure``.
+    """
+
+    source: SourceSpec
+    names: tuple[str, ...] = ()
+    seed: int = 0
+    collection: Collection = "cifar10c"
+
+    name: ClassVar[str] = "corrupt"
+    version: ClassVar[int] = 1  # raise it when any corruption gives other bytes
+
+    def __post_init__(self) -> None:
+        if self.collection not in ("cifar10c", "cure"):
+            raise InputError(f"collection {self.collection!r} is unknown; take cifar10c or cure")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}, expected zero or more")
+        known = names_of(self.collection)
+        for name in self.names:
+            if name not in known:
+                raise InputError(
+                    f"corruption {name!r} is unknown; {self.collection} has: {', '.join(known)}"
+                )
+        # The order of the names must not make another set of the same files.
+        object.__setattr__(self, "names", tuple(sorted(set(self.names or known))))
+
+    def plan(self) -> dict[str, Any]:  # Any: JSON
+        """Everything that determines the bytes; opens the source and checks that it fits.
+
+        Raises:
+            InputError: the source is not 32x32, unlabelled, or corrupted already; or ``frost`` is
+                asked for and its photographs are not installed.
+        """
+        if "frost" in self.names:
+            frost_folder()
+        source = self.source.open()
+        _check(source)
+        shard_rows = N_SEVERITIES * source.n_rows
+        params = {"collection": self.collection, "names": list(self.names), "seed": self.seed}
+        return {
+            "stage": {"name": self.name, "version": self.version, "params": params},
+            "inputs": {"source": source_facts(source)},
+            "n_rows": len(self.names) * shard_rows,
+            "shard_rows": shard_rows,
+        }
+
+    def setup(self, n_threads: int) -> ImageSource:  # noqa: ARG002 - see below
+        """The opened source; OpenCV keeps to one thread, which is fastest on images this small."""
+        import cv2
+
+        cv2.setNumThreads(1)
+        return self.source.open()
+
+    def compute(self, state: ImageSource, shard: Shard, tick: Tick) -> ShardOutput:
+        """One corruption at five severities: the whole ``<corruption>.npy``.
+
+        The source is read once. An image that cannot be read is zeros at every severity and listed
+        in ``facts["failed"]``: row within the shard (a string, for JSON) -> why.
+        """
+        name, n_images = self._name_of(shard, state.n_rows), state.n_rows
+        buffer, images = _npy_buffer((N_SEVERITIES * n_images, SIDE, SIDE, 3))
+        by_severity = images.reshape(N_SEVERITIES, n_images, SIDE, SIDE, 3)
+        crc, failed = 0, {}
+        for start, rows in _chunks(state):
+            crc = google_crc32c.extend(crc, rows.images.tobytes())
+            self._corrupt_chunk(name, start, rows, by_severity, tick)
+            for offset, reason in rows.failed.items():
+                for block in range(N_SEVERITIES):
+                    failed[block * n_images + start + offset] = reason
+        del images, by_severity  # a BytesIO gives its content only when nothing looks into it
+        facts = {
+            "corruption": name,
+            "rows": shard.n_rows,
+            "source_crc32c": f"{crc:08x}",
+            "failed": {str(row): failed[row] for row in sorted(failed)},
+            "versions": library_versions(),
+        }
+        return ShardOutput({f"{name}.npy": buffer.getvalue()}, facts)
+
+    def _corrupt_chunk(
+        self, name: str, start: int, rows: Rows, out: NDArray[np.uint8], tick: Tick
+    ) -> None:
+        """Write the rows from ``start`` on into ``out [5, n, 32, 32, 3]``."""
+        # Imported here: it loads OpenCV, SciPy and scikit-image.
+        from stages.data.corruptions.registry import corrupt
+
+        n = len(rows.images)
+        row_numbers, bad = np.arange(start, start + n), list(rows.failed)
+        for severity in range(1, N_SEVERITIES + 1):
+            corrupted = corrupt(
+                rows.images, name, severity, row_numbers, self.seed, collection=self.collection
+            )
+            corrupted[bad] = 0
+            out[severity - 1, start : start + n] = corrupted
+            tick(n)
+
+    def _name_of(self, shard: Shard, n_images: int) -> str:
+        per = N_SEVERITIES * n_images
+        if shard.start != shard.index * per or shard.n_rows != per:
+            raise ValueError(
+                f"shard {shard.index} covers rows [{shard.start}, {shard.stop}), expected one "
+                f"corruption: {per} rows from {shard.index * per}; take shard_rows from plan()"
+            )
+        return self.names[shard.index]
+
+
+def labels_npy(source: ImageSource) -> bytes:
+    """The whole ``labels.npy`` of a set made from ``source``: ``uint8 [5 n]``, its labels 5 times.
+
+    Raises:
+        InputError: an image has no label, or one that a byte cannot hold.
+    """
+    _check(source)
+    labels = np.concatenate([rows.columns["label"] for _, rows in _chunks(source)])
+    for row in np.flatnonzero((labels < 0) | (labels > 255))[:1]:
+        raise InputError(
+            f"{source.name} {source.split}: the label of row {row} is {labels[row]}, expected 0 to "
+            "255; corrupt a labelled data set"
+        )
+    buffer = BytesIO()
+    np.save(buffer, np.tile(labels.astype(np.uint8), N_SEVERITIES))
+    return buffer.getvalue()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose arithmetic ends up in the bytes."""
+    import cv2
+    import PIL
+    import scipy
+    import skimage
+
+    modules = {"numpy": np, "opencv": cv2, "pillow": PIL, "scipy": scipy, "skimage": skimage}
+    return {name: str(module.__version__) for name, module in modules.items()}
+
+
+def _check(source: ImageSource) -> None:
+    title = f"{source.name} {source.split}"
+    if source.image_size != (SIDE, SIDE):
+        height, width = source.image_size
+        raise InputError(
+            f"{title}: images are {height}x{width}, expected {SIDE}x{SIDE}, for which the "
+            f"corruptions are made; open it with image size {SIDE}"
+        )
+    if source.n_classes == 0:
+        raise InputError(f"{title}: has no labels, expected a label for each image; give it labels")
+    if source.extra_columns:
+        columns = ", ".join(name for name, _ in source.extra_columns)
+        raise InputError(
+            f"{title}: is corrupted already (it has the columns {columns}); corrupt the clean set"
+        )
+
+
+def _chunks(source: ImageSource) -> Iterator[tuple[int, Rows]]:
+    """The whole source, with the row at which each chunk starts."""
+    for start in range(0, source.n_rows, READ_ROWS):
+        yield start, source.read(start, min(start + READ_ROWS, source.n_rows))
+
+
+def _npy_buffer(shape: tuple[int, ...]) -> tuple[BytesIO, NDArray[np.uint8]]:
+    """A whole npy file in memory and its array, to be filled in place: a set is 150 MB, not 300."""
+    buffer = BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    offset = buffer.tell()
+    buffer.seek(offset + int(np.prod(shape)) - 1)
+    buffer.write(b"\0")  # what lies between becomes zeros
+    return buffer, np.frombuffer(buffer.getbuffer(), np.uint8, offset=offset).reshape(shape)

@@ -1,0 +1,202 @@
+"""Sets in the layout of CIFAR-10-C: one array per corruption, five severities one after the other.
+
+``<corruption>.npy`` is ``uint8 [5 n, H, W, 3]``: severity ``s`` fills the rows
+``[(s - 1) n, s n)``, each block in the order of the clean test set. ``labels.npy`` holds the test
+labels five times. (Hendrycks & Dietterich, ICLR 2019; record 2535967 on Zenodo.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.arrays import check_label_range, checked_images, checked_labels, open_npy
+from stages.data.cifar import CLASS_NAMES
+from stages.data.fingerprint import file_content
+from stages.data.resize import resize_rule, rgb_array
+from stages.data.source import ReaderSource, Rows
+from stages.errors import DataNotFoundError, InputError
+
+N_SEVERITIES = 5
+CIFAR10C_FOLDERS = ("CIFAR-10-C", "cifar10c")
+CIFAR10C_NAMES = (
+    "brightness",
+    "contrast",
+    "defocus_blur",
+    "elastic_transform",
+    "fog",
+    "frost",
+    "gaussian_blur",
+    "gaussian_noise",
+    "glass_blur",
+    "impulse_noise",
+    "jpeg_compression",
+    "motion_blur",
+    "pixelate",
+    "saturate",
+    "shot_noise",
+    "snow",
+    "spatter",
+    "speckle_noise",
+    "zoom_blur",
+)
+"""The 19 corruptions of CIFAR-10-C in the order of the rows: alphabetical."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptedReader:
+    """Rows ordered by corruption, then severity, then image."""
+
+    folder: Path
+    corruptions: tuple[str, ...]
+    n_images: int
+
+    @property
+    def rows_per_corruption(self) -> int:
+        """Rows of one array: every image at every severity."""
+        return self.n_images * N_SEVERITIES
+
+    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
+        """Rows ``[start, stop)``; only those are read from the memory-mapped arrays."""
+        rows = np.arange(start, stop)
+        corruption, within = np.divmod(rows, self.rows_per_corruption)
+        severity, image = within // self.n_images + 1, within % self.n_images
+        labels = np.asarray(open_npy(self.folder / "labels.npy"))[within].astype(np.int64)
+        names = np.array(self.corruptions, dtype=np.str_)[corruption]
+        ids = [
+            f"{name}/{level}/{index:05d}"
+            for name, level, index in zip(names, severity, image, strict=True)
+        ]
+        columns = {
+            "sample_id": np.array(ids, dtype=np.str_),
+            "label": labels,
+            "corruption": names,
+            "severity": severity.astype(np.int64),
+        }
+        return Rows(self._images(start, stop, size), columns)
+
+    def content(self) -> str:
+        """Hash of the arrays, hex."""
+        names = (*self.corruptions, "labels")
+        return file_content({name: self.folder / f"{name}.npy" for name in names})
+
+    def _images(self, start: int, stop: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        images = np.empty((stop - start, *size, 3), dtype=np.uint8)
+        per = self.rows_per_corruption
+        for index in range(start // per, -(-stop // per)):
+            low, high = max(start, index * per), min(stop, (index + 1) * per)
+            array = open_npy(self.folder / f"{self.corruptions[index]}.npy")
+            part = array[low - index * per : high - index * per]
+            images[low - start : high - start] = rgb_array(part, size)
+        return images
+
+
+def corrupted_source(
+    folder: Path,
+    name: str,
+    image_size: tuple[int, int],
+    *,
+    required: tuple[str, ...] = (),
+) -> ReaderSource:
+    """A source over every ``<corruption>.npy`` of a folder in the layout of CIFAR-10-C.
+
+    The family and class names come from ``plan.json`` beside the arrays where there is one;
+    ``cifar10c`` has those of CIFAR-10; any other set is of the family that its name starts with
+    (``digits-c`` -> ``digits``) and its classes are numbered.
+
+    Args:
+        folder: where the arrays lie.
+        name: name of the source.
+        image_size: ``(H, W)``.
+        required: corruptions that must be there; no others are read then.
+
+    Raises:
+        InputError: arrays are missing, cut short, or do not fit each other.
+    """
+    corruptions = required or corruptions_in(folder)
+    missing = [each for each in corruptions if not (folder / f"{each}.npy").is_file()]
+    if missing:
+        raise DataNotFoundError(
+            f"{folder}: {len(missing)} of {len(corruptions)} corruptions are missing: "
+            f"{', '.join(missing)}; get the set again, or open the folder by its path"
+        )
+    labels = _labels(folder)
+    native = _common_size(folder, corruptions, len(labels))
+    family, class_names = _family(folder, name)
+    class_names = class_names or tuple(str(k) for k in range(int(labels.max()) + 1))
+    check_label_range(labels, len(class_names), str(folder / "labels.npy"))
+    reader = CorruptedReader(folder, corruptions, len(labels) // N_SEVERITIES)
+    return ReaderSource(
+        name=name,
+        split="test",
+        family=family,
+        class_names=class_names,
+        image_size=image_size,
+        resize=resize_rule(native, image_size),
+        n_rows=len(corruptions) * len(labels),
+        reader=reader,
+        extra_columns=(("corruption", "string"), ("severity", "int64")),
+    )
+
+
+def corruptions_in(folder: Path) -> tuple[str, ...]:
+    """Names of the corruption arrays in a folder, sorted; empty where it has no such layout."""
+    if not (folder / "labels.npy").is_file():
+        return ()
+    stems = (path.stem for path in folder.glob("*.npy") if not path.name.startswith("."))
+    return tuple(sorted(stem for stem in stems if stem != "labels"))
+
+
+def _labels(folder: Path) -> NDArray[np.int64]:
+    path = folder / "labels.npy"
+    array = open_npy(path)
+    labels = checked_labels(array, array.size, str(path))
+    n_images, rest = divmod(len(labels), N_SEVERITIES)
+    if n_images == 0 or rest:
+        raise InputError(
+            f"{path}: has {len(labels)} labels, expected 5 equal blocks, one per severity"
+        )
+    blocks = labels.reshape(N_SEVERITIES, n_images)
+    if (blocks != blocks[0]).any():
+        severity = int(np.flatnonzero((blocks != blocks[0]).any(axis=1))[0]) + 1
+        raise InputError(
+            f"{path}: the labels of severity {severity} differ from those of severity 1; expected "
+            "the same images in 5 blocks"
+        )
+    return labels
+
+
+def _common_size(folder: Path, corruptions: tuple[str, ...], n_rows: int) -> tuple[int, int]:
+    sizes = {}
+    for name in corruptions:
+        path = folder / f"{name}.npy"
+        images = checked_images(open_npy(path), str(path))
+        if len(images) != n_rows:
+            raise InputError(
+                f"{path}: has {len(images)} rows, expected {n_rows}: 5 severities of "
+                f"{n_rows // N_SEVERITIES} images, as labels.npy has"
+            )
+        sizes[images.shape[1:3]] = name
+    if len(sizes) > 1:
+        found = ", ".join(f"{name} {list(size)}" for size, name in sizes.items())
+        raise InputError(f"{folder}: the arrays have images of several sizes: {found}")
+    height, width = next(iter(sizes))
+    return int(height), int(width)
+
+
+def _family(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
+    path = folder / "plan.json"
+    if not path.is_file():
+        return ("cifar10", CLASS_NAMES) if name == "cifar10c" else (name.removesuffix("-c"), ())
+    try:
+        source = json.loads(path.read_text())["inputs"]["source"]
+        return str(source["family"]), tuple(str(each) for each in source["class_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected JSON with family and class_names in inputs.source ({error!r}); "
+            "write the set again, or move the file away"
+        ) from error

@@ -1,0 +1,45 @@
+"""Writing a CIFAR-10-C-style set: the corrupt stage, run into a folder in the exact layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.executors import Executor
+from pipeline.journal import Journal
+from pipeline.runner import RunReport, run_map
+from stages.data.corrupt import Corrupt, labels_npy
+from store.shardset import ShardSet, find_set
+from store.storage import LocalStorage
+
+LABELS_KEY = "labels.npy"
+
+
+def corruption_folder(stage: Corrupt, data_root: Path) -> str:
+    """Where a corrupted set goes unless another place is named: ``<data set>-c`` or ``-cure``."""
+    source = stage.source.open()
+    suffix = {"cifar10c": "c", "cure": "cure"}[stage.collection]
+    return str(data_root / f"{source.name}-{suffix}")
+
+
+def write_corrupted(
+    stage: Corrupt, folder: str, executor: Executor, command: Sequence[str]
+) -> tuple[ShardSet, RunReport]:
+    """Write ``labels.npy`` and ``<corruption>.npy`` for each corruption, or what is missing.
+
+    The folder also gets ``plan.json`` and ``receipts/``; readers of CIFAR-10-C do not mind.
+
+    Raises:
+        InputError: the source does not fit.
+        PlanMismatchError: the folder holds a set made otherwise; names the fields that differ.
+    """
+    plan = stage.plan()
+    storage = LocalStorage(str(Path(folder).absolute()))
+    has_labels = find_set(storage) is not None and storage.size(LABELS_KEY) is not None
+    fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open())}
+    executor.check()
+    shard_set = ShardSet.create(storage, plan, fixed)
+    journal = Journal.begin(folder, command)
+    with journal.outcome():
+        report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
+    return shard_set, report

@@ -1,0 +1,128 @@
+"""Digital processing: colour, contrast, compression, resampling, warping."""
+
+from io import BytesIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from skimage.color import hsv2rgb, rgb2hsv
+
+from stages.data.corruptions.draws import Generators, uniforms
+from stages.data.corruptions.pixels import SIDE, Images, bytes_from_unit, unit_from_bytes
+
+
+def brightness(images: Images, shift: float) -> Images:
+    """Add ``shift`` to the value channel of HSV."""
+    hsv = rgb2hsv(unit_from_bytes(images))
+    hsv[..., 2] = np.clip(hsv[..., 2] + shift, 0, 1)
+    return bytes_from_unit(hsv2rgb(hsv))
+
+
+def saturate(images: Images, factor: float, shift: float) -> Images:
+    """Map the saturation channel of HSV to ``factor * s + shift``: paler at 1 and 2, gaudier after.
+
+    Grey pixels have hue 0, so a ``shift`` above zero tints them red.
+    """
+    hsv = rgb2hsv(unit_from_bytes(images))
+    hsv[..., 1] = np.clip(hsv[..., 1] * factor + shift, 0, 1)
+    return bytes_from_unit(hsv2rgb(hsv))
+
+
+def contrast(images: Images, factor: float) -> Images:
+    """Pull every channel to its mean over the image: ``(x - mean) * factor + mean``."""
+    # The sum of bytes is exact, so the mean does not depend on the images beside it.
+    totals = images.sum(axis=(1, 2), keepdims=True, dtype=np.int64)
+    means = totals / (255.0 * SIDE * SIDE)
+    return bytes_from_unit((unit_from_bytes(images) - means) * factor + means)
+
+
+def jpeg_compression(images: Images, quality: int) -> Images:
+    """Write as JPEG of that quality and read again."""
+    return np.stack([_through_jpeg(image, quality) for image in images])
+
+
+def pixelate(images: Images, scale: float) -> Images:
+    """Shrink to ``int(32 * scale)`` pixels and enlarge again, averaging over boxes both times."""
+    small = (int(SIDE * scale),) * 2
+    box = Image.Resampling.BOX
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize(small, box).resize((SIDE, SIDE), box))
+            for image in images
+        ]
+    )
+
+
+def elastic_transform(
+    images: Images, generators: Generators, amplitude: float, sigma: float, jitter: float
+) -> Images:
+    """Move three points by up to ``jitter`` pixels (affine), then every pixel by a smooth field.
+
+    The field is uniform noise in ``[-1, 1]``, smoothed by ``sigma`` pixels and multiplied by
+    ``amplitude``. Source: Simard, Steinkraus & Platt, 2003, after a random affine map.
+    """
+    x = unit_from_bytes(images).astype(np.float32)
+    jitters = uniforms(generators, (3, 2), -jitter, jitter).astype(np.float32)
+    warped = np.stack([_affine(image, j) for image, j in zip(x, jitters, strict=True)])
+    noise = uniforms(generators, (2, SIDE, SIDE), -1, 1)
+    field = amplitude * ndimage.gaussian_filter(
+        noise, (0, 0, sigma, sigma), mode="reflect", truncate=3.0
+    )
+    return bytes_from_unit(displaced(warped, field[:, 0], field[:, 1]))
+
+
+def displaced(
+    x: NDArray[np.float32], dy: NDArray[np.float64], dx: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Each pixel read ``(dy, dx)`` away, bilinearly; beyond the edge the image is mirrored.
+
+    Args:
+        x: ``[n, 32, 32, c]``.
+        dy: ``[n, 32, 32]`` in pixels, less than 32; ``dx`` alike.
+        dx: see ``dy``.
+    """
+    grid = np.arange(SIDE)
+    y0, wy = _split(grid[:, None] + dy)
+    x0, wx = _split(grid[None, :] + dx)
+    image = np.arange(len(x))[:, None, None] * SIDE
+    flat = x.reshape(-1, x.shape[-1])
+    top, bottom = (image + _mirrored(y0)) * SIDE, (image + _mirrored(y0 + 1)) * SIDE
+    left, right = _mirrored(x0), _mirrored(x0 + 1)
+    # ``a + (b - a) * w`` keeps flat areas exactly; ``a * (1 - w) + b * w`` would not.
+    upper: NDArray[np.float32] = flat[top + left]
+    lower = flat[bottom + left]
+    upper += (flat[top + right] - upper) * wx
+    lower += (flat[bottom + right] - lower) * wx
+    upper += (lower - upper) * wy
+    return upper
+
+
+def _split(position: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The pixel before a position, and how far beyond it the position lies, ``[..., 1]``."""
+    before = np.floor(position)
+    return before.astype(np.intp), (position - before).astype(np.float32)[..., None]
+
+
+def _mirrored(index: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Pixel indices less than one side outside, folded at the outer border of the edge pixels."""
+    return np.where(index < 0, -1 - index, np.where(index >= SIDE, 2 * SIDE - 1 - index, index))
+
+
+def _affine(image: NDArray[np.float32], jitter: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The image warped so that three corners of its centre square move by ``jitter`` (x, y)."""
+    middle, reach = SIDE // 2, SIDE // 3
+    near, far = middle - reach, middle + reach
+    corners = np.array([[far, far], [far, near], [near, near]], np.float32)
+    matrix = cv2.getAffineTransform(corners, corners + jitter)
+    out: NDArray[np.float32] = cv2.warpAffine(
+        image, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT_101
+    )
+    return out
+
+
+def _through_jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))

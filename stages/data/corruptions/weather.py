@@ -1,0 +1,112 @@
+"""Weather: snow, frost, fog and spatter on the lens."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from stages.data.corruptions.blur import applied, both_axes, smeared
+from stages.data.corruptions.draws import Generators, normals
+from stages.data.corruptions.frost import frost_photographs
+from stages.data.corruptions.pixels import SIDE, Images, bytes_from_unit, unit_from_bytes
+from stages.data.corruptions.plasma import plasma_fractal
+
+PALE_TURQUOISE = np.array([175, 238, 238]) / 255
+MUD_BROWN = np.array([63, 42, 20]) / 255
+
+
+def fog(images: Images, generators: Generators, thickness: float, decay: float) -> Images:
+    """Add a plasma fractal and rescale, so that the brightest value stays as bright as it was."""
+    x = unit_from_bytes(images)
+    brightest = x.max(axis=(1, 2, 3), keepdims=True)
+    misty = x + thickness * plasma_fractal(generators, decay)[..., None]
+    return bytes_from_unit(misty * brightest / (brightest + thickness))
+
+
+def frost(images: Images, generators: Generators, keep: float, weight: float) -> Images:
+    """Lay a random crop of one of five photographs over it: ``keep * x + weight * frost``."""
+    crops = np.stack([_frost_crop(generator) for generator in generators])
+    return np.clip(keep * images + weight * crops, 0, 255).astype(np.uint8)
+
+
+def snow(
+    images: Images,
+    generators: Generators,
+    mean: float,
+    sigma: float,
+    zoom: float,
+    threshold: float,
+    radius: int,
+    blur_sigma: float,
+    keep: float,
+) -> Images:
+    """Whiten the image and let flakes fall from two sides.
+
+    Flakes are normal noise, zoomed, cut at ``threshold`` and smeared along an angle between -135
+    and -45 degrees; the same layer turned by 180 degrees is added too.
+    """
+    noise = mean + sigma * normals(generators, (SIDE, SIDE))
+    flakes = applied(both_axes(zoom), noise[..., None])[..., 0]
+    flakes[flakes < threshold] = 0
+    angles = [generator.uniform(-135, -45) for generator in generators]
+    layer = unit_from_bytes(
+        np.stack(
+            [
+                smeared(flake, radius, blur_sigma, angle)
+                for flake, angle in zip(bytes_from_unit(flakes), angles, strict=True)
+            ]
+        )
+    )[..., None]
+    x = unit_from_bytes(images).astype(np.float32)
+    grey = cv2.cvtColor(x.reshape(-1, SIDE, 3), cv2.COLOR_RGB2GRAY).reshape(*x.shape[:3], 1)
+    whitened = keep * x + (1 - keep) * np.maximum(x, grey * 1.5 + 0.5)
+    return bytes_from_unit(whitened + layer + layer[:, ::-1, ::-1])
+
+
+def spatter(
+    images: Images,
+    generators: Generators,
+    mean: float,
+    sigma: float,
+    blur_sigma: float,
+    threshold: float,
+    strength: float,
+    is_mud: bool,
+) -> Images:
+    """Drops on the lens: pale water that lightens, or mud that covers.
+
+    The drops are where smoothed normal noise exceeds ``threshold``. ``strength`` is the opacity of
+    water, and the width in pixels of the rim of mud.
+    """
+    noise = mean + sigma * normals(generators, (SIDE, SIDE))
+    liquid = ndimage.gaussian_filter(noise, (0, blur_sigma, blur_sigma), mode="nearest")
+    liquid[liquid < threshold] = 0
+    x = unit_from_bytes(images)
+    if is_mud:
+        # float32, as in the released data: the cut at 0.8 below must fall on the same pixels.
+        drops = (liquid > threshold).astype(np.float32)
+        cover = ndimage.gaussian_filter(drops, (0, strength, strength), mode="nearest")
+        cover = np.where(cover < 0.8, 0, cover)[..., None]
+        return bytes_from_unit(x * (1 - cover) + MUD_BROWN * cover)
+    water = np.stack([_water(drops) for drops in (liquid * 255).astype(np.uint8)])
+    return bytes_from_unit(x + strength * water[..., None] * PALE_TURQUOISE)
+
+
+def _water(liquid: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """How strongly water shines, ``[32, 32]`` in ``[0, 1]``: drops, embossed along their edges."""
+    distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
+    distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
+    emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], np.float32)
+    relief = cv2.filter2D(cv2.equalizeHist(distance), cv2.CV_8U, emboss)
+    shine: NDArray[np.float32] = liquid * cv2.blur(relief, (3, 3)).astype(np.float32)
+    brightest = shine.max()
+    # The released code divides by zero where no drop fell; here the image then stays clean.
+    return shine / brightest if brightest > 0 else shine
+
+
+def _frost_crop(generator: np.random.Generator) -> Images:
+    photographs = frost_photographs()
+    photograph = photographs[generator.integers(len(photographs))]
+    top = generator.integers(photograph.shape[0] - SIDE)
+    left = generator.integers(photograph.shape[1] - SIDE)
+    return photograph[top : top + SIDE, left : left + SIDE]

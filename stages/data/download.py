@@ -1,0 +1,178 @@
+"""Fetching the public data sets: checked, and in place only when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.data.known import data_root_path, folder_of
+from stages.data.registry import open_source
+from stages.errors import InputError, StageError
+
+Progress = Callable[[str, int, int], None]
+"""Called with file name, bytes so far and bytes in all (0 = unknown)."""
+
+_BLOCK_BYTES = 2**20
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """One file to fetch and the md5 that it must have."""
+
+    url: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        """File name on disk."""
+        return self.url.split("?")[0].rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What makes up a data set: files that form ``folder``, or an archive that contains it."""
+
+    folder: str
+    files: tuple[Remote, ...]
+    is_archive: bool
+
+
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+
+# Addresses and md5 sums: those that the publishers state and torchvision 0.28 uses, and those of
+# record 2535967 on Zenodo.
+RECIPES: Mapping[str, Recipe] = {
+    "cifar10": Recipe(
+        "cifar-10-batches-py",
+        (
+            Remote(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                "c58f30108f718f92721af3b95e74349a",
+            ),
+        ),
+        is_archive=True,
+    ),
+    "cifar10c": Recipe(
+        "CIFAR-10-C",
+        (
+            Remote(
+                "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar?download=1",
+                "56bf5dcef84df0e2308c6dcbcbbd8499",
+            ),
+        ),
+        is_archive=True,
+    ),
+    "fashion-mnist": Recipe(
+        "fashion-mnist",
+        (
+            Remote(f"{_FASHION}train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+            Remote(f"{_FASHION}train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+            Remote(f"{_FASHION}t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+            Remote(f"{_FASHION}t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
+        ),
+        is_archive=False,
+    ),
+    "mnist": Recipe(
+        "mnist",
+        (
+            Remote(f"{_MNIST}train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            Remote(f"{_MNIST}train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432"),
+            Remote(f"{_MNIST}t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3"),
+            Remote(f"{_MNIST}t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c"),
+        ),
+        is_archive=False,
+    ),
+}
+
+
+def download(
+    name: str,
+    data_root: str | Path | None = None,
+    progress: Progress | None = None,
+    *,
+    recipes: Mapping[str, Recipe] = RECIPES,
+) -> Path:
+    """Fetch a data set; the folder where it lies. A set that is there is not fetched again.
+
+    Everything happens in a temporary folder beside the place, which is renamed at the end, so an
+    interrupted or refused download leaves nothing that looks like data.
+
+    Raises:
+        InputError: the name is not one that can be fetched.
+        StageError: the address does not answer, or what it sent has another md5.
+    """
+    if name == "digits":
+        raise InputError("digits: comes with scikit-learn and needs no download")
+    if name not in recipes:
+        raise InputError(f"{name}: cannot be fetched, expected one of {', '.join(recipes)}")
+    recipe, root = recipes[name], data_root_path(data_root)
+    place = root / recipe.folder
+    there = _already_there(name, root, place)
+    if there is not None:
+        return there
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as beside:
+            _make(recipe, Path(beside), progress).rename(place)
+    except (OSError, http.client.HTTPException, tarfile.TarError) as error:
+        raise StageError(f"{name}: could not be fetched to {root} ({error}); try again") from error
+    return place
+
+
+def _already_there(name: str, root: Path, place: Path) -> Path | None:
+    """The folder of a set that is whole; ``None`` if it has to be fetched."""
+    folder = folder_of(name, root)
+    try:
+        if folder is not None:
+            open_source(name, "test", root)
+            return folder
+    except InputError as error:
+        raise StageError(f"{folder}: is there but not whole; remove it first ({error})") from error
+    if place.exists() and any(place.iterdir()):
+        raise StageError(f"{place}: is there and is not {name}; move it away first")
+    return None
+
+
+def _make(recipe: Recipe, beside: Path, progress: Progress | None) -> Path:
+    """The finished folder inside ``beside``."""
+    whole = beside / recipe.folder
+    if not recipe.is_archive:
+        whole.mkdir()
+        for remote in recipe.files:
+            _fetch(remote, whole / remote.name, progress)
+        return whole
+    for remote in recipe.files:
+        archive = beside / f"archive-{remote.name}"
+        _fetch(remote, archive, progress)
+        with tarfile.open(archive) as tar:
+            tar.extractall(beside, filter="data")
+        archive.unlink()
+    if not whole.is_dir():
+        raise StageError(f"{recipe.files[0].url}: the archive holds no folder {recipe.folder}")
+    return whole
+
+
+def _fetch(remote: Remote, path: Path, progress: Progress | None) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    n_done = 0
+    with urllib.request.urlopen(remote.url, timeout=_TIMEOUT_S) as answer, path.open("wb") as file:
+        n_total = int(answer.headers.get("Content-Length") or 0)
+        while block := answer.read(_BLOCK_BYTES):
+            digest.update(block)
+            file.write(block)
+            n_done += len(block)
+            if progress:
+                progress(remote.name, n_done, n_total)
+    if digest.hexdigest() != remote.md5:
+        raise StageError(
+            f"{remote.url}: md5 is {digest.hexdigest()}, expected {remote.md5} ({n_done} bytes "
+            "came); nothing was kept, try again or from another network"
+        )

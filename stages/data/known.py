@@ -1,0 +1,108 @@
+"""The data sets that have a name: what they are, where they may lie, how they are opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.data import cifar, corrupted, idx
+from stages.data.digits import digits_source
+from stages.data.source import ReaderSource
+
+_Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A data set that has a name here.
+
+    Attributes:
+        description: one line.
+        licence: as far as its publishers state one.
+        n_rows: images of each split.
+        class_names: name of each label.
+        folders: where it may lie, relative to the data root or absolute; empty if it is installed.
+        marker: a file that shows that a folder holds it.
+        opener: makes the source from folder, split and size.
+    """
+
+    description: str
+    licence: str
+    n_rows: Mapping[str, int]
+    class_names: tuple[str, ...]
+    folders: tuple[str, ...]
+    marker: str
+    opener: Callable[[Path, str, _Size], ReaderSource]
+
+
+KNOWN: Mapping[str, Known] = {
+    "digits": Known(
+        "scikit-learn's handwritten digits, 8x8 grey",
+        "CC BY 4.0 (UCI, optical recognition of handwritten digits)",
+        {"train": 1_297, "test": 500},
+        idx.MNIST_NAMES,
+        (),
+        "",
+        lambda _, split, size: digits_source(split, size),
+    ),
+    "cifar10": Known(
+        "CIFAR-10, 32x32 colour photographs",
+        "none stated",
+        {"train": 50_000, "test": 10_000},
+        cifar.CLASS_NAMES,
+        (cifar.FOLDER, f"cifar10/{cifar.FOLDER}"),
+        "test_batch",
+        cifar.cifar10_source,
+    ),
+    "cifar10c": Known(
+        "CIFAR-10-C, the test set under 19 corruptions at 5 severities",
+        "CC BY 4.0 (Zenodo record 2535967)",
+        {"test": 950_000},
+        cifar.CLASS_NAMES,
+        corrupted.CIFAR10C_FOLDERS,
+        "*.npy",
+        lambda folder, _, size: corrupted.corrupted_source(
+            folder, "cifar10c", size, required=corrupted.CIFAR10C_NAMES
+        ),
+    ),
+    "fashion-mnist": Known(
+        "Fashion-MNIST, 28x28 grey pictures of clothes",
+        "MIT",
+        {"train": 60_000, "test": 10_000},
+        idx.FASHION_NAMES,
+        ("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist"),
+        "*-images-idx3-ubyte*",
+        lambda folder, split, size: idx.idx_source(
+            folder, "fashion-mnist", idx.FASHION_NAMES, split, size
+        ),
+    ),
+    "mnist": Known(
+        "MNIST, 28x28 grey handwritten digits",
+        "CC BY-SA 3.0 as usually stated",
+        {"train": 60_000, "test": 10_000},
+        idx.MNIST_NAMES,
+        ("mnist", "MNIST/raw"),
+        "*-images-idx3-ubyte*",
+        lambda folder, split, size: idx.idx_source(folder, "mnist", idx.MNIST_NAMES, split, size),
+    ),
+}
+
+
+def data_root_path(data_root: str | Path | None = None) -> Path:
+    """Where data sets lie: as given, else ``$INTRO_PIPE_DATA``, else ``~/.cache/intro-pipe/data``.
+
+    The path is absolute; nothing is made there.
+    """
+    given = data_root or os.environ.get("INTRO_PIPE_DATA") or "~/.cache/intro-pipe/data"
+    return Path(given).expanduser().absolute()
+
+
+def folder_of(name: str, root: Path) -> Path | None:
+    """Where a registered data set lies; ``None`` if nowhere, the root if it needs no place."""
+    known = KNOWN[name]
+    if not known.folders:
+        return root
+    places = (root / folder for folder in known.folders)  # an absolute folder replaces the root
+    return next((place for place in places if any(place.glob(known.marker))), None)

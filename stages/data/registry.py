@@ -1,0 +1,205 @@
+"""The image sources by name or path: opening one, and listing what is known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.data import corrupted
+from stages.data.arrays import array_source
+from stages.data.folder import folder_source, is_image_folder
+from stages.data.known import KNOWN, Known, data_root_path, folder_of
+from stages.data.source import SPLITS, ImageSource, ReaderSource, first_rows
+from stages.errors import DataNotFoundError, InputError
+
+_ARRAY_SUFFIXES = (".npz", ".npy")
+_Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What `intro-pipe datasets` shows of one data set.
+
+    Attributes:
+        name: what ``open_source`` takes.
+        description: one line.
+        licence: as far as it is known.
+        n_rows: images of each split.
+        class_names: name of each label.
+        is_on_disk: whether it is there.
+        where: folder or file; empty if it is not there or needs none.
+        how_to_get: what to do if it is not there; empty if it is.
+        problem: why a set that is there cannot be opened; empty if it can.
+    """
+
+    name: str
+    description: str
+    licence: str
+    n_rows: Mapping[str, int]
+    class_names: tuple[str, ...]
+    is_on_disk: bool
+    where: str = ""
+    how_to_get: str = ""
+    problem: str = ""
+
+
+def open_source(
+    dataset: str | Path,
+    split: str = "test",
+    data_root: str | Path | None = None,
+    image_size: int = 32,
+    limit: int | None = None,
+) -> ImageSource:
+    """One split of a data set.
+
+    Args:
+        dataset: a registered name, a path, or the name of something under the data root: a folder
+            in the layout of CIFAR-10-C, an image folder, a ``.npz`` or ``.npy`` file, or a folder
+            of ``train`` and ``test`` in one of these two formats.
+        split: ``train`` or ``test``.
+        data_root: see ``data_root_path``.
+        image_size: height and width that every image is brought to, in pixels.
+        limit: take the first rows only.
+
+    Raises:
+        DataNotFoundError: it is not there; says how to get it.
+        InputError: it is there and does not hold what it should.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split is '{split}', expected one of {', '.join(SPLITS)}")
+    if image_size < 1:
+        raise InputError(f"image size is {image_size}, expected at least 1 pixel")
+    root, name, size = data_root_path(data_root), str(dataset), (image_size, image_size)
+    if name not in KNOWN:
+        return first_rows(_open_path(_existing_path(name, root), split, size), limit)
+    known = KNOWN[name]
+    if split not in known.n_rows:
+        raise InputError(f"{name}: has no split '{split}', only {', '.join(known.n_rows)}")
+    folder = folder_of(name, root)
+    if folder is None:
+        raise DataNotFoundError(
+            f"{name}: not under {root}, expected {' or '.join(known.folders)}; get it with "
+            f"`intro-pipe datasets --download {name}` or name its place with --data-root"
+        )
+    return first_rows(known.opener(folder, split, size), limit)
+
+
+def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
+    """The registered data sets, then whatever else under the data root has a layout we read."""
+    root = data_root_path(data_root)
+    infos = [_info_of_known(name, known, root) for name, known in KNOWN.items()]
+    taken = {folder.split("/")[0] for known in KNOWN.values() for folder in known.folders}
+    children = sorted(root.iterdir()) if root.is_dir() else []
+    others = [path for path in children if path.name not in taken and _layout(path)]
+    return infos + [_info_of_path(path) for path in others]
+
+
+def _existing_path(name: str, root: Path) -> Path:
+    path = Path(name).expanduser()
+    is_plain_name = len(path.parts) == 1 and name == path.name
+    places = (root / path, path) if is_plain_name else (path,)
+    for place in places:
+        if place.exists():
+            return place.absolute()
+    looked = " and ".join(str(place.absolute()) for place in places)
+    raise DataNotFoundError(
+        f"{name}: no such data set, expected one of {', '.join(KNOWN)}, or a path; looked at "
+        f"{looked}; `intro-pipe datasets` lists what is there, --data-root names another place"
+    )
+
+
+def _layout(path: Path) -> str:
+    """What kind of data lies at a path, in words; empty if none that we read."""
+    if path.name.startswith("."):
+        return ""
+    if path.is_file():
+        is_labels = path.stem == "labels" or path.stem.endswith("-labels")
+        return "array file" if path.suffix in _ARRAY_SUFFIXES and not is_labels else ""
+    if _split_files(path):
+        return "folder of arrays"
+    if corrupted.corruptions_in(path):
+        return "CIFAR-10-C layout"
+    return "image folder" if is_image_folder(path) else ""
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    """``<split>.npz`` or ``<split>.npy`` of each split that a folder has."""
+    files = ((s, folder / f"{s}{suffix}") for s in SPLITS for suffix in reversed(_ARRAY_SUFFIXES))
+    return {split: path for split, path in files if path.is_file()}
+
+
+def _open_path(path: Path, split: str, size: _Size) -> ReaderSource:
+    layout, name = _layout(path), _name_of(path)
+    if layout == "array file":
+        return array_source(path, name, split, size)
+    if layout == "folder of arrays":
+        file = _split_files(path).get(split)
+        if file is None:
+            raise DataNotFoundError(f"{path}: has neither {split}.npz nor {split}.npy")
+        return array_source(file, name, split, size)
+    if layout == "CIFAR-10-C layout":
+        if split != "test":
+            raise InputError(f"{path}: a corrupted set has no split '{split}', only test")
+        return corrupted.corrupted_source(path, name, size)
+    if layout == "image folder":
+        return folder_source(path, name, split, size)
+    raise InputError(
+        f"{path}: no data that is read here, expected train|test/<class>/<image>, labels.npy with "
+        "<corruption>.npy, or a .npz or .npy file"
+    )
+
+
+def _name_of(path: Path) -> str:
+    name = path.stem if path.is_file() else path.resolve().name if not path.name else path.name
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", name)  # names stand in paths and in `data@model`
+
+
+def _info_of_known(name: str, known: Known, root: Path) -> DatasetInfo:
+    folder = folder_of(name, root)
+    how = "" if folder else f"intro-pipe datasets --download {name}"
+    where = str(folder) if folder and known.folders else ""
+    problem = ""
+    if folder is not None and known.folders:  # what is installed needs no look
+        try:
+            known.opener(folder, "test", (32, 32))
+        except InputError as error:
+            problem = str(error)
+    return DatasetInfo(
+        name=name,
+        description=known.description,
+        licence=known.licence,
+        n_rows=known.n_rows,
+        class_names=known.class_names,
+        is_on_disk=folder is not None,
+        where=where,
+        how_to_get=how,
+        problem=problem,
+    )
+
+
+def _info_of_path(path: Path) -> DatasetInfo:
+    layout, size = _layout(path), (32, 32)
+    n_rows: dict[str, int] = {}
+    class_names: tuple[str, ...] = ()
+    problem = ""
+    splits = SPLITS if layout in ("image folder", "folder of arrays") else ("test",)
+    for split in splits:
+        try:
+            source = _open_path(path, split, size)
+            n_rows[split], class_names = source.n_rows, source.class_names
+        except DataNotFoundError:
+            continue  # a set may have one split only
+        except InputError as error:
+            problem = str(error)
+    return DatasetInfo(
+        name=_name_of(path),
+        description=layout,
+        licence="unknown",
+        n_rows=n_rows,
+        class_names=class_names,
+        is_on_disk=True,
+        where=str(path),
+        problem=problem,
+    )

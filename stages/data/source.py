@@ -1,0 +1,194 @@
+"""What an image source is: facts about a data set and a way to read a range of its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.resize import rgb_array
+from stages.errors import InputError
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A range of rows of a source, as read.
+
+    Attributes:
+        images: ``uint8 [n, H, W, 3]``, RGB; a row that could not be read is zeros.
+        columns: one array of length ``n`` per column: ``sample_id`` (str), ``label`` (int64,
+            -1 = unknown) and the source's extra columns.
+        failed: offset within these rows -> why that row could not be read, one line.
+    """
+
+    images: NDArray[np.uint8]
+    columns: dict[str, NDArray[Any]]  # Any: strings and integers side by side
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+class ImageSource(Protocol):
+    """Facts about one split of a data set, and its rows; picklable."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set, e.g. ``cifar10c``."""
+
+    @property
+    def split(self) -> str:
+        """``train`` or ``test``."""
+
+    @property
+    def family(self) -> str:
+        """Data sets of one family share their classes and a trained network."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label; empty where the labels are unknown."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(H, W)`` of the images that ``read`` gives."""
+
+    @property
+    def resize(self) -> str:
+        """``none``, or the rule by which images are brought to ``image_size``."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of images."""
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; 0 where the labels are unknown."""
+
+    @property
+    def extra_columns(self) -> tuple[tuple[str, str], ...]:
+        """``(name, type)`` of the columns beside ``sample_id`` and ``label``."""
+
+    def fingerprint(self) -> str:
+        """Cheap hash of what ``read`` gives, hex; independent of where the data lies."""
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Rows ``[start, stop)``."""
+
+
+class Reader(Protocol):
+    """Where a source's rows come from: paths and numbers, opened on each read."""
+
+    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
+        """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
+
+    def content(self) -> str:
+        """Hash of the data, hex."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderSource:
+    """An image source made of facts and a reader."""
+
+    name: str
+    split: str
+    family: str
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    resize: str
+    n_rows: int
+    reader: Reader
+    extra_columns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; 0 where the labels are unknown."""
+        return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """Hash of the data, ``n_rows``, the classes and the size; not of the name or place."""
+        facts = [self.reader.content(), self.n_rows, self.class_names, self.image_size, self.resize]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Rows ``[start, stop)``.
+
+        Raises:
+            IndexError: the range does not lie within ``[0, n_rows)``.
+        """
+        if not 0 <= start <= stop <= self.n_rows:
+            raise IndexError(f"{self.name}: rows {start}:{stop} are not within 0:{self.n_rows}")
+        return self.reader.read(start, stop, self.image_size)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayReader:
+    """Rows of one array of images and one of labels.
+
+    Attributes:
+        load: gives images, ``uint8 [n, h, w]``, ``[n, h, w, 1]`` or ``[n, h, w, 3]``, and labels,
+            ``int64 [n]``; called on each read, so it maps the file or remembers what it loaded.
+            A module's function or a ``partial`` of one, which pickles by name.
+        hash_content: gives the hash of the data.
+        id_prefix: a row's ``sample_id`` is ``<id_prefix>/<row, five digits>``.
+    """
+
+    load: Callable[[], tuple[NDArray[np.uint8], NDArray[np.int64]]]
+    hash_content: Callable[[], str]
+    id_prefix: str
+
+    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
+        """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
+        images, labels = self.load()
+        ids = [f"{self.id_prefix}/{row:05d}" for row in range(start, stop)]
+        columns = {"sample_id": np.array(ids, dtype=np.str_), "label": labels[start:stop].copy()}
+        return Rows(rgb_array(images[start:stop], size), columns)
+
+    def content(self) -> str:
+        """Hash of the data, hex."""
+        return self.hash_content()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """How to open a source: what travels to workers in place of the source."""
+
+    dataset: str
+    split: str
+    data_root: str
+    image_size: int = 32
+    limit: int | None = None
+
+    def open(self) -> ImageSource:
+        """The source; see ``stages.data.registry.open_source``."""
+        from stages.data.registry import open_source  # the registry imports this module
+
+        return open_source(
+            self.dataset, self.split, self.data_root, image_size=self.image_size, limit=self.limit
+        )
+
+
+def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
+    """What plans record of a source: everything that determines its rows."""
+    return {
+        "name": source.name,
+        "split": source.split,
+        "family": source.family,
+        "class_names": list(source.class_names),
+        "n_rows": source.n_rows,
+        "image_size": list(source.image_size),
+        "resize": source.resize,
+        "fingerprint": source.fingerprint(),
+    }
+
+
+def first_rows(source: ReaderSource, limit: int | None) -> ReaderSource:
+    """The source cut to its first ``limit`` rows; ``None`` keeps all."""
+    if limit is None:
+        return source
+    if limit < 1:
+        raise InputError(f"limit is {limit}, expected at least 1 row; leave it out for all rows")
+    return replace(source, n_rows=min(limit, source.n_rows))

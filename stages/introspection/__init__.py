@@ -1,0 +1,1 @@
+"""The introspective network H: an MLP on gradient features, its training and its predictions."""

@@ -1,0 +1,1 @@
+"""Measures of predictions as pure functions: accuracy and calibration from mergeable sums."""

@@ -1,0 +1,245 @@
+"""Gradients at the last layer, kept as the two factors that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Literal
+
+from array_api_compat import array_namespace
+
+from stages.errors import InputError
+from stages.reflection.losses import DEFAULT_LOSS, ArrayT, delta
+
+Scaling = Literal["minmax", "maxabs", "none"]
+SCALINGS: tuple[Scaling, ...] = ("minmax", "maxabs", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class RankOneGradient(Generic[ArrayT]):
+    """One gradient a row, ``r = δ ⊗ f (+ k)``, never written out unless `dense` is called.
+
+    Rows are samples, ``N`` classes, ``d`` features. A dense gradient is class-major, as torch's
+    ``weight.grad`` flattened: index ``class * d + feature``. A NaN in a row makes that row's
+    results NaN and touches no other row. Arrays are numpy's or torch's, both on one device.
+
+    Args:
+        delta: derivative of the loss to the logits, shape ``(n, N)``.
+        features: input of the last layer, shape ``(n, d)``.
+        offset: a constant ``k`` for each row, shape ``(n,)``, added to every element; None is
+            zero. It appears with the scaling ``minmax``.
+    """
+
+    delta: ArrayT
+    features: ArrayT
+    offset: ArrayT | None = None
+
+    def __post_init__(self) -> None:
+        d, f = tuple(self.delta.shape), tuple(self.features.shape)
+        k = None if self.offset is None else tuple(self.offset.shape)
+        if len(d) != 2 or len(f) != 2 or d[0] != f[0] or k not in (None, d[:1]):
+            raise InputError(
+                f"gradient: expected delta [n, N], features [n, d] and offset [n]; "
+                f"found {d}, {f} and {k}"
+            )
+
+    def __len__(self) -> int:
+        return int(self.delta.shape[0])
+
+    @property
+    def n_classes(self) -> int:
+        """``N``, the rows of the last layer's weight."""
+        return int(self.delta.shape[1])
+
+    @property
+    def feature_dim(self) -> int:
+        """``d``, the columns of the last layer's weight."""
+        return int(self.features.shape[1])
+
+    @property
+    def size(self) -> int:
+        """``N * d``, the length of one gradient."""
+        return self.n_classes * self.feature_dim
+
+    def take(self, rows: Any) -> RankOneGradient[ArrayT]:  # Any: slice, index or mask array
+        """The gradients of some rows: a slice, an array of positions, or a mask."""
+        return RankOneGradient(
+            self.delta[rows],
+            self.features[rows],
+            None if self.offset is None else self.offset[rows],
+        )
+
+    def dense(self) -> ArrayT:
+        """The gradients written out, shape ``(n, N * d)``."""
+        product = self.delta[:, :, None] * self.features[:, None, :]
+        flat: ArrayT = product.reshape((len(self), self.size))
+        return flat if self.offset is None else flat + self.offset[:, None]
+
+    def extremes(self) -> tuple[ArrayT, ArrayT]:
+        """Smallest and largest element of each gradient, each ``(n,)``, in ``O(N + d)`` a row.
+
+        The product of two intervals has its extremes at the products of their ends.
+        """
+        xp = array_namespace(self.delta)
+        corners = [
+            end_of_delta(self.delta, axis=1) * end_of_features(self.features, axis=1)
+            for end_of_delta in (xp.min, xp.max)
+            for end_of_features in (xp.min, xp.max)
+        ]
+        ends = xp.stack(corners)
+        low: ArrayT = xp.min(ends, axis=0)
+        high: ArrayT = xp.max(ends, axis=0)
+        return (low, high) if self.offset is None else (low + self.offset, high + self.offset)
+
+    def scaled(self, scaling: str = "minmax") -> RankOneGradient[ArrayT]:
+        """The gradients scaled to [-1, 1], each on its own, still in factors.
+
+        - ``minmax``: the smallest element becomes -1, the largest 1. This is the reading of
+          "scaled between [-1, 1]" that fills the range when every element has one sign.
+        - ``maxabs``: divided by the largest magnitude; zero stays zero.
+        - ``none``: as they are.
+
+        A gradient whose elements are all equal becomes zeros under ``minmax`` (ranges below the
+        square root of the dtype's smallest normal number count as equal, so that nothing
+        overflows); a zero gradient stays zero under ``maxabs``.
+
+        Raises:
+            InputError: an unknown scaling.
+        """
+        if scaling == "none":
+            return self
+        if scaling == "minmax":
+            return self._min_max_scaled()
+        if scaling == "maxabs":
+            return self._max_abs_scaled()
+        raise InputError(f"scaling: expected one of {', '.join(SCALINGS)}; found {scaling!r}")
+
+    def _min_max_scaled(self) -> RankOneGradient[ArrayT]:
+        # r' = a r + k with a = 2 / (hi - lo) and k = -1 - a lo
+        xp = array_namespace(self.delta)
+        plain = RankOneGradient(self.delta, self.features)
+        low, high = plain.extremes()
+        span = high - low
+        # A NaN compares as False, so failed rows are not taken for flat ones.
+        is_flat = span <= xp.finfo(span.dtype).smallest_normal ** 0.5
+        slope: ArrayT = xp.where(is_flat, 0.0 * span, 2 / xp.where(is_flat, 1.0 + 0 * span, span))
+        offset: ArrayT = xp.where(is_flat, 0.0 * span, -1 - slope * low)
+        return RankOneGradient(slope[:, None] * self.delta, self.features, offset)
+
+    def _max_abs_scaled(self) -> RankOneGradient[ArrayT]:
+        if self.offset is not None:
+            raise InputError("scaling 'maxabs': expected an unscaled gradient, found a scaled one")
+        return RankOneGradient(_over_largest(self.delta), _over_largest(self.features))
+
+    def inner_products(self, other: RankOneGradient[ArrayT]) -> ArrayT:
+        """``<r_i, s_j>`` for all pairs of rows, shape ``(n, m)``.
+
+        ``<a ⊗ b, c ⊗ d> = (a·c)(b·d)``; the offsets add the products with the rows' sums.
+        """
+        products = (self.delta @ other.delta.T) * (self.features @ other.features.T)
+        if other.offset is not None:
+            products = products + self._sums_of_products()[:, None] * other.offset[None, :]
+        if self.offset is not None:
+            products = products + self.offset[:, None] * other._sums_of_products()[None, :]
+        if self.offset is not None and other.offset is not None:
+            products = products + self.offset[:, None] * other.offset[None, :] * self.size
+        return products
+
+    def squared_norms(self) -> ArrayT:
+        """``‖r‖²`` of each row, shape ``(n,)``: ``‖δ‖² ‖f‖²`` and the offset's share."""
+        xp = array_namespace(self.delta)
+        squares: ArrayT = xp.sum(self.delta**2, axis=1) * xp.sum(self.features**2, axis=1)
+        if self.offset is None:
+            return squares
+        cross = 2 * self.offset * self._sums_of_products() + self.size * self.offset**2
+        total: ArrayT = xp.clip(squares + cross, 0.0, None)
+        return total
+
+    def norms(self) -> ArrayT:
+        """Euclidean length of each gradient, shape ``(n,)``."""
+        lengths: ArrayT = array_namespace(self.delta).sqrt(self.squared_norms())
+        return lengths
+
+    def squared_distance_blocks(
+        self, other: RankOneGradient[ArrayT] | None = None, *, block_rows: int = 1024
+    ) -> Iterator[tuple[int, ArrayT]]:
+        """``‖r_i - s_j‖²`` as ``(first row, block [<= block_rows, m])``, never all at once.
+
+        Args:
+            other: the gradients to measure to; these themselves where it is None.
+            block_rows: rows of ``self`` in a block.
+        """
+        to = self if other is None else other
+        xp = array_namespace(self.delta)
+        norms_to = to.squared_norms()
+        for start in range(0, len(self), block_rows):
+            block = self.take(slice(start, start + block_rows))
+            squares = block.squared_norms()[:, None] + norms_to[None, :]
+            yield start, xp.clip(squares - 2 * block.inner_products(to), 0.0, None)
+
+    def squared_distances(
+        self, other: RankOneGradient[ArrayT] | None = None, *, block_rows: int = 1024
+    ) -> ArrayT:
+        """``‖r_i - s_j‖²`` for all pairs of rows, shape ``(n, m)``; see the blocks for large n."""
+        blocks = [block for _, block in self.squared_distance_blocks(other, block_rows=block_rows)]
+        joined: ArrayT = array_namespace(self.delta).concat(blocks, axis=0)
+        return joined
+
+    def project(self, matrix: ArrayT) -> ArrayT:
+        """``matrix @ r`` for each row, without writing ``r`` out.
+
+        ``Σ_c δ_c (matrix[:, c, :] f) + k Σ matrix``, with the matrix read class-major.
+
+        Args:
+            matrix: shape ``(h, N * d)``, e.g. the first layer of a head.
+
+        Returns:
+            Shape ``(n, h)``. Works in ``n * h * N`` numbers of memory.
+        """
+        h = int(matrix.shape[0])
+        if tuple(matrix.shape) != (h, self.size):
+            raise InputError(
+                f"projection: expected a matrix [h, {self.size}], found {tuple(matrix.shape)}"
+            )
+        xp = array_namespace(self.delta)
+        by_class = matrix.reshape((h * self.n_classes, self.feature_dim))
+        per_class = (self.features @ by_class.T).reshape((len(self), h, self.n_classes))
+        projected: ArrayT = (per_class @ self.delta[:, :, None])[:, :, 0]
+        if self.offset is None:
+            return projected
+        shifted: ArrayT = projected + self.offset[:, None] * xp.sum(matrix, axis=1)[None, :]
+        return shifted
+
+    def _sums_of_products(self) -> ArrayT:
+        """Sum over the elements of ``δ ⊗ f``, shape ``(n,)``."""
+        xp = array_namespace(self.delta)
+        sums: ArrayT = xp.sum(self.delta, axis=1) * xp.sum(self.features, axis=1)
+        return sums
+
+
+def last_layer_gradient(
+    features: ArrayT,
+    logits: ArrayT,
+    *,
+    loss: str = DEFAULT_LOSS,
+    M: float | None = None,
+    variant: str = "single-pass",
+) -> RankOneGradient[ArrayT]:
+    """``dJ/dW`` of the last layer ``z = W f + b`` for each row (Eqs. 5 and 6 of the paper).
+
+    Args:
+        features: input of the last layer, shape ``(n, d)``.
+        logits: its output, shape ``(n, N)``.
+        loss: a name in `stages.reflection.losses.LOSSES`.
+        M: target of the ``-m`` losses.
+        variant: ``single-pass``, ``stack`` or ``sum``.
+    """
+    return RankOneGradient(delta(loss, logits, M=M, variant=variant), features)
+
+
+def _over_largest(rows: ArrayT) -> ArrayT:
+    """Rows divided by their largest magnitude; rows of zeros stay zeros."""
+    xp = array_namespace(rows)
+    largest = xp.max(xp.abs(rows), axis=1, keepdims=True)
+    scaled: ArrayT = rows / xp.where(largest == 0, 1 + largest, largest)
+    return scaled

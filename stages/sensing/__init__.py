@@ -1,0 +1,1 @@
+"""The classifier f: networks, their weights and cards, their training, features and logits."""

@@ -1,0 +1,69 @@
+"""Augmentation of batches on the device, from random numbers drawn once an epoch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.sensing.recipe import Augmentation
+
+CROP_PAD = 4
+"""Black border around the image before a crop of its own size; main.py of wide-resnet.pytorch."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDraws:
+    """The random numbers of one epoch.
+
+    Attributes:
+        order: ``[n]`` int64, a permutation of the rows.
+        flip: ``[n]`` bool, for each place in the order.
+        shift: ``[n, 2]`` int64 in ``[0, 2 CROP_PAD]``, rows then columns.
+    """
+
+    order: Tensor
+    flip: Tensor
+    shift: Tensor
+
+    def to(self, device: str) -> "EpochDraws":
+        """The same on ``device``."""
+        return EpochDraws(self.order.to(device), self.flip.to(device), self.shift.to(device))
+
+
+def epoch_draws(n_rows: int, seed: int, epoch: int) -> EpochDraws:
+    """What (seed, epoch) determine, however the epoch is cut into batches."""
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(n_rows)
+    flip = generator.random(n_rows) < 0.5
+    shift = generator.integers(0, 2 * CROP_PAD + 1, size=(n_rows, 2))
+    return EpochDraws(torch.from_numpy(order), torch.from_numpy(flip), torch.from_numpy(shift))
+
+
+def augmented(images: Tensor, flip: Tensor, shift: Tensor, how: Augmentation) -> Tensor:
+    """A batch after random horizontal flips and, for ``crop_flip``, random crops.
+
+    Args:
+        images: ``[n, H, W, 3]`` uint8.
+        flip: ``[n]`` bool.
+        shift: ``[n, 2]``, where each crop starts in the padded image.
+        how: ``none`` gives the images back.
+
+    Returns:
+        ``[n, H, W, 3]`` uint8.
+    """
+    if how == "none":
+        return images
+    if how == "crop_flip":
+        images = _cropped(images, shift)
+    return torch.where(flip[:, None, None, None], images.flip(2), images)
+
+
+def _cropped(images: Tensor, shift: Tensor) -> Tensor:
+    n, height, width, _ = images.shape
+    padded = functional.pad(images, (0, 0, CROP_PAD, CROP_PAD, CROP_PAD, CROP_PAD))
+    rows = shift[:, 0, None] + torch.arange(height, device=images.device)
+    columns = shift[:, 1, None] + torch.arange(width, device=images.device)
+    index = torch.arange(n, device=images.device)
+    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,68 @@
+"""torchvision on a CPU build of torch: operator schemas where its own library does not load."""
+
+import importlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_MISSING_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+_kept: list[Any] = []  # Any: torch.library.Library; its definitions live as long as the object
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, on any build of torch; without its C++ operators where they cannot load.
+
+    The wheel on PyPI links to CUDA. On a CPU torch its library fails to load, and the import then
+    stops because ``torchvision::nms`` is unknown. Naming the operator is enough for data sets,
+    transforms and classifiers, which never call it. Where the operators load nothing is changed.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+    _define_missing_operators()
+    return importlib.import_module("torchvision")
+
+
+@cache
+def _define_missing_operators() -> None:
+    if _load_operators():
+        return
+    from torch.library import Library
+
+    library = Library("torchvision", "DEF")  # type: ignore[no-untyped-call]  # torch gives no types
+    for schema in _MISSING_SCHEMAS:
+        library.define(schema)  # type: ignore[no-untyped-call]  # the same
+    _kept.append(library)
+
+
+def _load_operators() -> bool:
+    """Load torchvision's own C++ operators; whether torch knows them then."""
+    import torch
+
+    if hasattr(torch.ops.torchvision, "nms"):
+        return True
+    for path in _extension_files():
+        try:
+            torch.ops.load_library(path)  # type: ignore[no-untyped-call]  # the same
+        except OSError:
+            continue
+        return hasattr(torch.ops.torchvision, "nms")
+    return False
+
+
+def _extension_files() -> list[Path]:
+    # find_spec locates a top-level package without running it.
+    spec = importlib.util.find_spec("torchvision")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return [
+        path
+        for folder in folders
+        for path in sorted(Path(folder).glob("_C*"))
+        if path.suffix in {".so", ".pyd", ".dylib"}
+    ]

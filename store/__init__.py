@@ -1,0 +1,1 @@
+"""The feature store: shards, atomic writes, receipts, feature sets, catalog, lazy views."""

@@ -1,0 +1,78 @@
+"""Whole artifacts: a network, a head, a result. Files first, their card last."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from store.errors import DamagedError, NotFoundError, PlanMismatchError
+from store.plan import Plan, differences, readable_json
+from store.shardset import PLAN_KEY
+from store.storage import Storage, crc32c
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder with ``plan.json``, data files and ``<kind>.json``, the card, written last.
+
+    ``kind`` is "model", "head" or "result".
+    """
+
+    storage: Storage
+    kind: str
+
+    @property
+    def card_key(self) -> str:
+        """Where the card lies."""
+        return f"{self.kind}.json"
+
+    @property
+    def name(self) -> str:
+        """The last part of the place, which is what people call it."""
+        return self.storage.location.rstrip("/").rsplit("/", 1)[-1]
+
+    def is_complete(self) -> bool:
+        """Whether the card is there."""
+        return self.storage.size(self.card_key) is not None
+
+    def claim(self, plan: Plan) -> None:
+        """Write the plan before the work starts; refuse a place that holds another one."""
+        if self.storage.create(PLAN_KEY, readable_json(plan)):
+            return
+        there = json.loads(self.storage.read(PLAN_KEY))
+        if different := list(differences(plan, there)):
+            raise PlanMismatchError(
+                f"{self.kind} '{self.name}' was made with another plan ({'; '.join(different)}): "
+                f"give this one another --name, or remove {self.storage.location}"
+            )
+
+    def plan(self) -> Plan:
+        """The plan of the artifact; raises ``NotFoundError``."""
+        return dict(json.loads(self.storage.read(PLAN_KEY)))
+
+    def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the files, then the card with their checksums; gives the card."""
+        for key, data in files.items():
+            self.storage.write(key, data)
+        vouched = {key: {"bytes": len(data), "crc32c": crc32c(data)} for key, data in files.items()}
+        card = {**facts, "files": vouched}
+        self.storage.write(self.card_key, readable_json(card))
+        return card
+
+    def card(self) -> dict[str, Any]:
+        """The card; raises ``NotFoundError`` where the artifact is missing or not finished."""
+        if not self.is_complete():
+            state = "is not finished" if self.storage.size(PLAN_KEY) is not None else "is not there"
+            raise NotFoundError(f"{self.kind} '{self.name}' {state} ({self.storage.location})")
+        return dict(json.loads(self.storage.read(self.card_key)))
+
+    def read(self, key: str) -> bytes:
+        """A file of the artifact, checked against the card; raises ``DamagedError``."""
+        data = self.storage.read(key)
+        expected = self.card()["files"][key]["crc32c"]
+        if crc32c(data) != expected:
+            raise DamagedError(
+                f"{self.storage.location}/{key} was altered: crc32c {crc32c(data)}, "
+                f"the card says {expected}; remove the folder and make it again"
+            )
+        return data

@@ -1,0 +1,56 @@
+"""What is in a store, and in what state."""
+
+from pathlib import Path
+from typing import Any
+
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+from store.lease import holder_of
+from store.storage import Storage
+
+
+def contents(store: FeatureStore) -> list[dict[str, Any]]:
+    """A row for each feature set, model, head and result: kind, name, state, rows, bytes, detail.
+
+    States: complete, partial (some shards or epochs are missing), running (a driver is at work).
+    """
+    rows = [_of_feature_set(found) for found in store.feature_sets()]
+    for kind in ("model", "head", "result"):
+        rows += [_of_artifact(artifact) for artifact in store.artifacts(kind)]
+    return rows
+
+
+def _of_feature_set(found: FeatureSet) -> dict[str, Any]:
+    n_shards, n_missing = len(found.shard_set.shards), len(found.shard_set.missing())
+    state, detail = _state(found.shard_set.storage, is_complete=n_missing == 0)
+    return {
+        "kind": "features",
+        "name": found.name,
+        "state": state,
+        "rows": found.n_rows,
+        "bytes": _bytes(found.shard_set.storage),
+        "detail": detail or f"{n_shards - n_missing} of {n_shards} shards",
+    }
+
+
+def _of_artifact(artifact: Artifact) -> dict[str, Any]:
+    state, detail = _state(artifact.storage, is_complete=artifact.is_complete())
+    return {
+        "kind": artifact.kind,
+        "name": artifact.name,
+        "state": state,
+        "rows": None,
+        "bytes": _bytes(artifact.storage),
+        "detail": detail,
+    }
+
+
+def _state(storage: Storage, *, is_complete: bool) -> tuple[str, str]:
+    if holder := holder_of(storage):
+        return "running", f"{holder['purpose']}, pid {holder['pid']} on {holder['host']}"
+    return ("complete", "") if is_complete else ("partial", "")
+
+
+def _bytes(storage: Storage) -> int:
+    return sum(path.stat().st_size for path in Path(storage.location).rglob("*") if path.is_file())

@@ -1,0 +1,138 @@
+"""Rows to bytes and back: Zarr chunks for vectors, Parquet parts for scalars.
+
+Zarr does its own encoding, in memory; where the bytes go, and when, is the store's business.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from store.plan import readable_json
+from store.schema import ArraySpec, Schema
+from store.shards import Shard
+
+
+def chunk_key(spec: ArraySpec, shard: Shard) -> str:
+    """Where the chunk of a shard lies: ``features/c/3/0``."""
+    return "/".join([spec.name, "c", str(shard.index), *("0" for _ in spec.row_shape)])
+
+
+def samples_key(shard: Shard) -> str:
+    """Where the sample columns of a shard lie; zero-padded, so that names sort as rows do."""
+    return f"samples/part-{shard.index:05d}.parquet"
+
+
+def metadata_files(schema: Schema, n_rows: int, shard_rows: int) -> dict[str, bytes]:
+    """The ``zarr.json`` of every array, and of the group with a consolidated copy of them.
+
+    They follow from the plan alone, so that they can be checked and written again at any time.
+    """
+    files: dict[str, bytes] = {}
+    nodes: dict[str, Any] = {}
+    for spec in schema.arrays:
+        memory = _empty_array(spec, n_rows, min(shard_rows, n_rows))[1]
+        nodes[spec.name] = json.loads(memory["zarr.json"].to_bytes())
+        files[f"{spec.name}/zarr.json"] = readable_json(nodes[spec.name])
+    group = {
+        "attributes": {},
+        "zarr_format": 3,
+        "node_type": "group",
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": nodes},
+    }
+    files["zarr.json"] = readable_json(group)
+    return files
+
+
+def encode_chunk(spec: ArraySpec, values: NDArray[Any], chunk_rows: int) -> bytes:
+    """One whole chunk, as Zarr writes it: little-endian bytes and their CRC-32C.
+
+    ``values`` is ``[n, *row_shape]``; the last shard of a set may be shorter than ``chunk_rows``
+    and is filled up with NaN, since a Zarr chunk always has its full shape.
+    """
+    if values.shape[1:] != spec.row_shape or str(values.dtype) != spec.dtype:
+        raise ValueError(
+            f"'{spec.name}' is {values.shape} {values.dtype}, "
+            f"the schema says (rows, {', '.join(map(str, spec.row_shape))}) {spec.dtype}"
+        )
+    array, memory = _empty_array(spec, chunk_rows, chunk_rows)
+    array[: len(values)] = values
+    key = chunk_key(spec, Shard(0, 0, chunk_rows)).removeprefix(f"{spec.name}/")
+    return bytes(memory[key].to_bytes())
+
+
+def decode_chunk(spec: ArraySpec, data: bytes, chunk_rows: int) -> NDArray[Any]:
+    """The inverse of ``encode_chunk``, filling included; ``ValueError`` on a bad checksum."""
+    array, memory = _empty_array(spec, chunk_rows, chunk_rows)
+    key = chunk_key(spec, Shard(0, 0, chunk_rows)).removeprefix(f"{spec.name}/")
+    memory[key] = default_buffer_prototype().buffer.from_bytes(data)
+    return np.asarray(array[:])
+
+
+def encode_samples(schema: Schema, columns: Mapping[str, Any]) -> bytes:
+    """The sample columns of one shard as a Parquet file with the schema's types."""
+    table = pa.table({name: pa.array(columns[name]) for name, _ in schema.columns})
+    sink = io.BytesIO()
+    pq.write_table(table.cast(schema.arrow), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def decode_samples(data: bytes) -> pa.Table:
+    """The inverse of ``encode_samples``."""
+    return pq.read_table(io.BytesIO(data))
+
+
+def encode_rows(
+    schema: Schema,
+    shard: Shard,
+    chunk_rows: int,
+    arrays: Mapping[str, NDArray[Any]],
+    columns: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """All files of one shard: a chunk for every array, a part of the sample table."""
+    for name, values in {**arrays, **columns}.items():
+        if len(values) != shard.n_rows:
+            raise ValueError(
+                f"shard {shard.index}: '{name}' has {len(values)} rows, not {shard.n_rows}"
+            )
+    files = {
+        chunk_key(spec, shard): encode_chunk(spec, arrays[spec.name], chunk_rows)
+        for spec in schema.arrays
+    }
+    files[samples_key(shard)] = encode_samples(schema, columns)
+    return files
+
+
+def _empty_array(
+    spec: ArraySpec, n_rows: int, chunk_rows: int
+) -> tuple[zarr.Array[Any], dict[str, Any]]:
+    """An array in memory, one chunk per shard. The dictionary is what Zarr would put on disk.
+
+    Empty chunks are written too: Zarr's default drops a chunk that holds only the fill value, and
+    then a written shard and a missing one look the same.
+    """
+    memory: dict[str, Any] = {}
+    axes = spec.axes or tuple(f"{spec.name}_{axis}" for axis in range(len(spec.row_shape)))
+    array = zarr.create_array(
+        MemoryStore(memory),
+        shape=(n_rows, *spec.row_shape),
+        chunks=(chunk_rows, *spec.row_shape),
+        dtype=spec.dtype,
+        fill_value=float("nan") if spec.dtype.startswith("float") else 0,
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+        filters=None,
+        dimension_names=["row", *axes],
+        zarr_format=3,
+        config={"write_empty_chunks": True},
+    )
+    return array, memory

@@ -1,0 +1,206 @@
+"""A feature set: rows of vectors and sample columns, read by rows, as Dask, or by condition."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from store.encoding import (
+    chunk_key,
+    decode_chunk,
+    decode_samples,
+    metadata_files,
+    samples_key,
+)
+from store.errors import DamagedError, FormatError, IncompleteError
+from store.plan import Plan
+from store.schema import Schema
+from store.shards import Shard
+from store.shardset import ShardSet
+from store.storage import Storage
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import dask.dataframe as dd
+
+VIEWS = "intro_pipe.views"
+"""Entry points of views that need more than the store knows (losses, torch)."""
+
+
+def create_feature_set(storage: Storage, plan: Plan) -> "FeatureSet":
+    """Open the set of that plan, laying out its arrays first where there is none yet."""
+    schema = Schema.from_json(plan["schema"])
+    fixed = metadata_files(schema, plan["n_rows"], plan["shard_rows"])
+    return FeatureSet(ShardSet.create(storage, plan, fixed))
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features and logits of a data set under a network. Row ``i`` is sample ``i`` everywhere."""
+
+    shard_set: ShardSet
+
+    @property
+    def plan(self) -> Plan:
+        """Everything that determines the rows: data set, network, schema."""
+        return self.shard_set.plan
+
+    @property
+    def name(self) -> str:
+        """The name in the store: ``cifar10c-test@resnet18-1f2e3d4c5b6a``."""
+        return f"{self.plan['name']}-{self.fingerprint}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the plan."""
+        return self.shard_set.fingerprint
+
+    @property
+    def n_rows(self) -> int:
+        """Number of samples."""
+        return self.shard_set.n_rows
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Arrays and columns."""
+        return Schema.from_json(dict(self.plan["schema"]))
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def require_complete(self) -> "FeatureSet":
+        """The set itself; raises ``IncompleteError`` with what is missing and how to get it."""
+        if missing := self.shard_set.missing():
+            raise IncompleteError(
+                f"{self.name} has {len(missing)} of {len(self.shard_set.shards)} shards missing "
+                f"(first: {missing[0].index}): run the same extract command again, "
+                "or `intro-pipe resume`"
+            )
+        return self
+
+    def read_chunk(self, name: str, shard: Shard) -> NDArray[Any]:
+        """One array's rows of one shard, ``[rows, *row_shape]``; raises ``DamagedError``."""
+        spec = self.schema.array(name)
+        key = chunk_key(spec, shard)
+        try:
+            data = self.shard_set.storage.read(key)
+            return decode_chunk(spec, data, self.shard_set.chunk_rows)[: shard.n_rows]
+        except ValueError as error:
+            raise DamagedError(
+                f"{self.shard_set.storage.location}/{key} is damaged ({error}): "
+                f"see `intro-pipe verify {self.name} --repair`"
+            ) from error
+
+    def read_samples(self, shard: Shard) -> pa.Table:
+        """The sample columns of one shard; raises ``DamagedError``."""
+        key = samples_key(shard)
+        data = self.shard_set.storage.read(key)
+        try:
+            return decode_samples(data)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(
+                f"{self.shard_set.storage.location}/{key} is damaged ({error}): "
+                f"see `intro-pipe verify {self.name} --repair`"
+            ) from error
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows ``[start, stop)`` of an array, in memory."""
+        stop = self.n_rows if stop is None else min(stop, self.n_rows)
+        parts = [
+            self.read_chunk(name, shard)[max(start - shard.start, 0) : max(stop - shard.start, 0)]
+            for shard in self.shard_set.shards
+            if shard.start < stop and shard.stop > start
+        ]
+        spec = self.schema.array(name)
+        return np.concatenate(parts) if parts else np.empty((0, *spec.row_shape), spec.dtype)
+
+    def samples(self) -> pd.DataFrame:
+        """All sample columns, in memory, indexed by row."""
+        tables = [self.read_samples(shard) for shard in self.shard_set.shards]
+        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        return frame
+
+    def array(self, name: str) -> "da.Array":
+        """A lazy array ``[n_rows, *row_shape]`` whose chunks are the shards."""
+        from store.lazy import lazy_array
+
+        return lazy_array(self, name)
+
+    def frame(self) -> "dd.DataFrame":
+        """The sample columns as a lazy data frame with one partition a shard, indexed by row."""
+        from store.lazy import lazy_frame
+
+        return lazy_frame(self)
+
+    def where(self, **conditions: Any) -> "Selection":
+        """The rows with these values in the sample columns.
+
+        ``where(corruption="fog", severity=[3, 5])``: a list means any of its values. Raises
+        ``FormatError`` for a column that is not there.
+        """
+        columns = [name for name, _ in self.schema.columns]
+        if unknown := sorted(conditions.keys() - set(columns)):
+            raise FormatError(
+                f"{self.name} has no column {', '.join(unknown)}; it has {', '.join(columns)}"
+            )
+        frame = self.samples()
+        keep = np.ones(len(frame), dtype=bool)
+        for column, wanted in conditions.items():
+            values = wanted if isinstance(wanted, list | tuple | set) else [wanted]
+            keep &= frame[column].isin(list(values)).to_numpy()
+        return Selection(self, np.flatnonzero(keep))
+
+    def reflection(self, **choice: Any) -> "da.Array":
+        """Introspective features r_x ``[n_rows, n_classes * width]``, made lazily from the factors.
+
+        ``choice``: ``loss`` ("mse-m"), ``M``, ``variant`` ("single-pass"), ``scaling``
+        ("minmax"); see ``stages.reflection.view.reflect``.
+        """
+        return load_view("reflection")(self, **choice)
+
+    def torch_dataset(self, **choice: Any) -> Any:  # Any: a torch IterableDataset
+        """Batches for PyTorch; see ``stages.reflection.batches.FeatureBatches``."""
+        return load_view("torch_dataset")(self, **choice)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some rows of a feature set, in row order."""
+
+    feature_set: FeatureSet
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the whole set."""
+        return self.feature_set.plan
+
+    def array(self, name: str) -> "da.Array":
+        """These rows of an array, lazily."""
+        return self.feature_set.array(name)[self.rows]
+
+    def frame(self) -> pd.DataFrame:
+        """These rows of the sample columns, in memory."""
+        return self.feature_set.samples().iloc[self.rows]
+
+    def reflection(self, **choice: Any) -> "da.Array":
+        """r_x of these rows, lazily."""
+        return load_view("reflection")(self, **choice)
+
+
+def load_view(name: str) -> Callable[..., Any]:
+    """The installed view of that name: the store imports nothing from above, views register."""
+    found: Sequence[Any] = tuple(entry_points(group=VIEWS, name=name))
+    if not found:
+        raise FormatError(f"no view '{name}' is installed: reinstall intro-pipe (pip install -e .)")
+    view: Callable[..., Any] = found[0].load()
+    return view

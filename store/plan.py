@@ -1,0 +1,51 @@
+"""Plans: everything that determines the bytes of a set, and nothing else."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Plan = Mapping[str, Any]
+"""A JSON object. Two runs with equal plans write equal rows."""
+
+FINGERPRINT_DIGITS = 12
+"""Hexadecimal digits of a fingerprint: 48 bits, enough for the sets of one store."""
+
+
+def canonical_json(value: Any) -> bytes:  # Any: whatever JSON can hold
+    """The one spelling of a JSON value: sorted keys, no spaces, finite numbers only."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode()
+
+
+def readable_json(value: Any) -> bytes:  # Any: whatever JSON can hold
+    """JSON for people and tools: indented, keys in the order given."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def fingerprint(value: Any) -> str:  # Any: whatever JSON can hold
+    """The first twelve hexadecimal digits of the SHA-256 of the canonical JSON.
+
+    >>> fingerprint({"b": 1, "a": [2]}) == fingerprint({"a": [2], "b": 1})
+    True
+    """
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """One ``path: ours, there theirs`` line for every leaf in which two JSON values differ.
+
+    >>> list(differences({"a": {"b": 1}}, {"a": {"b": 2}}))
+    ['a.b: 1, there 2']
+    """
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key in sorted(ours.keys() | theirs.keys()):
+            below = f"{path}.{key}" if path else str(key)
+            yield from differences(ours.get(key), theirs.get(key), below)
+    elif canonical_json(ours) != canonical_json(theirs):
+        yield f"{path}: {_short(ours)}, there {_short(theirs)}"
+
+
+def _short(value: Any, n_characters: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= n_characters else text[: n_characters - 1] + "…"

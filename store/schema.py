@@ -1,0 +1,73 @@
+"""What a row holds: arrays with a fixed shape per row, and scalar columns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """An array of the set: ``[rows, *row_shape]`` of ``dtype``; ``axes`` names its axes."""
+
+    name: str
+    row_shape: tuple[int, ...]
+    dtype: str = "float32"
+    axes: tuple[str, ...] = ()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        n_values = 1
+        for length in self.row_shape:
+            n_values *= length
+        return n_values * int(self.dtype.removeprefix("float").removeprefix("int")) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The arrays and the sample columns, in the order in which they are written.
+
+    Columns are ``(name, Arrow type)`` pairs such as ``("label", "int64")``.
+    """
+
+    arrays: tuple[ArraySpec, ...]
+    columns: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in which the plan keeps it."""
+        return {
+            "arrays": [
+                {
+                    "name": spec.name,
+                    "row_shape": list(spec.row_shape),
+                    "dtype": spec.dtype,
+                    "axes": list(spec.axes),
+                }
+                for spec in self.arrays
+            ],
+            "columns": [list(column) for column in self.columns],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Schema":
+        """The inverse of ``to_json``."""
+        arrays = tuple(
+            ArraySpec(
+                spec["name"], tuple(spec["row_shape"]), spec["dtype"], tuple(spec.get("axes", ()))
+            )
+            for spec in value["arrays"]
+        )
+        return cls(arrays, tuple((name, kind) for name, kind in value["columns"]))
+
+    def array(self, name: str) -> ArraySpec:
+        """The array of that name; ``KeyError`` lists those there are."""
+        for spec in self.arrays:
+            if spec.name == name:
+                return spec
+        raise KeyError(f"no array '{name}'; there are {', '.join(s.name for s in self.arrays)}")
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The columns as an Arrow schema."""
+        return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in self.columns])

@@ -1,0 +1,165 @@
+"""A set: rows of one plan, written shard by shard, each vouched for by a receipt."""
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from store.errors import DamagedError, FormatError, NotFoundError, PlanMismatchError
+from store.plan import Plan, canonical_json, differences, fingerprint, readable_json
+from store.shards import Shard, shards_of
+from store.storage import Storage, crc32c
+
+PLAN_KEY = "plan.json"
+RECEIPTS = "receipts"
+
+
+def receipt_key(shard: Shard) -> str:
+    """Where the receipt of a shard lies; zero-padded, so that names sort as rows do."""
+    return f"{RECEIPTS}/{shard.index:05d}.json"
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A folder with ``plan.json``, data files and ``receipts/``: holds a place and a plan.
+
+    The plan has at least ``n_rows`` and ``shard_rows``. Make one with ``create`` or ``open``.
+    """
+
+    storage: Storage
+    plan: Plan
+
+    @classmethod
+    def create(cls, storage: Storage, plan: Plan, fixed_files: Mapping[str, bytes]) -> Self:
+        """Open the set, writing plan and fixed files first where there is none yet.
+
+        Fixed files follow from the plan (array metadata, labels). Raises ``PlanMismatchError`` with
+        the differing fields where the place holds another plan.
+        """
+        if not storage.create(PLAN_KEY, readable_json(plan)):
+            there = cls.open(storage).plan
+            if different := list(differences(plan, there)):
+                raise PlanMismatchError(
+                    f"{storage.location} holds results of another plan ({'; '.join(different)}): "
+                    "use another name or store, or remove that folder"
+                )
+        for key, data in fixed_files.items():
+            if storage.size(key) != len(data) or storage.read(key) != data:
+                storage.write(key, data)
+        return cls(storage, plan)
+
+    @classmethod
+    def open(cls, storage: Storage) -> Self:
+        """Open a set that exists; raises ``NotFoundError`` or ``FormatError``."""
+        return cls(storage, read_plan(storage))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the plan."""
+        return fingerprint(self.plan)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows when complete."""
+        return int(self.plan["n_rows"])
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a full shard."""
+        return min(int(self.plan["shard_rows"]), self.n_rows)
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """Every shard of the plan, done or not."""
+        return shards_of(self.n_rows, int(self.plan["shard_rows"]))
+
+    def done(self) -> set[int]:
+        """Indexes of the shards that have a receipt: one listing, no file is opened."""
+        names = (key.removeprefix(f"{RECEIPTS}/") for key in self.storage.keys(RECEIPTS))
+        return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()}
+
+    def missing(self) -> tuple[Shard, ...]:
+        """The shards that are still to do, in row order."""
+        done = self.done()
+        return tuple(shard for shard in self.shards if shard.index not in done)
+
+    def is_complete(self) -> bool:
+        """Whether every shard has its receipt."""
+        return not self.missing()
+
+    def receipt(self, shard: Shard) -> dict[str, Any]:
+        """The receipt of a shard; raises ``NotFoundError``, ``DamagedError`` if it was altered."""
+        data = self.storage.read(receipt_key(shard))
+        try:
+            receipt = json.loads(data)
+            seal = receipt.pop("receipt_crc32c")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DamagedError(f"{self._named(receipt_key(shard))} cannot be read") from error
+        if crc32c(canonical_json(receipt)) != seal or data != _sealed(receipt):
+            raise DamagedError(f"{self._named(receipt_key(shard))} was altered")
+        return dict(receipt)
+
+    def receipts(self) -> Iterator[dict[str, Any]]:
+        """The receipts there are, in row order."""
+        done = self.done()
+        return (self.receipt(shard) for shard in self.shards if shard.index in done)
+
+    def commit(
+        self, shard: Shard, files: Mapping[str, bytes], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write the files of a shard, then its receipt, last; gives the receipt.
+
+        A shard that has its receipt already is left as it is. Each file replaces what a dead writer
+        may have left under its name as a whole, so a torn file cannot get in the way.
+        """
+        if self.storage.size(receipt_key(shard)) is not None:
+            return self.receipt(shard)
+        for key, data in files.items():
+            self.storage.write(key, data)
+        receipt = {
+            "shard": {"index": shard.index, "start": shard.start, "stop": shard.stop},
+            "files": {
+                key: {"bytes": len(data), "crc32c": crc32c(data)} for key, data in files.items()
+            },
+            **facts,
+            "host": platform.node(),
+            "written_at": round(time.time(), 3),
+        }
+        self.storage.create(receipt_key(shard), _sealed(receipt))
+        return receipt
+
+    def discard(self, shard: Shard) -> None:
+        """Take a shard back to missing: its data is replaced when it is redone."""
+        self.storage.remove(receipt_key(shard))
+
+    def _named(self, key: str) -> str:
+        return f"{self.storage.location}/{key}"
+
+
+def read_plan(storage: Storage) -> Plan:
+    """The plan of a set; raises ``NotFoundError`` or ``FormatError``."""
+    data = storage.read(PLAN_KEY)
+    try:
+        plan = json.loads(data)
+        shards_of(plan["n_rows"], plan["shard_rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(
+            f"{storage.location}/{PLAN_KEY} is not a plan ({error}): damaged, or not ours; "
+            "remove the folder and compute it again"
+        ) from error
+    return dict(plan)
+
+
+def find_set(storage: Storage) -> ShardSet | None:
+    """The set at that place, ``None`` where there is none."""
+    try:
+        return ShardSet.open(storage)
+    except NotFoundError:
+        return None
+
+
+def _sealed(receipt: Mapping[str, Any]) -> bytes:
+    return readable_json({**receipt, "receipt_crc32c": crc32c(canonical_json(receipt))})

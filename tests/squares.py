@@ -1,0 +1,84 @@
+"""A small real stage for tests of the runner and the executors: squares of row numbers."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.stage import ShardOutput, Tick
+from store.encoding import encode_rows
+from store.schema import ArraySpec, Schema
+from store.shards import Shard
+
+SCHEMA = Schema(
+    (ArraySpec("square", (2,)),),
+    (("row", "int64"), ("corruption", "string"), ("severity", "int64"), ("status", "string")),
+)
+
+
+def plan_of(n_rows: int, shard_rows: int, **inputs: Any) -> dict[str, Any]:
+    return {
+        "name": "numbers-test@square",
+        "n_rows": n_rows,
+        "shard_rows": shard_rows,
+        "schema": SCHEMA.to_json(),
+        "inputs": {"source": {"name": "numbers"}, "model": {"name": "square"}, **inputs},
+    }
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Row i holds (i, i*i). ``script`` maps a shard to what happens to its attempts, in order.
+
+    A script entry is "ok", "fail" (an error that may pass), "final" (one that will not), or "kill"
+    (the process dies). Attempts are counted in files under ``folder``, so that they survive kills.
+    """
+
+    chunk_rows: int
+    folder: str
+    script: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    nan_rows: tuple[int, ...] = ()
+    pause_s: float = 0.0
+    name: str = "squares"
+    version: int = 1
+
+    def setup(self, n_threads: int) -> int:
+        Path(self.folder, f"setup-{os.getpid()}-{n_threads}").touch()
+        return n_threads
+
+    def compute(self, state: int, shard: Shard, tick: Tick) -> ShardOutput:
+        assert state >= 1
+        self._act(shard)
+        time.sleep(self.pause_s)
+        rows = np.arange(shard.start, shard.stop)
+        values = np.stack([rows, rows * rows], axis=1).astype(np.float32)
+        failed = [row for row in self.nan_rows if shard.start <= row < shard.stop]
+        values[[row - shard.start for row in failed]] = np.nan
+        tick(shard.n_rows)
+        columns = {
+            "row": rows,
+            "corruption": ["fog" if row % 2 else "snow" for row in rows],
+            "severity": rows % 5 + 1,
+            "status": ["failed" if row in failed else "ok" for row in rows],
+        }
+        files = encode_rows(SCHEMA, shard, self.chunk_rows, {"square": values}, columns)
+        return ShardOutput(files, {"failed": {str(row): "scripted" for row in failed}})
+
+    def attempts(self, shard_index: int) -> int:
+        return len(list(Path(self.folder).glob(f"shard-{shard_index}-*")))
+
+    def _act(self, shard: Shard) -> None:
+        n_before = self.attempts(shard.index)
+        Path(self.folder, f"shard-{shard.index}-{n_before}").touch()
+        script = self.script.get(shard.index, ())
+        action = script[n_before] if n_before < len(script) else "ok"
+        if action == "fail":
+            raise RuntimeError("this one may pass")
+        if action == "final":
+            raise ValueError("this one will not")
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,148 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.data.corrupted import CIFAR10C_NAMES
+from stages.data.known import KNOWN, data_root_path
+from stages.data.registry import known_datasets, open_source
+from stages.data.source import SourceSpec, source_facts
+from stages.errors import DataNotFoundError, InputError
+
+
+def _arrays(path: Path, n_rows: int = 5) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images=np.zeros((n_rows, 8, 8), dtype=np.uint8), labels=np.arange(n_rows))
+
+
+def _corrupted(folder: Path, names: tuple[str, ...]) -> None:
+    folder.mkdir()
+    for name in names:
+        np.save(folder / f"{name}.npy", np.zeros((5, 8, 8, 3), dtype=np.uint8))
+    np.save(folder / "labels.npy", np.zeros(5, dtype=np.uint8))
+
+
+def test_the_data_root_is_given_or_from_the_environment_or_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTRO_PIPE_DATA", str(tmp_path / "env"))
+    assert data_root_path(tmp_path / "given") == tmp_path / "given"
+    assert data_root_path() == tmp_path / "env"
+    monkeypatch.delenv("INTRO_PIPE_DATA")
+    assert data_root_path() == Path.home() / ".cache" / "intro-pipe" / "data"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10c", "mnist"])
+def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataNotFoundError) as caught:
+        open_source(name, data_root=tmp_path)
+    message = str(caught.value)
+    assert f"intro-pipe datasets --download {name}" in message
+    assert "--data-root" in message
+    assert "\n" not in message
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFoundError, match="expected one of digits, cifar10, cifar10c"):
+        open_source("cifar11", data_root=tmp_path)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFoundError, match="no/such/place"):
+        open_source(tmp_path / "no" / "such" / "place")
+
+
+def test_a_name_is_looked_up_under_the_data_root(tmp_path: Path) -> None:
+    _arrays(tmp_path / "mine" / "test.npz")
+    assert open_source("mine", data_root=tmp_path).name == "mine"
+
+
+def test_names_are_fit_for_file_names(tmp_path: Path) -> None:
+    _arrays(tmp_path / "my set@home.npz")
+    assert open_source(tmp_path / "my set@home.npz").name == "my-set-home"
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(InputError, match="split is 'val', expected one of train, test"):
+        open_source("digits", "val")
+
+
+@pytest.mark.parametrize("options", [{"image_size": 0}, {"limit": 0}, {"limit": -3}])
+def test_sizes_and_limits_below_one_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="expected at least 1"):
+        open_source("digits", **options)
+
+
+def test_a_limit_takes_the_first_rows_and_changes_the_fingerprint() -> None:
+    whole, part = open_source("digits"), open_source("digits", limit=7)
+    assert part.n_rows == 7
+    assert (part.read(0, 7).images == whole.read(0, 7).images).all()
+    assert part.fingerprint() != whole.fingerprint()
+
+
+def test_a_limit_beyond_the_end_changes_nothing() -> None:
+    assert open_source("digits", limit=9_999).fingerprint() == open_source("digits").fingerprint()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (5, 4), (0, 501)])
+def test_rows_outside_are_refused(start: int, stop: int) -> None:
+    with pytest.raises(IndexError, match="are not within 0:500"):
+        open_source("digits").read(start, stop)
+
+
+def test_a_spec_opens_the_same_source_after_pickling() -> None:
+    spec = SourceSpec("digits", "test", "", image_size=16, limit=9)
+    source = pickle.loads(pickle.dumps(spec)).open()
+    assert (source.n_rows, source.image_size) == (9, (16, 16))
+    assert source.fingerprint() == open_source("digits", image_size=16, limit=9).fingerprint()
+
+
+def test_the_facts_of_a_source_are_json_and_hold_its_fingerprint() -> None:
+    source = open_source("digits", limit=7)
+    facts = json.loads(json.dumps(source_facts(source)))
+    assert (facts["n_rows"], facts["image_size"]) == (7, [32, 32])
+    assert facts["resize"] == "bilinear-antialias 8x8->32x32"
+    assert facts["fingerprint"] == source.fingerprint()
+
+
+def test_the_list_shows_every_registered_set(tmp_path: Path) -> None:
+    infos = {info.name: info for info in known_datasets(tmp_path / "nothing")}
+    assert list(infos)[:5] == list(KNOWN)
+    assert infos["digits"].is_on_disk
+    assert not infos["cifar10c"].is_on_disk
+    assert infos["cifar10c"].n_rows == {"test": 950_000}
+    assert infos["cifar10c"].how_to_get == "intro-pipe datasets --download cifar10c"
+
+
+def test_the_list_agrees_with_what_opens() -> None:
+    info = next(info for info in known_datasets() if info.name == "digits")
+    assert all(open_source("digits", split).n_rows == n for split, n in info.n_rows.items())
+
+
+def test_the_list_recognises_what_lies_in_the_data_root(tmp_path: Path) -> None:
+    _arrays(tmp_path / "arrays" / "train.npz", 6)
+    _arrays(tmp_path / "single.npz")
+    _corrupted(tmp_path / "mine-c", ("fog",))
+    (tmp_path / "photos" / "test" / "ant").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "test" / "ant" / "0.png")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    infos = {info.name: info for info in known_datasets(tmp_path)[len(KNOWN) :]}
+    assert {name: info.n_rows for name, info in infos.items()} == {
+        "arrays": {"train": 6},
+        "mine-c": {"test": 5},
+        "photos": {"test": 1},
+        "single": {"test": 5},
+    }
+    assert all(info.is_on_disk and not info.problem for info in infos.values())
+
+
+def test_the_list_shows_what_is_wrong_with_a_set(tmp_path: Path) -> None:
+    _corrupted(tmp_path / "CIFAR-10-C", CIFAR10C_NAMES[1:])
+    np.save(tmp_path / "photos.npy", np.zeros((5, 8), dtype=np.uint8))
+    problems = {info.name: info.problem for info in known_datasets(tmp_path) if info.problem}
+    assert "missing: brightness" in problems["cifar10c"]
+    assert "expected uint8" in problems["photos"]

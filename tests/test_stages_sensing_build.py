@@ -1,0 +1,141 @@
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from stages.errors import DataNotFoundError, InputError
+from stages.sensing.build import build_network, located, source_hash
+from stages.sensing.torchvision_ops import import_torchvision
+
+SOURCE = """
+from torch import nn
+from beside import WIDTH
+
+class Net(nn.Sequential):
+    def __init__(self, n_classes):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, WIDTH), nn.Linear(WIDTH, n_classes))
+
+def sized(n_classes=10):
+    return Net(n_classes)
+
+def torchlike(num_classes):
+    return Net(num_classes)
+
+def fixed():
+    return Net(4)
+
+def broken(n_classes):
+    raise KeyError("layers")
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    (tmp_path / "beside.py").write_text("WIDTH = 6\n")
+    path = tmp_path / "net.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def n_logits(network):
+    return network.eval()(torch.zeros(1, 3, 32, 32)).shape[1]
+
+
+def test_shipped_networks_are_built_by_name():
+    assert n_logits(build_network("resnet18", 7)) == 7
+    assert n_logits(build_network("cnn2")) == 10
+
+
+def test_unknown_name_is_answered_with_close_matches_and_the_list():
+    with pytest.raises(InputError, match=r"did you mean .*resnet18.*known: .*vgg16") as caught:
+        build_network("resnet-18", 10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("factory", "expected"), [("sized", 5), ("torchlike", 5), ("fixed", 4), ("Net", 5)]
+)
+def test_factory_gets_the_number_of_classes_if_it_takes_it(user_file, factory, expected):
+    assert n_logits(build_network(f"{user_file}:{factory}", 5)) == expected
+
+
+def test_factory_of_an_importable_module_is_called():
+    linear = build_network("torch.nn:Identity", 5)
+    assert isinstance(linear, nn.Identity)
+
+
+def test_missing_factory_is_answered_with_those_in_the_file(user_file):
+    with pytest.raises(InputError, match="'sizde': did you mean sized"):
+        build_network(f"{user_file}:sizde", 5)
+
+
+def test_missing_file_and_module_are_not_found(tmp_path):
+    with pytest.raises(DataNotFoundError, match="no file"):
+        build_network(f"{tmp_path}/none.py:net", 5)
+    with pytest.raises(DataNotFoundError, match="no_such_package"):
+        build_network("no_such_package.nets:net", 5)
+
+
+def test_failing_factory_is_named_with_its_error(user_file):
+    with pytest.raises(InputError, match="factory failed with KeyError: 'layers'"):
+        build_network(f"{user_file}:broken", 5)
+
+
+def test_factory_must_give_a_module(user_file):
+    with pytest.raises(InputError, match="found int"):
+        build_network(f"{user_file}:number", 5)
+
+
+def test_file_that_does_not_import_is_named_with_its_error(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("1 / 0")
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        build_network(f"{path}:net", 5)
+
+
+def test_edited_file_is_read_anew(user_file):
+    build_network(f"{user_file}:fixed")
+    user_file.write_text(SOURCE.replace("Net(4)", "Net(8)"))
+    assert n_logits(build_network(f"{user_file}:fixed")) == 8
+
+
+def test_source_hash_follows_the_content_of_the_users_file(user_file):
+    before = source_hash(f"{user_file}:fixed")
+    user_file.write_text(SOURCE + "# changed\n")
+    assert before != source_hash(f"{user_file}:fixed")
+    assert source_hash("resnet18") is None
+
+
+def test_located_gives_a_users_file_its_full_path(user_file, monkeypatch):
+    monkeypatch.chdir(user_file.parent)
+    assert located("net.py:fixed") == f"{user_file.resolve()}:fixed"
+    assert located("torch.nn:Linear") == "torch.nn:Linear"
+    assert located("resnet18") == "resnet18"
+
+
+def test_torchvision_networks_are_built_by_name():
+    network = build_network("torchvision:resnet18", 6)
+    assert network.fc.out_features == 6
+
+
+def test_unknown_torchvision_network_is_answered_with_close_matches():
+    with pytest.raises(InputError, match=r"did you mean .*resnet18"):
+        build_network("torchvision:resnet18x", 6)
+
+
+def test_torchvision_imports_twice_on_any_build_of_torch():
+    assert import_torchvision() is import_torchvision()
+    assert hasattr(torch.ops.torchvision, "nms")
+
+
+def test_search_path_is_left_as_it_was(user_file):
+    import sys
+
+    before = list(sys.path)
+    build_network(f"{user_file}:fixed")
+    assert sys.path == before
+    assert os.fspath(user_file.parent) not in sys.path
