@@ -78,8 +78,12 @@ def corrupt(
         str | None,
         typer.Option("--out", help="Folder to write. (default: DATASET-c under the data root)"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
     limit: options.Limit = None,
+    store: Annotated[
+        str,
+        typer.Option(envvar="INTRO_PIPE_STORE", help="Whose journal remembers the run."),
+    ] = options.DEFAULT_STORE,
     data_root: options.DataRoot = None,
     executor: options.ExecutorName = "ray",
     workers: options.Workers = None,
@@ -95,7 +99,8 @@ def corrupt(
     from stages.data.corrupt import Corrupt
     from stages.data.corruption_set import corruption_folder, write_corrupted
     from stages.data.known import data_root_path
-    from stages.data.source import SourceSpec
+    from stages.data.registry import SourceSpec
+    from store.catalog import FeatureStore
 
     root = data_root_path(data_root)
     source = SourceSpec(dataset, split, str(root), limit=limit)
@@ -113,7 +118,7 @@ def corrupt(
         text = f"would write {plan['n_rows']:,} images ({size(n_bytes)}) to {folder}"
         emit({"folder": folder, "bytes": n_bytes, "plan": plan}, text, as_json=as_json)
         return
-    shard_set, report = write_corrupted(stage, folder, workforce, sys.argv[1:])
+    shard_set, report = write_corrupted(FeatureStore(store), stage, folder, workforce, sys.argv[1:])
     text = (
         f"{folder}: {shard_set.n_rows:,} images; {report.n_computed} of {report.n_shards} "
         f"corruptions computed now ({report.rows_per_s:,.0f} images/s)"
@@ -144,6 +149,14 @@ def extract(
     mean: Annotated[str, typer.Option(help="Its normalisation.")] = "0.4914,0.4822,0.4465",
     std: Annotated[str, typer.Option(help="Its normalisation.")] = "0.2023,0.1994,0.2010",
     image_size: Annotated[int, typer.Option(min=1, help="Its input, in pixels.")] = 32,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Another layer, whose per-image gradients are stored as well."),
+    ] = None,
+    layer_loss: Annotated[str, typer.Option(help="Of those gradients.")] = "mse-m",
+    project: Annotated[
+        int | None, typer.Option(min=1, help="Project those gradients at random to this size.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (logits stay fp32).")] = "fp32",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
     shard_rows: Annotated[
@@ -165,6 +178,7 @@ def extract(
     """
     from stages.data.known import data_root_path
     from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
+    from stages.reflection.named_layer import NamedLayer
     from stages.sensing.models import ModelRequest, model_for
     from store.catalog import FeatureStore
 
@@ -190,6 +204,7 @@ def extract(
         shard_rows,
         device,
         batch_size or DEFAULT_BATCH_ROWS,
+        NamedLayer(layer, layer_loss, project) if layer else None,
     )
     if dry_run:
         preview = place.preview(stage.plan())

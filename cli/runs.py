@@ -35,7 +35,8 @@ def resume(
     note(f"in {run.folder}: intro-pipe {' '.join(command)}")
     if not dry_run:
         os.chdir(run.folder)
-        os.execv(sys.executable, [sys.executable, "-m", "cli.app", *command])
+        environment = {**os.environ, **run.environment}
+        os.execve(sys.executable, [sys.executable, "-m", "cli.app", *command], environment)
 
 
 def demo(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 from pipeline.errors import JournalError
 
 FOLDER = "journal"
+VARIABLES = "INTRO_PIPE_"
+"""Prefix of the environment variables that a run depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,14 @@ class Journal:
         path = Path(store, FOLDER, f"{stamp}-{os.getpid()}.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         journal = cls(path)
-        journal.note("started", command=list(command), folder=str(Path.cwd()), pid=os.getpid())
+        journal.note(
+            "started",
+            command=list(command),
+            folder=str(Path.cwd()),
+            environment={k: v for k, v in os.environ.items() if k.startswith(VARIABLES)},
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
         return journal
 
     @contextmanager
@@ -49,10 +59,14 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as its journal tells it; ``outcome`` is "done", "failed" or (killed) "unfinished"."""
+    """A run as its journal tells it.
+
+    ``outcome`` is "done", "failed", "running" or, after a kill, "unfinished".
+    """
 
     command: tuple[str, ...]
     folder: str
+    environment: dict[str, str]
     outcome: str
     started: float
 
@@ -62,10 +76,15 @@ def runs(store: str) -> Iterator[Run]:
     for path in sorted(Path(store, FOLDER).glob("*.jsonl"), reverse=True):
         events = [event for line in path.read_text("utf-8").splitlines() if (event := _event(line))]
         if events and events[0].get("event") == "started":
-            last = events[-1]["event"]
-            outcome = last if last in ("done", "failed") else "unfinished"
-            first = events[0]
-            yield Run(tuple(first["command"]), first["folder"], outcome, first["time"])
+            first, last = events[0], events[-1]["event"]
+            outcome = last if last in ("done", "failed") else _state_of(first)
+            yield Run(
+                tuple(first["command"]),
+                first["folder"],
+                first["environment"],
+                outcome,
+                first["time"],
+            )
 
 
 def last_unfinished(store: str) -> Run:
@@ -74,9 +93,16 @@ def last_unfinished(store: str) -> Run:
     for run in runs(store):
         if run.outcome == "done":
             done.add(run.command)
-        elif run.command not in done:
+        elif run.outcome != "running" and run.command not in done:
             return run
     raise JournalError(f"every run in {store} is done: there is nothing to resume")
+
+
+def _state_of(started: dict[str, Any]) -> str:
+    """Whether a run without an outcome is still going on, as far as this machine can tell."""
+    if started["host"] != socket.gethostname():
+        return "unfinished"
+    return "running" if Path("/proc", str(started["pid"])).exists() else "unfinished"
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -73,12 +73,13 @@ def run_loop(
     journal: Journal,
     *,
     title: str,
+    rows: str = "images",
     facts: Mapping[str, Any] | None = None,
     stream: TextIO | None = None,
 ) -> LoopReport:
     """Run the units that are missing, then write the artifact; a finished one is read, not made.
 
-    ``facts`` go into the artifact's card beside what the stage has to say.
+    ``rows`` is what progress calls them; ``facts`` go into the card beside the stage's own.
     After a kill the loop goes on from its last checkpoint. Raises ``PlanMismatchError`` where the
     name holds an artifact of another plan, ``LeaseError`` where another driver is at work.
     """
@@ -91,7 +92,7 @@ def run_loop(
         history, state = _last_checkpoint(stage, artifact.storage)
         first = len(history)
         n_rows = stage.rows_per_unit * (stage.n_units - first)
-        with Progress(title, n_rows, stream=stream) as progress:
+        with Progress(title, n_rows, unit=rows, stream=stream) as progress:
             for unit in range(first, stage.n_units):
                 history.append(_step(stage, state, unit, progress))
                 _checkpoint(stage, artifact.storage, state, history)

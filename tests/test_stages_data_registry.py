@@ -8,8 +8,8 @@ from PIL import Image
 
 from stages.data.corrupted import CIFAR10C_NAMES
 from stages.data.known import KNOWN, data_root_path
-from stages.data.registry import known_datasets, open_source
-from stages.data.source import SourceSpec, source_facts
+from stages.data.registry import SourceSpec, known_datasets, open_source
+from stages.data.source import source_facts
 from stages.errors import DataNotFoundError, InputError
 
 

@@ -20,7 +20,8 @@ from pipeline.stage import ShardOutput, Tick
 from stages.data.corruptions.frost import frost_folder
 from stages.data.corruptions.names import N_SEVERITIES, Collection, names_of
 from stages.data.corruptions.pixels import SIDE
-from stages.data.source import ImageSource, Rows, SourceSpec, source_facts
+from stages.data.registry import SourceSpec
+from stages.data.source import ImageSource, Rows, source_facts
 from stages.errors import InputError
 from store.shards import Shard
 

@@ -9,6 +9,7 @@ from pipeline.executors import Executor
 from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
 from stages.data.corrupt import Corrupt, labels_npy
+from store.catalog import FeatureStore
 from store.shardset import ShardSet, find_set
 from store.storage import LocalStorage
 
@@ -23,11 +24,12 @@ def corruption_folder(stage: Corrupt, data_root: Path) -> str:
 
 
 def write_corrupted(
-    stage: Corrupt, folder: str, executor: Executor, command: Sequence[str]
+    store: FeatureStore, stage: Corrupt, folder: str, executor: Executor, command: Sequence[str]
 ) -> tuple[ShardSet, RunReport]:
     """Write ``labels.npy`` and ``<corruption>.npy`` for each corruption, or what is missing.
 
-    The folder also gets ``plan.json`` and ``receipts/``; readers of CIFAR-10-C do not mind.
+    The folder also gets ``plan.json`` and ``receipts/``; readers of CIFAR-10-C do not mind. The
+    store only keeps the journal of the run, so that it can be resumed.
 
     Raises:
         InputError: the source does not fit.
@@ -39,7 +41,9 @@ def write_corrupted(
     fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open())}
     executor.check()
     shard_set = ShardSet.create(storage, plan, fixed)
-    journal = Journal.begin(folder, command)
+    if shard_set.is_complete():
+        return shard_set, RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
+    journal = Journal.begin(store.prepare().location, command)
     with journal.outcome():
         report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
     return shard_set, report

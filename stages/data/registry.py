@@ -45,6 +45,23 @@ class DatasetInfo:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """How to open a source: what travels to workers in place of the source."""
+
+    dataset: str
+    split: str
+    data_root: str
+    image_size: int = 32
+    limit: int | None = None
+
+    def open(self) -> ImageSource:
+        """The source; see ``open_source``."""
+        return open_source(
+            self.dataset, self.split, self.data_root, image_size=self.image_size, limit=self.limit
+        )
+
+
 def open_source(
     dataset: str | Path,
     split: str = "test",

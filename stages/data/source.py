@@ -152,25 +152,6 @@ class ArrayReader:
         return self.hash_content()
 
 
-@dataclass(frozen=True, slots=True)
-class SourceSpec:
-    """How to open a source: what travels to workers in place of the source."""
-
-    dataset: str
-    split: str
-    data_root: str
-    image_size: int = 32
-    limit: int | None = None
-
-    def open(self) -> ImageSource:
-        """The source; see ``stages.data.registry.open_source``."""
-        from stages.data.registry import open_source  # the registry imports this module
-
-        return open_source(
-            self.dataset, self.split, self.data_root, image_size=self.image_size, limit=self.limit
-        )
-
-
 def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
     """What plans record of a source: everything that determines its rows."""
     return {

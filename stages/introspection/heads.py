@@ -132,6 +132,7 @@ def train_head(
             head_plan(feature_set, spec, params),
             journal,
             title=f"train head {name}",
+            rows="rows",
             facts=origin,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
@@ -19,8 +20,10 @@ from pipeline.executors import Executor
 from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
 from pipeline.stage import ShardOutput, Tick
-from stages.data.source import ImageSource, Rows, SourceSpec, source_facts
+from stages.data.registry import SourceSpec
+from stages.data.source import ImageSource, Rows, source_facts
 from stages.errors import InputError
+from stages.reflection.named_layer import ARRAY, NamedLayer
 from stages.sensing.card import ModelCard, Precision
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
@@ -29,6 +32,8 @@ from store.schema import ArraySpec, Schema
 from store.shards import DEFAULT_SHARD_ROWS, Shard
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from stages.sensing.model import Sensing
 
 DEFAULT_BATCH_ROWS = 128
@@ -46,6 +51,7 @@ class Extract:
         device: where workers compute; "cuda" is the GPU that a worker was given.
         batch_rows: images at once. It is not part of the plan: another batch size changes rows by
             rounding only.
+        layer: another layer whose gradients are stored as well; none by default.
     """
 
     source: SourceSpec
@@ -55,6 +61,7 @@ class Extract:
     shard_rows: int = DEFAULT_SHARD_ROWS
     device: str = "cpu"
     batch_rows: int = DEFAULT_BATCH_ROWS
+    layer: NamedLayer | None = None
 
     name: ClassVar[str] = "extract"
     version: ClassVar[int] = 1  # raise it when any row comes out otherwise
@@ -77,13 +84,35 @@ class Extract:
             "stage": {
                 "name": self.name,
                 "version": self.version,
-                "params": {"precision": self.precision},
+                "params": {
+                    "precision": self.precision,
+                    "layer": self.layer.to_dict() if self.layer else None,
+                },
             },
             "inputs": {"source": source_facts(source), "model": self.card.to_dict()},
-            "schema": schema_of(source, self.card).to_json(),
+            "schema": self.schema(source).to_json(),
             "n_rows": source.n_rows,
             "shard_rows": self.shard_rows,
         }
+
+    def schema(self, source: ImageSource) -> Schema:
+        """The arrays and columns of the data set's features."""
+        arrays = [
+            ArraySpec("features", (self.card.feature_dim,), "float32", ("feature",)),
+            ArraySpec("logits", (self.card.n_classes,), "float32", ("class",)),
+        ]
+        if self.layer is not None:
+            arrays.append(self.layer.array_spec(self.card))
+        columns = (
+            ("row", "int64"),
+            ("sample_id", "string"),
+            *source.extra_columns,
+            ("label", "int64"),
+            ("prediction", "int64"),
+            ("confidence", "float64"),
+            ("status", "string"),
+        )
+        return Schema(tuple(arrays), columns)
 
     def setup(self, n_threads: int) -> _State:
         """The opened source and the network on its device."""
@@ -93,7 +122,7 @@ class Extract:
 
         torch.set_num_threads(n_threads)
         sensing = load_sensing(self.card, self.weights, self.device, self.precision)
-        return _State(self.source.open(), sensing, self.batch_rows)
+        return _State(self, self.source.open(), sensing, self.batch_rows)
 
     def compute(self, state: _State, shard: Shard, tick: Tick) -> ShardOutput:
         """Features, logits and sample columns of a shard.
@@ -101,23 +130,21 @@ class Extract:
         An image that cannot be read becomes a row of NaN with the reason in its ``status``, and is
         listed in the receipt's ``failed``.
         """
-        features = np.empty((shard.n_rows, self.card.feature_dim), np.float32)
-        logits = np.empty((shard.n_rows, self.card.n_classes), np.float32)
+        schema = self.schema(state.source)
+        arrays = {s.name: np.empty((shard.n_rows, *s.row_shape), s.dtype) for s in schema.arrays}
         parts: list[Rows] = []
         crc = 0
         for at, rows in _read_ahead(state.source, shard, state.batch_rows):
             crc = google_crc32c.extend(crc, rows.images.tobytes())
-            here = slice(at, at + len(rows.images))
-            features[here], logits[here] = state.sense(rows.images)
+            for name, values in state.vectors(rows.images).items():
+                arrays[name][at : at + len(values)] = values
             parts.append(rows)
             tick(len(rows.images))
         failed = _failed_rows(parts)
-        features[list(failed)] = np.nan
-        logits[list(failed)] = np.nan
-        schema = schema_of(state.source, self.card)
-        columns = _columns(shard, parts, logits, failed, schema)
+        for values in arrays.values():
+            values[list(failed)] = np.nan
+        columns = _columns(shard, parts, arrays["logits"], failed, schema)
         chunk_rows = min(self.shard_rows, state.source.n_rows)
-        arrays = {"features": features, "logits": logits}
         return ShardOutput(
             encode_rows(schema, shard, chunk_rows, arrays, columns),
             {
@@ -150,47 +177,49 @@ def extract(
     return feature_set, report
 
 
-def schema_of(source: ImageSource, card: ModelCard) -> Schema:
-    """The arrays and columns of a data set's features under a network."""
-    arrays = (
-        ArraySpec("features", (card.feature_dim,), "float32", ("feature",)),
-        ArraySpec("logits", (card.n_classes,), "float32", ("class",)),
-    )
-    columns = (
-        ("row", "int64"),
-        ("sample_id", "string"),
-        *source.extra_columns,
-        ("label", "int64"),
-        ("prediction", "int64"),
-        ("confidence", "float64"),
-        ("status", "string"),
-    )
-    return Schema(arrays, columns)
-
-
 @dataclass
 class _State:
     """A worker's own: the opened source, the network, and the batch size that fits its memory."""
 
+    stage: Extract
     source: ImageSource
     sensing: Sensing
     batch_rows: int
 
-    def sense(self, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Features and logits of a batch; a batch that the GPU cannot hold is halved for good."""
+    @cached_property
+    def plain_network(self) -> nn.Module:
+        """The network as it was written; ``sensing`` has one whose layers are merged for speed."""
+        from stages.sensing.build import build_network
+        from stages.sensing.weights import load_weights
+
+        network = build_network(self.stage.card.network, self.stage.card.n_classes)
+        load_weights(network, self.stage.weights)
+        return network.eval().to(self.sensing.mean.device)
+
+    def vectors(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The arrays of a batch by name; a batch that the GPU cannot hold is halved for good."""
         import torch
 
         try:
-            device = self.sensing.mean.device
-            features, logits = self.sensing(torch.from_numpy(images).to(device))
-            return features.cpu().numpy(), logits.cpu().numpy()
+            return self._vectors(torch.from_numpy(images).to(self.sensing.mean.device))
         except torch.cuda.OutOfMemoryError:
             if len(images) == 1:
                 raise
             torch.cuda.empty_cache()
             self.batch_rows = half = (len(images) + 1) // 2
-            first, second = self.sense(images[:half]), self.sense(images[half:])
-            return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+            first, second = self.vectors(images[:half]), self.vectors(images[half:])
+            return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+    def _vectors(self, images: Tensor) -> dict[str, NDArray[np.float32]]:
+        from stages.sensing.model import normalised
+
+        features, logits = self.sensing(images)
+        found = {"features": features, "logits": logits}
+        if self.stage.layer is not None:
+            pixels = normalised(images, self.sensing.mean, self.sensing.scale)
+            M = self.stage.card.M
+            found[ARRAY] = self.stage.layer.of(self.plain_network, pixels, M)
+        return {name: values.cpu().numpy() for name, values in found.items()}
 
 
 def _read_ahead(source: ImageSource, shard: Shard, batch_rows: int) -> Iterator[tuple[int, Rows]]:

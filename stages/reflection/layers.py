@@ -105,7 +105,7 @@ def layer_gradient_chunks(
 ) -> Iterator[Tensor]:
     """`layer_gradients` by chunks of rows, for gradients that are written as they come."""
     checked_loss(loss, M=M, variant="single-pass")
-    weight = _weight_of(network, layer)
+    weight = weight_of(network, layer)
     blocks = None if projection is None else _Blocks(projection, weight)
     others = {
         name: value.detach()
@@ -148,8 +148,12 @@ class _Blocks:
         return (block.to(like) for block in self._projection.blocks(self._n_columns))
 
 
-def _weight_of(network: nn.Module, layer: str) -> Tensor:
-    """The layer's weight, detached; an `InputError` that lists the layers where there is none."""
+def weight_of(network: nn.Module, layer: str) -> Tensor:
+    """The layer's weight, detached.
+
+    Raises:
+        InputError: no such layer (those there are are listed), or a network in training mode.
+    """
     if any(module.training for module in network.modules()):
         raise InputError(
             "network: expected eval mode for per-sample gradients, found training mode; "

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
-from stages.data.source import SourceSpec, source_facts
+from stages.data.registry import SourceSpec
+from stages.data.source import source_facts
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard
 from stages.sensing.recipe import TrainParams
@@ -128,8 +129,12 @@ def weights_path(store: FeatureStore, name: str) -> str:
 
 
 def training_plan(params: TrainParams, train: SourceSpec) -> Plan:
-    """Everything that determines the weights of a training."""
+    """Everything that determines the weights of a training, a user's network code included."""
+    from stages.sensing.build import source_hash
+
+    code = source_hash(params.network)
     return {
+        **({"code": code} if code else {}),
         "stage": {
             "name": "train-sensing",
             "version": TRAINING_VERSION,
@@ -155,8 +160,10 @@ def train_model(
     Raises:
         PlanMismatchError: the name holds a model of another recipe or other data.
     """
+    from stages.sensing.build import located
     from stages.sensing.train import TrainSensing
 
+    params = dataclasses.replace(params, network=located(params.network))
     plan = training_plan(params, train)
     artifact = store.prepare().artifact("model", name)
     stage = TrainSensing(name, params, train, test, device, last_layer=last_layer)

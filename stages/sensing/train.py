@@ -59,13 +59,8 @@ class TrainSensing:
 
     @property
     def name(self) -> str:
-        """Part of the fingerprint, and what progress calls it."""
+        """What progress calls it."""
         return "train-sensing"
-
-    @property
-    def version(self) -> int:
-        """Raised whenever the results change."""
-        return 1
 
     @property
     def n_units(self) -> int:
