@@ -1,0 +1,46 @@
+# Everything runs in an environment of its own, .venv, which is made once and again when the
+# project's requirements change. Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check wheel clean
+
+help: ## Show these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make .venv and install intro-pipe with its tools
+
+demo: $(INSTALLED) ## Run the whole chain on handwritten digits, offline (2 minutes)
+	$(BIN)/intro-pipe demo
+
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## Check format, lint and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+wheel: $(INSTALLED) ## Build the wheel in dist/, e.g. for ray_cluster.yaml
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## Remove .venv, caches and builds; feature stores stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find cli pipeline stages store tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The frost photographs come without their package's dependencies: nothing here uses those, and
+# one is a second OpenCV that overwrites ours.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "intro-pipe needs Python 3.11 or newer, and '$(PYTHON)' is not: name one," \
+	    "e.g. make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; exit 1; }
+	@echo "installing into .venv: some minutes, once"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps imagecorruptions-imaug
+	@touch $@
