@@ -14,6 +14,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, by the custom of shells; typer has turned the interrupt into it."""
+
 data.add_to(app)
 training.add_to(app)
 reading.add_to(app)
@@ -27,9 +30,10 @@ def main() -> None:
     """
     try:
         app()
-    except KeyboardInterrupt:
-        print("stopped: what was finished is kept; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("stopped: what was finished is kept; the same command goes on", file=sys.stderr)
+        raise
     except Exception as error:
         if not _is_ours(error):
             raise

@@ -124,7 +124,7 @@ def status(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson
 
 def verify(
     features: Annotated[
-        list[str] | None, typer.Argument(help="Feature sets. (default: all of the store)")
+        list[str] | None, typer.Argument(help="Feature sets. (default: all that the store holds)")
     ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Take hurt shards back, to be computed again.")
@@ -138,11 +138,14 @@ def verify(
     from pipeline.progress import Progress
     from store.catalog import FeatureStore
     from store.verify import repair as take_back
-    from store.verify import verify_feature_set
+    from store.verify import verify_artifact, verify_feature_set, verify_plans
 
     place = FeatureStore(store)
-    sets = [place.resolve(name) for name in features or []] or list(place.feature_sets())
-    problems = []
+    sets = [place.resolve(name) for name in features] if features else list(place.feature_sets())
+    kinds = () if features else ("model", "head", "result")
+    artifacts = [artifact for kind in kinds for artifact in place.artifacts(kind)]
+    problems = [] if features else list(verify_plans(place))
+    problems += [problem for artifact in artifacts for problem in verify_artifact(artifact)]
     with Progress("verify", sum(len(found) for found in sets), unit="rows") as progress:
         for found in sets:
             here = list(verify_feature_set(found, progress.advance))
@@ -150,7 +153,10 @@ def verify(
             if repair and (shards := take_back(found.shard_set, here)):
                 note(f"{found.name}: {len(shards)} shards taken back; run extract again")
     wrong = [problem for problem in problems if not problem.is_harmless]
-    summary = f"{len(sets)} feature sets: {len(wrong)} wrong, {len(problems) - len(wrong)} to note"
+    summary = (
+        f"{len(sets)} feature sets, {len(artifacts)} models, heads and results: "
+        f"{len(wrong)} wrong, {len(problems) - len(wrong)} to note"
+    )
     rows = [asdict(problem) | {"harmless": problem.is_harmless} for problem in problems]
     shown = table(rows, ["set_name", "kind", "key", "detail"])
     text = f"{shown}\n{summary}" if rows else summary

@@ -2,10 +2,11 @@
 
 import os
 import secrets
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +18,10 @@ from store.shards import Shard
 Watch = Callable[[Sequence[Pace]], None]
 """Told now and then how far each busy lane is."""
 
-SHARDS_PER_ACTOR = 2
-"""One at work and one waiting, so that an actor is never idle between two shards."""
-
 POLL_S = 0.5
+
+CONNECT_S = 5.0
+"""How long a cluster may take to answer; Ray itself waits 80 s for one that is not there."""
 
 
 class Executor(Protocol):
@@ -89,19 +90,18 @@ class RayExecutor:
     @property
     def description(self) -> str:
         """What runs where, for people."""
-        where = self.address or os.environ.get("RAY_ADDRESS") or "a Ray cluster on this machine"
+        where = self._address or "a Ray cluster on this machine"
         what = f"{self.n_gpus} GPU workers" if self.n_gpus else f"{self.n_workers or 'CPU'} workers"
         return f"{what} on {where}"
 
     def check(self) -> None:
-        """Raise ``ResourceError`` where the cluster has fewer GPUs than were asked for.
+        """Raise ``ResourceError`` where there is no cluster, or one with too few GPUs.
 
-        A cluster of our own has this machine's; one that is joined is asked, and stays joined.
+        A cluster of our own has this machine's; one that is joined is asked.
         """
-        if self.n_gpus == 0:
-            return
-        if self.address or os.environ.get("RAY_ADDRESS"):
-            there, where = _connected(self.address).cluster_resources().get("GPU", 0), "the cluster"
+        if self._address or _is_connected():
+            with _cluster(self._address) as ray:
+                there, where = ray.cluster_resources().get("GPU", 0), "the cluster"
         else:
             there, where = n_visible_gpus(), "this machine"
         if self.n_gpus > there:
@@ -111,14 +111,18 @@ class RayExecutor:
             )
 
     def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
-        """Hand shards out as actors get free; a dead actor fails only the shards it held."""
-        with redirect_stdout(sys.stderr):  # Ray prints what it has to say among our results
-            ray = _connected(self.address)
+        """Hand shards out as actors get free; a dead actor fails only the shard it held."""
+        with _cluster(self._address) as ray:
+            actors = self._actors(ray, work, len(todo))
             try:
-                actors = self._actors(ray, work, len(todo))
                 yield from _handed_out(ray, actors, todo, watch)
             finally:
-                ray.shutdown()
+                for actor in actors:
+                    ray.kill(actor)
+
+    @property
+    def _address(self) -> str | None:
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
     def _actors(self, ray: Any, work: Work, n_shards: int) -> list[Any]:
         n_cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -126,8 +130,9 @@ class RayExecutor:
         n_workers = self.n_gpus or self.n_workers or max(1, n_cpus - 1)
         n_workers = min(n_workers, n_shards)
         n_threads = max(1, n_cpus // n_workers)
+        n_sharing = -(-n_workers // n_cpus)  # actors on each CPU: so many fit on every node
         actor = ray.remote(
-            num_cpus=0 if self.n_gpus else min(1, n_cpus / n_workers),
+            num_cpus=0 if self.n_gpus else 1 / n_sharing,
             num_gpus=1 if self.n_gpus else 0,
             max_restarts=-1,
             concurrency_groups={"pace": 1},
@@ -143,63 +148,113 @@ def n_visible_gpus() -> int:
     return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
-def _connected(address: str | None) -> Any:
-    """Ray, connected: to the cluster that was named, else to one of our own on this machine."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        # A cluster of our own is closed to other users by a token that lives as long as it does.
+def _is_connected() -> bool:
+    """Whether this program has connected to Ray already; never imports it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Any]:
+    """Ray, connected to the cluster that was named, else to one of our own on this machine.
+
+    Where the program has connected to one already, that one is used, and is left connected.
+    """
+    if address is None and "ray" not in sys.modules:  # which reads these when it is imported
+        # A cluster of our own is closed to other users by a token that lives as long as we do.
         if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
+    with redirect_stdout(sys.stderr):  # Ray prints what it has to say among our results
+        import ray
 
-    if not ray.is_initialized():
-        ray.init(
-            address=address or "local",
-            logging_level="ERROR",
-            log_to_driver=False,
-            **({} if address else {"include_dashboard": False}),
-        )
-    return ray
+        if ray.is_initialized():
+            yield ray
+            return
+        try:
+            _connect(ray, address)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    if address is None:
+        ray.init("local", logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+        return
+    try:
+        if address not in ("auto", "local"):
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        ray.init(address, logging_level="ERROR", log_to_driver=False)
+    except (OSError, RuntimeError, ValueError, SystemExit, ray.exceptions.RayError) as error:
+        raise ResourceError(
+            f"cannot join a Ray cluster at {address} ({_last_line(error)}): start one with "
+            "`ray start --head`, or leave out --address and RAY_ADDRESS to use this machine alone"
+        ) from error
 
 
 def _handed_out(
     ray: Any, actors: Sequence[Any], todo: deque[Shard], watch: Watch
 ) -> Iterator[Outcome]:
+    """A lane is given a shard once its actor answers a call, and after a death once it does again.
+
+    So an actor that waits for a node, or that went with one, holds no shard up. It holds one shard
+    at a time: a second one would share the fate of the first when that kills the process.
+    """
     running: dict[Any, tuple[int, Shard]] = {}
+    called = {_call(actor): lane for lane, actor in enumerate(actors)}
+    idle: deque[int] = deque()
     pace_of: dict[int, Any] = {}
+    error: Exception | None = None
     while todo or running:
-        for lane in _free_lanes(len(actors), [lane for lane, _ in running.values()]):
-            if todo:
-                shard = todo.popleft()
-                running[actors[lane].run.remote(shard)] = (lane, shard)
-        ended, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
+        while todo and idle:
+            lane, shard = idle.popleft(), todo.popleft()
+            running[actors[lane].run.remote(shard)] = (lane, shard)
+        if not running and not called:
+            yield _death(todo.popleft(), 0, error, "no worker can be started", stops_run=True)
+            continue
+        ended, _ = ray.wait([*running, *called], num_returns=1, timeout=POLL_S)
         for reference in ended:
+            answer, error = _answer(ray, reference)
+            if reference in called:
+                lane = called.pop(reference)
+                if error is None:
+                    idle.append(lane)
+                continue
             lane, shard = running.pop(reference)
-            yield _outcome(ray, reference, shard, lane)
+            if error is None:
+                idle.append(lane)
+                yield answer
+            else:
+                called[_call(actors[lane])] = lane
+                yield _death(shard, lane, error, f"worker {lane} died")
         watch(_paces(ray, actors, running, pace_of))
 
 
-def _free_lanes(n_lanes: int, held: Sequence[int]) -> list[int]:
-    """Lanes by free place, idle ones first, so that few shards spread over all actors.
-
-    >>> _free_lanes(2, [0])
-    [1, 0, 1]
-    """
-    lanes = range(n_lanes)
-    return [
-        lane for n_held in range(SHARDS_PER_ACTOR) for lane in lanes if held.count(lane) <= n_held
-    ]
+def _call(actor: Any) -> Any:
+    """Ask an actor whether it is there; waits for its restart, fails where there will be none."""
+    return actor.pace.options(concurrency_group="pace", max_task_retries=-1).remote()
 
 
-def _outcome(ray: Any, reference: Any, shard: Shard, lane: int) -> Outcome:
+def _answer(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
+    """What a call to an actor gave, or how the actor died."""
     try:
-        outcome: Outcome = ray.get(reference)
-        return outcome
+        return ray.get(reference), None
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        return Outcome(shard, lane, 0.0, error=f"worker {lane} died: {reason}", trace=str(error))
+        return None, error
+
+
+def _death(
+    shard: Shard, lane: int, error: Exception | None, what: str, *, stops_run: bool = False
+) -> Outcome:
+    reason = f"{what}: {_last_line(error)}"
+    return Outcome(shard, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run)
+
+
+def _last_line(error: BaseException | None) -> str:
+    """Where Ray says what happened, behind names and traces."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _paces(
@@ -210,16 +265,13 @@ def _paces(
 ) -> list[Pace]:
     """The answers that have come in; an actor that does not answer is asked no second time."""
     paces = []
-    for lane in {lane for lane, _ in running.values()}:
+    for lane, shard in running.values():
         if lane in pace_of:
             ready, _ = ray.wait([pace_of[lane]], timeout=0)
             if not ready:
                 continue
-            try:
-                pace = ray.get(pace_of.pop(lane))
-            except ray.exceptions.RayError:
-                pace = None
-            if pace is not None:
+            pace, _ = _answer(ray, pace_of.pop(lane))
+            if pace is not None and pace.shard == shard:  # not of the one before
                 paces.append(pace)
         pace_of[lane] = actors[lane].pace.options(concurrency_group="pace").remote()
     return paces

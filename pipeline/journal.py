@@ -1,16 +1,18 @@
 """The journal: one JSON-lines file per run, with the command, the events and the outcome."""
 
+import errno
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import JournalError
+from store.errors import WriteError
 
 FOLDER = "journal"
 VARIABLES = "INTRO_PIPE_"
@@ -26,10 +28,10 @@ class Journal:
     @classmethod
     def begin(cls, store: str, command: Sequence[str]) -> "Journal":
         """Start the journal of a run of ``command`` in a store."""
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        path = Path(store, FOLDER, f"{stamp}-{os.getpid()}.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        journal = cls(path)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        # Names sort by time; two runs of one process in the same second get two files.
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(seconds))}-{nanoseconds:09d}"
+        journal = cls(Path(store, FOLDER, f"{stamp}-{os.getpid()}.jsonl"))
         journal.note(
             "started",
             command=list(command),
@@ -46,15 +48,22 @@ class Journal:
         try:
             yield
         except BaseException as error:
-            self.note("failed", error=f"{type(error).__name__}: {error}")
+            with suppress(WriteError):  # a full disk: that of the block is the one to tell
+                self.note("failed", error=f"{type(error).__name__}: {error}")
             raise
         self.note("done")
 
     def note(self, event: str, **facts: Any) -> None:
-        """Append an event."""
+        """Append an event; raises ``WriteError``."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise WriteError(
+                error.errno or errno.EIO, f"cannot write {self.path}: {error.strerror}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ def runs(store: str) -> Iterator[Run]:
             yield Run(
                 tuple(first["command"]),
                 first["folder"],
-                first["environment"],
+                first.get("environment", {}),
                 outcome,
                 first["time"],
             )
@@ -90,17 +99,20 @@ def runs(store: str) -> Iterator[Run]:
 def last_unfinished(store: str) -> Run:
     """The newest run that neither it nor a later one brought to its end; else ``JournalError``."""
     done: set[tuple[str, ...]] = set()
+    n_running = 0
     for run in runs(store):
+        n_running += run.outcome == "running"
         if run.outcome == "done":
             done.add(run.command)
         elif run.outcome != "running" and run.command not in done:
             return run
-    raise JournalError(f"every run in {store} is done: there is nothing to resume")
+    running = f" ({n_running} still running)" if n_running else ""
+    raise JournalError(f"there is nothing to resume in {store}: every run has ended well{running}")
 
 
 def _state_of(started: dict[str, Any]) -> str:
     """Whether a run without an outcome is still going on, as far as this machine can tell."""
-    if started["host"] != socket.gethostname():
+    if started.get("host") != socket.gethostname():
         return "unfinished"
     return "running" if Path("/proc", str(started["pid"])).exists() else "unfinished"
 

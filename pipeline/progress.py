@@ -47,12 +47,12 @@ class Tally:
         self.n_finished += n_rows
         self._remember()
 
-    def finish(self, outcome: Outcome) -> None:
-        """Take note of a shard that ended well."""
+    def end(self, outcome: Outcome) -> None:
+        """Take note of a shard that ended; where it failed, its rows are still to do."""
         held = self.paces.get(outcome.lane)
         if held is not None and held.shard == outcome.shard:
             del self.paces[outcome.lane]
-        self.advance(outcome.shard.n_rows)
+        self.advance(outcome.shard.n_rows if outcome.receipt is not None else 0)
 
     @property
     def n_done(self) -> int:
@@ -141,14 +141,22 @@ class Progress:
         self.tally.advance(n_rows)
         self._say()
 
-    def finish(self, outcome: Outcome) -> None:
-        """A shard ended well."""
-        self.tally.finish(outcome)
+    def end(self, outcome: Outcome) -> None:
+        """A shard ended, well or not."""
+        self.tally.end(outcome)
         self._say()
 
     def remark(self, text: str) -> None:
         """What is shown behind the numbers from now on, such as the last epoch's loss."""
         self._remark = f" · {text}"
+
+    def note(self, line: str) -> None:
+        """A line that stays: something that people should know of."""
+        text = f"{self.title}: {line}"
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
 
     def _say(self) -> None:
         now = self.tally.clock()

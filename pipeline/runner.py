@@ -20,6 +20,12 @@ MAX_ATTEMPTS = 3
 MAX_FAILED_SHARE = 0.01
 """Of the rows of a set; more bad samples than this stop the run."""
 
+MAX_FRUITLESS = 10
+"""Failures of one worker, before any shard was computed, that stop the run: it is not the shards.
+
+Those that would fail the same way again do not count: they cost one attempt each.
+"""
+
 FREE_FAILURES = 10
 """Bad samples that never stop a run, so that a small set is not held to a fraction of a row."""
 
@@ -63,6 +69,7 @@ def run_map(
     if not missing:
         return RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     with Lease(shard_set.storage, purpose=title) as lease:
+        shard_set.sweep()
         return _Run(stage, shard_set, executor, journal, lease, title, stream).run(missing)
 
 
@@ -85,10 +92,12 @@ class _Run:
         self._lease = lease
         self._title = title
         self._stream = stream
+        self._n_failed_before = sum(len(r.get("failed", {})) for r in shard_set.receipts())
         self._n_failed_rows = 0
         self._computed: list[Shard] = []
         self._failed: list[Outcome] = []
         self._attempts: Counter[int] = Counter()
+        self._fruitless: Counter[int] = Counter()
 
     def run(self, shards: Sequence[Shard]) -> RunReport:
         started = time.monotonic()
@@ -96,10 +105,14 @@ class _Run:
         with Progress(self._title, sum(s.n_rows for s in shards), stream=self._stream) as progress:
             for outcome in self._executor.run(self._work, todo, progress.watch):
                 self._note(outcome)
+                progress.end(outcome)
                 if outcome.receipt is not None:
-                    self._keep(outcome, progress)
+                    self._keep(outcome)
+                elif self._is_tried_again(outcome):
+                    progress.note(f"shard {outcome.shard.index} is tried again: {outcome.error}")
+                    todo.append(outcome.shard)
                 else:
-                    self._refuse(outcome, todo)
+                    self._failed.append(outcome)
                 if not self._lease.is_held():
                     raise RunFailedError("another driver took over this set: this one stops")
         if self._failed:
@@ -113,21 +126,20 @@ class _Run:
             time.monotonic() - started,
         )
 
-    def _keep(self, outcome: Outcome, progress: Progress) -> None:
+    def _keep(self, outcome: Outcome) -> None:
         self._computed.append(outcome.shard)
         self._n_failed_rows += outcome.n_failed_rows
-        progress.finish(outcome)
         self._stop_if_hopeless()
 
-    def _refuse(self, outcome: Outcome, todo: deque[Shard]) -> None:
-        """Try the shard again after the others, unless that is in vain."""
+    def _is_tried_again(self, outcome: Outcome) -> bool:
+        """Whether another try may help; raises ``RunFailedError`` where no shard will do better."""
         if outcome.stops_run:
             raise RunFailedError(f"{outcome.error}; what was finished before is kept")
         self._attempts[outcome.shard.index] += 1
         if outcome.is_final or self._attempts[outcome.shard.index] == MAX_ATTEMPTS:
-            self._failed.append(outcome)
-        else:
-            todo.append(outcome.shard)
+            return False
+        self._stop_if_fruitless(outcome)
+        return True
 
     def _note(self, outcome: Outcome) -> None:
         facts = {"shard": outcome.shard.index, "lane": outcome.lane, "seconds": outcome.seconds}
@@ -138,17 +150,26 @@ class _Run:
 
     def _stop_if_hopeless(self) -> None:
         n_rows = self._work.shard_set.n_rows
-        if self._n_failed_rows > max(FREE_FAILURES, MAX_FAILED_SHARE * n_rows):
+        n_failed = self._n_failed_before + self._n_failed_rows
+        if n_failed > max(FREE_FAILURES, MAX_FAILED_SHARE * n_rows):
             raise RunFailedError(
-                f"{self._n_failed_rows} of {n_rows} samples cannot be read, more than "
+                f"{n_failed} of {n_rows} samples cannot be read, more than "
                 f"{MAX_FAILED_SHARE:.0%}: look at the `status` column of what is there, mend the "
                 "data set, and run again"
+            )
+
+    def _stop_if_fruitless(self, outcome: Outcome) -> None:
+        self._fruitless[outcome.lane] += 1
+        if not self._computed and self._fruitless[outcome.lane] == MAX_FRUITLESS:
+            raise RunFailedError(
+                f"worker {outcome.lane} failed {MAX_FRUITLESS} times and no shard was computed; "
+                f"last, shard {outcome.shard.index}: {outcome.error}"
             )
 
     def _failure(self) -> RunFailedError:
         first = self._failed[0]
         return RunFailedError(
             f"{len(self._failed)} of {len(self._work.shard_set.shards)} shards failed, "
-            f"{len(self._computed)} were computed; first, shard {first.shard.index}: {first.error}"
+            f"{len(self._computed)} computed; first, shard {first.shard.index}: {first.error}"
             " (run the same command again, or `intro-pipe resume`, to compute only what is missing)"
         )

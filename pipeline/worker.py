@@ -8,9 +8,12 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.stage import MapStage
-from store.errors import WriteError
+from store.errors import StoreError, WriteError
 from store.shards import Shard
 from store.shardset import ShardSet
+
+MAX_SETUPS = 3
+"""A worker that could not be set up so often stops the run: it would fail with every shard."""
 
 VERSIONS_OF = ("intro-pipe", "numpy", "torch", "zarr")
 """Packages whose versions stand in every receipt."""
@@ -64,6 +67,7 @@ class Worker:
         self._n_threads = n_threads
         self._state: Any = None
         self._is_set_up = False
+        self._n_setups = 0
         self._pace: Pace | None = None
 
     def run(self, shard: Shard) -> Outcome:
@@ -72,16 +76,8 @@ class Worker:
         self._pace = Pace(self._lane, shard, 0)
         try:
             receipt = self._receipt(shard, started)
-        except Exception as error:  # whatever it is, the other shards go on
-            return Outcome(
-                shard,
-                self._lane,
-                time.perf_counter() - started,
-                error=f"{type(error).__name__}: {error}",
-                trace=traceback.format_exc(),
-                is_final=isinstance(error, ValueError | TypeError | WriteError),
-                stops_run=isinstance(error, WriteError),
-            )
+        except (Exception, SystemExit) as error:  # whatever it is, the other shards go on
+            return self._failure(shard, time.perf_counter() - started, error)
         finally:
             self._pace = None
         return Outcome(shard, self._lane, time.perf_counter() - started, receipt)
@@ -90,9 +86,25 @@ class Worker:
         """The shard at work and its rows done so far; asked for while ``run`` is busy."""
         return self._pace
 
+    def _failure(self, shard: Shard, seconds: float, error: BaseException) -> Outcome:
+        is_final = isinstance(error, ValueError | TypeError | WriteError)
+        is_useless = not self._is_set_up and (is_final or self._n_setups == MAX_SETUPS)
+        kind = type(error).__name__
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        return Outcome(
+            shard,
+            self._lane,
+            seconds,
+            error=first_line if isinstance(error, StoreError) else f"{kind}: {first_line}",
+            trace=traceback.format_exc(),
+            is_final=is_final,
+            stops_run=is_useless or isinstance(error, WriteError),
+        )
+
     def _receipt(self, shard: Shard, started: float) -> dict[str, Any]:
         stage, shard_set = self._work.stage, self._work.shard_set
         if not self._is_set_up:
+            self._n_setups += 1
             self._state = stage.setup(self._n_threads)
             self._is_set_up = True
         output = stage.compute(self._state, shard, self._tick)

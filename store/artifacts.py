@@ -1,12 +1,13 @@
 """Whole artifacts: a network, a head, a result. Files first, their card last."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from store.errors import DamagedError, NotFoundError, PlanMismatchError
 from store.plan import Plan, differences, readable_json
+from store.seal import sealed, unsealed
 from store.shardset import PLAN_KEY
 from store.storage import Storage, crc32c
 
@@ -39,32 +40,38 @@ class Artifact:
         """Write the plan before the work starts; refuse a place that holds another one."""
         if self.storage.create(PLAN_KEY, readable_json(plan)):
             return
-        there = json.loads(self.storage.read(PLAN_KEY))
-        if different := list(differences(plan, there)):
+        if different := list(differences(plan, self.plan())):
             raise PlanMismatchError(
                 f"{self.kind} '{self.name}' was made with another plan ({'; '.join(different)}): "
                 f"give this one another --name, or remove {self.storage.location}"
             )
 
     def plan(self) -> Plan:
-        """The plan of the artifact; raises ``NotFoundError``."""
-        return dict(json.loads(self.storage.read(PLAN_KEY)))
+        """The plan of the artifact; raises ``NotFoundError`` or ``DamagedError``."""
+        return self._checked(PLAN_KEY, lambda data: dict(json.loads(data)))
 
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the files, then the card with their checksums; gives the card."""
+        """Write the files, then the card with their checksums; gives the card.
+
+        A card that is there already goes first: it does not vouch for the new files.
+        """
+        self.storage.remove(self.card_key)
         for key, data in files.items():
             self.storage.write(key, data)
         vouched = {key: {"bytes": len(data), "crc32c": crc32c(data)} for key, data in files.items()}
-        card = {**facts, "files": vouched}
-        self.storage.write(self.card_key, readable_json(card))
-        return card
+        data = sealed({**facts, "files": vouched})
+        self.storage.write(self.card_key, data)
+        return unsealed(data)
 
     def card(self) -> dict[str, Any]:
-        """The card; raises ``NotFoundError`` where the artifact is missing or not finished."""
+        """The card; raises ``NotFoundError`` where the artifact is missing or not finished.
+
+        Raises ``DamagedError`` where it was altered.
+        """
         if not self.is_complete():
             state = "is not finished" if self.storage.size(PLAN_KEY) is not None else "is not there"
             raise NotFoundError(f"{self.kind} '{self.name}' {state} ({self.storage.location})")
-        return dict(json.loads(self.storage.read(self.card_key)))
+        return self._checked(self.card_key, unsealed)
 
     def read(self, key: str) -> bytes:
         """A file of the artifact, checked against the card; raises ``DamagedError``."""
@@ -76,3 +83,12 @@ class Artifact:
                 f"the card says {expected}; remove the folder and make it again"
             )
         return data
+
+    def _checked(self, key: str, decode: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return decode(self.storage.read(key))
+        except (ValueError, TypeError) as error:
+            raise DamagedError(
+                f"{self.storage.location}/{key} cannot be read ({error}); "
+                "remove the folder and make it again"
+            ) from error

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from store.artifacts import Artifact
-from store.errors import AmbiguousNameError, FormatError, NotFoundError, WriteError
+from store.errors import (
+    AmbiguousNameError,
+    DamagedError,
+    FormatError,
+    NotFoundError,
+    WriteError,
+)
 from store.featureset import FeatureSet, create_feature_set
-from store.plan import Plan, differences, fingerprint, readable_json
+from store.plan import Plan, differences, fingerprint, is_plan, readable_json
 from store.schema import Schema
 from store.shards import shards_of
 from store.shardset import PLAN_KEY, ShardSet
@@ -19,6 +25,11 @@ FORMAT = 1
 """Of the layout on disk; a store of a newer one is refused."""
 
 STORE_KEY = "store.json"
+FEATURES = "features"
+"""Folder of the feature sets."""
+
+MAX_NAME_BYTES = 200
+"""File systems allow 255; fingerprints and the marks of unfinished writes need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +66,20 @@ class FeatureStore:
         return self
 
     def create(self, plan: Plan) -> FeatureSet:
-        """The feature set of that plan, new or resumed; another plan is another folder."""
-        folder = f"features/{plan['name']}-{fingerprint(plan)}"
-        return create_feature_set(self.storage.child(folder), plan)
+        """The feature set of that plan, new or resumed; another plan is another folder.
+
+        The folder is named by the plan's hash: a ``plan.json`` there that says anything else was
+        altered, and is written again.
+        """
+        folder = _folder_of(plan)
+        storage = self.storage.child(f"{FEATURES}/{folder}")
+        if storage.size(PLAN_KEY) is not None and self._set_in(folder) is None:
+            storage.write(PLAN_KEY, readable_json(plan))
+        return create_feature_set(storage, plan)
 
     def find(self, plan: Plan) -> FeatureSet | None:
-        """The feature set of that plan if it was begun."""
-        storage = self.storage.child(f"features/{plan['name']}-{fingerprint(plan)}")
-        if storage.size(PLAN_KEY) is None:
-            return None
-        return FeatureSet(ShardSet.open(storage))
+        """The feature set of that plan if it was begun, and its ``plan.json`` is whole."""
+        return self._set_in(_folder_of(plan))
 
     def preview(self, plan: Plan) -> dict[str, Any]:
         """What making the set of a plan would still do: rows, shards, bytes, and where."""
@@ -74,7 +89,7 @@ class FeatureStore:
         row_bytes = sum(spec.row_bytes for spec in Schema.from_json(plan["schema"]).arrays)
         chunk_rows = min(plan["shard_rows"], plan["n_rows"])
         return {
-            "location": f"{self.location}/features/{plan['name']}-{fingerprint(plan)}",
+            "location": f"{self.location}/{FEATURES}/{_folder_of(plan)}",
             "n_rows": plan["n_rows"],
             "rows_to_do": sum(shard.n_rows for shard in missing),
             "shards_to_do": len(missing),
@@ -91,16 +106,21 @@ class FeatureStore:
         ]
 
     def feature_sets(self) -> Iterator[FeatureSet]:
-        """Every feature set, complete or not, by name."""
-        for folder in self._folders("features"):
-            yield FeatureSet(ShardSet.open(self.storage.child(f"features/{folder}")))
+        """Every feature set, complete or not, by name, but for ``damaged_sets``."""
+        for folder in self._folders(FEATURES):
+            if (found := self._set_in(folder)) is not None:
+                yield found
+
+    def damaged_sets(self) -> list[str]:
+        """Names of the feature sets whose ``plan.json`` was altered: they cannot be opened."""
+        return [folder for folder in self._folders(FEATURES) if self._set_in(folder) is None]
 
     def open(self, name: str) -> FeatureSet:
         """The complete feature set that answers to ``name``.
 
         ``cifar10c@resnet18``, ``cifar10c-test@resnet18`` or ``cifar10c-test@resnet18-1f2e``: the
         split may be left out, the fingerprint cut short, as long as one set answers. Raises
-        ``NotFoundError``, ``AmbiguousNameError`` or ``IncompleteError``.
+        ``NotFoundError``, ``AmbiguousNameError``, ``IncompleteError`` or ``DamagedError``.
         """
         return self.resolve(name).require_complete()
 
@@ -111,6 +131,11 @@ class FeatureStore:
         if len(matches) == 1:
             return matches[0]
         if not matches:
+            if damaged := [folder for folder in self.damaged_sets() if folder.startswith(name)]:
+                raise DamagedError(
+                    f"{self.location}/{FEATURES}/{damaged[0]}/{PLAN_KEY} was altered: "
+                    "the same extract command writes it again"
+                )
             there = ", ".join(found.name for found in sets) or "none yet"
             raise NotFoundError(
                 f"no feature set '{name}' in {self.location} (there: {there}): "
@@ -120,21 +145,25 @@ class FeatureStore:
 
     def artifact(self, kind: str, name: str) -> Artifact:
         """The model, head or result of that name; it need not exist."""
-        if not name or "/" in name or name.startswith("."):
-            raise FormatError(
-                f"'{name}' cannot be the name of a {kind}: use letters, digits, - and _"
-            )
-        return Artifact(self.storage.child(f"{kind}s/{name}"), kind)
+        return Artifact(self.storage.child(f"{kind}s/{_checked(name, kind)}"), kind)
 
     def artifacts(self, kind: str) -> tuple[Artifact, ...]:
         """Every model, head or result, finished or not, by name."""
         return tuple(self.artifact(kind, name) for name in self._folders(f"{kind}s"))
 
     def _folders(self, below: str) -> list[str]:
-        top = Path(self.location, below)
-        if not top.is_dir():
-            return []
-        return sorted(path.name for path in top.iterdir() if (path / PLAN_KEY).is_file())
+        names = self.storage.folders(below)
+        return [n for n in names if self.storage.size(f"{below}/{n}/{PLAN_KEY}") is not None]
+
+    def _set_in(self, folder: str) -> FeatureSet | None:
+        """The set of a folder; ``None`` where its plan is not there, or not that of its name."""
+        storage = self.storage.child(f"{FEATURES}/{folder}")
+        if storage.size(PLAN_KEY) is None:
+            return None
+        if not is_plan(storage.read(PLAN_KEY), folder.rpartition("-")[2]):
+            return None
+        found = FeatureSet(ShardSet.open(storage))
+        return found if found.name == folder else None
 
     def _format(self) -> int | None:
         try:
@@ -150,11 +179,28 @@ class FeatureStore:
             raise WriteError(f"{self.location} cannot be read: {error.strerror}") from error
 
 
+def _folder_of(plan: Plan) -> str:
+    return f"{_checked(str(plan['name']), 'feature set')}-{fingerprint(plan)}"
+
+
+def _checked(name: str, kind: str) -> str:
+    """The name, if a folder can have it."""
+    is_short = len(name.encode(errors="replace")) <= MAX_NAME_BYTES
+    if not name or "/" in name or name.startswith(".") or not name.isprintable() or not is_short:
+        raise FormatError(
+            f"'{name}' cannot be the name of a {kind}: use letters, digits, - and _, "
+            f"{MAX_NAME_BYTES} bytes at most"
+        )
+    return name
+
+
 def _answers(found: FeatureSet, name: str) -> bool:
-    if found.name.startswith(name) and name.startswith(str(found.plan["name"])):
-        return True
     inputs = found.plan["inputs"]
-    return name == f"{inputs['source']['name']}@{inputs['model']['name']}"
+    short = f"{inputs['source']['name']}@{inputs['model']['name']}"
+    return any(
+        name.startswith(stem) and f"{stem}-{found.fingerprint}".startswith(name)
+        for stem in (found.plan["name"], short)
+    )
 
 
 def _ambiguous(name: str, matches: Sequence[FeatureSet]) -> str:

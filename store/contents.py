@@ -1,10 +1,9 @@
 """What is in a store, and in what state."""
 
-from pathlib import Path
 from typing import Any
 
 from store.artifacts import Artifact
-from store.catalog import FeatureStore
+from store.catalog import FEATURES, FeatureStore
 from store.featureset import FeatureSet
 from store.lease import holder_of
 from store.storage import Storage
@@ -13,9 +12,11 @@ from store.storage import Storage
 def contents(store: FeatureStore) -> list[dict[str, Any]]:
     """A row for each feature set, model, head and result: kind, name, state, rows, bytes, detail.
 
-    States: complete, partial (some shards or epochs are missing), running (a driver is at work).
+    States: complete, partial (some shards or epochs are missing), running (a driver is at work),
+    damaged (a feature set whose plan was altered).
     """
     rows = [_of_feature_set(found) for found in store.feature_sets()]
+    rows += [_of_damaged_set(store, name) for name in store.damaged_sets()]
     for kind in ("model", "head", "result"):
         rows += [_of_artifact(artifact) for artifact in store.artifacts(kind)]
     return rows
@@ -31,6 +32,17 @@ def _of_feature_set(found: FeatureSet) -> dict[str, Any]:
         "rows": found.n_rows,
         "bytes": _bytes(found.shard_set.storage),
         "detail": detail or f"{n_shards - n_missing} of {n_shards} shards",
+    }
+
+
+def _of_damaged_set(store: FeatureStore, name: str) -> dict[str, Any]:
+    return {
+        "kind": "features",
+        "name": name,
+        "state": "damaged",
+        "rows": None,
+        "bytes": _bytes(store.storage.child(f"{FEATURES}/{name}")),
+        "detail": "plan.json was altered; the same extract command writes it again",
     }
 
 
@@ -53,4 +65,4 @@ def _state(storage: Storage, *, is_complete: bool) -> tuple[str, str]:
 
 
 def _bytes(storage: Storage) -> int:
-    return sum(path.stat().st_size for path in Path(storage.location).rglob("*") if path.is_file())
+    return sum(storage.size(key) or 0 for key in storage.keys(""))  # a driver may rename them

@@ -82,13 +82,13 @@ def encode_samples(schema: Schema, columns: Mapping[str, Any]) -> bytes:
     """The sample columns of one shard as a Parquet file with the schema's types."""
     table = pa.table({name: pa.array(columns[name]) for name, _ in schema.columns})
     sink = io.BytesIO()
-    pq.write_table(table.cast(schema.arrow), sink, compression="zstd")
+    pq.write_table(table.cast(schema.arrow), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def decode_samples(data: bytes) -> pa.Table:
-    """The inverse of ``encode_samples``."""
-    return pq.read_table(io.BytesIO(data))
+    """The inverse of ``encode_samples``; an Arrow error or ``OSError`` on a bad checksum."""
+    return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
 
 
 def encode_rows(

@@ -35,3 +35,6 @@ class LeaseError(StoreError, BlockingIOError):
 
 class WriteError(StoreError, OSError):
     """The disk is full, read-only or broken; nothing was left half done."""
+
+    def __str__(self) -> str:
+        return str(self.strerror or self.args[0])  # an OSError puts its number in front

@@ -18,7 +18,7 @@ from store.encoding import (
     metadata_files,
     samples_key,
 )
-from store.errors import DamagedError, FormatError, IncompleteError
+from store.errors import DamagedError, FormatError, IncompleteError, NotFoundError
 from store.plan import Plan
 from store.schema import Schema
 from store.shards import Shard
@@ -91,26 +91,20 @@ class FeatureSet:
         try:
             data = self.shard_set.storage.read(key)
             return decode_chunk(spec, data, self.shard_set.chunk_rows)[: shard.n_rows]
-        except ValueError as error:
-            raise DamagedError(
-                f"{self.shard_set.storage.location}/{key} is damaged ({error}): "
-                f"see `intro-pipe verify {self.name} --repair`"
-            ) from error
+        except (ValueError, NotFoundError) as error:
+            raise self._damaged(key, error) from error
 
     def read_samples(self, shard: Shard) -> pa.Table:
         """The sample columns of one shard; raises ``DamagedError``."""
         key = samples_key(shard)
-        data = self.shard_set.storage.read(key)
         try:
-            return decode_samples(data)
+            return decode_samples(self.shard_set.storage.read(key))
         except (pa.ArrowException, OSError) as error:
-            raise DamagedError(
-                f"{self.shard_set.storage.location}/{key} is damaged ({error}): "
-                f"see `intro-pipe verify {self.name} --repair`"
-            ) from error
+            raise self._damaged(key, error) from error
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows ``[start, stop)`` of an array, in memory."""
+        """Rows ``[start, stop)`` of an array, in memory; raises ``IncompleteError``."""
+        self.require_complete()
         stop = self.n_rows if stop is None else min(stop, self.n_rows)
         parts = [
             self.read_chunk(name, shard)[max(start - shard.start, 0) : max(stop - shard.start, 0)]
@@ -121,28 +115,37 @@ class FeatureSet:
         return np.concatenate(parts) if parts else np.empty((0, *spec.row_shape), spec.dtype)
 
     def samples(self) -> pd.DataFrame:
-        """All sample columns, in memory, indexed by row."""
+        """All sample columns, in memory, indexed by row; raises ``IncompleteError``."""
+        self.require_complete()
         tables = [self.read_samples(shard) for shard in self.shard_set.shards]
         frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
         return frame
 
     def array(self, name: str) -> "da.Array":
-        """A lazy array ``[n_rows, *row_shape]`` whose chunks are the shards."""
+        """A lazy array ``[n_rows, *row_shape]`` whose chunks are the shards.
+
+        Raises ``IncompleteError``.
+        """
         from store.lazy import lazy_array
 
-        return lazy_array(self, name)
+        shards = self.require_complete().shard_set.shards
+        return lazy_array(self.read_chunk, self.schema.array(name), shards)
 
     def frame(self) -> "dd.DataFrame":
-        """The sample columns as a lazy data frame with one partition a shard, indexed by row."""
+        """The sample columns as a lazy data frame with one partition a shard, indexed by row.
+
+        Raises ``IncompleteError``.
+        """
         from store.lazy import lazy_frame
 
-        return lazy_frame(self)
+        shards = self.require_complete().shard_set.shards
+        return lazy_frame(self.read_samples, self.schema.arrow, shards)
 
     def where(self, **conditions: Any) -> "Selection":
         """The rows with these values in the sample columns.
 
-        ``where(corruption="fog", severity=[3, 5])``: a list means any of its values. Raises
-        ``FormatError`` for a column that is not there.
+        ``where(corruption="fog", severity=[3, 5])``: a list, range or array means any of its
+        values. Raises ``FormatError`` for a column that is not there.
         """
         columns = [name for name, _ in self.schema.columns]
         if unknown := sorted(conditions.keys() - set(columns)):
@@ -152,7 +155,7 @@ class FeatureSet:
         frame = self.samples()
         keep = np.ones(len(frame), dtype=bool)
         for column, wanted in conditions.items():
-            values = wanted if isinstance(wanted, list | tuple | set) else [wanted]
+            values = wanted if pd.api.types.is_list_like(wanted) else [wanted]
             keep &= frame[column].isin(list(values)).to_numpy()
         return Selection(self, np.flatnonzero(keep))
 
@@ -167,6 +170,12 @@ class FeatureSet:
     def torch_dataset(self, **choice: Any) -> Any:  # Any: a torch IterableDataset
         """Batches for PyTorch; see ``stages.reflection.batches.FeatureBatches``."""
         return load_view("torch_dataset")(self, **choice)
+
+    def _damaged(self, key: str, error: Exception) -> DamagedError:
+        return DamagedError(
+            f"{self.shard_set.storage.location}/{key} is damaged ({error}): "
+            f"see `intro-pipe verify {self.name} --repair`"
+        )
 
 
 @dataclass(frozen=True, eq=False)

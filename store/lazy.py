@@ -1,6 +1,7 @@
-"""Feature sets as Dask collections: one block and one partition a shard."""
+"""Rows that are read shard by shard, as Dask collections: one block, one partition a shard."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import dask.array as da
 import dask.dataframe as dd
@@ -10,42 +11,36 @@ import pyarrow as pa
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
+from store.schema import ArraySpec
 from store.shards import Shard
 
-if TYPE_CHECKING:
-    from store.featureset import FeatureSet
 
-
-def lazy_array(feature_set: "FeatureSet", name: str) -> da.Array:
-    """``[n_rows, *row_shape]`` with the true chunks; raises ``IncompleteError``."""
-    feature_set.require_complete()
-    spec = feature_set.schema.array(name)
+def lazy_array(
+    read: Callable[[str, Shard], NDArray[Any]], spec: ArraySpec, shards: Sequence[Shard]
+) -> da.Array:
+    """``[rows, *row_shape]`` with the true chunks; ``read`` gives an array's rows of a shard."""
     blocks = [
         da.from_delayed(
-            delayed(_block, pure=True)(feature_set, name, shard),
+            delayed(read, pure=True)(spec.name, shard),
             shape=(shard.n_rows, *spec.row_shape),
             dtype=np.dtype(spec.dtype),
         )
-        for shard in feature_set.shard_set.shards
+        for shard in shards
     ]
     return da.concatenate(blocks, axis=0)
 
 
-def lazy_frame(feature_set: "FeatureSet") -> dd.DataFrame:
-    """The sample columns with known divisions, indexed by row; raises ``IncompleteError``."""
-    feature_set.require_complete()
-    shards = feature_set.shard_set.shards
-    empty = _indexed(feature_set.schema.arrow.empty_table(), 0)
+def lazy_frame(
+    read: Callable[[Shard], pa.Table], schema: pa.Schema, shards: Sequence[Shard]
+) -> dd.DataFrame:
+    """The columns with known divisions, indexed by row; ``read`` gives the columns of a shard."""
+    empty = _indexed(schema.empty_table(), 0)
     divisions = [shard.start for shard in shards] + [shards[-1].stop - 1]
-    return dd.from_map(_partition, shards, feature_set=feature_set, meta=empty, divisions=divisions)
+    return dd.from_map(_partition, shards, read=read, meta=empty, divisions=divisions)
 
 
-def _block(feature_set: "FeatureSet", name: str, shard: Shard) -> NDArray[Any]:
-    return feature_set.read_chunk(name, shard)
-
-
-def _partition(shard: Shard, feature_set: "FeatureSet") -> pd.DataFrame:
-    return _indexed(feature_set.read_samples(shard), shard.start)
+def _partition(shard: Shard, read: Callable[[Shard], pa.Table]) -> pd.DataFrame:
+    return _indexed(read(shard), shard.start)
 
 
 def _indexed(table: pa.Table, start: int) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +18,18 @@ LEASE_KEY = "lease.json"
 HEARTBEAT_S = 10.0
 EXPIRY_S = 60.0
 """A lease whose heartbeat is older than this belongs to a dead driver."""
+
+SETTLE_S = 0.2
+"""Two that take a dead driver's lease over at once wait this long to see who wrote last."""
+
+
+_FACTS: dict[str, Callable[[Any], Any]] = {
+    "host": str,
+    "pid": int,
+    "token": str,
+    "purpose": str,
+    "heartbeat": float,
+}
 
 
 class Lease:
@@ -65,10 +78,12 @@ class Lease:
         if holder and is_alive(holder):
             raise LeaseError(
                 f"{self._storage.location} is being written by {holder['purpose']} "
-                f"(pid {holder['pid']} on {holder['host']}): wait for it, or stop it first"
+                f"(pid {holder['pid']} on {holder['host']}): wait for it, or stop it first; "
+                f"if it is gone for good, remove {LEASE_KEY} there"
             )
-        self._storage.remove(LEASE_KEY)
-        if not self._storage.create(LEASE_KEY, self._content()):
+        self._storage.write(LEASE_KEY, self._content())
+        time.sleep(SETTLE_S)
+        if not self.is_held():
             raise LeaseError(f"{self._storage.location}: another driver took the lease just now")
 
     def _beat(self) -> None:
@@ -95,7 +110,7 @@ def is_alive(holder: dict[str, Any]) -> bool:
         return True
     try:
         os.kill(holder["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True  # it lives, under another user
@@ -103,8 +118,10 @@ def is_alive(holder: dict[str, Any]) -> bool:
 
 
 def _read(storage: Storage) -> dict[str, Any]:
+    """The lease, empty where there is none or where the file is not one."""
     try:
         content = json.loads(storage.read(LEASE_KEY))
-        return content if content.keys() >= {"host", "pid", "heartbeat", "purpose"} else {}
-    except (StoreError, ValueError):
+        facts = {name: kind(content[name]) for name, kind in _FACTS.items()}
+    except (StoreError, ValueError, KeyError, TypeError):
         return {}
+    return facts if facts["pid"] > 0 else {}

@@ -32,6 +32,15 @@ def fingerprint(value: Any) -> str:  # Any: whatever JSON can hold
     return hashlib.sha256(canonical_json(value)).hexdigest()[:FINGERPRINT_DIGITS]
 
 
+def is_plan(data: bytes, digest: str) -> bool:
+    """Whether ``data`` is, byte for byte, a ``plan.json`` with that fingerprint."""
+    try:
+        plan = json.loads(data)
+        return readable_json(plan) == data and fingerprint(plan) == digest
+    except ValueError:
+        return False
+
+
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
     """One ``path: ours, there theirs`` line for every leaf in which two JSON values differ.
 
@@ -41,7 +50,12 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in sorted(ours.keys() | theirs.keys()):
             below = f"{path}.{key}" if path else str(key)
-            yield from differences(ours.get(key), theirs.get(key), below)
+            if key not in theirs:
+                yield f"{below}: {_short(ours[key])}, there nothing"
+            elif key not in ours:
+                yield f"{below}: nothing, there {_short(theirs[key])}"
+            else:
+                yield from differences(ours[key], theirs[key], below)
     elif canonical_json(ours) != canonical_json(theirs):
         yield f"{path}: {_short(ours)}, there {_short(theirs)}"
 

@@ -1,8 +1,10 @@
 """What a row holds: arrays with a fixed shape per row, and scalar columns."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 
@@ -18,10 +20,7 @@ class ArraySpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        n_values = 1
-        for length in self.row_shape:
-            n_values *= length
-        return n_values * int(self.dtype.removeprefix("float").removeprefix("int")) // 8
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)

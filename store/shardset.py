@@ -9,12 +9,15 @@ from functools import cached_property
 from typing import Any, Self
 
 from store.errors import DamagedError, FormatError, NotFoundError, PlanMismatchError
-from store.plan import Plan, canonical_json, differences, fingerprint, readable_json
+from store.plan import Plan, differences, fingerprint, readable_json
+from store.seal import sealed, unsealed
 from store.shards import Shard, shards_of
-from store.storage import Storage, crc32c
+from store.storage import TEMPORARY_SUFFIX, Storage, crc32c
 
 PLAN_KEY = "plan.json"
 RECEIPTS = "receipts"
+MAX_SHARDS = 100_000
+"""File names number shards with five digits, so that names sort as rows do."""
 
 
 def receipt_key(shard: Shard) -> str:
@@ -37,8 +40,10 @@ class ShardSet:
         """Open the set, writing plan and fixed files first where there is none yet.
 
         Fixed files follow from the plan (array metadata, labels). Raises ``PlanMismatchError`` with
-        the differing fields where the place holds another plan.
+        the differing fields where the place holds another plan, ``FormatError`` for a plan that
+        cannot be one.
         """
+        _check(plan)
         if not storage.create(PLAN_KEY, readable_json(plan)):
             there = cls.open(storage).plan
             if different := list(differences(plan, there)):
@@ -78,8 +83,8 @@ class ShardSet:
 
     def done(self) -> set[int]:
         """Indexes of the shards that have a receipt: one listing, no file is opened."""
-        names = (key.removeprefix(f"{RECEIPTS}/") for key in self.storage.keys(RECEIPTS))
-        return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()}
+        there = set(self.storage.keys(RECEIPTS))
+        return {shard.index for shard in self.shards if receipt_key(shard) in there}
 
     def missing(self) -> tuple[Shard, ...]:
         """The shards that are still to do, in row order."""
@@ -94,13 +99,12 @@ class ShardSet:
         """The receipt of a shard; raises ``NotFoundError``, ``DamagedError`` if it was altered."""
         data = self.storage.read(receipt_key(shard))
         try:
-            receipt = json.loads(data)
-            seal = receipt.pop("receipt_crc32c")
-        except (ValueError, KeyError, AttributeError) as error:
-            raise DamagedError(f"{self._named(receipt_key(shard))} cannot be read") from error
-        if crc32c(canonical_json(receipt)) != seal or data != _sealed(receipt):
-            raise DamagedError(f"{self._named(receipt_key(shard))} was altered")
-        return dict(receipt)
+            return unsealed(data)
+        except ValueError as error:
+            raise DamagedError(
+                f"{self._named(receipt_key(shard))} cannot be trusted ({error}): see "
+                "`intro-pipe verify --repair`"
+            ) from error
 
     def receipts(self) -> Iterator[dict[str, Any]]:
         """The receipts there are, in row order."""
@@ -113,27 +117,48 @@ class ShardSet:
         """Write the files of a shard, then its receipt, last; gives the receipt.
 
         A shard that has its receipt already is left as it is. Each file replaces what a dead writer
-        may have left under its name as a whole, so a torn file cannot get in the way.
+        may have left under its name as a whole, so a torn file cannot get in the way. Where another
+        writer was faster with other bytes, the shard is taken back to missing: ``DamagedError``.
         """
         if self.storage.size(receipt_key(shard)) is not None:
             return self.receipt(shard)
         for key, data in files.items():
             self.storage.write(key, data)
-        receipt = {
-            "shard": {"index": shard.index, "start": shard.start, "stop": shard.stop},
-            "files": {
-                key: {"bytes": len(data), "crc32c": crc32c(data)} for key, data in files.items()
-            },
-            **facts,
-            "host": platform.node(),
-            "written_at": round(time.time(), 3),
-        }
-        self.storage.create(receipt_key(shard), _sealed(receipt))
-        return receipt
+        facts = {**facts, "host": platform.node(), "written_at": round(time.time(), 3)}
+        receipt = self._receipt_of(shard, files, facts)
+        if self.storage.create(receipt_key(shard), sealed(receipt)):
+            return receipt
+        theirs = self.receipt(shard)
+        if theirs["files"] != receipt["files"]:
+            self.discard(shard)
+            raise DamagedError(
+                f"{self._named(receipt_key(shard))}: two workers wrote this shard at once, "
+                "with different bytes; it is to be computed again"
+            )
+        return theirs
+
+    def sweep(self) -> None:
+        """Remove the unfinished writes of dead writers; only for who holds the lease."""
+        for key in self.storage.keys():  # noqa: SIM118 - not a dictionary
+            if key.endswith(TEMPORARY_SUFFIX):
+                self.storage.remove(key)
 
     def discard(self, shard: Shard) -> None:
         """Take a shard back to missing: its data is replaced when it is redone."""
         self.storage.remove(receipt_key(shard))
+
+    def _receipt_of(
+        self, shard: Shard, files: Mapping[str, bytes], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The receipt as it will be read: what is no JSON in the facts is refused here."""
+        receipt = {
+            "plan": self.fingerprint,
+            "shard": {"index": shard.index, "start": shard.start, "stop": shard.stop},
+            "files": {
+                key: {"bytes": len(data), "crc32c": crc32c(data)} for key, data in files.items()
+            },
+        }
+        return dict(json.loads(readable_json({**receipt, **facts, **receipt})))
 
     def _named(self, key: str) -> str:
         return f"{self.storage.location}/{key}"
@@ -144,7 +169,7 @@ def read_plan(storage: Storage) -> Plan:
     data = storage.read(PLAN_KEY)
     try:
         plan = json.loads(data)
-        shards_of(plan["n_rows"], plan["shard_rows"])
+        _check(plan)
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(
             f"{storage.location}/{PLAN_KEY} is not a plan ({error}): damaged, or not ours; "
@@ -153,13 +178,21 @@ def read_plan(storage: Storage) -> Plan:
     return dict(plan)
 
 
+def _check(plan: Plan) -> None:
+    """Raises ``FormatError`` where a plan has no rows, or more shards than names sort by."""
+    n_rows, shard_rows = plan["n_rows"], plan["shard_rows"]
+    if n_rows < 1 or shard_rows < 1:
+        raise FormatError(f"{n_rows} rows in shards of {shard_rows}: expected one or more of each")
+    if (n_shards := -(-n_rows // shard_rows)) > MAX_SHARDS:
+        raise FormatError(
+            f"{n_rows} rows in shards of {shard_rows} are {n_shards} shards, the most are "
+            f"{MAX_SHARDS}: take more rows a shard (--shard-rows)"
+        )
+
+
 def find_set(storage: Storage) -> ShardSet | None:
     """The set at that place, ``None`` where there is none."""
     try:
         return ShardSet.open(storage)
     except NotFoundError:
         return None
-
-
-def _sealed(receipt: Mapping[str, Any]) -> bytes:
-    return readable_json({**receipt, "receipt_crc32c": crc32c(canonical_json(receipt))})

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import google_crc32c
 
@@ -26,6 +26,7 @@ _REASONS = {
     errno.EROFS: "the file system is read-only: choose another place with --store",
     errno.EACCES: "no permission to write there: choose another place with --store",
     errno.EPERM: "no permission to write there: choose another place with --store",
+    errno.EEXIST: "a part of that path is a file: choose another place with --store",
     errno.ENOTDIR: "a part of that path is a file: choose another place with --store",
 }
 
@@ -42,7 +43,7 @@ class Storage(Protocol):
     def location(self) -> str:
         """The path or URL, for messages and for libraries that open it themselves."""
 
-    def child(self, prefix: str) -> Self:
+    def child(self, prefix: str) -> "Storage":
         """The storage below ``prefix``."""
 
     def read(self, key: str) -> bytes:
@@ -62,6 +63,9 @@ class Storage(Protocol):
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every key below ``prefix``, sorted, unfinished writes included."""
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """The names right below ``prefix`` that have keys below them, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,15 @@ class LocalStorage:
         top = Path(self.root, prefix)
         names = (
             str(Path(folder, name).relative_to(self.root).as_posix())
-            for folder, _, files in os.walk(top)
+            for folder, _, files in os.walk(top, onerror=_raise_unless_absent)
             for name in files
         )
         return iter(sorted(names))
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """The names of the folders right below ``prefix``, sorted."""
+        top = Path(self.root, prefix)
+        return sorted(path.name for path in top.iterdir() if path.is_dir()) if top.is_dir() else []
 
     def _beside(self, key: str, data: bytes) -> "_Partial":
         return _Partial(Path(self.root, key), data)
@@ -159,6 +168,12 @@ class _Partial:
     def _clear(self) -> None:
         with suppress(OSError):
             self.partial.unlink(missing_ok=True)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one: what is done would be done again."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _make_folders(folder: Path) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
 from store.encoding import chunk_key, metadata_files, samples_key
 from store.errors import StoreError
 from store.featureset import FeatureSet
-from store.lease import LEASE_KEY
-from store.plan import readable_json
+from store.lease import LEASE_KEY, Lease
+from store.plan import is_plan
+from store.schema import Schema
 from store.shards import Shard
 from store.shardset import PLAN_KEY, ShardSet, receipt_key
 from store.storage import TEMPORARY_SUFFIX, Storage, crc32c
@@ -33,7 +36,7 @@ class Problem:
 
     @property
     def is_harmless(self) -> bool:
-        """Left by a kill, replaced or swept when the command is run again."""
+        """Left by a kill or not computed yet; the same command goes on, ``repair`` sweeps."""
         return self.kind in ("data without receipt", "litter", "missing shard")
 
 
@@ -46,8 +49,8 @@ def verify_feature_set(
     """
     shard_set = feature_set.shard_set
     schema = feature_set.schema
-    fixed = metadata_files(schema, shard_set.n_rows, int(shard_set.plan["shard_rows"]))
-    yield from _fixed_problems(feature_set.name, shard_set.storage, shard_set.plan, fixed)
+    fixed = _metadata_of(shard_set)
+    yield from _fixed_problems(feature_set, fixed)
     keys_of = {
         shard.index: [*(chunk_key(spec, shard) for spec in schema.arrays), samples_key(shard)]
         for shard in shard_set.shards
@@ -63,18 +66,48 @@ def verify_feature_set(
         yield Problem(feature_set.name, "litter", key, detail)
 
 
-def _fixed_problems(
-    name: str, storage: Storage, plan: Mapping[str, Any], fixed: Mapping[str, bytes]
-) -> Iterator[Problem]:
-    if not storage.location.endswith(name):
-        yield Problem(name, "altered", PLAN_KEY, "the plan's hash is not the folder's fingerprint")
-    elif storage.read(PLAN_KEY) != readable_json(plan):
-        yield Problem(name, "altered", PLAN_KEY, "the plan was re-written by hand")
+def verify_plans(store: FeatureStore) -> Iterator[Problem]:
+    """A problem for each feature set of a store that cannot be opened: its plan was altered."""
+    for name in store.damaged_sets():
+        yield _altered_plan(name)
+
+
+def verify_artifact(artifact: Artifact) -> Iterator[Problem]:
+    """Every problem of a finished model, head or result; an unfinished one has none yet."""
+    name = f"{artifact.kind} {artifact.name}"
+    if not artifact.is_complete():
+        return
+    try:
+        files = artifact.card()["files"]
+    except StoreError as error:
+        yield Problem(name, "altered", artifact.card_key, str(error))
+        return
+    for key, expected in files.items():
+        if found := _difference(artifact.storage, key, expected):
+            yield Problem(name, found[0], key, f"{found[1]}; remove the folder and make it again")
+
+
+def _altered_plan(name: str) -> Problem:
+    detail = "not the plan of the folder's name; the same extract command writes it again"
+    return Problem(name, "altered plan", PLAN_KEY, detail)
+
+
+def _metadata_of(shard_set: ShardSet) -> dict[str, bytes]:
+    schema = Schema.from_json(dict(shard_set.plan["schema"]))
+    return metadata_files(schema, shard_set.n_rows, int(shard_set.plan["shard_rows"]))
+
+
+def _fixed_problems(feature_set: FeatureSet, fixed: Mapping[str, bytes]) -> Iterator[Problem]:
+    name, storage = feature_set.name, feature_set.shard_set.storage
+    if storage.size(PLAN_KEY) is None:
+        yield Problem(name, "missing", PLAN_KEY, "the same extract command writes it again")
+    elif not is_plan(storage.read(PLAN_KEY), feature_set.fingerprint):
+        yield _altered_plan(name)
     for key, data in fixed.items():
         if storage.size(key) is None:
-            yield Problem(name, "missing", key, "array metadata; run the same command again")
+            yield Problem(name, "missing", key, "array metadata")
         elif storage.read(key) != data:
-            yield Problem(name, "altered", key, "array metadata; run the same command again")
+            yield Problem(name, "altered", key, "array metadata")
 
 
 def _shard_problems(
@@ -96,6 +129,9 @@ def _shard_problems(
     if receipt.get("shard") != {"index": shard.index, "start": shard.start, "stop": shard.stop}:
         yield Problem(name, "damaged receipt", receipt_key(shard), "of another shard", shard)
         return
+    if receipt.get("plan") != shard_set.fingerprint:
+        yield Problem(name, "damaged receipt", receipt_key(shard), "of another plan", shard)
+        return
     if not any(key in there for key in keys):
         yield Problem(name, "receipt without data", receipt_key(shard), "no file is there", shard)
         return
@@ -113,18 +149,23 @@ def _file_problems(
     name, storage = feature_set.name, feature_set.shard_set.storage
     for key in keys:
         expected = receipt["files"].get(key)
-        size = storage.size(key)
         if expected is None:
             yield Problem(name, "damaged receipt", receipt_key(shard), f"{key} is not in it", shard)
-        elif size is None:
-            yield Problem(name, "missing", key, f"{expected['bytes']} bytes expected", shard)
-        elif size != expected["bytes"]:
-            detail = f"{size} bytes, the receipt says {expected['bytes']}"
-            kind = "truncated" if size < expected["bytes"] else "altered"
-            yield Problem(name, kind, key, detail, shard)
-        elif (found := crc32c(storage.read(key))) != expected["crc32c"]:
-            detail = f"crc32c {found}, the receipt says {expected['crc32c']}"
-            yield Problem(name, "altered", key, detail, shard)
+        elif found := _difference(storage, key, expected):
+            yield Problem(name, found[0], key, found[1], shard)
+
+
+def _difference(storage: Storage, key: str, expected: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Kind and detail of what is wrong with a file; ``None`` where it is as it was written."""
+    size = storage.size(key)
+    if size is None:
+        return "missing", f"{expected['bytes']} bytes expected"
+    if size != expected["bytes"]:
+        kind = "truncated" if size < expected["bytes"] else "altered"
+        return kind, f"{size} bytes, {expected['bytes']} were written"
+    if (found := crc32c(storage.read(key))) != expected["crc32c"]:
+        return "altered", f"crc32c {found}, {expected['crc32c']} was written"
+    return None
 
 
 def _nan_problems(
@@ -143,12 +184,18 @@ def _nan_problems(
 def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
     """Take every hurt shard back to missing, so that the same command computes it again.
 
-    Litter is swept. Damage to the plan cannot be mended and is left as it is.
+    Array metadata is written again, unfinished writes are swept; files that are not of the set are
+    left alone, and so is the plan, which the same command mends. Raises ``LeaseError`` where a
+    driver is at work.
     """
     hurt = {p.shard.index: p.shard for p in problems if p.shard is not None and not p.is_harmless}
-    for shard in hurt.values():
-        shard_set.discard(shard)
-    for problem in problems:
-        if problem.kind == "litter":
-            shard_set.storage.remove(problem.key)
+    fixed = _metadata_of(shard_set)
+    with Lease(shard_set.storage, purpose="repair"):
+        for shard in hurt.values():
+            shard_set.discard(shard)
+        for problem in problems:
+            if problem.key in fixed:
+                shard_set.storage.write(problem.key, fixed[problem.key])
+            elif problem.key.endswith(TEMPORARY_SUFFIX):
+                shard_set.storage.remove(problem.key)
     return tuple(hurt[index] for index in sorted(hurt))

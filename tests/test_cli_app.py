@@ -156,7 +156,7 @@ def test_status_shows_an_interrupted_set_and_resume_finishes_it(home: Path) -> N
     assert "partial" in {row["state"] for row in status["contents"]}
     assert status["runs"][0]["outcome"] == "unfinished"
     resumed = run("resume", **places(home))
-    assert "1 of 6 shards computed now" in resumed.stdout
+    assert json.loads(resumed.stdout)["n_computed"] == 1
     assert run("resume", code=2, **places(home)).stderr.count("\n") == 1
 
 

@@ -1,0 +1,73 @@
+"""Small real stores: a set of ten numbers and their squares in shards of 4, 4 and 2 rows."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from squares import Squares, plan_of
+
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+from store.shards import Shard
+
+Fill = Callable[..., FeatureSet]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(str(tmp_path / "store")).prepare()
+
+
+@pytest.fixture
+def begun(store: FeatureStore) -> FeatureSet:
+    """A set with a plan and no row."""
+    return store.create(plan_of(10, 4))
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
+    """A complete set, made once; leave it as it is."""
+    return fill(FeatureStore(str(tmp_path_factory.mktemp("template"))).create(plan_of(10, 4)))
+
+
+@pytest.fixture
+def numbers(store: FeatureStore, template: FeatureSet) -> FeatureSet:
+    """A complete set of the test's own."""
+    place = f"{store.location}/features/{template.name}"
+    shutil.copytree(template.shard_set.storage.location, place)
+    return store.resolve(template.name)
+
+
+def fill(found: FeatureSet, shards: Iterable[Shard] | None = None, **options: Any) -> FeatureSet:
+    """Compute and commit these shards, or those that are missing."""
+    with TemporaryDirectory() as attempts:
+        stage = Squares(found.shard_set.chunk_rows, attempts, **options)
+        for shard in found.shard_set.missing() if shards is None else shards:
+            output = stage.compute(1, shard, lambda n_rows: None)
+            found.shard_set.commit(shard, output.files, output.facts)
+    return found
+
+
+@pytest.fixture(name="fill")
+def fill_fixture() -> Fill:
+    return fill
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no `mount` to make a tiny disk with")
+    if mounted.returncode:
+        pytest.skip(f"a tiny disk cannot be mounted: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)

@@ -1,0 +1,325 @@
+"""What holds for every executor, and what Ray adds. The Ray tests share one small cluster."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from squares import Squares, plan_of
+
+from pipeline.errors import ResourceError, RunFailedError
+from pipeline.executors import Executor, LocalExecutor, RayExecutor
+from pipeline.journal import Journal
+from pipeline.runner import RunReport, run_map
+from pipeline.stage import ShardOutput, Tick
+from pipeline.worker import Work
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+from store.shards import Shard
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster that the program has connected to itself: executors use it, and leave it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS))  # where workers find the stages of these tests
+        import ray
+
+        ray.init(
+            "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def executor(request: pytest.FixtureRequest) -> Executor:
+    if request.param == "local":
+        return LocalExecutor(n_threads=1)
+    request.getfixturevalue("cluster")
+    return RayExecutor(n_workers=2)
+
+
+@pytest.fixture
+def numbers(store: FeatureStore) -> FeatureSet:
+    """Forty rows in eight shards."""
+    return store.create(plan_of(40, 5))
+
+
+def run(stage: Any, numbers: FeatureSet, executor: Executor) -> RunReport:
+    journal = Journal.begin(numbers.shard_set.storage.location, ["test"])
+    return run_map(stage, numbers.shard_set, executor, journal, title="squares")
+
+
+def attempts(stage: Squares) -> list[int]:
+    return [stage.attempts(index) for index in range(8)]
+
+
+def test_every_shard_has_one_outcome_and_a_receipt(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
+    shards = numbers.shard_set.shards
+    outcomes = list(executor.run(work, deque(shards), lambda paces: None))
+    assert sorted(outcome.shard.index for outcome in outcomes) == list(range(8))
+    assert {outcome.shard.index: outcome.receipt for outcome in outcomes} == {
+        shard.index: {
+            key: value
+            for key, value in numbers.shard_set.receipt(shard).items()
+            if key != "seal_crc32c"
+        }
+        for shard in shards
+    }
+
+
+def test_a_shard_that_fails_once_is_tried_again(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    stage = Squares(5, str(tmp_path), {2: ("fail",)})
+    assert run(stage, numbers, executor).n_computed == 8
+    assert attempts(stage) == [1, 1, 2, 1, 1, 1, 1, 1]
+
+
+def test_a_shard_that_fails_three_times_is_reported_and_the_others_are_finished(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    stage = Squares(5, str(tmp_path), {2: ("fail",) * 9})
+    with pytest.raises(RunFailedError) as failure:
+        run(stage, numbers, executor)
+    assert str(failure.value) == (
+        "1 of 8 shards failed, 7 computed; first, shard 2: RuntimeError: this one may pass "
+        "(run the same command again, or `intro-pipe resume`, to compute only what is missing)"
+    )
+    assert attempts(stage) == [1, 1, 3, 1, 1, 1, 1, 1]
+    assert [shard.index for shard in numbers.shard_set.missing()] == [2]
+
+
+def test_an_error_that_will_not_pass_is_not_tried_again(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    stage = Squares(5, str(tmp_path), {2: ("final",)})
+    with pytest.raises(RunFailedError, match="first, shard 2: ValueError: this one will not"):
+        run(stage, numbers, executor)
+    assert attempts(stage) == [1] * 8
+
+
+def test_a_rerun_after_a_failure_computes_only_what_is_missing(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    stage = Squares(5, str(tmp_path), {2: ("final",)})
+    with pytest.raises(RunFailedError):
+        run(stage, numbers, executor)
+    assert run(stage, numbers, executor).n_computed == 1
+    assert attempts(stage) == [1, 1, 2, 1, 1, 1, 1, 1]
+
+
+def test_the_caller_may_append_shards_between_two_outcomes(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
+    first, second = numbers.shard_set.shards[:2]
+    todo = deque([first])
+    outcomes = executor.run(work, todo, lambda paces: None)
+    assert next(outcomes).shard == first
+    todo.append(second)
+    assert [outcome.shard for outcome in outcomes] == [second]
+
+
+def test_results_depend_neither_on_the_executor_nor_on_the_order_of_shards(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
+    list(executor.run(work, deque(reversed(numbers.shard_set.shards)), lambda paces: None))
+    rows = np.arange(40, dtype=np.float32)
+    assert np.array_equal(numbers.read("square"), np.stack([rows, rows * rows], axis=1))
+    assert numbers.frame().compute()["row"].tolist() == list(range(40))
+
+
+class UnpicklableError(RuntimeError):
+    """Like those of libraries that keep a handle in their errors."""
+
+    def __init__(self) -> None:
+        super().__init__("first line\nsecond line")
+        self.lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Raises(Squares):
+    """A stage that fails with an error that no process can send to another."""
+
+    def compute(self, state: int, shard: Shard, tick: Tick) -> ShardOutput:
+        raise UnpicklableError
+
+
+def test_an_error_that_cannot_be_pickled_is_reported_in_one_line(
+    store: FeatureStore, executor: Executor, tmp_path: Path
+) -> None:
+    numbers = store.create(plan_of(5, 5))
+    with pytest.raises(RunFailedError, match=r"shard 0: UnpicklableError: first line \(run"):
+        run(Raises(5, str(tmp_path)), numbers, executor)
+
+
+@dataclass(frozen=True)
+class NeverReady(Squares):
+    """A stage that cannot be set up: its weights are damaged, its GPU is broken."""
+
+    error: type[Exception] = ValueError
+
+    def setup(self, n_threads: int) -> int:
+        super().setup(n_threads)
+        with Path(self.folder, "setups").open("a") as file:
+            file.write(".")
+        raise self.error("no such weights")
+
+
+def test_a_setup_that_will_never_work_stops_the_run_at_once(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    stage = NeverReady(5, str(tmp_path))
+    with pytest.raises(RunFailedError, match="ValueError: no such weights; what was finished"):
+        run(stage, numbers, executor)
+    assert len((tmp_path / "setups").read_text()) <= 2  # once on every worker
+
+
+def test_a_setup_that_may_work_is_tried_three_times(
+    numbers: FeatureSet, executor: Executor, tmp_path: Path
+) -> None:
+    stage = NeverReady(5, str(tmp_path), error=RuntimeError)
+    with pytest.raises(RunFailedError, match="RuntimeError: no such weights; what was finished"):
+        run(stage, numbers, executor)
+    assert 3 <= len((tmp_path / "setups").read_text()) <= 6
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_costs_only_the_shard_it_held(numbers: FeatureSet, tmp_path: Path) -> None:
+    stage = Squares(5, str(tmp_path), {0: ("kill",), 4: ("kill", "fail")})
+    assert run(stage, numbers, RayExecutor(n_workers=2)).n_computed == 8
+    assert attempts(stage) == [2, 1, 1, 1, 3, 1, 1, 1]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_finished(
+    numbers: FeatureSet, tmp_path: Path
+) -> None:
+    stage = Squares(5, str(tmp_path), {0: ("kill",) * 9})
+    with pytest.raises(
+        RunFailedError, match=r"1 of 8 shards failed, 7 .* shard 0: worker 0 died: "
+    ):
+        run(stage, numbers, RayExecutor(n_workers=1))
+    assert attempts(stage) == [3, 1, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_cores_share_them(numbers: FeatureSet, tmp_path: Path) -> None:
+    assert run(Squares(5, str(tmp_path)), numbers, RayExecutor(n_workers=5)).n_computed == 8
+    assert all(path.name.endswith("-1") for path in tmp_path.glob("setup-*"))  # one thread each
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_of_the_users_own_is_left_running(numbers: FeatureSet, tmp_path: Path) -> None:
+    import ray
+
+    RayExecutor(n_workers=1).check()
+    run(Squares(5, str(tmp_path)), numbers, RayExecutor(n_workers=1))
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_more_gpus_than_the_cluster_has_are_refused() -> None:
+    with pytest.raises(ResourceError, match="8 GPUs were asked for, the cluster has 0: use"):
+        RayExecutor(n_gpus=8).check()
+
+
+SCRIPT = """
+import sys, tempfile
+import ray  # before anything of ours, as programs do
+from squares import Squares, plan_of
+from pipeline.executors import RayExecutor
+from pipeline.journal import Journal
+from pipeline.runner import run_map
+from store.catalog import FeatureStore
+
+for script in ({1: ("kill",)}, {}):
+    folder = tempfile.mkdtemp(dir=sys.argv[1])
+    shards = FeatureStore(folder).prepare().create(plan_of(20, 5)).shard_set
+    journal = Journal.begin(folder, ["test"])
+    stage = Squares(5, folder, script)
+    report = run_map(stage, shards, RayExecutor(n_workers=1), journal, title="squares")
+    print("computed", report.n_computed)
+print("connected", ray.is_initialized())
+"""
+
+
+@pytest.mark.ray
+def test_two_runs_of_one_program_print_nothing_but_results(tmp_path: Path) -> None:
+    """One worker is killed on the way: what Ray says about that is no result."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout == "computed 4\ncomputed 4\nconnected False\n", ended.stderr
+    assert "A worker died or was killed" in ended.stderr
+
+
+NOWHERE = """
+import os, time
+from pipeline.errors import ResourceError
+from pipeline.executors import RayExecutor
+
+for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "nonsense"):
+    os.environ["RAY_ADDRESS"] = address
+    started = time.monotonic()
+    try:
+        RayExecutor().check()
+    except ResourceError as error:
+        print(error)
+    assert time.monotonic() - started < 6
+"""
+
+
+def test_an_address_without_a_cluster_is_refused_in_one_line_within_seconds() -> None:
+    command = [sys.executable, "-c", NOWHERE]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == (
+        "cannot join a Ray cluster at 127.0.0.1:1 ([Errno 111] Connection refused): start one with "
+        "`ray start --head`, or leave out --address and RAY_ADDRESS to use this machine alone"
+    )
+    assert all(line.startswith("cannot join a Ray cluster at ") for line in lines)
+
+
+def test_a_run_with_nothing_to_do_imports_no_ray(numbers: FeatureSet, tmp_path: Path) -> None:
+    run(Squares(5, str(tmp_path)), numbers, LocalExecutor(n_threads=1))
+    location = str(tmp_path / "store")
+    script = (
+        "import sys; from test_pipeline_executors import *;"
+        f"numbers = next(FeatureStore({location!r}).feature_sets());"
+        f"report = run(Squares(5, {str(tmp_path)!r}), numbers, RayExecutor());"
+        "print(report.n_computed, 'ray' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "0 False\n"
+
+
+def test_gpus_that_are_hidden_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ResourceError, match=r"8 GPUs were asked for, .* has [02]: use --gpus [02]"):
+        RayExecutor(n_gpus=8).check()

@@ -1,0 +1,198 @@
+"""A loop goes on from its last checkpoint, and ends where an uninterrupted one does."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.journal import Journal
+from pipeline.loop import CHECKPOINTS, LoopReport, run_loop
+from pipeline.stage import Tick
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+from store.errors import LeaseError, PlanMismatchError
+from store.lease import Lease
+
+PLAN = {"stage": {"name": "walk", "params": {"seed": 0}}}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A random walk of twelve steps in each of five units; ``at`` is called before every step."""
+
+    at: Callable[[int, int], None] = lambda unit, step: None
+    name: str = "walk"
+    version: int = 1
+    n_units: int = 5
+    unit_name: str = "epoch"
+    rows_per_unit: int = 12
+
+    def start(self) -> NDArray[np.float64]:
+        return np.zeros(3)
+
+    def step(self, state: NDArray[np.float64], unit: int, tick: Tick) -> dict[str, float]:
+        random = np.random.default_rng([0, unit])
+        for step in range(12):
+            self.at(unit, step)
+            state += 0.9 * np.sin(state) + random.normal(size=3)
+            tick(1)
+        return {"loss": float(np.abs(state).sum())}
+
+    def save(self, state: NDArray[np.float64]) -> bytes:
+        return state.tobytes()
+
+    def load(self, data: bytes) -> NDArray[np.float64]:
+        return np.frombuffer(data).copy()
+
+    def finish(self, state: NDArray[np.float64]) -> tuple[dict[str, bytes], dict[str, Any]]:
+        return {"weights": state.tobytes()}, {"walked": self.n_units}
+
+
+def uninterrupted() -> bytes:
+    stage = Walk()
+    state = stage.start()
+    for unit in range(stage.n_units):
+        stage.step(state, unit, lambda n_rows: None)
+    return stage.save(state)
+
+
+def run(store: FeatureStore, stage: Walk | None = None, plan: Any = PLAN) -> LoopReport:
+    journal = Journal.begin(store.location, ["walk"])
+    return run_loop(stage or Walk(), walk_of(store), plan, journal, title="walk")
+
+
+def walk_of(store: FeatureStore) -> Artifact:
+    return store.artifact("model", "walk")
+
+
+def checkpoints(store: FeatureStore) -> list[str]:
+    return [Path(key).name for key in walk_of(store).storage.keys(CHECKPOINTS)]
+
+
+def stop_at(store: FeatureStore, unit: int, step: int) -> None:
+    """Run until an error rises just before a step."""
+
+    def stop(*now: int) -> None:
+        if now == (unit, step):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(store, Walk(stop))
+
+
+def never(unit: int, step: int) -> None:
+    raise AssertionError("nothing was to be computed")
+
+
+def test_a_loop_writes_its_artifact_and_sweeps_its_checkpoints(store: FeatureStore) -> None:
+    report = run(store)
+    assert walk_of(store).read("weights") == uninterrupted()
+    assert (report.n_units_run, report.card["walked"], len(report.history)) == (5, 5, 5)
+    assert checkpoints(store) == []
+
+
+@pytest.mark.parametrize(("unit", "step", "n_left"), [(0, 5, 5), (2, 0, 3), (2, 7, 3), (4, 11, 1)])
+def test_a_stopped_loop_goes_on_from_its_last_checkpoint(
+    store: FeatureStore, unit: int, step: int, n_left: int
+) -> None:
+    stop_at(store, unit, step)
+    report = run(store)
+    assert report.n_units_run == n_left
+    assert [set(entry) for entry in report.history] == [{"loss", "seconds"}] * 5
+    assert walk_of(store).read("weights") == uninterrupted()
+
+
+KILLED = """
+import os, sys
+from test_pipeline_loop import *
+
+kill = tuple(map(int, sys.argv[2:]))
+run(FeatureStore(sys.argv[1]), Walk(lambda *now: now == kill and os.kill(os.getpid(), 9)))
+"""
+
+
+@pytest.mark.parametrize(("unit", "step"), [(3, 0), (1, 6)], ids=["between", "within"])
+def test_a_killed_loop_ends_with_the_same_bits(store: FeatureStore, unit: int, step: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", KILLED, store.location, str(unit), str(step)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    assert run(store).n_units_run == 5 - unit
+    assert walk_of(store).read("weights") == uninterrupted()
+
+
+def test_one_checkpoint_is_kept(store: FeatureStore) -> None:
+    stop_at(store, 3, 0)
+    assert checkpoints(store) == ["00002.json", "00002.safetensors"]
+
+
+def damage(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["00002.safetensors", "00002.json"])
+@pytest.mark.parametrize("harm", [damage, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_costs_time_but_no_bit(
+    store: FeatureStore, name: str, harm: Callable[[Path], None]
+) -> None:
+    stop_at(store, 3, 0)
+    harm(Path(walk_of(store).storage.location, CHECKPOINTS, name))
+    run(store)
+    assert walk_of(store).read("weights") == uninterrupted()
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(store: FeatureStore) -> None:
+    stop_at(store, 2, 0)
+    folder = Path(walk_of(store).storage.location, CHECKPOINTS)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    stop_at(store, 3, 0)
+    for path, data in before.items():  # as a kill before the sweep leaves it
+        path.write_bytes(data)
+    damage(folder / "00002.safetensors")
+    assert run(store).n_units_run == 3
+    assert walk_of(store).read("weights") == uninterrupted()
+
+
+def test_a_state_without_its_note_is_not_trusted(store: FeatureStore) -> None:
+    """A kill between the two writes of a checkpoint."""
+    stop_at(store, 1, 0)
+    folder = Path(walk_of(store).storage.location, CHECKPOINTS)
+    (folder / "00001.safetensors").write_bytes(b"\0" * 24)
+    assert run(store).n_units_run == 4
+    assert walk_of(store).read("weights") == uninterrupted()
+
+
+def test_a_finished_loop_is_only_read(store: FeatureStore) -> None:
+    first = run(store)
+    again = run(store, Walk(never))
+    assert (again.card, again.history, again.n_units_run) == (first.card, first.history, 0)
+
+
+def test_another_plan_under_the_same_name_is_refused_with_what_differs(store: FeatureStore) -> None:
+    stop_at(store, 1, 0)
+    with pytest.raises(
+        PlanMismatchError, match=r"model 'walk' .*stage.params.seed: 1, there 0.*--name"
+    ):
+        run(store, Walk(never), {"stage": {"name": "walk", "params": {"seed": 1}}})
+
+
+def test_a_second_driver_is_refused(store: FeatureStore) -> None:
+    with (
+        Lease(walk_of(store).storage, purpose="train walk"),
+        pytest.raises(LeaseError, match="being written by train walk"),
+    ):
+        run(store, Walk(never))
+
+
+def test_every_unit_stands_in_the_journal(store: FeatureStore) -> None:
+    run(store)
+    (path,) = Path(store.location, "journal").iterdir()
+    assert path.read_text().count('"event": "epoch"') == 5

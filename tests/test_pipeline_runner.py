@@ -1,0 +1,232 @@
+"""What the runner makes of outcomes: which it tries again, when it stops, what it says."""
+
+import io
+import os
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from squares import Squares, plan_of
+
+from pipeline.errors import RunFailedError
+from pipeline.executors import Executor, LocalExecutor, Watch
+from pipeline.journal import Journal
+from pipeline.runner import RunReport, run_map
+from pipeline.worker import Outcome, Pace, Work
+from store.catalog import FeatureStore
+from store.errors import LeaseError
+from store.lease import LEASE_KEY, Lease, holder_of
+from store.shards import Shard
+from store.shardset import ShardSet
+
+LOCAL = LocalExecutor(n_threads=1)
+
+
+@dataclass
+class Scripted:
+    """An executor that computes nothing; ``outcome_of`` says how each attempt ends."""
+
+    outcome_of: Callable[[Shard], Outcome]
+    n_runs: int = 0
+    attempts: Counter[int] = field(default_factory=Counter)
+    description: str = "a script"
+
+    def check(self) -> None:
+        pass
+
+    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
+        self.n_runs += 1
+        while todo:
+            shard = todo.popleft()
+            self.attempts[shard.index] += 1
+            watch([Pace(0, shard, 1)])
+            yield self.outcome_of(shard)
+
+
+def good(shard: Shard) -> Outcome:
+    return Outcome(shard, 0, 1.0, {"failed": {}})
+
+
+def dead(shard: Shard) -> Outcome:
+    return Outcome(shard, 0, 0.0, error="worker 0 died: out of memory")
+
+
+@pytest.fixture
+def shards(store: FeatureStore) -> ShardSet:
+    """A thousand rows in five shards."""
+    return store.create(plan_of(1000, 200)).shard_set
+
+
+@pytest.fixture
+def many(store: FeatureStore) -> ShardSet:
+    """Twenty rows in twenty shards."""
+    return store.create(plan_of(20, 1)).shard_set
+
+
+def journal_of(shards: ShardSet) -> Journal:
+    return Journal.begin(shards.storage.location, ["test"])
+
+
+def run(stage: Squares, shards: ShardSet, executor: Executor = LOCAL) -> RunReport:
+    return run_map(stage, shards, executor, journal_of(shards), title="squares")
+
+
+def test_a_report_counts_what_this_run_did(shards: ShardSet, tmp_path: Path) -> None:
+    report = run(Squares(200, str(tmp_path), nan_rows=(3,)), shards)
+    counted = (report.n_shards, report.n_computed, report.n_rows_computed, report.n_failed_rows)
+    assert counted == (5, 5, 1000, 1)
+    assert report.to_dict()["rows_per_s"] == pytest.approx(1000 / report.seconds)
+
+
+def test_a_rerun_starts_no_executor_and_takes_no_lease(shards: ShardSet, tmp_path: Path) -> None:
+    stage, executor = Squares(200, str(tmp_path)), Scripted(good)
+    run(stage, shards)
+    with Lease(shards.storage, purpose="someone else's"):
+        assert run(stage, shards, executor) == RunReport(5, 0, 0, 0, 0.0)
+    assert executor.n_runs == 0
+
+
+def test_only_the_missing_shards_are_handed_out(shards: ShardSet, tmp_path: Path) -> None:
+    run(Squares(200, str(tmp_path)), shards)
+    for index in (1, 3):
+        shards.discard(shards.shards[index])
+    executor = Scripted(good)
+    run(Squares(200, str(tmp_path)), shards, executor)
+    assert executor.attempts == {1: 1, 3: 1}
+
+
+def test_a_second_driver_is_refused_with_the_name_of_the_first(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    executor = Scripted(good)
+    with (
+        Lease(shards.storage, purpose="extract numbers"),
+        pytest.raises(LeaseError, match=rf"being written by extract numbers \(pid {os.getpid()} "),
+    ):
+        run(Squares(200, str(tmp_path)), shards, executor)
+    assert executor.n_runs == 0
+
+
+@pytest.mark.parametrize("script", [{}, {2: ("final",)}], ids=["done", "failed"])
+def test_the_lease_is_given_back(
+    shards: ShardSet, tmp_path: Path, script: dict[int, tuple[str, ...]]
+) -> None:
+    with suppress(RunFailedError):
+        run(Squares(200, str(tmp_path), script), shards)
+    assert holder_of(shards.storage) is None
+
+
+def test_a_driver_that_lost_its_lease_stops(shards: ShardSet, tmp_path: Path) -> None:
+    def lose_lease(shard: Shard) -> Outcome:
+        shards.storage.remove(LEASE_KEY)
+        return good(shard)
+
+    executor = Scripted(lose_lease)
+    with pytest.raises(RunFailedError, match="another driver took over this set"):
+        run(Squares(200, str(tmp_path)), shards, executor)
+    assert executor.attempts.total() == 1
+
+
+def test_eleven_bad_samples_in_a_thousand_stop_the_run_early(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    stage = Squares(200, str(tmp_path), nan_rows=tuple(range(100, 111)))
+    with pytest.raises(RunFailedError, match="11 of 1000 samples cannot be read, more than 1%"):
+        run(stage, shards)
+    assert shards.done() == {0}
+
+
+def test_ten_bad_samples_stop_no_run(shards: ShardSet, tmp_path: Path) -> None:
+    stage = Squares(200, str(tmp_path), nan_rows=tuple(range(100, 110)))
+    assert run(stage, shards).n_failed_rows == 10
+
+
+def test_workers_that_always_die_stop_the_run_before_every_shard_was_tried(
+    many: ShardSet, tmp_path: Path
+) -> None:
+    executor = Scripted(dead)
+    with pytest.raises(RunFailedError, match="worker 0 failed 10 times and no shard was computed;"):
+        run(Squares(1, str(tmp_path)), many, executor)
+    assert executor.attempts.total() == 10
+
+
+def test_workers_that_die_after_a_first_success_cost_their_shards_only(
+    many: ShardSet, tmp_path: Path
+) -> None:
+    executor = Scripted(lambda shard: dead(shard) if shard.index else good(shard))
+    with pytest.raises(RunFailedError, match="19 of 20 shards failed, 1 computed"):
+        run(Squares(1, str(tmp_path)), many, executor)
+    assert executor.attempts == {0: 1} | dict.fromkeys(range(1, 20), 3)
+
+
+def test_many_shards_that_fail_for_good_do_not_keep_the_rest_from_being_computed(
+    many: ShardSet, tmp_path: Path
+) -> None:
+    stage = Squares(1, str(tmp_path), dict.fromkeys(range(15), ("final",)))
+    with pytest.raises(RunFailedError, match="15 of 20 shards failed, 5 computed"):
+        run(stage, many)
+
+
+def test_a_full_disk_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path) -> None:
+    shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(100_000, 10_000)).shard_set
+    journal = Journal.begin(str(tiny_disk), ["test"])
+    stage = Squares(10_000, str(tmp_path))
+    with pytest.raises(RunFailedError) as failure, journal.outcome():
+        run_map(stage, shards, LOCAL, journal, title="squares")
+    message = str(failure.value)
+    assert "the disk is full: free some space" in message
+    assert message.endswith("; what was finished before is kept")
+    assert "\n" not in message
+    assert sum(stage.attempts(index) for index in range(10)) == len(shards.done()) + 1
+
+
+def test_a_read_only_store_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path) -> None:
+    shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(100, 10)).shard_set
+    stage, executor = Squares(10, str(tmp_path)), Scripted(good)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(OSError, match="the file system is read-only: choose another place"):
+        run_map(stage, shards, executor, Journal(tmp_path / "journal"), title="squares")
+    assert executor.n_runs == 0
+
+
+def test_every_outcome_stands_in_the_journal(shards: ShardSet, tmp_path: Path) -> None:
+    journal = journal_of(shards)
+    stage = Squares(200, str(tmp_path), {4: ("fail",)})
+    run_map(stage, shards, LOCAL, journal, title="squares")
+    text = journal.path.read_text()
+    assert text.count('"event": "shard",') == 5
+    assert text.count('"event": "shard failed"') == 1
+    assert "RuntimeError: this one may pass" in text
+
+
+def test_lines_of_progress_go_where_the_caller_says(shards: ShardSet, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    stage, journal = Squares(200, str(tmp_path)), journal_of(shards)
+    run_map(stage, shards, LOCAL, journal, title="squares", stream=stream)
+    assert stream.getvalue() == ""  # it was over before the first line was due
+
+
+INTERRUPTED = """
+import os, signal, sys
+from squares import Squares, plan_of
+from test_pipeline_runner import LOCAL, Scripted, good, run
+from store.catalog import FeatureStore
+
+shards = FeatureStore(sys.argv[1]).prepare().create(plan_of(20, 5)).shard_set
+try:
+    run(Squares(5, sys.argv[1]), shards, Scripted(lambda s: os.kill(os.getpid(), signal.SIGINT)))
+except KeyboardInterrupt:
+    print(shards.storage.size("lease.json"))
+"""
+
+
+def test_an_interrupt_gives_the_lease_back(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout == "None\n"

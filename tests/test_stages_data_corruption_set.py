@@ -1,0 +1,73 @@
+"""A corrupted set on disk: the exact layout, resumed, read by name, refused where it differs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import digits
+
+from pipeline.executors import LocalExecutor
+from stages.data.corrupt import Corrupt
+from stages.data.corruption_set import corruption_folder, write_corrupted
+from stages.data.registry import SourceSpec, open_source
+from stages.errors import InputError
+from store.catalog import FeatureStore
+from store.errors import PlanMismatchError
+
+NAMES = ("brightness", "contrast")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    images, labels = digits(6)
+    np.savez(tmp_path / "few.npz", images=images, labels=labels)
+    return tmp_path
+
+
+def write(home: Path, names: tuple[str, ...] = NAMES, seed: int = 0) -> tuple[Path, int]:
+    stage = Corrupt(SourceSpec("few.npz", "test", str(home)), names, seed)
+    folder = corruption_folder(stage, home)
+    store = FeatureStore(str(home / "store"))
+    _, report = write_corrupted(store, stage, folder, LocalExecutor(1), ["corrupt"])
+    return Path(folder), report.n_computed
+
+
+def test_the_layout_is_that_of_cifar10c(home: Path) -> None:
+    folder, n_computed = write(home)
+    assert (folder.name, n_computed) == ("few-c", 2)
+    images = np.load(folder / "contrast.npy", allow_pickle=False)
+    labels = np.load(folder / "labels.npy", allow_pickle=False)
+    assert (images.shape, images.dtype) == ((30, 32, 32, 3), np.uint8)
+    assert labels.tolist() == digits(6)[1].tolist() * 5
+
+
+def test_the_set_is_read_by_its_name_with_corruption_and_severity(home: Path) -> None:
+    write(home)
+    source = open_source("few-c", "test", home)
+    rows = source.read(25, 35)
+    assert source.family == "few"
+    assert rows.columns["corruption"].tolist() == ["brightness"] * 5 + ["contrast"] * 5
+    assert rows.columns["severity"].tolist() == [5] * 5 + [1] * 5
+
+
+def test_a_repeat_computes_nothing_and_a_lost_receipt_costs_one_file(home: Path) -> None:
+    folder, _ = write(home)
+    before = (folder / "contrast.npy").read_bytes()
+    assert write(home)[1] == 0
+    (folder / "receipts" / "00001.json").unlink()
+    (folder / "contrast.npy").write_bytes(before[:500])
+    assert write(home)[1] == 1
+    assert (folder / "contrast.npy").read_bytes() == before
+
+
+def test_another_seed_into_the_same_folder_is_refused_with_the_difference(home: Path) -> None:
+    write(home)
+    with pytest.raises(PlanMismatchError, match=r"stage\.params\.seed: 1, there 0"):
+        write(home, seed=1)
+
+
+def test_a_set_without_labels_is_refused_before_anything_is_written(home: Path) -> None:
+    np.savez(home / "few.npz", images=digits(6)[0])
+    with pytest.raises(InputError, match="labels"):
+        write(home)
+    assert not (home / "few-c").exists()

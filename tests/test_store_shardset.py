@@ -1,0 +1,290 @@
+"""Sets: plans that are not mixed, data first, receipts last."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Fill
+from squares import plan_of
+
+from store.catalog import FeatureStore
+from store.errors import DamagedError, FormatError, NotFoundError, PlanMismatchError, StoreError
+from store.featureset import FeatureSet, create_feature_set
+from store.plan import readable_json
+from store.shards import Shard
+from store.shardset import ShardSet, find_set, receipt_key
+from store.storage import LocalStorage
+from store.verify import verify_feature_set
+
+N_WRITES = 12
+"""Of a run over three shards: plan, two of metadata, and chunk, part and receipt of each shard."""
+
+
+class KilledError(BaseException):
+    """What a kill would be: nobody catches it."""
+
+
+@dataclass(frozen=True)
+class DyingStorage(LocalStorage):
+    """Killed half way through its n-th write: what was written beside stays there."""
+
+    dies_at: int = 0
+    written: list[str] = field(default_factory=list)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._live(key, data)
+        super().write(key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        self._live(key, data)
+        return super().create(key, data)
+
+    def _live(self, key: str, data: bytes) -> None:
+        if len(self.written) == self.dies_at:
+            super().write(f"{key}.dead.partial", data[: len(data) // 2])
+            raise KilledError
+        self.written.append(key)
+
+
+def data_of(found: FeatureSet) -> dict[str, bytes]:
+    """All files but receipts, which hold the time."""
+    storage = found.shard_set.storage
+    keys = [key for key in storage.keys("") if not key.endswith(".partial")]
+    return {key: storage.read(key) for key in keys if not key.startswith("receipts/")}
+
+
+def dying_set(store: FeatureStore, dies_at: int) -> tuple[DyingStorage, dict[str, Any]]:
+    plan = plan_of(10, 4)
+    return DyingStorage(store.preview(plan)["location"], dies_at), plan
+
+
+def run_until_killed(storage: DyingStorage, plan: Mapping[str, Any], fill: Fill) -> None:
+    with pytest.raises(KilledError):
+        fill(create_feature_set(storage, plan))
+
+
+def test_receipts_are_written_after_the_data_they_vouch_for(
+    store: FeatureStore, fill: Fill
+) -> None:
+    storage, plan = dying_set(store, dies_at=N_WRITES - 1)
+    run_until_killed(storage, plan, fill)
+    assert storage.written[0] == "plan.json"
+    assert [key.split("/")[0] for key in storage.written[3:]] == [
+        *("square", "samples", "receipts"),
+        *("square", "samples", "receipts"),
+        *("square", "samples"),
+    ]
+
+
+@pytest.mark.parametrize("dies_at", range(N_WRITES))
+def test_a_run_killed_at_any_write_goes_on_to_the_bytes_of_one_that_was_not(
+    store: FeatureStore, fill: Fill, template: FeatureSet, dies_at: int
+) -> None:
+    storage, plan = dying_set(store, dies_at)
+    run_until_killed(storage, plan, fill)
+    assert data_of(fill(store.create(plan))) == data_of(template)
+
+
+@pytest.mark.parametrize("dies_at", range(3, N_WRITES))
+def test_what_a_killed_run_left_is_incomplete_but_not_wrong(
+    store: FeatureStore, fill: Fill, dies_at: int
+) -> None:
+    storage, plan = dying_set(store, dies_at)
+    run_until_killed(storage, plan, fill)
+    found = store.resolve(plan["name"])
+    problems = list(verify_feature_set(found))
+    assert all(problem.is_harmless for problem in problems)
+    assert len(found.shard_set.missing()) == 3 - (dies_at - 3) // 3
+
+
+def test_a_rerun_leaves_finished_shards_as_they_are(numbers: FeatureSet, fill: Fill) -> None:
+    shard = numbers.shard_set.shards[0]
+    before = numbers.shard_set.receipt(shard)
+    fill(numbers, [shard], nan_rows=(0,))
+    assert numbers.shard_set.receipt(shard) == before
+    assert numbers.read("square")[0].tolist() == [0, 0]
+
+
+def test_the_receipt_that_commit_gives_is_the_one_on_disk(begun: FeatureSet) -> None:
+    shard = begun.shard_set.shards[0]
+    given = begun.shard_set.commit(
+        shard, {"a": b"1"}, {"failed": {10: "x", 9: "y"}, "pair": (1, 2)}
+    )
+    assert given == begun.shard_set.receipt(shard)
+
+
+def test_facts_cannot_stand_in_for_what_the_set_vouches_for(begun: FeatureSet) -> None:
+    shard = begun.shard_set.shards[0]
+    receipt = begun.shard_set.commit(shard, {"a": b"1"}, {"files": {}, "shard": None})
+    assert list(receipt["files"]) == ["a"]
+    assert receipt["shard"]["index"] == 0
+
+
+class OvertakenStorage(LocalStorage):
+    """Another worker commits the shard while this one is about to write its receipt."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key.startswith("receipts/"):
+            place = LocalStorage(self.root)
+            shard = Shard(0, 0, 4)
+            ShardSet(place, plan_of(10, 4)).commit(shard, {"a": b"theirs"}, {})
+        return super().create(key, data)
+
+
+def test_two_workers_that_write_a_shard_at_once_with_other_bytes_leave_it_missing(
+    begun: FeatureSet,
+) -> None:
+    ours = ShardSet(OvertakenStorage(begun.shard_set.storage.location), begun.plan)
+    with pytest.raises(DamagedError, match="two workers wrote this shard at once"):
+        ours.commit(ours.shards[0], {"a": b"ours"}, {})
+    assert 0 not in ours.done()
+
+
+def test_two_workers_that_write_a_shard_at_once_with_the_same_bytes_are_both_right(
+    begun: FeatureSet,
+) -> None:
+    ours = ShardSet(OvertakenStorage(begun.shard_set.storage.location), begun.plan)
+    receipt = ours.commit(ours.shards[0], {"a": b"theirs"}, {})
+    assert receipt == ours.receipt(ours.shards[0])
+
+
+def test_a_discarded_shard_is_missing(numbers: FeatureSet) -> None:
+    shard = numbers.shard_set.shards[1]
+    numbers.shard_set.discard(shard)
+    assert numbers.shard_set.missing() == (shard,)
+    assert not numbers.shard_set.is_complete()
+
+
+@pytest.mark.parametrize(
+    "name", ["2.json", "²².json", "٠٠٠٠٢.json", "00099.json", "sub/00002.json"]
+)
+def test_files_that_only_look_like_receipts_do_not_count(begun: FeatureSet, name: str) -> None:
+    begun.shard_set.storage.write(f"receipts/{name}", b"{}")
+    assert begun.shard_set.done() == set()
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b"\xff", b'{"a": NaN}', b"[" * 99])
+def test_a_receipt_that_is_garbage_is_damaged(numbers: FeatureSet, data: bytes) -> None:
+    shard = numbers.shard_set.shards[0]
+    numbers.shard_set.storage.write(receipt_key(shard), data)
+    with pytest.raises(DamagedError, match=r"receipts/00000\.json"):
+        numbers.shard_set.receipt(shard)
+
+
+def test_a_receipt_edited_by_hand_is_damaged(numbers: FeatureSet) -> None:
+    shard = numbers.shard_set.shards[0]
+    edited = {**numbers.shard_set.receipt(shard), "failed": {"0": "invented"}}
+    numbers.shard_set.storage.write(receipt_key(shard), readable_json(edited))
+    with pytest.raises(DamagedError, match=r"cannot be read|altered"):
+        numbers.shard_set.receipt(shard)
+
+
+def test_receipts_come_in_row_order(numbers: FeatureSet) -> None:
+    assert [r["shard"]["start"] for r in numbers.shard_set.receipts()] == [0, 4, 8]
+
+
+def test_another_plan_in_the_same_place_is_refused_with_the_fields_that_differ(
+    tmp_path: Path,
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    ShardSet.create(storage, plan_of(10, 4, weights="aa"), {})
+    with pytest.raises(PlanMismatchError, match=r'inputs\.weights: "bb", there "aa"'):
+        ShardSet.create(storage, plan_of(10, 4, weights="bb"), {})
+
+
+def test_of_many_creators_with_their_own_plans_one_wins(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+
+    def create(n_rows: int) -> type[StoreError] | None:
+        try:
+            ShardSet.create(storage, plan_of(n_rows, 4), {"labels": b"%d" % n_rows})
+        except PlanMismatchError as error:
+            return type(error)
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(create, range(1, 9)))
+    assert outcomes.count(None) == 1
+    winner = outcomes.index(None) + 1
+    assert ShardSet.open(storage).n_rows == winner
+    assert storage.read("labels") == b"%d" % winner
+
+
+def test_creators_with_one_plan_share_the_set(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        sets = list(pool.map(lambda _: ShardSet.create(storage, plan_of(10, 4), {}), range(8)))
+    assert {found.fingerprint for found in sets} == {ShardSet.open(storage).fingerprint}
+
+
+@pytest.mark.parametrize(("n_rows", "shard_rows"), [(0, 4), (10, 0), (-1, 4)])
+def test_a_plan_without_rows_is_refused_and_nothing_is_written(
+    store: FeatureStore, n_rows: int, shard_rows: int
+) -> None:
+    with pytest.raises(FormatError, match="expected one or more"):
+        ShardSet.create(store.storage.child("set"), plan_of(n_rows, shard_rows), {})
+    assert list(store.storage.keys("set")) == []
+
+
+def test_more_shards_than_names_sort_by_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="take more rows a shard"):
+        ShardSet.create(LocalStorage(str(tmp_path)), plan_of(100_001, 1), {})
+
+
+def test_one_shard_holds_everything_where_shard_rows_are_huge(
+    store: FeatureStore, fill: Fill
+) -> None:
+    found = fill(store.create(plan_of(10, 10**15)))
+    assert found.read("square").shape == (10, 2)
+    assert list(verify_feature_set(found)) == []
+
+
+def without_rows(plan: dict[str, Any]) -> Any:
+    return {key: value for key, value in plan.items() if key != "n_rows"}
+
+
+EDITS: list[Callable[[dict[str, Any]], Any]] = [
+    without_rows,
+    lambda plan: [plan],
+    lambda plan: {**plan, "n_rows": "ten"},
+    lambda plan: {**plan, "n_rows": 10**15},
+    lambda plan: {**plan, "shard_rows": 0},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_plan_that_is_none_is_refused_with_the_way_out(
+    begun: FeatureSet, edit: Callable[[dict[str, Any]], Any]
+) -> None:
+    storage = begun.shard_set.storage
+    storage.write("plan.json", json.dumps(edit(dict(begun.plan))).encode())
+    with pytest.raises(FormatError, match=r"is not a plan .* remove the folder"):
+        ShardSet.open(storage)
+
+
+def test_a_place_without_a_plan_holds_no_set(tmp_path: Path) -> None:
+    assert find_set(LocalStorage(str(tmp_path))) is None
+    with pytest.raises(NotFoundError):
+        ShardSet.open(LocalStorage(str(tmp_path)))
+
+
+def test_a_run_on_a_full_disk_leaves_a_store_that_is_not_wrong_and_goes_on(
+    tiny_disk: Path, fill: Fill
+) -> None:
+    found = FeatureStore(str(tiny_disk)).prepare().create(plan_of(10, 4))
+    fill(found, found.shard_set.shards[:1])
+    ballast = tiny_disk / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(512 * 1024))
+    os.truncate(ballast, ballast.stat().st_size - 4096)  # room for the chunk alone
+    with pytest.raises(StoreError, match="the disk is full"):
+        fill(found)
+    problems = list(verify_feature_set(found))
+    assert [problem.kind for problem in problems] == ["data without receipt", "missing shard"]
+    ballast.unlink()
+    assert list(verify_feature_set(fill(found))) == []
