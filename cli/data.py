@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
 from cli.output import emit, note, size, table
+
+if TYPE_CHECKING:
+    from pipeline.runner import RunReport
 
 
 def add_to(app: typer.Typer) -> None:
@@ -119,10 +122,7 @@ def corrupt(
         emit({"folder": folder, "bytes": n_bytes, "plan": plan}, text, as_json=as_json)
         return
     shard_set, report = write_corrupted(FeatureStore(store), stage, folder, workforce, sys.argv[1:])
-    text = (
-        f"{folder}: {shard_set.n_rows:,} images; {report.n_computed} of {report.n_shards} "
-        f"corruptions computed now ({report.rows_per_s:,.0f} images/s)"
-    )
+    text = f"{folder}: {shard_set.n_rows:,} images; {_work_done(report, 'corruptions')}"
     emit({"folder": folder, **report.to_dict()}, text, as_json=as_json)
 
 
@@ -218,10 +218,14 @@ def extract(
     feature_set, report = extract(place, stage, workforce, sys.argv[1:])
     for line in place.siblings(feature_set):
         note(line)
-    text = (
-        f"{feature_set.name}: {feature_set.n_rows:,} rows; {report.n_computed} of "
-        f"{report.n_shards} shards computed now ({report.rows_per_s:,.0f} images/s)"
-    )
+    text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {_work_done(report, 'shards')}"
     if report.n_failed_rows:
         text += f"; {report.n_failed_rows} images could not be read: see the column `status`"
     emit({"feature_set": feature_set.name, **report.to_dict()}, text, as_json=as_json)
+
+
+def _work_done(report: RunReport, units: str) -> str:
+    if report.n_computed == 0:
+        return f"all {report.n_shards} {units} were there already"
+    speed = f"{report.rows_per_s:,.0f} images/s"
+    return f"{report.n_computed} of {report.n_shards} {units} computed now ({speed})"

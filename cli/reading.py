@@ -154,7 +154,7 @@ def verify(
                 note(f"{found.name}: {len(shards)} shards taken back; run extract again")
     wrong = [problem for problem in problems if not problem.is_harmless]
     summary = (
-        f"{len(sets)} feature sets, {len(artifacts)} models, heads and results: "
+        f"checked {len(sets)} feature sets and {len(artifacts)} models, heads and results: "
         f"{len(wrong)} wrong, {len(problems) - len(wrong)} to note"
     )
     rows = [asdict(problem) | {"harmless": problem.is_harmless} for problem in problems]

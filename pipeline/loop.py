@@ -13,7 +13,7 @@ from store.artifacts import Artifact
 from store.errors import DamagedError, NotFoundError
 from store.lease import Lease
 from store.plan import Plan, readable_json
-from store.storage import Storage, crc32c
+from store.storage import Storage, checksum
 
 CHECKPOINTS = "checkpoints"
 
@@ -119,7 +119,7 @@ def _checkpoint(
     unit = len(history) - 1
     data = stage.save(state)
     storage.write(_state_key(unit), data)
-    note = {"history": history, "crc32c": crc32c(data)}
+    note = {"history": history, "sha256": checksum(data)}
     storage.write(_note_key(unit), readable_json(note))
     _sweep(storage, keep=unit)
 
@@ -131,7 +131,7 @@ def _last_checkpoint(stage: LoopStage, storage: Storage) -> tuple[list[dict[str,
         try:
             note = json.loads(storage.read(key))
             data = storage.read(_state_key(len(note["history"]) - 1))
-            if crc32c(data) != note["crc32c"]:
+            if checksum(data) != note["sha256"]:
                 raise DamagedError(key)
             return list(note["history"]), stage.load(data)
         except (ValueError, KeyError, DamagedError, NotFoundError):

@@ -7,9 +7,9 @@ from typing import Any
 
 from store.errors import DamagedError, NotFoundError, PlanMismatchError
 from store.plan import Plan, differences, readable_json
-from store.seal import sealed, unsealed
+from store.seal import sealed, unsealed, vouch
 from store.shardset import PLAN_KEY
-from store.storage import Storage, crc32c
+from store.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Artifact:
         self.storage.remove(self.card_key)
         for key, data in files.items():
             self.storage.write(key, data)
-        vouched = {key: {"bytes": len(data), "crc32c": crc32c(data)} for key, data in files.items()}
+        vouched = {key: vouch(data) for key, data in files.items()}
         data = sealed({**facts, "files": vouched})
         self.storage.write(self.card_key, data)
         return unsealed(data)
@@ -76,11 +76,10 @@ class Artifact:
     def read(self, key: str) -> bytes:
         """A file of the artifact, checked against the card; raises ``DamagedError``."""
         data = self.storage.read(key)
-        expected = self.card()["files"][key]["crc32c"]
-        if crc32c(data) != expected:
+        if vouch(data) != self.card()["files"][key]:
             raise DamagedError(
-                f"{self.storage.location}/{key} was altered: crc32c {crc32c(data)}, "
-                f"the card says {expected}; remove the folder and make it again"
+                f"{self.storage.location}/{key} is not what the card vouches for; "
+                "remove the folder and make it again"
             )
         return data
 

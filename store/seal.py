@@ -1,18 +1,23 @@
-"""Sealed JSON: an object that carries a checksum of itself, for what vouches for other files."""
+"""What vouches for files: their sizes and checksums, in JSON that is sealed by one of its own."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from store.plan import canonical_json, readable_json
-from store.storage import crc32c
+from store.storage import checksum
 
-SEAL = "seal_crc32c"
+SEAL = "seal_sha256"
+
+
+def vouch(data: bytes) -> dict[str, Any]:
+    """Size and checksum of a file, as receipts and cards keep them."""
+    return {"bytes": len(data), "sha256": checksum(data)}
 
 
 def sealed(facts: Mapping[str, Any]) -> bytes:
-    """The facts as readable JSON, with the CRC-32C of their canonical form."""
-    return readable_json({**facts, SEAL: crc32c(canonical_json(facts))})
+    """The facts as readable JSON, with the SHA-256 of their canonical form."""
+    return readable_json({**facts, SEAL: checksum(canonical_json(facts))})
 
 
 def unsealed(data: bytes) -> dict[str, Any]:

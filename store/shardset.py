@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from store.errors import DamagedError, FormatError, NotFoundError, PlanMismatchError
 from store.plan import Plan, differences, fingerprint, readable_json
-from store.seal import sealed, unsealed
+from store.seal import sealed, unsealed, vouch
 from store.shards import Shard, shards_of
-from store.storage import TEMPORARY_SUFFIX, Storage, crc32c
+from store.storage import TEMPORARY_SUFFIX, Storage
 
 PLAN_KEY = "plan.json"
 RECEIPTS = "receipts"
@@ -154,9 +154,7 @@ class ShardSet:
         receipt = {
             "plan": self.fingerprint,
             "shard": {"index": shard.index, "start": shard.start, "stop": shard.stop},
-            "files": {
-                key: {"bytes": len(data), "crc32c": crc32c(data)} for key, data in files.items()
-            },
+            "files": {key: vouch(data) for key, data in files.items()},
         }
         return dict(json.loads(readable_json({**receipt, **facts, **receipt})))
 

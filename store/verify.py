@@ -16,7 +16,7 @@ from store.plan import is_plan
 from store.schema import Schema
 from store.shards import Shard
 from store.shardset import PLAN_KEY, ShardSet, receipt_key
-from store.storage import TEMPORARY_SUFFIX, Storage, crc32c
+from store.storage import TEMPORARY_SUFFIX, Storage, checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ def _difference(storage: Storage, key: str, expected: Mapping[str, Any]) -> tupl
     if size != expected["bytes"]:
         kind = "truncated" if size < expected["bytes"] else "altered"
         return kind, f"{size} bytes, {expected['bytes']} were written"
-    if (found := crc32c(storage.read(key))) != expected["crc32c"]:
-        return "altered", f"crc32c {found}, {expected['crc32c']} was written"
+    if (found := checksum(storage.read(key))) != expected["sha256"]:
+        return "altered", f"sha256 {found[:12]}…, {expected['sha256'][:12]}… was written"
     return None
 
 

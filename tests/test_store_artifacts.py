@@ -46,7 +46,9 @@ def test_what_is_not_there_and_what_is_not_finished_are_told_apart(
 def test_an_altered_file_is_not_read(model: Artifact) -> None:
     model.write({"weights": b"1"}, {})
     model.storage.write("weights", b"2")
-    with pytest.raises(DamagedError, match=r"weights was altered.*remove the folder"):
+    with pytest.raises(
+        DamagedError, match=r"weights is not what the card vouches for.*remove the folder"
+    ):
         model.read("weights")
 
 

@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from store.errors import NotFoundError, WriteError
-from store.storage import LocalStorage, crc32c
+from store.storage import LocalStorage, checksum
 
 WRITER = """
 import sys
@@ -122,10 +120,6 @@ def test_a_read_only_disk_is_refused_with_the_way_out(tiny_disk: Path) -> None:
         LocalStorage(str(tiny_disk)).write("key", b"")
 
 
-def test_the_checksum_is_crc32c() -> None:
-    assert crc32c(b"123456789") == "e3069283"  # the check value of CRC-32C, RFC 3720 B.4
-
-
-@given(st.binary(max_size=100))
-def test_the_checksum_of_a_view_is_that_of_its_bytes(data: bytes) -> None:
-    assert crc32c(memoryview(data)) == crc32c(data)
+def test_the_checksum_is_sha256() -> None:
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert checksum(b"abc") == expected  # the first example of FIPS 180-2, appendix B.1

@@ -15,7 +15,7 @@ from store.encoding import chunk_key, encode_chunk
 from store.errors import LeaseError
 from store.featureset import FeatureSet
 from store.lease import Lease
-from store.verify import Problem, repair, verify_feature_set, verify_plans
+from store.verify import Problem, repair, verify_artifact, verify_feature_set, verify_plans
 
 CHUNK = "square/c/1/0"
 PART = "samples/part-00001.parquet"
@@ -186,6 +186,25 @@ def test_a_receipt_of_another_shard_copied_over_is_found(numbers: FeatureSet) ->
     storage.write(RECEIPT, storage.read("receipts/00000.json"))
     (problem,) = verify_feature_set(numbers)
     assert (problem.kind, problem.detail) == ("damaged receipt", "of another shard")
+
+
+def test_a_chunk_of_another_shard_copied_over_is_found(numbers: FeatureSet) -> None:
+    storage = numbers.shard_set.storage
+    storage.write("square/c/1/0", storage.read("square/c/0/0"))
+    assert found_in(numbers) == [("altered", "square/c/1/0")]
+
+
+def test_an_altered_file_of_a_model_and_an_altered_card_are_found(store: FeatureStore) -> None:
+    model = store.artifact("model", "net")
+    model.claim({"seed": 1})
+    assert list(verify_artifact(model)) == []  # not finished, so nothing is promised yet
+    model.write({"weights.safetensors": b"weights"}, {"M": 2.5})
+    assert list(verify_artifact(model)) == []
+    model.storage.write("weights.safetensors", b"Weights")
+    assert [problem.kind for problem in verify_artifact(model)] == ["altered"]
+    card = model.storage.read("model.json")
+    model.storage.write("model.json", card.replace(b"2.5", b"3.5"))
+    assert [problem.key for problem in verify_artifact(model)] == ["model.json"]
 
 
 def test_rows_of_another_plan_are_found_though_their_receipts_fit_them(
