@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.corrupted import CIFAR10C_NAMES
+from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.registry import open_source
 from stages.errors import DataNotFoundError, InputError
 
@@ -80,25 +80,25 @@ def test_a_plan_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("folder", ["CIFAR-10-C", "cifar10c"])
 def test_cifar10c_is_found_in_the_data_root(tmp_path: Path, folder: str) -> None:
-    _write(tmp_path / folder, CIFAR10C_NAMES)
+    _write(tmp_path / folder, CORRUPTIONS)
     source = open_source("cifar10c", data_root=tmp_path)
     assert (source.name, source.family, source.n_rows) == ("cifar10c", "cifar10", 19 * 20)
     assert source.class_names[0] == "airplane"
 
 
 def test_all_nineteen_are_in_alphabetical_order() -> None:
-    assert len(set(CIFAR10C_NAMES)) == 19
-    assert list(CIFAR10C_NAMES) == sorted(CIFAR10C_NAMES)
+    assert len(set(CORRUPTIONS)) == 19
+    assert list(CORRUPTIONS) == sorted(CORRUPTIONS)
 
 
 def test_missing_corruptions_of_cifar10c_are_named(tmp_path: Path) -> None:
-    _write(tmp_path / "CIFAR-10-C", CIFAR10C_NAMES[2:])
+    _write(tmp_path / "CIFAR-10-C", CORRUPTIONS[2:])
     with pytest.raises(DataNotFoundError, match=r"2 of 19 .* missing: brightness, contrast;"):
         open_source("cifar10c", data_root=tmp_path)
 
 
 def test_missing_labels_of_cifar10c_are_named(tmp_path: Path) -> None:
-    (_write(tmp_path / "CIFAR-10-C", CIFAR10C_NAMES) / "labels.npy").unlink()
+    (_write(tmp_path / "CIFAR-10-C", CORRUPTIONS) / "labels.npy").unlink()
     with pytest.raises(DataNotFoundError, match=r"labels\.npy: no such file"):
         open_source("cifar10c", data_root=tmp_path)
 
@@ -155,7 +155,7 @@ def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
 
 
 def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
-    folder = _write(tmp_path / "cifar10c", CIFAR10C_NAMES)
+    folder = _write(tmp_path / "cifar10c", CORRUPTIONS)
     np.save(folder / "labels.npy", np.tile(LABELS + np.uint8(1), 5))
     with pytest.raises(InputError, match="label of row 3 is 10, expected 0 to 9"):
         open_source("cifar10c", data_root=tmp_path)

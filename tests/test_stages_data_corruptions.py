@@ -16,7 +16,7 @@ from stages.data.corruptions import frost
 from stages.data.corruptions.blur import disk_kernel, smeared
 from stages.data.corruptions.digital import displaced
 from stages.data.corruptions.draws import generators_of
-from stages.data.corruptions.names import COMMON_15, CORRUPTIONS, CURE, names_of
+from stages.data.corruptions.names import CORRUPTIONS, CURE, names_of
 from stages.data.corruptions.pixels import bytes_from_unit
 from stages.data.corruptions.plasma import plasma_fractal
 from stages.data.corruptions.registry import BLOCK_ROWS, CIFAR10C, CURE_LIKE, corrupt
@@ -102,17 +102,10 @@ def assert_nearly_equal(fast, slow, share=0.005):
     assert (difference > 0).mean() < share
 
 
-def test_there_are_19_corruptions_of_which_15_are_common_and_6_cure_like_ones():
+def test_there_are_19_corruptions_and_6_cure_like_ones():
     assert len(CORRUPTIONS) == 19
-    assert len(COMMON_15) == 15
     assert tuple(CIFAR10C) == CORRUPTIONS == tuple(sorted(CORRUPTIONS))
     assert tuple(CURE_LIKE) == CURE == tuple(sorted(CURE))
-    assert set(CORRUPTIONS) - set(COMMON_15) == {
-        "speckle_noise",
-        "gaussian_blur",
-        "spatter",
-        "saturate",
-    }
 
 
 def test_every_corruption_has_five_levels():

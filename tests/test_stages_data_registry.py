@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.corrupted import CIFAR10C_NAMES
+from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.known import KNOWN, data_root_path
 from stages.data.registry import SourceSpec, known_datasets, open_source
 from stages.data.source import source_facts
@@ -141,7 +141,7 @@ def test_the_list_recognises_what_lies_in_the_data_root(tmp_path: Path) -> None:
 
 
 def test_the_list_shows_what_is_wrong_with_a_set(tmp_path: Path) -> None:
-    _corrupted(tmp_path / "CIFAR-10-C", CIFAR10C_NAMES[1:])
+    _corrupted(tmp_path / "CIFAR-10-C", CORRUPTIONS[1:])
     np.save(tmp_path / "photos.npy", np.zeros((5, 8), dtype=np.uint8))
     problems = {info.name: info.problem for info in known_datasets(tmp_path) if info.problem}
     assert "missing: brightness" in problems["cifar10c"]

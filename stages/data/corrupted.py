@@ -16,35 +16,13 @@ from numpy.typing import NDArray
 
 from stages.data.arrays import check_label_range, checked_images, checked_labels, open_npy
 from stages.data.cifar import CLASS_NAMES
+from stages.data.corruptions.names import N_SEVERITIES
 from stages.data.fingerprint import file_content
 from stages.data.resize import resize_rule, rgb_array
 from stages.data.source import ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 
-N_SEVERITIES = 5
 CIFAR10C_FOLDERS = ("CIFAR-10-C", "cifar10c")
-CIFAR10C_NAMES = (
-    "brightness",
-    "contrast",
-    "defocus_blur",
-    "elastic_transform",
-    "fog",
-    "frost",
-    "gaussian_blur",
-    "gaussian_noise",
-    "glass_blur",
-    "impulse_noise",
-    "jpeg_compression",
-    "motion_blur",
-    "pixelate",
-    "saturate",
-    "shot_noise",
-    "snow",
-    "spatter",
-    "speckle_noise",
-    "zoom_blur",
-)
-"""The 19 corruptions of CIFAR-10-C in the order of the rows: alphabetical."""
 
 
 @dataclass(frozen=True, slots=True)

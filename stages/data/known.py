@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.data import cifar, corrupted, idx
+from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.digits import digits_source
 from stages.data.source import ReaderSource
 
@@ -64,7 +65,7 @@ KNOWN: Mapping[str, Known] = {
         corrupted.CIFAR10C_FOLDERS,
         "*.npy",
         lambda folder, _, size: corrupted.corrupted_source(
-            folder, "cifar10c", size, required=corrupted.CIFAR10C_NAMES
+            folder, "cifar10c", size, required=CORRUPTIONS
         ),
     ),
     "fashion-mnist": Known(

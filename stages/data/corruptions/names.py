@@ -7,9 +7,6 @@ Collection = Literal["cifar10c", "cure"]
 
 N_SEVERITIES = 5
 
-EXTRA_4 = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
-"""The four that CIFAR-10-C gives for tuning; RobustBench and AugMix leave them out."""
-
 CORRUPTIONS = (
     "brightness",
     "contrast",
@@ -32,9 +29,6 @@ CORRUPTIONS = (
     "zoom_blur",
 )
 """All 19 of CIFAR-10-C, alphabetical."""
-
-COMMON_15 = tuple(name for name in CORRUPTIONS if name not in EXTRA_4)
-"""The 15 that RobustBench and AugMix evaluate."""
 
 CURE = (
     "gaussian_blur",
