@@ -23,7 +23,7 @@ def conditions(texts: Sequence[str], schema: Schema) -> dict[str, list[Any]]:
             )
         make = {"int64": int, "float64": float}.get(kinds[column], str)
         try:
-            found[column] = [make(value) for value in values.split(",")]
+            found.setdefault(column, []).extend(make(value) for value in values.split(","))
         except ValueError as error:
             raise InputError(f"--where {text}: {column} is {kinds[column]}") from error
     return found

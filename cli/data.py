@@ -28,6 +28,7 @@ def datasets(
     download: Annotated[
         str | None, typer.Option("--download", help="Fetch this data set and check it.")
     ] = None,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List the data sets that are known, which of them are here, and how to get the others."""
@@ -38,7 +39,9 @@ def datasets(
     from stages.data.registry import known_datasets
 
     root = data_root_path(data_root)
-    if download:
+    if download and dry_run:
+        note(f"would fetch {download} into {root}")
+    elif download:
         fetch(download, root, _download_progress())
     infos = known_datasets(root)
     rows = [
@@ -146,9 +149,15 @@ def extract(
     last_layer: Annotated[
         str | None, typer.Option(help="Its last linear layer, where that is not plain.")
     ] = None,
-    mean: Annotated[str, typer.Option(help="Its normalisation.")] = "0.4914,0.4822,0.4465",
-    std: Annotated[str, typer.Option(help="Its normalisation.")] = "0.2023,0.1994,0.2010",
-    image_size: Annotated[int, typer.Option(min=1, help="Its input, in pixels.")] = 32,
+    mean: Annotated[
+        str | None, typer.Option(help="Its normalisation. (default: 0.4914,0.4822,0.4465)")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Its normalisation. (default: 0.2023,0.1994,0.2010)")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Its input, in pixels. (default: 32)")
+    ] = None,
     layer: Annotated[
         str | None,
         typer.Option(help="Another layer, whose per-image gradients are stored as well."),
@@ -169,6 +178,7 @@ def extract(
     gpus: options.Gpus = None,
     workers: options.Workers = None,
     address: options.Address = None,
+    device: options.Device = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -176,14 +186,14 @@ def extract(
 
     Everything after this reads the store. The same command again computes only what is missing.
     """
-    from stages.data.known import data_root_path
+    from stages.data.registry import SourceSpec
     from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
     from stages.reflection.named_layer import NamedLayer
-    from stages.sensing.models import ModelRequest, model_for
+    from stages.sensing.models import ModelRequest, choose
     from store.catalog import FeatureStore
 
     place = FeatureStore(store)
-    workforce, device = options.executor_of(executor, gpus, workers, address)
+    workforce, default_device = options.executor_of(executor, gpus, workers, address)
     request = ModelRequest(
         model,
         network,
@@ -193,16 +203,16 @@ def extract(
         options.channels(std, "--std"),
         image_size,
     )
-    source, card, weights_file = model_for(
-        place, request, dataset, split, str(data_root_path(data_root)), limit
-    )
+    chosen = choose(place, request, SourceSpec(dataset, split, data_root or "", limit=limit))
+    if network and not (mean and std):
+        note(f"{network}: CIFAR-10's normalisation is taken; --mean and --std name another")
     stage = Extract(
-        source,
-        card,
-        weights_file,
+        chosen.source,
+        chosen.card,
+        chosen.weights,
         options.choice(precision, ("fp32", "bf16"), "--precision"),
         shard_rows,
-        device,
+        options.device_of(device) if device else default_device,
         batch_size or DEFAULT_BATCH_ROWS,
         NamedLayer(layer, layer_loss, project) if layer else None,
     )
@@ -215,7 +225,7 @@ def extract(
         )
         emit({**preview, "executor": workforce.description}, text, as_json=as_json)
         return
-    feature_set, report = extract(place, stage, workforce, sys.argv[1:])
+    feature_set, report = extract(place, stage, workforce, sys.argv[1:], chosen.take_in)
     for line in place.siblings(feature_set):
         note(line)
     text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {_work_done(report, 'shards')}"

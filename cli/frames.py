@@ -19,6 +19,8 @@ def write_frame(frame: pd.DataFrame, form: str, out: str | None) -> None:
 
     if form not in FORMS:
         raise InputError(f"--format {form}: expected one of {', '.join(FORMS)}")
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no such folder")
     if form == "parquet":
         if out is None:
             raise InputError("--format parquet: it needs a file, give --out FILE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,15 +79,22 @@ def executor_of(
         n_gpus = 0
     device = "cuda" if n_gpus else "cpu"
     if name == "local":
+        RayExecutor(n_gpus).check()  # refuses a GPU that is not there
         return LocalExecutor(), device
     return RayExecutor(n_gpus, n_workers, address), device
 
 
 def device_of(asked: str | None) -> str:
-    """The device for work in this process."""
+    """The device that was asked for, or the best there is; raises ``InputError``."""
     from pipeline.executors import n_visible_gpus
+    from stages.errors import InputError
 
-    return asked or ("cuda" if n_visible_gpus() else "cpu")
+    n_gpus = n_visible_gpus()
+    asked = asked or ("cuda" if n_gpus else "cpu")
+    known = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{index}" for index in range(n_gpus))]
+    if asked not in known:
+        raise InputError(f"--device {asked}: this machine has {', '.join(known)}")
+    return asked
 
 
 def choice(value: str, known: Sequence[str], what: str) -> Any:  # Any: one of a Literal's values
@@ -98,14 +106,18 @@ def choice(value: str, known: Sequence[str], what: str) -> Any:  # Any: one of a
     return value
 
 
-def channels(text: str, what: str) -> tuple[float, float, float]:
+def channels(text: str | None, what: str) -> tuple[float, float, float] | None:
     """``"0.49,0.48,0.45"`` as three numbers; raises ``InputError``."""
     from stages.errors import InputError
 
+    if text is None:
+        return None
     try:
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{what} {text}: expected three numbers with commas between") from error
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise InputError(f"{what} {text}: expected finite numbers")
     return red, green, blue
 
 

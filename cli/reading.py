@@ -90,7 +90,9 @@ def query(
             where=conditions(where or [], feature_set.schema),
             tick=progress.advance,
         )
-    write_frame(frame, "json" if as_json else form, out)
+    if frame.attrs["n_left_out"]:
+        note(f"{frame.attrs['n_left_out']:,} rows left out: no label, or not read (see `status`)")
+    write_frame(frame, "json" if as_json and form == "table" else form, out)
 
 
 def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:
@@ -124,37 +126,48 @@ def status(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson
 
 def verify(
     features: Annotated[
-        list[str] | None, typer.Argument(help="Feature sets. (default: all that the store holds)")
+        list[str] | None,
+        typer.Argument(
+            help="Feature sets, or folders that `corrupt` wrote. (default: all of the store)"
+        ),
     ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Take hurt shards back, to be computed again.")
     ] = False,
+    dry_run: options.DryRun = False,
     store: options.Store = options.DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Read every byte and hold it against the receipts. Exit code 1 where something is wrong."""
     from dataclasses import asdict
+    from pathlib import Path
 
     from pipeline.progress import Progress
     from store.catalog import FeatureStore
+    from store.shardset import ShardSet
+    from store.storage import LocalStorage
     from store.verify import repair as take_back
-    from store.verify import verify_artifact, verify_feature_set, verify_plans
+    from store.verify import verify_artifact, verify_feature_set, verify_files, verify_plans
 
     place = FeatureStore(store)
-    sets = [place.resolve(name) for name in features] if features else list(place.feature_sets())
+    folders = [name for name in features or [] if (Path(name) / "plan.json").is_file()]
+    named = [place.resolve(name) for name in features or [] if name not in folders]
+    sets = named if features else list(place.feature_sets())
     kinds = () if features else ("model", "head", "result")
     artifacts = [artifact for kind in kinds for artifact in place.artifacts(kind)]
     problems = [] if features else list(verify_plans(place))
     problems += [problem for artifact in artifacts for problem in verify_artifact(artifact)]
+    for folder in folders:
+        problems += verify_files(ShardSet.open(LocalStorage(folder)))
     with Progress("verify", sum(len(found) for found in sets), unit="rows") as progress:
         for found in sets:
             here = list(verify_feature_set(found, progress.advance))
             problems += here
-            if repair and (shards := take_back(found.shard_set, here)):
+            if repair and not dry_run and (shards := take_back(found.shard_set, here)):
                 note(f"{found.name}: {len(shards)} shards taken back; run extract again")
     wrong = [problem for problem in problems if not problem.is_harmless]
     summary = (
-        f"checked {len(sets)} feature sets and {len(artifacts)} models, heads and results: "
+        f"checked {len(sets) + len(folders)} sets and {len(artifacts)} models, heads and results: "
         f"{len(wrong)} wrong, {len(problems) - len(wrong)} to note"
     )
     rows = [asdict(problem) | {"harmless": problem.is_harmless} for problem in problems]

@@ -27,15 +27,19 @@ def resume(
 
     It computes only what is missing, like any command that is given a second time.
     """
-    from pipeline.journal import last_unfinished
+    from pipeline.journal import VARIABLES, last_unfinished
     from store.catalog import FeatureStore
 
-    run = last_unfinished(FeatureStore(store).location)
+    place = FeatureStore(store).location
+    run = last_unfinished(place)
     command = [*run.command, *(["--json"] if as_json and "--json" not in run.command else [])]
+    if "--store" in command:  # the store may have been moved since
+        command[command.index("--store") + 1] = place
     note(f"in {run.folder}: intro-pipe {' '.join(command)}")
     if not dry_run:
         os.chdir(run.folder)
-        environment = {**os.environ, **run.environment}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(VARIABLES)}
+        environment = {**kept, **run.environment, "INTRO_PIPE_STORE": place}
         os.execve(sys.executable, [sys.executable, "-m", "cli.app", *command], environment)
 
 

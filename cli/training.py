@@ -88,7 +88,7 @@ def train_sensing(
     title = name or model_name(params.network)
     place = FeatureStore(store)
     if dry_run:
-        plan = training_plan(params, train)
+        plan = training_plan(params, train, last_layer)
         n_images = plan["inputs"]["source"]["n_rows"]
         text = f"would train {title} on {n_images:,} images for {params.epochs} epochs: {params}"
         emit({"name": title, "plan": plan}, text, as_json=as_json)

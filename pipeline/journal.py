@@ -39,6 +39,7 @@ class Journal:
             environment={k: v for k, v in os.environ.items() if k.startswith(VARIABLES)},
             host=socket.gethostname(),
             pid=os.getpid(),
+            process_started=_started(os.getpid()),
         )
         return journal
 
@@ -114,7 +115,21 @@ def _state_of(started: dict[str, Any]) -> str:
     """Whether a run without an outcome is still going on, as far as this machine can tell."""
     if started.get("host") != socket.gethostname():
         return "unfinished"
-    return "running" if Path("/proc", str(started["pid"])).exists() else "unfinished"
+    since = _started(started["pid"])
+    return "running" if since and since == started.get("process_started") else "unfinished"
+
+
+def _started(pid: int) -> str:
+    """When a process began, in ticks since the machine did: tells a reused pid. Empty if gone.
+
+    A zombie is gone. Where there is no /proc every process is: a run at work is then kept apart by
+    its lease alone.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -10,6 +10,7 @@ from pipeline.journal import Journal
 from pipeline.progress import Progress
 from pipeline.stage import Tick
 from store.artifacts import Artifact
+from store.catalog import FeatureStore
 from store.errors import DamagedError, NotFoundError
 from store.lease import Lease
 from store.plan import Plan, readable_json
@@ -70,7 +71,8 @@ def run_loop(
     stage: LoopStage,
     artifact: Artifact,
     plan: Plan,
-    journal: Journal,
+    store: FeatureStore,
+    command: Sequence[str],
     *,
     title: str,
     rows: str = "images",
@@ -83,13 +85,18 @@ def run_loop(
     After a kill the loop goes on from its last checkpoint. Raises ``PlanMismatchError`` where the
     name holds an artifact of another plan, ``LeaseError`` where another driver is at work.
     """
-    artifact.claim(plan)
     started = time.monotonic()
-    if artifact.is_complete():
+    is_begun = artifact.refuse_other(plan)
+    if is_begun and artifact.is_complete():
         card = artifact.card()
         return LoopReport(card, card["history"], 0, 0.0)
-    with Lease(artifact.storage, purpose=title):
-        history, state = _last_checkpoint(stage, artifact.storage)
+    # What cannot start is refused before anything is written.
+    fresh = None if is_begun else stage.start()
+    store.prepare()
+    artifact.claim(plan)
+    journal = Journal.begin(store.location, command)
+    with Lease(artifact.storage, purpose=title), journal.outcome():
+        history, state = _last_checkpoint(stage, artifact.storage, fresh)
         first = len(history)
         n_rows = stage.rows_per_unit * (stage.n_units - first)
         with Progress(title, n_rows, unit=rows, stream=stream) as progress:
@@ -124,8 +131,10 @@ def _checkpoint(
     _sweep(storage, keep=unit)
 
 
-def _last_checkpoint(stage: LoopStage, storage: Storage) -> tuple[list[dict[str, float]], Any]:
-    """The newest state that its note vouches for, or a fresh one."""
+def _last_checkpoint(
+    stage: LoopStage, storage: Storage, fresh: Any
+) -> tuple[list[dict[str, float]], Any]:
+    """The newest state that its note vouches for, else the fresh one, made where it is None."""
     notes = [key for key in storage.keys(CHECKPOINTS) if key.endswith(".json")]
     for key in reversed(notes):
         try:
@@ -136,7 +145,7 @@ def _last_checkpoint(stage: LoopStage, storage: Storage) -> tuple[list[dict[str,
             return list(note["history"]), stage.load(data)
         except (ValueError, KeyError, DamagedError, NotFoundError):
             continue  # an older checkpoint, or none, costs time but no correctness
-    return [], stage.start()
+    return [], stage.start() if fresh is None else fresh
 
 
 def _sweep(storage: Storage, *, keep: int | None) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from store.plan import Plan
 from store.shards import Shard
 
 Tick = Callable[[int], None]
@@ -32,8 +33,11 @@ class MapStage(Protocol):
     def version(self) -> int:
         """Raised whenever the results change."""
 
-    def setup(self, n_threads: int) -> Any:  # Any: each stage has its own state
-        """Load what is slow to load, once for each worker, which may use ``n_threads`` cores."""
+    def setup(self, plan: Plan, n_threads: int) -> Any:  # Any: each stage has its own state
+        """Load what is slow to load, once for each worker, which may use ``n_threads`` cores.
+
+        What is opened here must be what the plan names: raises ``ValueError`` where it is not.
+        """
 
     def compute(self, state: Any, shard: Shard, tick: Tick) -> ShardOutput:
         """Compute one shard: pure, given its arguments."""

@@ -38,13 +38,19 @@ class Artifact:
 
     def claim(self, plan: Plan) -> None:
         """Write the plan before the work starts; refuse a place that holds another one."""
-        if self.storage.create(PLAN_KEY, readable_json(plan)):
-            return
+        self.refuse_other(plan)
+        self.storage.create(PLAN_KEY, readable_json(plan))
+
+    def refuse_other(self, plan: Plan) -> bool:
+        """Raise ``PlanMismatchError`` where the place holds another plan; says if it holds this."""
+        if self.storage.size(PLAN_KEY) is None:
+            return False
         if different := list(differences(plan, self.plan())):
             raise PlanMismatchError(
                 f"{self.kind} '{self.name}' was made with another plan ({'; '.join(different)}): "
-                f"give this one another --name, or remove {self.storage.location}"
+                f"give this one another name, or remove {self.storage.location}"
             )
+        return True
 
     def plan(self) -> Plan:
         """The plan of the artifact; raises ``NotFoundError`` or ``DamagedError``."""

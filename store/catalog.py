@@ -42,6 +42,7 @@ class FeatureStore:
     location: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "location", str(self.location))  # a Path will do
         if "://" in self.location:
             raise FormatError(f"{self.location}: only local folders can hold a store so far")
         object.__setattr__(self, "location", str(Path(self.location).expanduser().absolute()))

@@ -45,5 +45,5 @@ def _partition(shard: Shard, read: Callable[[Shard], pa.Table]) -> pd.DataFrame:
 
 def _indexed(table: pa.Table, start: int) -> pd.DataFrame:
     frame: pd.DataFrame = table.to_pandas()
-    frame.index = pd.RangeIndex(start, start + len(frame), name="row")
+    frame.index = pd.RangeIndex(start, start + len(frame))
     return frame

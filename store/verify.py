@@ -9,7 +9,7 @@ import numpy as np
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, metadata_files, samples_key
-from store.errors import StoreError
+from store.errors import DamagedError, StoreError
 from store.featureset import FeatureSet
 from store.lease import LEASE_KEY, Lease
 from store.plan import is_plan
@@ -70,6 +70,27 @@ def verify_plans(store: FeatureStore) -> Iterator[Problem]:
     """A problem for each feature set of a store that cannot be opened: its plan was altered."""
     for name in store.damaged_sets():
         yield _altered_plan(name)
+
+
+def verify_files(
+    shard_set: ShardSet, tick: Callable[[int], None] = lambda _: None
+) -> Iterator[Problem]:
+    """Every problem in the files that receipts vouch for, whatever they hold."""
+    name = shard_set.storage.location
+    done = shard_set.done()
+    for shard in shard_set.shards:
+        if shard.index not in done:
+            yield Problem(name, "missing shard", receipt_key(shard), "not computed yet", shard)
+            continue
+        try:
+            receipt = shard_set.receipt(shard)
+        except StoreError as error:
+            yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
+            continue
+        for key, expected in receipt["files"].items():
+            if found := _difference(shard_set.storage, key, expected):
+                yield Problem(name, found[0], key, found[1], shard)
+        tick(shard.n_rows)
 
 
 def verify_artifact(artifact: Artifact) -> Iterator[Problem]:
@@ -173,7 +194,11 @@ def _nan_problems(
 ) -> Iterator[Problem]:
     explained = {int(row) for row in receipt.get("failed", {})}
     for spec in feature_set.schema.arrays:
-        values = feature_set.read_chunk(spec.name, shard).reshape(shard.n_rows, -1)
+        try:
+            values = feature_set.read_chunk(spec.name, shard).reshape(shard.n_rows, -1)
+        except DamagedError as error:
+            yield Problem(feature_set.name, "altered", chunk_key(spec, shard), str(error), shard)
+            continue
         rows = shard.start + np.flatnonzero(np.isnan(values).any(axis=1))
         if unexplained := [int(row) for row in rows if int(row) not in explained]:
             detail = f"{len(unexplained)} rows, first {unexplained[0]}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.stage import ShardOutput, Tick
 from store.encoding import encode_rows
+from store.plan import Plan
 from store.schema import ArraySpec, Schema
 from store.shards import Shard
 
@@ -46,7 +47,7 @@ class Squares:
     name: str = "squares"
     version: int = 1
 
-    def setup(self, n_threads: int) -> int:
+    def setup(self, plan: Plan, n_threads: int) -> int:
         Path(self.folder, f"setup-{os.getpid()}-{n_threads}").touch()
         return n_threads
 

@@ -22,8 +22,9 @@ from torch import nn
 
 from pipeline.errors import ResourceError
 from pipeline.executors import LocalExecutor, RayExecutor
+from stages.data.registry import SourceSpec
 from stages.reflection.extract import Extract, extract
-from stages.sensing.models import ModelRequest, model_for
+from stages.sensing.models import ModelRequest, choose
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 
@@ -133,8 +134,11 @@ def stage_of(store: FeatureStore, inputs: Path) -> Extract:
         image_size=8,
     )
     images = str(inputs / "images.npz")
-    source, card, weights = model_for(store, request, images, "test", str(inputs), None)
-    return Extract(source, card, weights, shard_rows=SHARD_ROWS, batch_rows=BATCH)
+    chosen = choose(store, request, SourceSpec(images, "test", str(inputs)))
+    chosen.take_in()
+    return Extract(
+        chosen.source, chosen.card, chosen.weights, shard_rows=SHARD_ROWS, batch_rows=BATCH
+    )
 
 
 @pytest.fixture(scope="module")

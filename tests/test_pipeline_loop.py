@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.journal import Journal
 from pipeline.loop import CHECKPOINTS, LoopReport, run_loop
 from pipeline.stage import Tick
 from store.artifacts import Artifact
@@ -65,8 +64,7 @@ def uninterrupted() -> bytes:
 
 
 def run(store: FeatureStore, stage: Walk | None = None, plan: Any = PLAN) -> LoopReport:
-    journal = Journal.begin(store.location, ["walk"])
-    return run_loop(stage or Walk(), walk_of(store), plan, journal, title="walk")
+    return run_loop(stage or Walk(), walk_of(store), plan, store, ["walk"], title="walk")
 
 
 def walk_of(store: FeatureStore) -> Artifact:
@@ -179,7 +177,7 @@ def test_a_finished_loop_is_only_read(store: FeatureStore) -> None:
 def test_another_plan_under_the_same_name_is_refused_with_what_differs(store: FeatureStore) -> None:
     stop_at(store, 1, 0)
     with pytest.raises(
-        PlanMismatchError, match=r"model 'walk' .*stage.params.seed: 1, there 0.*--name"
+        PlanMismatchError, match=r"model 'walk' .*stage.params.seed: 1, there 0.*another name"
     ):
         run(store, Walk(never), {"stage": {"name": "walk", "params": {"seed": 1}}})
 

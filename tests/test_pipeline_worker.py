@@ -13,6 +13,7 @@ from pipeline.stage import ShardOutput, Tick
 from pipeline.worker import Outcome, Pace, Work, Worker
 from store.errors import WriteError
 from store.featureset import FeatureSet
+from store.plan import Plan
 from store.shards import Shard
 
 
@@ -23,7 +24,7 @@ class Breaks(Squares):
     error: BaseException | None = None
     breaks_setup: bool = False
 
-    def setup(self, n_threads: int) -> int:
+    def setup(self, plan: Plan, n_threads: int) -> int:
         if self.breaks_setup and self.error is not None:
             raise self.error
         return n_threads

@@ -53,7 +53,7 @@ def feature_set(
         "name": "net",
         "n_classes": N_CLASSES,
         "feature_dim": WIDTH,
-        "weights_crc": weights,
+        "weights_sha256": weights,
         "M": 2.0,
     }
     plan = {

@@ -13,6 +13,9 @@ from stages.data.registry import SourceSpec, open_source
 from stages.errors import InputError
 from store.catalog import FeatureStore
 from store.errors import PlanMismatchError
+from store.shardset import ShardSet
+from store.storage import LocalStorage
+from store.verify import verify_files
 
 NAMES = ("brightness", "contrast")
 
@@ -71,3 +74,27 @@ def test_a_set_without_labels_is_refused_before_anything_is_written(home: Path) 
     with pytest.raises(InputError, match="labels"):
         write(home)
     assert not (home / "few-c").exists()
+
+
+def test_a_folder_with_other_files_is_not_written_into(home: Path) -> None:
+    (home / "few-c").mkdir()
+    (home / "few-c" / "fog.npy").write_bytes(b"somebody's")
+    with pytest.raises(InputError, match="choose an empty folder with --out"):
+        write(home)
+    assert (home / "few-c" / "fog.npy").read_bytes() == b"somebody's"
+
+
+def test_a_half_written_set_is_not_read(home: Path) -> None:
+    folder, _ = write(home)
+    (folder / "receipts" / "00001.json").unlink()
+    with pytest.raises(InputError, match="1 of 2 corruptions are not written yet"):
+        open_source("few-c", "test", home)
+
+
+def test_an_altered_file_of_a_corrupted_set_is_found(home: Path) -> None:
+    folder, _ = write(home)
+    content = bytearray((folder / "contrast.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "contrast.npy").write_bytes(bytes(content))
+    problems = list(verify_files(ShardSet.open(LocalStorage(str(folder)))))
+    assert [(problem.kind, problem.key) for problem in problems] == [("altered", "contrast.npy")]

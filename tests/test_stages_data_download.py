@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.data.corrupted import CIFAR10C_NAMES
+from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.download import RECIPES, Recipe, Remote, download
 from stages.data.known import KNOWN
 from stages.data.registry import open_source
@@ -35,7 +35,7 @@ def _remote(path: Path) -> Remote:
 
 def _cifar10c(path: Path) -> Remote:
     images = _npy_bytes(np.zeros((5, 32, 32, 3), dtype=np.uint8))
-    members = {f"CIFAR-10-C/{name}.npy": images for name in CIFAR10C_NAMES}
+    members = {f"CIFAR-10-C/{name}.npy": images for name in CORRUPTIONS}
     members["CIFAR-10-C/labels.npy"] = _npy_bytes(np.zeros(5, dtype=np.uint8))
     return _archive(path, members)
 

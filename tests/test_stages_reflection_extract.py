@@ -1,6 +1,8 @@
 """Extraction: the rows are the network's, however the work is split; bad input is named."""
 
 import dataclasses
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 import torch
 from small_data import CLASSES, write_image_folder, write_npz, write_npz_set
 
-from pipeline.executors import LocalExecutor
+from pipeline.executors import LocalExecutor, Watch
+from pipeline.worker import Outcome, Work
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
 from stages.reflection.extract import Extract, extract
@@ -18,9 +21,11 @@ from stages.reflection.referees import serial_gradients
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.model import Sensing, describe, normalised
+from stages.sensing.models import ModelRequest, choose
 from stages.sensing.weights import load_weights, save_weights
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
+from store.shards import Shard
 from store.verify import verify_feature_set
 
 EXECUTOR = LocalExecutor(1)
@@ -130,7 +135,7 @@ def test_other_weights_are_another_set_and_the_note_says_what_differs(
     card, weights = model(folder, seed=1)
     second = run(store, stage_of(folder, card=card, weights=weights))
     assert first.name != second.name
-    assert "inputs.model.weights_crc" in store.siblings(second)[0]
+    assert "inputs.model.weights_sha256" in store.siblings(second)[0]
 
 
 @pytest.mark.parametrize("field", ["mean", "image_size", "precision"])
@@ -229,10 +234,77 @@ def test_batches_come_in_row_order_without_shuffling(store: FeatureStore, folder
     np.testing.assert_array_equal(labels.numpy(), found.samples()["label"])
 
 
-def test_unlabelled_npz_cannot_be_sensed_by_a_classifier(
+def test_numbered_labels_may_lack_the_last_classes(
     store: FeatureStore, folder: Path, tmp_path: Path
 ) -> None:
     path = write_npz(tmp_path / "few.npz", 9, 3)
     card, weights = model(folder)
-    with pytest.raises(InputError, match="10 classes apart"):
-        run(store, Extract(SourceSpec(str(path), "test", ""), card, weights))
+    assert run(store, Extract(SourceSpec(str(path), "test", ""), card, weights)).n_rows == 9
+
+
+def test_classes_of_other_names_are_refused_though_their_number_fits(
+    store: FeatureStore, folder: Path, tmp_path: Path
+) -> None:
+    images = write_image_folder(tmp_path / "pictures", 30)
+    card, weights = model(folder, len(CLASSES))
+    card = dataclasses.replace(card, class_names=("cat", "dog", "eel"))
+    with pytest.raises(InputError, match=r"cat, dog, eel.*has 3 \(one, two, zero\)"):
+        run(store, Extract(SourceSpec(str(images), "test", ""), card, weights))
+
+
+def test_a_data_set_that_changed_since_the_plan_stops_the_run(
+    store: FeatureStore, folder: Path
+) -> None:
+    stage = stage_of(folder)
+    plan = stage.plan()
+    content = dict(np.load(folder / "test.npz"))
+    np.savez(folder / "test.npz", **{**content, "images": 255 - content["images"]})
+    with pytest.raises(InputError, match=r"not the data set that this run was planned for.*fing"):
+        stage.setup(plan, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Meddler(LocalExecutor):
+    """Runs the work, and changes the data set when it is done."""
+
+    path: str = ""
+
+    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
+        yield from super().run(work, todo, watch)
+        content = dict(np.load(self.path))
+        np.savez(self.path, **{**content, "images": 255 - content["images"]})
+
+
+def test_rows_of_a_data_set_that_changed_during_the_run_are_taken_back(
+    store: FeatureStore, folder: Path
+) -> None:
+    stage = stage_of(folder)
+    with pytest.raises(InputError, match="not the data set that this run was planned for"):
+        extract(store, stage, Meddler(1, str(folder / "test.npz")), ["extract"])
+    (found,) = store.feature_sets()
+    assert len(found.shard_set.missing()) == 4
+
+
+def test_a_network_whose_code_was_edited_is_refused(store: FeatureStore, tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    text = (
+        "from torch import nn\n"
+        "def net(n_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(3072, n_classes))\n"
+    )
+    code.write_text(text)
+    torch.save(build_network(f"{code}:net", 10).state_dict(), tmp_path / "mine.pt")
+    folder = write_npz_set(tmp_path / "set", 40, 40)
+    source = SourceSpec(str(folder), "test", "")
+    request = ModelRequest("mine", f"{code}:net", str(tmp_path / "mine.pt"))
+    choose(store, request, source).take_in()
+    code.write_text(text.replace("ReLU", "Sigmoid"))
+    with pytest.raises(InputError, match="was changed since the model was taken in"):
+        choose(store, ModelRequest("mine"), source)
+
+
+def test_options_of_a_foreign_network_are_refused_for_a_model_of_the_store(
+    store: FeatureStore, folder: Path
+) -> None:
+    with pytest.raises(InputError, match="give --network too"):
+        choose(store, ModelRequest("net", image_size=64), SourceSpec(str(folder), "test", ""))

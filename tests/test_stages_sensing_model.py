@@ -9,7 +9,7 @@ from stages.errors import InputError
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.folding import folded
-from stages.sensing.model import Sensing, describe, load_sensing
+from stages.sensing.model import Sensing, describe, load_sensing, normalised
 from stages.sensing.networks import Bottleneck, cifar_resnet, cnn2
 from stages.sensing.weights import save_weights
 
@@ -203,3 +203,29 @@ def test_cnn_features_are_never_negative(images):
 
 def _called(traced):
     return [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+
+
+class Typed(nn.Module):
+    """Tracing misses the clamp: what flows then is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):
+            x = x.clamp(-0.1, 0.1)
+        return self.last(x.mean(dim=(2, 3)))
+
+
+def test_a_network_that_tracing_would_change_is_run_as_it_is() -> None:
+    network = Typed().eval()
+    names = tuple("abcd")
+    card = describe(
+        network, name="t", network_name="t", class_names=names, image_size=8, family="t"
+    )
+    images = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
+    sensing = Sensing(network, card)
+    with torch.no_grad():
+        expected = network(normalised(images, sensing.mean, sensing.scale))
+    torch.testing.assert_close(sensing(images)[1], expected)

@@ -30,7 +30,7 @@ def test_the_same_plan_claims_its_place_again(model: Artifact) -> None:
 
 
 def test_another_plan_is_refused_with_what_differs_and_the_way_out(model: Artifact) -> None:
-    with pytest.raises(PlanMismatchError, match=r"seed: 1, there 0.*give this one another --name"):
+    with pytest.raises(PlanMismatchError, match=r"seed: 1, there 0.*give this one another name"):
         model.claim({**PLAN, "seed": 1})
 
 

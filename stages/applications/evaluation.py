@@ -15,6 +15,7 @@ from stages.applications.recognition import (
     Group,
     Predict,
     group_sums,
+    n_left_out,
     sensing_probabilities,
     table_of,
 )
@@ -102,6 +103,8 @@ def evaluate(work: Work) -> Evaluation:
     title = f"{work.feature_set.plan['name']}, {work.feature_set.n_rows:,} rows" + (
         f", mean over {n_groups} groups of {' and '.join(work.by)}" if n_groups > 1 else ""
     )
+    if left_out := n_left_out(sums["f"]):
+        title += f"; {left_out:,} rows left out: no label, or not read"
     result = work.store.prepare().artifact("result", work.name)
     _keep(result, work.plan, by_group, average, sums)
     return Evaluation(work.name, title, by_group, average, result.storage.location)

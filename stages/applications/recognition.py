@@ -53,17 +53,21 @@ def query(
         tick: told the rows of each shard that is done.
 
     Returns:
-        A row for each group, sorted, with the grouping columns, ``n_rows`` and the metrics.
+        A row for each group, sorted, with the grouping columns, ``n_rows`` and the metrics;
+        ``attrs["n_left_out"]`` counts the rows without a label or without a prediction.
 
     Raises:
         InputError: an unknown column or metric, or no row left.
     """
     _check_names("column", [*by, *(where or {})], [name for name, _ in feature_set.schema.columns])
     _check_names("metric", metrics, list(METRICS))
+    by, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
     sums = group_sums(feature_set, predict, by=by, where=where or {}, tick=tick)
     if not sums:
         raise InputError(f"no row of {feature_set.name} fits {dict(where or {})}")
-    return table_of(sums, by=by, metrics=metrics)
+    table = table_of(sums, by=by, metrics=metrics)
+    table.attrs["n_left_out"] = n_left_out(sums)
+    return table
 
 
 def group_sums(
@@ -81,6 +85,11 @@ def group_sums(
     parts: list[dict[Group, CalibrationSums]] = list(dask.compute(*tasks, scheduler="threads"))
     groups = sorted({group for part in parts for group in part})
     return {group: merged(part[group] for part in parts if group in part) for group in groups}
+
+
+def n_left_out(sums: Mapping[Group, CalibrationSums]) -> int:
+    """Rows that no metric counts: their image could not be read, or they have no label."""
+    return sum(total.n_failed + total.n_unlabelled for total in sums.values())
 
 
 def table_of(

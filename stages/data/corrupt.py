@@ -21,8 +21,9 @@ from stages.data.corruptions.frost import frost_folder
 from stages.data.corruptions.names import N_SEVERITIES, Collection, names_of
 from stages.data.corruptions.pixels import SIDE
 from stages.data.registry import SourceSpec
-from stages.data.source import ImageSource, Rows, source_facts
+from stages.data.source import ImageSource, Rows, check_planned, source_facts
 from stages.errors import InputError
+from store.plan import Plan
 from store.shards import Shard
 
 READ_ROWS = 1_000
@@ -83,12 +84,14 @@ class Corrupt:
             "shard_rows": shard_rows,
         }
 
-    def setup(self, n_threads: int) -> ImageSource:  # noqa: ARG002 - see below
+    def setup(self, plan: Plan, n_threads: int) -> ImageSource:  # noqa: ARG002 - see below
         """The opened source; OpenCV keeps to one thread, which is fastest on images this small."""
         import cv2
 
         cv2.setNumThreads(1)
-        return self.source.open()
+        source = self.source.open()
+        check_planned(source, plan["inputs"]["source"])
+        return source
 
     def compute(self, state: ImageSource, shard: Shard, tick: Tick) -> ShardOutput:
         """One corruption at five severities: the whole ``<corruption>.npy``.

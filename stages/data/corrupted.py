@@ -21,6 +21,9 @@ from stages.data.fingerprint import file_content
 from stages.data.resize import resize_rule, rgb_array
 from stages.data.source import ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
+from store.errors import FormatError
+from store.shardset import find_set
+from store.storage import LocalStorage
 
 CIFAR10C_FOLDERS = ("CIFAR-10-C", "cifar10c")
 
@@ -102,6 +105,7 @@ def corrupted_source(
             f"{folder}: {len(missing)} of {len(corruptions)} corruptions are missing: "
             f"{', '.join(missing)}; get the set again, or open the folder by its path"
         )
+    _check_finished(folder)
     labels = _labels(folder)
     native = _common_size(folder, corruptions, len(labels))
     family, class_names = _family(folder, name)
@@ -127,6 +131,19 @@ def corruptions_in(folder: Path) -> tuple[str, ...]:
         return ()
     stems = (path.stem for path in folder.glob("*.npy") if not path.name.startswith("."))
     return tuple(sorted(stem for stem in stems if stem != "labels"))
+
+
+def _check_finished(folder: Path) -> None:
+    """A set that was written here is done when every corruption has its receipt."""
+    try:
+        there = find_set(LocalStorage(str(folder)))
+    except FormatError:
+        return  # not a plan of ours: what else it must say is checked where it is read
+    if there is not None and (missing := there.missing()):
+        raise InputError(
+            f"{folder}: {len(missing)} of {len(there.shards)} corruptions are not written yet; "
+            "run the same `intro-pipe corrupt` command again"
+        )
 
 
 def _labels(folder: Path) -> NDArray[np.int64]:

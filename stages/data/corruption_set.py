@@ -9,6 +9,8 @@ from pipeline.executors import Executor
 from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
 from stages.data.corrupt import Corrupt, labels_npy
+from stages.data.source import check_planned
+from stages.errors import InputError
 from store.catalog import FeatureStore
 from store.shardset import ShardSet, find_set
 from store.storage import LocalStorage
@@ -37,7 +39,13 @@ def write_corrupted(
     """
     plan = stage.plan()
     storage = LocalStorage(str(Path(folder).absolute()))
-    has_labels = find_set(storage) is not None and storage.size(LABELS_KEY) is not None
+    there = find_set(storage)
+    if there is None and next(storage.keys(), None) is not None:
+        raise InputError(
+            f"{folder} holds files that are not of a set written here: choose an empty folder "
+            "with --out"
+        )
+    has_labels = there is not None and storage.size(LABELS_KEY) is not None
     fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open())}
     executor.check()
     shard_set = ShardSet.create(storage, plan, fixed)
@@ -45,5 +53,12 @@ def write_corrupted(
         return shard_set, RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     journal = Journal.begin(store.prepare().location, command)
     with journal.outcome():
+        missing = shard_set.missing()
         report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
+        try:
+            check_planned(stage.source.open(), plan["inputs"]["source"])
+        except InputError:
+            for shard in missing:
+                shard_set.discard(shard)
+            raise
     return shard_set, report

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHOLE_BYTES = 64 * 2**20  # up to this many bytes in all, everything is hashed
-WHOLE_FILES = 1_024  # and up to this many files; opening one costs more than hashing it
+WHOLE_FILES = 8_192  # and up to this many files; opening one costs more than hashing it
 BLOCK_BYTES = 64 * 2**10
 BLOCKS_PER_FILE = 16  # beside the first and the last block
 

@@ -55,6 +55,13 @@ class SourceSpec:
     image_size: int = 32
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        """Make places absolute: a worker may run in another folder than the driver."""
+        object.__setattr__(self, "data_root", str(data_root_path(self.data_root)))
+        if self.dataset not in KNOWN:
+            place = _existing_path(self.dataset, Path(self.data_root))
+            object.__setattr__(self, "dataset", str(place))
+
     def open(self) -> ImageSource:
         """The source; see ``open_source``."""
         return open_source(

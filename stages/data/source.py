@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stages.data.resize import rgb_array
 from stages.errors import InputError
+from store.plan import differences
 
 SPLITS = ("train", "test")
 
@@ -164,6 +165,20 @@ def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
         "resize": source.resize,
         "fingerprint": source.fingerprint(),
     }
+
+
+def check_planned(source: ImageSource, planned: Mapping[str, Any]) -> None:
+    """Make sure that a source is still the one that a plan was made for.
+
+    Raises:
+        InputError: it is not; names the fields that differ.
+    """
+    if different := list(differences(source_facts(source), planned)):
+        raise InputError(
+            f"{source.name} {source.split} is not the data set that this run was planned for "
+            f"({'; '.join(different[:3])}): it changed, or another one was found; run the command "
+            "again"
+        )
 
 
 def first_rows(source: ReaderSource, limit: int | None) -> ReaderSource:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
 from stages.errors import DataNotFoundError, InputError
 from stages.introspection.head import Head, HeadSpec, load_head
@@ -53,16 +52,16 @@ def choose_head(store: FeatureStore, feature_set: FeatureSet, name: str | None) 
     if name is not None:
         artifact = store.artifact("head", name)
         card = artifact.card()
-        if card["model_weights_crc"] != model["weights_crc"]:
+        if card["model_weights_sha256"] != model["weights_sha256"]:
             raise InputError(
                 f"head '{name}' reads the gradients of model '{card['model']}' "
-                f"({card['model_weights_crc'][:12]}), {feature_set.name} was made with "
-                f"'{model['name']}' ({model['weights_crc'][:12]}): extract with that model, or "
+                f"({card['model_weights_sha256'][:12]}), {feature_set.name} was made with "
+                f"'{model['name']}' ({model['weights_sha256'][:12]}): extract with that model, or "
                 "train a head on this one"
             )
         return artifact
     finished = [artifact for artifact in store.artifacts("head") if artifact.is_complete()]
-    fitting = [a for a in finished if a.card()["model_weights_crc"] == model["weights_crc"]]
+    fitting = [a for a in finished if a.card()["model_weights_sha256"] == model["weights_sha256"]]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -118,23 +117,21 @@ def train_head(
         params,
         device,
     )
-    artifact = store.prepare().artifact("head", name)
-    journal = Journal.begin(store.location, command)
     origin = {
         "features": feature_set.name,
         "model": model["name"],
-        "model_weights_crc": model["weights_crc"],
+        "model_weights_sha256": model["weights_sha256"],
     }
-    with journal.outcome():
-        return run_loop(
-            stage,
-            artifact,
-            head_plan(feature_set, spec, params),
-            journal,
-            title=f"train head {name}",
-            rows="rows",
-            facts=origin,
-        )
+    return run_loop(
+        stage,
+        store.artifact("head", name),
+        head_plan(feature_set, spec, params),
+        store,
+        command,
+        title=f"train head {name}",
+        rows="rows",
+        facts=origin,
+    )
 
 
 def open_head(artifact: Artifact) -> Head:

@@ -56,7 +56,9 @@ class HeadParams:
                 "head training: expected epochs >= 1, batch rows >= 1 and seed >= 0, found "
                 f"{self.epochs}, {self.batch_rows} and {self.seed}"
             )
-        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
+        is_number = math.isfinite(self.learning_rate) and math.isfinite(self.weight_decay)
+        is_fit = self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.momentum < 1
+        if not (is_number and is_fit):
             raise InputError(
                 "head training: expected learning rate > 0, weight decay >= 0, momentum in [0, 1); "
                 f"found {self.learning_rate}, {self.weight_decay}, {self.momentum}"

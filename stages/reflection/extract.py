@@ -6,7 +6,7 @@ network's last layer; every gradient of every loss is made of them when it is us
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +21,14 @@ from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
 from pipeline.stage import ShardOutput, Tick
 from stages.data.registry import SourceSpec
-from stages.data.source import ImageSource, Rows, source_facts
+from stages.data.source import ImageSource, Rows, check_planned, source_facts
 from stages.errors import InputError
 from stages.reflection.named_layer import ARRAY, NamedLayer
 from stages.sensing.card import ModelCard, Precision
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.featureset import FeatureSet
+from store.plan import Plan
 from store.schema import ArraySpec, Schema
 from store.shards import DEFAULT_SHARD_ROWS, Shard
 
@@ -73,12 +74,7 @@ class Extract:
             InputError: the data set has other classes than the network.
         """
         source = self.source.open()
-        if source.n_classes != self.card.n_classes:
-            raise InputError(
-                f"model '{self.card.name}' tells {self.card.n_classes} classes apart, "
-                f"{source.name} has {source.n_classes}: choose another --model, or train one with "
-                f"`intro-pipe train-sensing --dataset {source.name}`"
-            )
+        _check_classes(source, self.card)
         return {
             "name": f"{source.name}-{source.split}@{self.card.name}",
             "stage": {
@@ -114,15 +110,17 @@ class Extract:
         )
         return Schema(tuple(arrays), columns)
 
-    def setup(self, n_threads: int) -> _State:
-        """The opened source and the network on its device."""
+    def setup(self, plan: Plan, n_threads: int) -> _State:
+        """The opened source, which must be the planned one, and the network on its device."""
         import torch
 
         from stages.sensing.model import load_sensing
 
         torch.set_num_threads(n_threads)
+        source = self.source.open()
+        check_planned(source, plan["inputs"]["source"])
         sensing = load_sensing(self.card, self.weights, self.device, self.precision)
-        return _State(self, self.source.open(), sensing, self.batch_rows)
+        return _State(self, source, sensing, self.batch_rows)
 
     def compute(self, state: _State, shard: Shard, tick: Tick) -> ShardOutput:
         """Features, logits and sample columns of a shard.
@@ -144,7 +142,7 @@ class Extract:
         for values in arrays.values():
             values[list(failed)] = np.nan
         columns = _columns(shard, parts, arrays["logits"], failed, schema)
-        chunk_rows = min(self.shard_rows, state.source.n_rows)
+        chunk_rows = min(self.shard_rows, state.source.n_rows)  # setup: the planned number
         return ShardOutput(
             encode_rows(schema, shard, chunk_rows, arrays, columns),
             {
@@ -157,12 +155,19 @@ class Extract:
 
 
 def extract(
-    store: FeatureStore, stage: Extract, executor: Executor, command: Sequence[str]
+    store: FeatureStore,
+    stage: Extract,
+    executor: Executor,
+    command: Sequence[str],
+    take_in: Callable[[], None] = lambda: None,
 ) -> tuple[FeatureSet, RunReport]:
     """Make the feature set of a stage, or what is missing of it.
 
+    ``take_in`` brings the network into the store once everything else has been checked.
+
     Raises:
         InputError, StoreError, PipelineError: see the messages; what was finished before is kept.
+            Where the data set changed during the run, what the run computed is taken back.
     """
     plan = stage.plan()
     there = store.find(plan)
@@ -170,11 +175,42 @@ def extract(
         return there, RunReport(len(there.shard_set.shards), 0, 0, 0, 0.0)
     executor.check()
     feature_set = store.prepare().create(plan)
+    take_in()
+    missing = feature_set.shard_set.missing()
     journal = Journal.begin(store.location, command)
     title = f"extract {feature_set.plan['name']}"
     with journal.outcome():
         report = run_map(stage, feature_set.shard_set, executor, journal, title=title)
+        try:
+            check_planned(stage.source.open(), plan["inputs"]["source"])
+        except InputError:
+            for shard in missing:
+                feature_set.shard_set.discard(shard)
+            raise
     return feature_set, report
+
+
+def _check_classes(source: ImageSource, card: ModelCard) -> None:
+    """Classes must be the network's; where one side only numbers them, their number must fit."""
+    names = source.class_names
+    if _are_numbers(names) or _are_numbers(card.class_names):
+        n_missing = card.n_classes - len(names)
+        # Arrays know only the labels that occur in them: the last class may have no sample.
+        fits = n_missing == 0 or (n_missing > 0 and _are_numbers(names) and bool(names))
+    else:
+        fits = names == card.class_names
+    if not fits:
+        here = f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+        raise InputError(
+            f"model '{card.name}' tells {card.n_classes} classes apart "
+            f"({', '.join(card.class_names[:4])}{', ...' if card.n_classes > 4 else ''}), "
+            f"{source.name} has {here}: choose another --model, or train one with "
+            f"`intro-pipe train-sensing --dataset {source.name}`"
+        )
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    return names == tuple(str(label) for label in range(len(names)))
 
 
 @dataclass

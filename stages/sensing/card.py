@@ -18,7 +18,7 @@ class ModelCard:
     """Everything about a model except its weights, as ``model.json`` holds it.
 
     ``mean`` and ``std`` belong to pixels in [0, 1], one number a channel. ``M`` is the mean over
-    the training images of the largest logit. ``weights_crc`` identifies the weights by content.
+    the training images of the largest logit. ``weights_sha256`` identifies the weights by content.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ModelCard:
     feature_dim: int
     family: str
     M: float | None
-    weights_crc: str
+    weights_sha256: str
     extra: dict[str, Any] = field(default_factory=dict)  # Any: JSON
 
     def __post_init__(self) -> None:

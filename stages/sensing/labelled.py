@@ -80,7 +80,7 @@ def normalisation(images: Tensor, family: str) -> tuple[tuple[float, ...], tuple
         images: ``[n, H, W, 3]`` uint8.
         family: of the source.
     """
-    if family.startswith("cifar10"):
+    if family == "cifar10" or family.startswith("cifar10-"):
         return CIFAR10_MEAN, CIFAR10_STD, "CIFAR-10's constants"
     means, stds = [], []
     levels = np.arange(256) / 255

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
 from stages.data.registry import SourceSpec
-from stages.data.source import source_facts
+from stages.data.source import ImageSource, source_facts
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard
 from stages.sensing.recipe import TrainParams
 from store.catalog import FeatureStore
+from store.errors import DamagedError
 from store.plan import Plan
 
 WEIGHTS_KEY = "weights.safetensors"
@@ -24,11 +25,12 @@ TRAINING_VERSION = 1
 
 def models_of(store: FeatureStore) -> tuple[ModelCard, ...]:
     """The cards of the finished models of a store, by name."""
-    return tuple(
-        ModelCard.from_dict(artifact.card()["card"])
-        for artifact in store.artifacts("model")
-        if artifact.is_complete()
-    )
+    cards = []
+    for artifact in store.artifacts("model"):
+        with suppress(DamagedError):  # a damaged model is no reason to refuse the others
+            if artifact.is_complete():
+                cards.append(ModelCard.from_dict(artifact.card()["card"]))
+    return tuple(cards)
 
 
 def choose_model(store: FeatureStore, family: str, name: str | None) -> ModelCard:
@@ -56,53 +58,98 @@ def choose_model(store: FeatureStore, family: str, name: str | None) -> ModelCar
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """Which network someone wants features of: a model of the store, or one from elsewhere."""
+    """Which network someone wants features of: a model of the store, or one from elsewhere.
+
+    All but ``model`` belong to one from elsewhere; ``None`` stands for CIFAR-10's normalisation and
+    for 32 pixels.
+    """
 
     model: str | None = None
     network: str | None = None
     weights: str | None = None
     last_layer: str | None = None
-    mean: tuple[float, float, float] = CIFAR10_MEAN
-    std: tuple[float, float, float] = CIFAR10_STD
-    image_size: int = 32
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    image_size: int | None = None
 
 
-def model_for(
-    store: FeatureStore,
-    request: ModelRequest,
-    dataset: str,
-    split: str,
-    data_root: str,
-    limit: int | None,
-) -> tuple[SourceSpec, ModelCard, str]:
-    """The data set at the network's size, the network's card, and the file with its weights.
+@dataclass(frozen=True)
+class Chosen:
+    """A data set at a network's size, and the network; ``take_in`` brings it into the store."""
 
-    A network from elsewhere is taken into the store first, under ``request.model`` or its own name.
+    source: SourceSpec
+    card: ModelCard
+    weights: str
+    take_in: Callable[[], None]
+
+
+def choose(store: FeatureStore, request: ModelRequest, source: SourceSpec) -> Chosen:
+    """The network that was asked for. Nothing is written before ``take_in`` is called.
+
+    A network from elsewhere goes under ``request.model`` or its own name.
 
     Raises:
-        InputError, DataNotFoundError: as ``choose_model`` and ``import_model``.
+        InputError, DataNotFoundError: it is not there, does not fit, or options do not go together.
+        PlanMismatchError: the name holds another network or other weights.
     """
-    spec = SourceSpec(dataset, split, data_root, request.image_size, limit)
     if request.network is None:
-        if request.weights is not None:
-            raise InputError("--weights: expected --network too, to say what they belong to")
-        card = choose_model(store, spec.open().family, request.model)
-    else:
-        source = spec.open()
-        card = import_model(
-            store,
-            request.model or model_name(request.network),
-            request.network,
-            request.weights,
-            family=source.family,
-            class_names=source.class_names,
-            image_size=request.image_size,
-            mean=request.mean,
-            std=request.std,
-            last_layer=request.last_layer,
+        given = dataclasses.replace(request, model=None)
+        if given != ModelRequest():
+            raise InputError(
+                "--weights, --last-layer, --mean, --std and --image-size describe a network from "
+                "elsewhere: give --network too, or leave them out for a model of the store"
+            )
+        card = choose_model(store, source.open().family, request.model)
+        if "source_sha256" in card.extra:
+            from stages.sensing.model import check_code
+
+            check_code(card)
+        source = dataclasses.replace(source, image_size=card.image_size)
+        return Chosen(source, card, weights_path(store, card.name), lambda: None)
+    source = dataclasses.replace(source, image_size=request.image_size or source.image_size)
+    card, content = _described(request, source.open())
+    artifact = store.artifact("model", card.name)
+    plan = {"stage": {"name": "import-model", "version": 1}, "card": card.to_dict()}
+    artifact.refuse_other(plan)
+
+    def take_in() -> None:
+        artifact.claim(plan)
+        if not artifact.is_complete():
+            artifact.write({WEIGHTS_KEY: content}, {"card": card.to_dict()})
+
+    return Chosen(source, card, weights_path(store, card.name), take_in)
+
+
+def _described(request: ModelRequest, source: ImageSource) -> tuple[ModelCard, bytes]:
+    """Card and weights of a network from elsewhere.
+
+    Its ``M`` is not known: it is taken from the features of its training images when a head is
+    trained.
+    """
+    from stages.sensing.build import build_network, located
+    from stages.sensing.model import describe
+    from stages.sensing.weights import load_weights, save_weights
+
+    assert request.network is not None  # what choose has seen
+    if request.weights is None:
+        raise InputError(
+            f"network {request.network}: it needs its trained weights; give --weights FILE, or "
+            "train it with `intro-pipe train-sensing`"
         )
-    spec = dataclasses.replace(spec, image_size=card.image_size)
-    return spec, card, weights_path(store, card.name)
+    module = build_network(request.network, source.n_classes or None)
+    load_weights(module, request.weights)
+    card = describe(
+        module.eval(),
+        name=request.model or model_name(request.network),
+        network_name=located(request.network),
+        class_names=source.class_names,
+        image_size=source.image_size[0],
+        family=source.family,
+        mean=request.mean or CIFAR10_MEAN,
+        std=request.std or CIFAR10_STD,
+        last_layer=request.last_layer,
+    )
+    return card, save_weights(module)
 
 
 def model_name(network: str) -> str:
@@ -128,7 +175,7 @@ def weights_path(store: FeatureStore, name: str) -> str:
     return str(Path(store.artifact("model", name).storage.location, WEIGHTS_KEY))
 
 
-def training_plan(params: TrainParams, train: SourceSpec) -> Plan:
+def training_plan(params: TrainParams, train: SourceSpec, last_layer: str | None) -> Plan:
     """Everything that determines the weights of a training, a user's network code included."""
     from stages.sensing.build import source_hash
 
@@ -138,7 +185,7 @@ def training_plan(params: TrainParams, train: SourceSpec) -> Plan:
         "stage": {
             "name": "train-sensing",
             "version": TRAINING_VERSION,
-            "params": dataclasses.asdict(params),
+            "params": {**dataclasses.asdict(params), "last_layer": last_layer},
         },
         "inputs": {"source": source_facts(train.open())},
     }
@@ -164,60 +211,7 @@ def train_model(
     from stages.sensing.train import TrainSensing
 
     params = dataclasses.replace(params, network=located(params.network))
-    plan = training_plan(params, train)
-    artifact = store.prepare().artifact("model", name)
+    plan = training_plan(params, train, last_layer)
     stage = TrainSensing(name, params, train, test, device, last_layer=last_layer)
-    journal = Journal.begin(store.location, command)
-    with journal.outcome():
-        return run_loop(stage, artifact, plan, journal, title=f"train {name}")
-
-
-def import_model(
-    store: FeatureStore,
-    name: str,
-    network: str,
-    weights: str | None,
-    *,
-    family: str,
-    class_names: tuple[str, ...],
-    image_size: int,
-    mean: tuple[float, ...] = CIFAR10_MEAN,
-    std: tuple[float, ...] = CIFAR10_STD,
-    last_layer: str | None = None,
-) -> ModelCard:
-    """Take a network of the user's into the store, as safetensors; the same one again is a no-op.
-
-    Its ``M`` is not known: it is taken from the features of its training images when a head is
-    trained.
-
-    Raises:
-        InputError: the weights do not fit, hold code, or the network has no linear last layer.
-        PlanMismatchError: the name holds another network or other weights.
-    """
-    from stages.sensing.build import build_network, located
-    from stages.sensing.model import describe
-    from stages.sensing.weights import load_weights, save_weights
-
-    if weights is None:
-        raise InputError(
-            f"network {network}: it needs its trained weights; give --weights FILE, or train it "
-            "with `intro-pipe train-sensing`"
-        )
-    module = build_network(network, len(class_names) or None)
-    load_weights(module, weights)
-    card = describe(
-        module.eval(),
-        name=name,
-        network_name=located(network),
-        class_names=class_names,
-        image_size=image_size,
-        family=family,
-        mean=mean,
-        std=std,
-        last_layer=last_layer,
-    )
-    artifact = store.prepare().artifact("model", name)
-    artifact.claim({"stage": {"name": "import-model", "version": 1}, "card": card.to_dict()})
-    if not artifact.is_complete():
-        artifact.write({WEIGHTS_KEY: save_weights(module)}, {"card": card.to_dict()})
-    return card
+    artifact = store.artifact("model", name)
+    return run_loop(stage, artifact, plan, store, command, title=f"train {name}")

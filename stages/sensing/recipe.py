@@ -42,8 +42,10 @@ class TrainParams:
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
         for name, value in positive.items():
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise InputError(f"{name} {value}: expected more than 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight decay {self.weight_decay}: expected 0 or more")
         choices = {
             "schedule": (self.schedule, get_args(Schedule)),
             "augmentation": (self.augmentation, get_args(Augmentation)),
