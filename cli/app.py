@@ -1,6 +1,7 @@
 """The `intro-pipe` command: its sub-commands, and the one place where errors become a line."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -14,6 +15,31 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(*, is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"intro-pipe {version('intro-pipe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version.",
+            is_eager=True,
+            callback=lambda value: _say_version(is_wanted=value),
+        ),
+    ] = False,
+) -> None:
+    """Introspective gradient features of image data sets, in a store that Dask reads."""
+
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by the custom of shells; typer has turned the interrupt into it."""
 
@@ -46,7 +72,8 @@ def _is_ours(error: Exception) -> bool:
     from stages.errors import StageError
     from store.errors import StoreError
 
-    return isinstance(error, StoreError | PipelineError | StageError)
+    # The world's errors say what and where by themselves: a full disk, a file in the way.
+    return isinstance(error, StoreError | PipelineError | StageError | OSError)
 
 
 if __name__ == "__main__":

@@ -58,11 +58,8 @@ def run_demo(store: str, *, as_json: bool, dry_run: bool) -> None:
     folder = Path(store).absolute()
     places = {"INTRO_PIPE_STORE": str(folder), "INTRO_PIPE_DATA": str(folder / "data")}
     if dry_run:
-        emit(
-            [step for _, step in STEPS],
-            "\n".join(f"intro-pipe {s}" for _, s in STEPS),
-            as_json=as_json,
-        )
+        commands = [f"intro-pipe {step}" for _, step in STEPS]
+        emit(commands, "\n".join([_export(places), *commands]), as_json=as_json)
         return
     (folder / "data").mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -73,12 +70,16 @@ def run_demo(store: str, *, as_json: bool, dry_run: bool) -> None:
     seconds = time.monotonic() - started
     note(
         f"\nDone in {seconds:.0f} s. Everything lies in {folder}; go on with, for example:\n"
-        f"  export {' '.join(f'{key}={shlex.quote(value)}' for key, value in places.items())}\n"
+        f"  {_export(places)}\n"
         "  intro-pipe ls\n"
         "  intro-pipe query digits-c@cnn2 --by severity --metric accuracy --metric brier"
     )
     if as_json:
         emit({"seconds": seconds, "store": str(folder), "steps": results}, "", as_json=True)
+
+
+def _export(places: dict[str, str]) -> str:
+    return "export " + " ".join(f"{key}={shlex.quote(value)}" for key, value in places.items())
 
 
 def _run(command: str, places: dict[str, str], *, as_json: bool) -> Any:  # Any: JSON

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 FORMS = ("table", "csv", "json", "parquet")
 
 
+def form_of(out: str | None) -> str:
+    """The form that a file's ending stands for; a table for others, and for a terminal."""
+    ending = Path(out).suffix.removeprefix(".") if out else ""
+    return ending if ending in FORMS else "table"
+
+
 def write_frame(frame: pd.DataFrame, form: str, out: str | None) -> None:
     """Print the frame, or write it to ``out``; Parquet needs a file."""
     from stages.errors import InputError

@@ -39,7 +39,7 @@ def evaluate(
 
     work = prepared(FeatureStore(store), features, head)
     if dry_run:
-        text = f"would evaluate head {work.head} on {work.feature_set.name}: {work.name}"
+        text = f"would evaluate head {work.head.name} on {work.feature_set.name}: {work.name}"
         emit({"result": work.name}, text, as_json=as_json)
         return
     result = evaluate(work)
@@ -69,14 +69,17 @@ def query(
         list[str] | None,
         typer.Option("--where", help="Only rows with COLUMN=VALUE, or VALUE,VALUE."),
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="table, csv, json or parquet. (default: by --out's ending)"),
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", help="File to write to.")] = None,
     store: options.Store = options.DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask stored features a question; Dask answers, one shard at a time."""
     from cli.conditions import conditions
-    from cli.frames import write_frame
+    from cli.frames import form_of, write_frame
     from pipeline.progress import Progress
     from stages.applications.recognition import query
     from store.catalog import FeatureStore
@@ -86,13 +89,13 @@ def query(
         frame = query(
             feature_set,
             by=options.names(by),
-            metrics=metric or ["accuracy"],
+            metrics=options.names(",".join(metric or ["accuracy"])),
             where=conditions(where or [], feature_set.schema),
             tick=progress.advance,
         )
     if frame.attrs["n_left_out"]:
         note(f"{frame.attrs['n_left_out']:,} rows left out: no label, or not read (see `status`)")
-    write_frame(frame, "json" if as_json and form == "table" else form, out)
+    write_frame(frame, form or ("json" if as_json else form_of(out)), out)
 
 
 def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:
@@ -100,7 +103,7 @@ def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = F
     from store.catalog import FeatureStore
     from store.contents import contents
 
-    rows = contents(FeatureStore(store))
+    rows = contents(FeatureStore(store).require())
     shown = [{**row, "size": size(row["bytes"])} for row in rows]
     text = table(shown, ["kind", "name", "state", "rows", "size"]) if rows else f"{store} is empty"
     emit(rows, text, as_json=as_json)
@@ -112,7 +115,7 @@ def status(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson
     from store.catalog import FeatureStore
     from store.contents import contents
 
-    place = FeatureStore(store)
+    place = FeatureStore(store).require()
     rows = contents(place)
     past = [
         {"outcome": run.outcome, "command": "intro-pipe " + " ".join(run.command)}
@@ -150,6 +153,8 @@ def verify(
     from store.verify import verify_artifact, verify_feature_set, verify_files, verify_plans
 
     place = FeatureStore(store)
+    if not features:
+        place.require()
     folders = [name for name in features or [] if (Path(name) / "plan.json").is_file()]
     named = [place.resolve(name) for name in features or [] if name not in folders]
     sets = named if features else list(place.feature_sets())

@@ -30,7 +30,7 @@ def resume(
     from pipeline.journal import VARIABLES, last_unfinished
     from store.catalog import FeatureStore
 
-    place = FeatureStore(store).location
+    place = FeatureStore(store).require().location
     run = last_unfinished(place)
     command = [*run.command, *(["--json"] if as_json and "--json" not in run.command else [])]
     if "--store" in command:  # the store may have been moved since
@@ -50,7 +50,7 @@ def demo(
     as_json: options.AsJson = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Run the whole chain on scikit-learn's digits, offline, in under three minutes."""
+    """Run the whole chain on scikit-learn's digits, offline, in about a minute."""
     from cli.demo import run_demo
 
     run_demo(store, as_json=as_json, dry_run=dry_run)

@@ -67,6 +67,8 @@ def train_sensing(
 
     A checkpoint follows every epoch; the same command again goes on from the last one.
     """
+    from dataclasses import asdict
+
     from stages.data.known import data_root_path
     from stages.sensing.models import model_name, train_model, training_plan, training_sources
     from stages.sensing.recipe import params_from
@@ -89,8 +91,10 @@ def train_sensing(
     place = FeatureStore(store)
     if dry_run:
         plan = training_plan(params, train, last_layer)
+        place.artifact("model", title).refuse_other(plan)
         n_images = plan["inputs"]["source"]["n_rows"]
-        text = f"would train {title} on {n_images:,} images for {params.epochs} epochs: {params}"
+        recipe = ", ".join(f"{name} {value}" for name, value in asdict(params).items())
+        text = f"would train {title} on {n_images:,} images ({recipe})"
         emit({"name": title, "plan": plan}, text, as_json=as_json)
         return
     report = train_model(
@@ -157,6 +161,7 @@ def train_head(
     title = name or f"{feature_set.plan['inputs']['model']['name']}-h"
     if dry_run:
         plan = head_plan(feature_set, spec, params)
+        place.artifact("head", title).refuse_other(plan)
         text = f"would train head {title} on {feature_set.n_rows:,} rows of {feature_set.name}"
         emit({"name": title, "plan": plan}, text, as_json=as_json)
         return

@@ -19,6 +19,9 @@ VARIABLES = "INTRO_PIPE_"
 """Prefix of the environment variables that a run depends on."""
 
 
+ENDINGS = ("done", "refused", "stopped", "failed")
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
     """The file of one run; events are appended as they happen."""
@@ -45,12 +48,15 @@ class Journal:
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
-        """Note how the block ends: "done", or "failed" with the error that goes on rising."""
+        """Note how the block ends: "done", or with the error that goes on rising.
+
+        "refused": the same command would be refused again; "stopped": by Ctrl-C; else "failed".
+        """
         try:
             yield
         except BaseException as error:
             with suppress(WriteError):  # a full disk: that of the block is the one to tell
-                self.note("failed", error=f"{type(error).__name__}: {error}")
+                self.note(_ending(error), error=f"{type(error).__name__}: {error}")
             raise
         self.note("done")
 
@@ -71,7 +77,7 @@ class Journal:
 class Run:
     """A run as its journal tells it.
 
-    ``outcome`` is "done", "failed", "running" or, after a kill, "unfinished".
+    ``outcome`` is one of ``ENDINGS``, "running" or, after a kill, "unfinished".
     """
 
     command: tuple[str, ...]
@@ -87,7 +93,7 @@ def runs(store: str) -> Iterator[Run]:
         events = [event for line in path.read_text("utf-8").splitlines() if (event := _event(line))]
         if events and events[0].get("event") == "started":
             first, last = events[0], events[-1]["event"]
-            outcome = last if last in ("done", "failed") else _state_of(first)
+            outcome = last if last in ENDINGS else _state_of(first)
             yield Run(
                 tuple(first["command"]),
                 first["folder"],
@@ -103,12 +109,18 @@ def last_unfinished(store: str) -> Run:
     n_running = 0
     for run in runs(store):
         n_running += run.outcome == "running"
-        if run.outcome == "done":
+        if run.outcome in ("done", "refused"):
             done.add(run.command)
         elif run.outcome != "running" and run.command not in done:
             return run
     running = f" ({n_running} still running)" if n_running else ""
     raise JournalError(f"there is nothing to resume in {store}: every run has ended well{running}")
+
+
+def _ending(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    return "refused" if isinstance(error, ValueError) else "failed"
 
 
 def _state_of(started: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ class _Run:
         self._lease = lease
         self._title = title
         self._stream = stream
-        self._n_failed_before = sum(len(r.get("failed", {})) for r in shard_set.receipts())
+        self._n_failed_before = shard_set.n_failed_rows()
         self._n_failed_rows = 0
         self._computed: list[Shard] = []
         self._failed: list[Outcome] = []

@@ -57,6 +57,15 @@ class FeatureStore:
         """The bytes below the store's root."""
         return LocalStorage(self.location)
 
+    def require(self) -> "FeatureStore":
+        """The store itself; raises ``NotFoundError`` where there is none: a slip of the pen."""
+        if self._format() is None:
+            raise NotFoundError(
+                f"there is no store at {self.location}: --store or INTRO_PIPE_STORE names one, "
+                "`intro-pipe extract` makes one"
+            )
+        return self
+
     def prepare(self) -> "FeatureStore":
         """Make the store where there is none; raises ``WriteError`` where it cannot be written."""
         probe = ".writable"

@@ -4,6 +4,7 @@ from typing import Any
 
 from store.artifacts import Artifact
 from store.catalog import FEATURES, FeatureStore
+from store.errors import DamagedError
 from store.featureset import FeatureSet
 from store.lease import holder_of
 from store.storage import Storage
@@ -31,8 +32,16 @@ def _of_feature_set(found: FeatureSet) -> dict[str, Any]:
         "state": state,
         "rows": found.n_rows,
         "bytes": _bytes(found.shard_set.storage),
-        "detail": detail or f"{n_shards - n_missing} of {n_shards} shards",
+        "detail": detail or f"{n_shards - n_missing} of {n_shards} shards{_unreadable(found)}",
     }
+
+
+def _unreadable(found: FeatureSet) -> str:
+    try:
+        n_rows = found.shard_set.n_failed_rows()
+    except DamagedError:
+        return ", a receipt is damaged: see verify"
+    return f", {n_rows} rows unreadable" if n_rows else ""
 
 
 def _of_damaged_set(store: FeatureStore, name: str) -> dict[str, Any]:

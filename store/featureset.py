@@ -40,7 +40,7 @@ def create_feature_set(storage: Storage, plan: Plan) -> "FeatureSet":
     return FeatureSet(ShardSet.create(storage, plan, fixed))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeatureSet:
     """Features and logits of a data set under a network. Row ``i`` is sample ``i`` everywhere."""
 
@@ -73,6 +73,10 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return self.n_rows
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{spec.name} {list(spec.row_shape)}" for spec in self.schema.arrays)
+        return f"<FeatureSet {self.name}: {self.n_rows:,} rows of {arrays}>"
 
     def require_complete(self) -> "FeatureSet":
         """The set itself; raises ``IncompleteError`` with what is missing and how to get it."""
@@ -178,7 +182,7 @@ class FeatureSet:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """Some rows of a feature set, in row order."""
 
@@ -187,6 +191,9 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} rows of {self.feature_set!r}>"
 
     @property
     def plan(self) -> Plan:

@@ -49,7 +49,7 @@ class ShardSet:
             if different := list(differences(plan, there)):
                 raise PlanMismatchError(
                     f"{storage.location} holds results of another plan ({'; '.join(different)}): "
-                    "use another name or store, or remove that folder"
+                    "choose another place, or remove that folder"
                 )
         for key, data in fixed_files.items():
             if storage.size(key) != len(data) or storage.read(key) != data:
@@ -136,6 +136,10 @@ class ShardSet:
                 "with different bytes; it is to be computed again"
             )
         return theirs
+
+    def n_failed_rows(self) -> int:
+        """Rows whose sample could not be read, by the receipts there are."""
+        return sum(len(receipt.get("failed", {})) for receipt in self.receipts())
 
     def sweep(self) -> None:
         """Remove the unfinished writes of dead writers; only for who holds the lease."""

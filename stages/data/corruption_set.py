@@ -48,10 +48,11 @@ def write_corrupted(
     has_labels = there is not None and storage.size(LABELS_KEY) is not None
     fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open())}
     executor.check()
+    store.prepare()  # a store that cannot be written is found out before the folder is
     shard_set = ShardSet.create(storage, plan, fixed)
     if shard_set.is_complete():
         return shard_set, RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
-    journal = Journal.begin(store.prepare().location, command)
+    journal = Journal.begin(store.location, command)
     with journal.outcome():
         missing = shard_set.missing()
         report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")

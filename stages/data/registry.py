@@ -218,7 +218,7 @@ def _info_of_path(path: Path) -> DatasetInfo:
         except InputError as error:
             problem = str(error)
     return DatasetInfo(
-        name=_name_of(path),
+        name=path.name,  # what --dataset takes
         description=layout,
         licence="unknown",
         n_rows=n_rows,
