@@ -244,3 +244,31 @@ def test_verify_ends_with_one_where_a_byte_was_changed_and_repair_mends_it(home:
     run("verify", name, "--repair", code=1, **places(home))
     assert "1 of 3 shards computed now" in extract(home, *words).stdout
     run("verify", name, **places(home))
+
+
+def test_a_device_that_is_not_there_is_refused_and_leaves_the_name_free(home: Path) -> None:
+    line = refusal(
+        home, "train-sensing", "--dataset", "pixels", "--name", "gpu", "--device", "cuda:7"
+    )
+    assert "--device cuda:7: this machine has cpu" in line
+    assert not (home / "store" / "models" / "gpu").exists()
+
+
+def test_a_store_that_is_not_there_is_no_empty_store(home: Path, tmp_path: Path) -> None:
+    for command in ("ls", "status", "verify", "resume"):
+        line = refusal(home, command, "--store", str(tmp_path / "slip"))
+        assert "there is no store at" in line
+
+
+def test_a_file_that_cannot_be_written_is_one_line(home: Path) -> None:
+    words = ["--dataset", "pixels", "--model", "cnn2", "--shard-rows", "60", "--json"]
+    name = json.loads(extract(home, *words).stdout)["feature_set"]
+    line = refusal(home, "query", name, "--format", "csv", "--out", "/nowhere/x.csv")
+    assert "/nowhere/x.csv: there is no such folder" in line
+
+
+def test_a_dry_run_with_a_foreign_network_leaves_no_model(home: Path) -> None:
+    weights = home / "store" / "models" / "cnn2" / "weights.safetensors"
+    words = ["--network", "cnn2", "--weights", str(weights), "--model", "tried", "--dry-run"]
+    extract(home, "--dataset", "pixels", *words)
+    assert not (home / "store" / "models" / "tried").exists()

@@ -16,7 +16,7 @@ from store.errors import WriteError
 
 def begin_and_end(store: Path, command: str, error: BaseException | None = None) -> Journal:
     journal = Journal.begin(str(store), [command])
-    with suppress(RuntimeError, KeyboardInterrupt), journal.outcome():
+    with suppress(RuntimeError, ValueError, KeyboardInterrupt), journal.outcome():
         if error is not None:
             raise error
     return journal
@@ -28,11 +28,24 @@ def test_a_run_that_ends_well_is_done(tmp_path: Path) -> None:
     assert (run.command, run.folder, run.outcome) == (("extract",), str(Path.cwd()), "done")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("it broke"), KeyboardInterrupt()])
-def test_a_run_that_raises_has_failed(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RuntimeError("it broke"), "failed"),
+        (ValueError("it does not fit"), "refused"),
+        (KeyboardInterrupt(), "stopped"),
+    ],
+)
+def test_a_run_that_raises_tells_how(tmp_path: Path, error: BaseException, outcome: str) -> None:
     journal = begin_and_end(tmp_path, "extract", error)
-    assert [run.outcome for run in runs(str(tmp_path))] == ["failed"]
+    assert [run.outcome for run in runs(str(tmp_path))] == [outcome]
     assert f'"error": "{type(error).__name__}: {error}"' in journal.path.read_text()
+
+
+def test_what_was_refused_is_not_resumed(tmp_path: Path) -> None:
+    begin_and_end(tmp_path, "extract", ValueError("it does not fit"))
+    with pytest.raises(JournalError, match="nothing to resume"):
+        last_unfinished(str(tmp_path))
 
 
 KILLED = """

@@ -135,7 +135,7 @@ def test_the_list_recognises_what_lies_in_the_data_root(tmp_path: Path) -> None:
         "arrays": {"train": 6},
         "mine-c": {"test": 5},
         "photos": {"test": 1},
-        "single": {"test": 5},
+        "single.npz": {"test": 5},
     }
     assert all(info.is_on_disk and not info.problem for info in infos.values())
 
@@ -145,4 +145,4 @@ def test_the_list_shows_what_is_wrong_with_a_set(tmp_path: Path) -> None:
     np.save(tmp_path / "photos.npy", np.zeros((5, 8), dtype=np.uint8))
     problems = {info.name: info.problem for info in known_datasets(tmp_path) if info.problem}
     assert "missing: brightness" in problems["cifar10c"]
-    assert "expected uint8" in problems["photos"]
+    assert "expected uint8" in problems["photos.npy"]
