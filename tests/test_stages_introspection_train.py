@@ -162,7 +162,7 @@ def test_collapsed_head_is_refused_with_the_remedy() -> None:
     stage = replace(STAGE, params=params)
     state = stage.start()
     run(stage, state, range(2))
-    with pytest.raises(StageError, match=r"collapsed.*weight decay \(now 1; try 5e-4\).*layers"):
+    with pytest.raises(StageError, match=r"collapsed.*weight decay \(now 1; try 0\.0005\).*layers"):
         stage.finish(state)
 
 

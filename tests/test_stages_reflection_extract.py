@@ -242,6 +242,17 @@ def test_numbered_labels_may_lack_the_last_classes(
     assert run(store, Extract(SourceSpec(str(path), "test", ""), card, weights)).n_rows == 9
 
 
+def test_images_without_labels_are_extracted_with_label_minus_one(
+    store: FeatureStore, folder: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "unknown.npy", np.load(folder / "test.npz")["images"])
+    card, weights = model(folder)
+    source = SourceSpec(str(tmp_path / "unknown.npy"), "test", "")
+    found = run(store, Extract(source, card, weights))
+    assert set(found.samples()["label"]) == {-1}
+    assert np.isfinite(found.read("logits")).all()
+
+
 def test_classes_of_other_names_are_refused_though_their_number_fits(
     store: FeatureStore, folder: Path, tmp_path: Path
 ) -> None:

@@ -292,11 +292,12 @@ class TrainHead:
         is_constant = n_predicted == 1 and len(torch.unique(self._rows.labels)) > 1
         if loss < limit and not is_constant:
             return
+        decay = min(5e-4, self.params.weight_decay / 10)
         what = "it predicts one class for every row" if is_constant else "it has learned nothing"
         raise StageError(
             f"head: collapsed after {self.params.epochs} epochs: {what} (training loss {loss:.4f}, "
             f"a uniform guess has {math.log(self.spec.n_classes):.4f}); lower the weight decay "
-            f"(now {self.params.weight_decay:g}; try 5e-4), take fewer layers "
+            f"(now {self.params.weight_decay:g}; try {decay:g}), take fewer layers "
             f"(now {len(self.spec.layers)}) or more epochs"
         )
 

@@ -192,12 +192,17 @@ def extract(
 
 
 def _check_classes(source: ImageSource, card: ModelCard) -> None:
-    """Classes must be the network's; where one side only numbers them, their number must fit."""
+    """Classes must be the network's; where one side only numbers them, their number must fit.
+
+    A data set without labels fits every network: its labels are -1, and metrics leave it out.
+    """
     names = source.class_names
+    if not names:
+        return
     if _are_numbers(names) or _are_numbers(card.class_names):
         n_missing = card.n_classes - len(names)
         # Arrays know only the labels that occur in them: the last class may have no sample.
-        fits = n_missing == 0 or (n_missing > 0 and _are_numbers(names) and bool(names))
+        fits = n_missing == 0 or (n_missing > 0 and _are_numbers(names))
     else:
         fits = names == card.class_names
     if not fits:
