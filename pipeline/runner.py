@@ -62,8 +62,9 @@ def run_map(
     """Compute the missing shards of a set. Where none is missing, nothing starts.
 
     A shard that fails is tried three times, unless it would fail the same way again; the others are
-    finished first. Raises ``RunFailedError`` where shards failed for good, ``LeaseError`` where
-    another driver is at work.
+    finished first. Where the inputs changed meanwhile, the shards of this run are taken back.
+    Raises ``RunFailedError`` where shards failed for good, ``ValueError`` where inputs changed,
+    ``LeaseError`` where another driver is at work.
     """
     missing = shard_set.missing()
     if not missing:
@@ -100,6 +101,7 @@ class _Run:
         self._fruitless: Counter[int] = Counter()
 
     def run(self, shards: Sequence[Shard]) -> RunReport:
+        """Compute the shards; raises ``RunFailedError`` where some cannot be."""
         started = time.monotonic()
         todo = deque(shards)
         with Progress(self._title, sum(s.n_rows for s in shards), stream=self._stream) as progress:
@@ -115,6 +117,7 @@ class _Run:
                     self._failed.append(outcome)
                 if not self._lease.is_held():
                     raise RunFailedError("another driver took over this set: this one stops")
+        self._check_inputs()
         if self._failed:
             raise self._failure()
         n_rows = sum(shard.n_rows for shard in self._computed)
@@ -126,6 +129,15 @@ class _Run:
             time.monotonic() - started,
         )
 
+    def _check_inputs(self) -> None:
+        """Take back what this run computed, if its inputs are no longer the planned ones."""
+        try:
+            self._work.stage.check(self._work.shard_set.plan)
+        except ValueError:
+            for shard in self._computed:
+                self._work.shard_set.discard(shard)
+            raise
+
     def _keep(self, outcome: Outcome) -> None:
         self._computed.append(outcome.shard)
         self._n_failed_rows += outcome.n_failed_rows
@@ -134,6 +146,7 @@ class _Run:
     def _is_tried_again(self, outcome: Outcome) -> bool:
         """Whether another try may help; raises ``RunFailedError`` where no shard will do better."""
         if outcome.stops_run:
+            self._check_inputs()
             raise RunFailedError(f"{outcome.error}; what was finished before is kept")
         self._attempts[outcome.shard.index] += 1
         if outcome.is_final or self._attempts[outcome.shard.index] == MAX_ATTEMPTS:

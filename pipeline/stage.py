@@ -33,11 +33,14 @@ class MapStage(Protocol):
     def version(self) -> int:
         """Raised whenever the results change."""
 
-    def setup(self, plan: Plan, n_threads: int) -> Any:  # Any: each stage has its own state
-        """Load what is slow to load, once for each worker, which may use ``n_threads`` cores.
+    def check(self, plan: Plan) -> None:
+        """Raise ``ValueError`` where the inputs are no longer those that the plan names.
 
-        What is opened here must be what the plan names: raises ``ValueError`` where it is not.
+        Asked by every worker before its first shard, and by the driver when the run ends.
         """
+
+    def setup(self, n_threads: int) -> Any:  # Any: each stage has its own state
+        """Load what is slow to load, once for each worker, which may use ``n_threads`` cores."""
 
     def compute(self, state: Any, shard: Shard, tick: Tick) -> ShardOutput:
         """Compute one shard: pure, given its arguments."""

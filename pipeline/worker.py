@@ -105,7 +105,8 @@ class Worker:
         stage, shard_set = self._work.stage, self._work.shard_set
         if not self._is_set_up:
             self._n_setups += 1
-            self._state = stage.setup(shard_set.plan, self._n_threads)
+            self._state = stage.setup(self._n_threads)
+            stage.check(shard_set.plan)  # after it: what was opened before is seen too
             self._is_set_up = True
         output = stage.compute(self._state, shard, self._tick)
         facts = {

@@ -22,7 +22,6 @@ from pipeline.stage import ShardOutput, Tick
 from pipeline.worker import Work
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
-from store.plan import Plan
 from store.shards import Shard
 
 TESTS = Path(__file__).parent
@@ -170,8 +169,8 @@ class NeverReady(Squares):
 
     error: type[Exception] = ValueError
 
-    def setup(self, plan: Plan, n_threads: int) -> int:
-        super().setup(plan, n_threads)
+    def setup(self, n_threads: int) -> int:
+        super().setup(n_threads)
         with Path(self.folder, "setups").open("a") as file:
             file.write(".")
         raise self.error("no such weights")

@@ -20,7 +20,9 @@ from pipeline.runner import RunReport, run_map
 from pipeline.worker import Outcome, Pace, Work
 from store.catalog import FeatureStore
 from store.errors import LeaseError
+from store.featureset import FeatureSet
 from store.lease import LEASE_KEY, Lease, holder_of
+from store.plan import Plan
 from store.shards import Shard
 from store.shardset import ShardSet
 
@@ -230,3 +232,44 @@ def test_an_interrupt_gives_the_lease_back(tmp_path: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout == "None\n"
+
+
+@dataclass(frozen=True)
+class Changing(Squares):
+    """Its inputs are no longer the planned ones once a file is there."""
+
+    def check(self, plan: Plan) -> None:
+        if Path(self.folder, "changed").exists():
+            raise ValueError("the inputs changed")
+
+
+@dataclass(frozen=True)
+class Meddling(LocalExecutor):
+    """Changes the inputs after the second shard."""
+
+    folder: str = ""
+
+    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
+        for n_done, outcome in enumerate(super().run(work, todo, watch), start=1):
+            if n_done == 2:
+                Path(self.folder, "changed").touch()
+            yield outcome
+
+
+def test_shards_of_inputs_that_changed_during_the_run_are_taken_back(
+    numbers: FeatureSet, tmp_path: Path
+) -> None:
+    kept = numbers.shard_set.shards[0]
+    for shard in numbers.shard_set.shards[1:]:
+        numbers.shard_set.discard(shard)
+    journal = Journal.begin(str(tmp_path), ["test"])
+    executor = Meddling(1, str(tmp_path))
+    with pytest.raises(ValueError, match="the inputs changed"):
+        run_map(
+            Changing(numbers.shard_set.chunk_rows, str(tmp_path)),
+            numbers.shard_set,
+            executor,
+            journal,
+            title="squares",
+        )
+    assert numbers.shard_set.done() == {kept.index}

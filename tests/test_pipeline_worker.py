@@ -13,7 +13,6 @@ from pipeline.stage import ShardOutput, Tick
 from pipeline.worker import Outcome, Pace, Work, Worker
 from store.errors import WriteError
 from store.featureset import FeatureSet
-from store.plan import Plan
 from store.shards import Shard
 
 
@@ -24,7 +23,7 @@ class Breaks(Squares):
     error: BaseException | None = None
     breaks_setup: bool = False
 
-    def setup(self, plan: Plan, n_threads: int) -> int:
+    def setup(self, n_threads: int) -> int:
         if self.breaks_setup and self.error is not None:
             raise self.error
         return n_threads

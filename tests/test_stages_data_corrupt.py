@@ -66,7 +66,7 @@ def no_tick(n_rows):
 def computed(stage, index=0, tick=no_tick):
     plan = stage.plan()
     shard = shards_of(plan["n_rows"], plan["shard_rows"])[index]
-    output = stage.compute(stage.setup(stage.plan(), 1), shard, tick)
+    output = stage.compute(stage.setup(1), shard, tick)
     ((path, content),) = output.files.items()
     return path, np.load(BytesIO(content), allow_pickle=False), output.facts
 
@@ -87,9 +87,7 @@ def test_a_shard_is_one_corruption_in_the_layout_of_cifar10c():
 
 def test_the_file_is_what_numpy_would_save():
     stage = Corrupt(Noise(), NAMES)
-    (content,) = stage.compute(
-        stage.setup(stage.plan(), 1), Shard(0, 0, 30), no_tick
-    ).files.values()
+    (content,) = stage.compute(stage.setup(1), Shard(0, 0, 30), no_tick).files.values()
     buffer = BytesIO()
     np.save(buffer, np.load(BytesIO(content)))
     assert content == buffer.getvalue()
@@ -226,7 +224,7 @@ def test_frost_without_its_photographs_is_refused_by_the_plan(monkeypatch):
 def test_a_shard_that_is_not_one_corruption_is_refused():
     stage = Corrupt(Noise(), NAMES)
     with pytest.raises(ValueError, match="expected one corruption: 30 rows from 30"):
-        stage.compute(stage.setup(stage.plan(), 1), Shard(1, 20, 40), no_tick)
+        stage.compute(stage.setup(1), Shard(1, 20, 40), no_tick)
 
 
 def test_importing_the_stage_loads_no_image_library():

@@ -271,7 +271,7 @@ def test_a_data_set_that_changed_since_the_plan_stops_the_run(
     content = dict(np.load(folder / "test.npz"))
     np.savez(folder / "test.npz", **{**content, "images": 255 - content["images"]})
     with pytest.raises(InputError, match=r"not the data set that this run was planned for.*fing"):
-        stage.setup(plan, 1)
+        stage.check(plan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,14 +84,16 @@ class Corrupt:
             "shard_rows": shard_rows,
         }
 
-    def setup(self, plan: Plan, n_threads: int) -> ImageSource:  # noqa: ARG002 - see below
+    def check(self, plan: Plan) -> None:
+        """Make sure that the source is still the planned one; raises ``InputError``."""
+        check_planned(self.source.open(), plan["inputs"]["source"])
+
+    def setup(self, n_threads: int) -> ImageSource:  # noqa: ARG002 - see below
         """The opened source; OpenCV keeps to one thread, which is fastest on images this small."""
         import cv2
 
         cv2.setNumThreads(1)
-        source = self.source.open()
-        check_planned(source, plan["inputs"]["source"])
-        return source
+        return self.source.open()
 
     def compute(self, state: ImageSource, shard: Shard, tick: Tick) -> ShardOutput:
         """One corruption at five severities: the whole ``<corruption>.npy``.

@@ -110,17 +110,19 @@ class Extract:
         )
         return Schema(tuple(arrays), columns)
 
-    def setup(self, plan: Plan, n_threads: int) -> _State:
-        """The opened source, which must be the planned one, and the network on its device."""
+    def check(self, plan: Plan) -> None:
+        """Make sure that the source is still the planned one; raises ``InputError``."""
+        check_planned(self.source.open(), plan["inputs"]["source"])
+
+    def setup(self, n_threads: int) -> _State:
+        """The opened source, and the network on its device."""
         import torch
 
         from stages.sensing.model import load_sensing
 
         torch.set_num_threads(n_threads)
-        source = self.source.open()
-        check_planned(source, plan["inputs"]["source"])
         sensing = load_sensing(self.card, self.weights, self.device, self.precision)
-        return _State(self, source, sensing, self.batch_rows)
+        return _State(self, self.source.open(), sensing, self.batch_rows)
 
     def compute(self, state: _State, shard: Shard, tick: Tick) -> ShardOutput:
         """Features, logits and sample columns of a shard.
@@ -167,7 +169,6 @@ def extract(
 
     Raises:
         InputError, StoreError, PipelineError: see the messages; what was finished before is kept.
-            Where the data set changed during the run, what the run computed is taken back.
     """
     plan = stage.plan()
     there = store.find(plan)
@@ -177,17 +178,10 @@ def extract(
     executor.check()
     feature_set = store.prepare().create(plan)
     take_in()
-    missing = feature_set.shard_set.missing()
     journal = Journal.begin(store.location, command)
     title = f"extract {feature_set.plan['name']}"
     with journal.outcome():
         report = run_map(stage, feature_set.shard_set, executor, journal, title=title)
-        try:
-            check_planned(stage.source.open(), plan["inputs"]["source"])
-        except InputError:
-            for shard in missing:
-                feature_set.shard_set.discard(shard)
-            raise
     return feature_set, report
 
 
