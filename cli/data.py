@@ -162,7 +162,9 @@ def extract(
         str | None,
         typer.Option(help="Another layer, whose per-image gradients are stored as well."),
     ] = None,
-    layer_loss: Annotated[str, typer.Option(help="Of those gradients.")] = "mse-m",
+    layer_loss: Annotated[
+        str, typer.Option(help="Of those gradients, as in train-head.")
+    ] = "mse-m",
     project: Annotated[
         int | None, typer.Option(min=1, help="Project those gradients at random to this size.")
     ] = None,

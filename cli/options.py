@@ -34,7 +34,10 @@ Dataset = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Take only the first rows of the data set.")
+    int | None,
+    typer.Option(
+        "--limit", min=1, help="Take only the first rows; in an image folder these are one class."
+    ),
 ]
 ExecutorName = Annotated[
     str, typer.Option("--executor", help="ray: workers on a cluster. local: this process.")

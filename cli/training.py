@@ -125,7 +125,13 @@ def train_head(
         str | None, typer.Option(help="What to call the head. (default: MODEL-h)")
     ] = None,
     layers: Annotated[str, typer.Option(help="Widths of the hidden layers.")] = "300,100",
-    loss: Annotated[str, typer.Option(help="Whose gradient H reads (Table 7).")] = "mse-m",
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="Whose gradient H reads: mse-m, ce, bce, l1, l1-m, smooth-l1, smooth-l1-m, "
+            "nll, nll-logsoftmax, soft-margin or soft-margin-01."
+        ),
+    ] = "mse-m",
     variant: Annotated[str, typer.Option(help="single-pass, stack or sum.")] = "single-pass",
     scaling: Annotated[str, typer.Option(help="minmax, maxabs or none.")] = "minmax",
     dropout: Annotated[float, typer.Option(help="After each hidden layer.")] = 0.0,

@@ -160,7 +160,7 @@ def test_divergence_is_an_error_that_names_the_epoch_and_the_remedy():
 
 
 def test_stage_travels_by_pickle():
-    stage = TrainSensing("m", QUICK, Stripes(), device="cpu", n_threads=1)
+    stage = TrainSensing("m", QUICK, Stripes(), device="cpu")
     assert pickle.loads(pickle.dumps(stage)) == stage
 
 

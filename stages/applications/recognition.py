@@ -116,6 +116,7 @@ class _Job:
     tick: Callable[[int], None]
 
     def sums_of(self, shard: Shard) -> dict[Any, CalibrationSums]:
+        """The sums of the groups that have rows in a shard."""
         samples = self.feature_set.read_samples(shard).to_pandas()
         keep = np.ones(len(samples), dtype=bool)
         for column, values in self.where.items():

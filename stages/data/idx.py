@@ -78,11 +78,6 @@ def idx_file(folder: Path, split: str, n_axes: int) -> Path:
     raise InputError(f"{folder}: holds neither {stem} nor {stem}.gz; download the set again")
 
 
-def has_idx_files(folder: Path) -> bool:
-    """Whether this folder holds IDX images of any split."""
-    return any(folder.glob("*-images-idx3-ubyte*")) if folder.is_dir() else False
-
-
 @lru_cache(maxsize=4)
 def load_idx_pair(
     images_path: Path, labels_path: Path, stamp: tuple[int, int]

@@ -27,17 +27,15 @@ class NamedLayer:
         layer: a layer with a weight, as in ``network.named_modules()``.
         loss: a name in ``stages.reflection.losses.LOSSES``, against every class in a single pass.
         size: numbers a row to project to at random; ``None`` stores the gradient itself.
-        seed: of the projection.
     """
 
     layer: str
     loss: str = DEFAULT_LOSS
     size: int | None = None
-    seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
         """What the plan records."""
-        return {"layer": self.layer, "loss": self.loss, "size": self.size, "seed": self.seed}
+        return {"layer": self.layer, "loss": self.loss, "size": self.size}
 
     def array_spec(self, card: ModelCard) -> ArraySpec:
         """The array that holds them: ``[rows, size]`` float32.
@@ -56,7 +54,7 @@ class NamedLayer:
         """Gradients ``[n, size]`` of normalised pixels ``[n, 3, H, W]``; network in eval mode."""
         from stages.reflection.layers import Projection, layer_gradients
 
-        projection = None if self.size is None else Projection(self.size, seed=self.seed)
+        projection = None if self.size is None else Projection(self.size)
         return layer_gradients(
             network, self.layer, pixels, loss=self.loss, M=M, projection=projection
         )

@@ -54,7 +54,6 @@ class TrainSensing:
     train: Openable
     test: Openable | None = None
     device: str = "cpu"
-    n_threads: int | None = None
     last_layer: str | None = None
 
     @property
@@ -83,8 +82,6 @@ class TrainSensing:
         Raises:
             InputError: the data has no labels, or the network does not fit it.
         """
-        if self.n_threads is not None:
-            torch.set_num_threads(self.n_threads)
         source = self.train.open()
         data = read_labelled(source)
         with self._seeded(self.params.seed):
