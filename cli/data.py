@@ -102,6 +102,7 @@ def corrupt(
     Every image is corrupted in 19 ways at 5 severities with CIFAR-10-C's own constants. The same
     command again computes only what is missing.
     """
+    from pipeline.journal import Journal
     from stages.data.corrupt import Corrupt
     from stages.data.corruption_set import corruption_folder, write_corrupted
     from stages.data.known import data_root_path
@@ -124,7 +125,9 @@ def corrupt(
         text = f"would write {plan['n_rows']:,} images ({size(n_bytes)}) to {folder}"
         emit({"folder": folder, "bytes": n_bytes, "plan": plan}, text, as_json=as_json)
         return
-    shard_set, report = write_corrupted(FeatureStore(store), stage, folder, workforce, sys.argv[1:])
+    place = FeatureStore(store)
+    with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
+        shard_set, report = write_corrupted(place, stage, folder, workforce, journal)
     text = f"{folder}: {shard_set.n_rows:,} images; {_work_done(report, 'corruptions')}"
     emit({"folder": folder, **report.to_dict()}, text, as_json=as_json)
 
@@ -188,6 +191,7 @@ def extract(
 
     Everything after this reads the store. The same command again computes only what is missing.
     """
+    from pipeline.journal import Journal
     from stages.data.registry import SourceSpec
     from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
     from stages.reflection.named_layer import NamedLayer
@@ -227,7 +231,8 @@ def extract(
         )
         emit({**preview, "executor": workforce.description}, text, as_json=as_json)
         return
-    feature_set, report = extract(place, stage, workforce, sys.argv[1:], chosen.take_in)
+    with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
+        feature_set, report = extract(place, stage, workforce, journal, chosen.take_in)
     for line in place.siblings(feature_set):
         note(line)
     text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {_work_done(report, 'shards')}"

@@ -69,6 +69,7 @@ def train_sensing(
     """
     from dataclasses import asdict
 
+    from pipeline.journal import Journal
     from stages.data.known import data_root_path
     from stages.sensing.models import model_name, train_model, training_plan, training_sources
     from stages.sensing.recipe import params_from
@@ -97,16 +98,17 @@ def train_sensing(
         text = f"would train {title} on {n_images:,} images ({recipe})"
         emit({"name": title, "plan": plan}, text, as_json=as_json)
         return
-    report = train_model(
-        place,
-        title,
-        params,
-        train=train,
-        test=test,
-        device=options.device_of(device),
-        last_layer=last_layer,
-        command=sys.argv[1:],
-    )
+    with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
+        report = train_model(
+            place,
+            title,
+            params,
+            train=train,
+            test=test,
+            device=options.device_of(device),
+            last_layer=last_layer,
+            journal=journal,
+        )
     card = report.card
     test_accuracy = "none" if card["test_accuracy"] is None else f"{card['test_accuracy']:.4f}"
     text = (
@@ -148,6 +150,7 @@ def train_head(
 
     No image is read. A checkpoint follows every epoch; the same command again goes on.
     """
+    from pipeline.journal import Journal
     from stages.introspection.head import HeadSpec
     from stages.introspection.heads import head_plan, head_spec, train_head
     from stages.introspection.train import HeadParams
@@ -171,15 +174,16 @@ def train_head(
         text = f"would train head {title} on {feature_set.n_rows:,} rows of {feature_set.name}"
         emit({"name": title, "plan": plan}, text, as_json=as_json)
         return
-    report = train_head(
-        place,
-        feature_set,
-        title,
-        spec,
-        params,
-        device=options.device_of(device),
-        command=sys.argv[1:],
-    )
+    with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
+        report = train_head(
+            place,
+            feature_set,
+            title,
+            spec,
+            params,
+            device=options.device_of(device),
+            journal=journal,
+        )
     card = report.card
     text = (
         f"head {title}: accuracy {card['train_accuracy']:.4f} on its training rows, "

@@ -24,41 +24,52 @@ ENDINGS = ("done", "refused", "stopped", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The file of one run; events are appended as they happen."""
+    """The file of one run; events are appended as they happen.
+
+    A run may be many stages, as a recipe is: they share its journal, and the run ends once.
+    """
 
     path: Path
+    command: tuple[str, ...] = ()
 
     @classmethod
-    def begin(cls, store: str, command: Sequence[str]) -> "Journal":
-        """Start the journal of a run of ``command`` in a store."""
+    def of(cls, store: str, command: Sequence[str]) -> "Journal":
+        """The journal of a run of ``command`` in a store. Nothing is written before ``begin``."""
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
         # Names sort by time; two runs of one process in the same second get two files.
         stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(seconds))}-{nanoseconds:09d}"
-        journal = cls(Path(store, FOLDER, f"{stamp}-{os.getpid()}.jsonl"))
-        journal.note(
-            "started",
-            command=list(command),
-            folder=str(Path.cwd()),
-            environment={k: v for k, v in os.environ.items() if k.startswith(VARIABLES)},
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            process_started=_started(os.getpid()),
-        )
-        return journal
+        return cls(Path(store, FOLDER, f"{stamp}-{os.getpid()}.jsonl"), tuple(command))
+
+    def begin(self) -> "Journal":
+        """Write down that the run has work to do; a second call does nothing."""
+        if not self.path.exists():
+            self.note(
+                "started",
+                command=list(self.command),
+                folder=str(Path.cwd()),
+                environment={k: v for k, v in os.environ.items() if k.startswith(VARIABLES)},
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                process_started=_started(os.getpid()),
+            )
+        return self
 
     @contextmanager
-    def outcome(self) -> Iterator[None]:
+    def outcome(self) -> Iterator["Journal"]:
         """Note how the block ends: "done", or with the error that goes on rising.
 
         "refused": the same command would be refused again; "stopped": by Ctrl-C; else "failed".
+        A run that never began leaves nothing.
         """
         try:
-            yield
+            yield self
         except BaseException as error:
-            with suppress(WriteError):  # a full disk: that of the block is the one to tell
-                self.note(_ending(error), error=f"{type(error).__name__}: {error}")
+            if self.path.exists():
+                with suppress(WriteError):  # a full disk: that of the block is the one to tell
+                    self.note(_ending(error), error=f"{type(error).__name__}: {error}")
             raise
-        self.note("done")
+        if self.path.exists():
+            self.note("done")
 
     def note(self, event: str, **facts: Any) -> None:
         """Append an event; raises ``WriteError``."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -72,7 +72,7 @@ def run_loop(
     artifact: Artifact,
     plan: Plan,
     store: FeatureStore,
-    command: Sequence[str],
+    journal: Journal,
     *,
     title: str,
     rows: str = "images",
@@ -94,8 +94,8 @@ def run_loop(
     fresh = None if is_begun else stage.start()
     store.prepare()
     artifact.claim(plan)
-    journal = Journal.begin(store.location, command)
-    with Lease(artifact.storage, purpose=title), journal.outcome():
+    with Lease(artifact.storage, purpose=title):
+        journal.begin()
         history, state = _last_checkpoint(stage, artifact.storage, fresh)
         first = len(history)
         n_rows = stage.rows_per_unit * (stage.n_units - first)

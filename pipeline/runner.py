@@ -70,6 +70,7 @@ def run_map(
     if not missing:
         return RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     with Lease(shard_set.storage, purpose=title) as lease:
+        journal.begin()
         shard_set.sweep()
         return _Run(stage, shard_set, executor, journal, lease, title, stream).run(missing)
 

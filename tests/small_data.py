@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
 from stages.sensing.models import train_model
 from stages.sensing.recipe import params_from
@@ -59,5 +60,5 @@ def train_small(store: FeatureStore, dataset: Path, *, name: str = "cnn2", seed:
         test=None,
         device="cpu",
         last_layer=None,
-        command=["test"],
+        journal=Journal.of(store.location, ["test"]),
     )

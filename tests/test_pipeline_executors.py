@@ -56,7 +56,7 @@ def numbers(store: FeatureStore) -> FeatureSet:
 
 
 def run(stage: Any, numbers: FeatureSet, executor: Executor) -> RunReport:
-    journal = Journal.begin(numbers.shard_set.storage.location, ["test"])
+    journal = Journal.of(numbers.shard_set.storage.location, ["test"]).begin()
     return run_map(stage, numbers.shard_set, executor, journal, title="squares")
 
 
@@ -251,7 +251,7 @@ from store.catalog import FeatureStore
 for script in ({1: ("kill",)}, {}):
     folder = tempfile.mkdtemp(dir=sys.argv[1])
     shards = FeatureStore(folder).prepare().create(plan_of(20, 5)).shard_set
-    journal = Journal.begin(folder, ["test"])
+    journal = Journal.of(folder, ["test"]).begin()
     stage = Squares(5, folder, script)
     report = run_map(stage, shards, RayExecutor(n_workers=1), journal, title="squares")
     print("computed", report.n_computed)

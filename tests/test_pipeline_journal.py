@@ -1,5 +1,6 @@
 """The journal knows how every run ended, also those that could not say it themselves."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from store.errors import WriteError
 
 
 def begin_and_end(store: Path, command: str, error: BaseException | None = None) -> Journal:
-    journal = Journal.begin(str(store), [command])
+    journal = Journal.of(str(store), [command]).begin()
     with suppress(RuntimeError, ValueError, KeyboardInterrupt), journal.outcome():
         if error is not None:
             raise error
@@ -52,7 +53,7 @@ KILLED = """
 import os, sys
 from pipeline.journal import Journal
 
-journal = Journal.begin(sys.argv[1], ["extract"])
+journal = Journal.of(sys.argv[1], ["extract"]).begin()
 with journal.outcome():
     with journal.path.open("a") as file:
         file.write(sys.argv[2])
@@ -70,14 +71,14 @@ def test_a_run_that_is_killed_is_unfinished(tmp_path: Path, torn: str) -> None:
 
 
 def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
-    Journal.begin(str(tmp_path), ["extract"])
+    Journal.of(str(tmp_path), ["extract"]).begin()
     assert [run.outcome for run in runs(str(tmp_path))] == ["running"]
     with pytest.raises(JournalError):
         last_unfinished(str(tmp_path))
 
 
 def test_a_journal_without_a_first_line_is_no_run(tmp_path: Path) -> None:
-    Journal.begin(str(tmp_path), ["extract"]).path.write_text('{"time": 17, "eve')
+    Journal.of(str(tmp_path), ["extract"]).begin().path.write_text('{"time": 17, "eve')
     assert list(runs(str(tmp_path))) == []
 
 
@@ -127,4 +128,20 @@ def test_a_full_disk_does_not_hide_the_error_of_the_run() -> None:
 
 
 def test_a_run_names_the_process_that_wrote_it(tmp_path: Path) -> None:
-    assert f'"pid": {os.getpid()}' in Journal.begin(str(tmp_path), ["extract"]).path.read_text()
+    assert (
+        f'"pid": {os.getpid()}' in Journal.of(str(tmp_path), ["extract"]).begin().path.read_text()
+    )
+
+
+def test_a_run_that_has_nothing_to_do_leaves_nothing(tmp_path: Path) -> None:
+    with Journal.of(str(tmp_path), ["extract"]).outcome():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_several_stages_begins_and_ends_once(tmp_path: Path) -> None:
+    with Journal.of(str(tmp_path), ["reproduce"]).outcome() as journal:
+        journal.begin()
+        journal.begin()
+    events = [json.loads(line)["event"] for line in journal.path.read_text().splitlines()]
+    assert events == ["started", "done"]

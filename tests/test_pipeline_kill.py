@@ -22,6 +22,7 @@ from torch import nn
 
 from pipeline.errors import ResourceError
 from pipeline.executors import LocalExecutor, RayExecutor
+from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
 from stages.reflection.extract import Extract, extract
 from stages.sensing.models import ModelRequest, choose
@@ -144,7 +145,12 @@ def stage_of(store: FeatureStore, inputs: Path) -> Extract:
 @pytest.fixture(scope="module")
 def uninterrupted(inputs: Path) -> FeatureSet:
     store = FeatureStore(str(inputs / "reference"))
-    return extract(store, stage_of(store, inputs), LocalExecutor(n_threads=1), ["extract"])[0]
+    return extract(
+        store,
+        stage_of(store, inputs),
+        LocalExecutor(n_threads=1),
+        Journal.of(store.location, ["extract"]),
+    )[0]
 
 
 @pytest.fixture
@@ -223,5 +229,5 @@ def test_more_gpus_than_there_are_are_refused_before_anything_is_written(
     store = FeatureStore(str(tmp_path / "store"))
     stage = stage_of(store, inputs)
     with pytest.raises(ResourceError, match="64 GPUs were asked for, this machine has "):
-        extract(store, stage, RayExecutor(n_gpus=64), ["extract"])
+        extract(store, stage, RayExecutor(n_gpus=64), Journal.of(store.location, ["extract"]))
     assert not [path for path in tmp_path.glob("store/*") if path.name in ("features", "journal")]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.journal import Journal
 from pipeline.loop import CHECKPOINTS, LoopReport, run_loop
 from pipeline.stage import Tick
 from store.artifacts import Artifact
@@ -64,7 +65,8 @@ def uninterrupted() -> bytes:
 
 
 def run(store: FeatureStore, stage: Walk | None = None, plan: Any = PLAN) -> LoopReport:
-    return run_loop(stage or Walk(), walk_of(store), plan, store, ["walk"], title="walk")
+    journal = Journal.of(store.location, ["walk"])
+    return run_loop(stage or Walk(), walk_of(store), plan, store, journal, title="walk")
 
 
 def walk_of(store: FeatureStore) -> Artifact:

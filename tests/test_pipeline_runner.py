@@ -71,7 +71,7 @@ def many(store: FeatureStore) -> ShardSet:
 
 
 def journal_of(shards: ShardSet) -> Journal:
-    return Journal.begin(shards.storage.location, ["test"])
+    return Journal.of(shards.storage.location, ["test"]).begin()
 
 
 def run(stage: Squares, shards: ShardSet, executor: Executor = LOCAL) -> RunReport:
@@ -176,7 +176,7 @@ def test_many_shards_that_fail_for_good_do_not_keep_the_rest_from_being_computed
 
 def test_a_full_disk_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path) -> None:
     shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(100_000, 10_000)).shard_set
-    journal = Journal.begin(str(tiny_disk), ["test"])
+    journal = Journal.of(str(tiny_disk), ["test"]).begin()
     stage = Squares(10_000, str(tmp_path))
     with pytest.raises(RunFailedError) as failure, journal.outcome():
         run_map(stage, shards, LOCAL, journal, title="squares")
@@ -262,7 +262,7 @@ def test_shards_of_inputs_that_changed_during_the_run_are_taken_back(
     kept = numbers.shard_set.shards[0]
     for shard in numbers.shard_set.shards[1:]:
         numbers.shard_set.discard(shard)
-    journal = Journal.begin(str(tmp_path), ["test"])
+    journal = Journal.of(str(tmp_path), ["test"]).begin()
     executor = Meddling(1, str(tmp_path))
     with pytest.raises(ValueError, match="the inputs changed"):
         run_map(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.journal import Journal
 from stages.applications.evaluation import evaluate, prepared
 from stages.applications.recognition import query
 from stages.errors import DataNotFoundError, InputError
@@ -89,7 +90,15 @@ def small_head(store: FeatureStore, found: FeatureSet, name: str = "h") -> None:
         found, layers=(8,), loss="mse-m", variant="single-pass", scaling="minmax", dropout=0.0
     )
     params = HeadParams(epochs=30, weight_decay=0.0, batch_rows=16)
-    train_head(store, found, name, spec, params, device="cpu", command=["train-head"])
+    train_head(
+        store,
+        found,
+        name,
+        spec,
+        params,
+        device="cpu",
+        journal=Journal.of(store.location, ["train-head"]),
+    )
 
 
 def test_query_equals_a_loop_over_the_groups_in_memory(store: FeatureStore) -> None:
@@ -196,4 +205,12 @@ def test_a_head_under_the_same_name_with_other_parameters_is_refused(store: Feat
         found, layers=(9,), loss="ce", variant="single-pass", scaling="minmax", dropout=0.0
     )
     with pytest.raises(PlanMismatchError, match=r'spec\.loss: "ce", there "mse-m"'):
-        train_head(store, found, "h", spec, HeadParams(epochs=2), device="cpu", command=["x"])
+        train_head(
+            store,
+            found,
+            "h",
+            spec,
+            HeadParams(epochs=2),
+            device="cpu",
+            journal=Journal.of(store.location, ["x"]),
+        )

@@ -7,6 +7,7 @@ import pytest
 from small_data import digits
 
 from pipeline.executors import LocalExecutor
+from pipeline.journal import Journal
 from stages.data.corrupt import Corrupt
 from stages.data.corruption_set import corruption_folder, write_corrupted
 from stages.data.registry import SourceSpec, open_source
@@ -31,7 +32,9 @@ def write(home: Path, names: tuple[str, ...] = NAMES, seed: int = 0) -> tuple[Pa
     stage = Corrupt(SourceSpec("few.npz", "test", str(home)), names, seed)
     folder = corruption_folder(stage, home)
     store = FeatureStore(str(home / "store"))
-    _, report = write_corrupted(store, stage, folder, LocalExecutor(1), ["corrupt"])
+    _, report = write_corrupted(
+        store, stage, folder, LocalExecutor(1), Journal.of(store.location, ["corrupt"])
+    )
     return Path(folder), report.n_computed
 
 

@@ -11,6 +11,7 @@ import torch
 from small_data import CLASSES, write_image_folder, write_npz, write_npz_set
 
 from pipeline.executors import LocalExecutor, Watch
+from pipeline.journal import Journal
 from pipeline.worker import Outcome, Work
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
@@ -67,7 +68,7 @@ def stage_of(folder: Path, **changes: object) -> Extract:
 
 
 def run(store: FeatureStore, stage: Extract) -> FeatureSet:
-    return extract(store, stage, EXECUTOR, ["extract"])[0]
+    return extract(store, stage, EXECUTOR, Journal.of(store.location, ["extract"]))[0]
 
 
 def test_rows_are_those_of_the_plain_network(store: FeatureStore, folder: Path) -> None:
@@ -124,7 +125,7 @@ def test_same_batch_size_gives_the_same_bytes(
 
 def test_a_repeat_computes_nothing(store: FeatureStore, folder: Path) -> None:
     run(store, stage_of(folder))
-    _, report = extract(store, stage_of(folder), EXECUTOR, ["extract"])
+    _, report = extract(store, stage_of(folder), EXECUTOR, Journal.of(store.location, ["extract"]))
     assert (report.n_computed, report.n_shards) == (0, 4)
 
 
@@ -291,7 +292,12 @@ def test_rows_of_a_data_set_that_changed_during_the_run_are_taken_back(
 ) -> None:
     stage = stage_of(folder)
     with pytest.raises(InputError, match="not the data set that this run was planned for"):
-        extract(store, stage, Meddler(1, str(folder / "test.npz")), ["extract"])
+        extract(
+            store,
+            stage,
+            Meddler(1, str(folder / "test.npz")),
+            Journal.of(store.location, ["extract"]),
+        )
     (found,) = store.feature_sets()
     assert len(found.shard_set.missing()) == 4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.executors import Executor
@@ -25,7 +24,7 @@ def corruption_folder(stage: Corrupt, data_root: Path) -> str:
 
 
 def write_corrupted(
-    store: FeatureStore, stage: Corrupt, folder: str, executor: Executor, command: Sequence[str]
+    store: FeatureStore, stage: Corrupt, folder: str, executor: Executor, journal: Journal
 ) -> tuple[ShardSet, RunReport]:
     """Write ``labels.npy`` and ``<corruption>.npy`` for each corruption, or what is missing.
 
@@ -51,7 +50,5 @@ def write_corrupted(
     shard_set = ShardSet.create(storage, plan, fixed)
     if shard_set.is_complete():
         return shard_set, RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
-    journal = Journal.begin(store.location, command)
-    with journal.outcome():
-        report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
+    report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
     return shard_set, report

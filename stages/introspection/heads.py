@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
 from stages.errors import DataNotFoundError, InputError
 from stages.introspection.head import Head, HeadSpec, load_head
@@ -98,7 +98,7 @@ def train_head(
     params: HeadParams,
     *,
     device: str,
-    command: Sequence[str],
+    journal: Journal,
 ) -> LoopReport:
     """Train H under a name on the features of a training set, or go on with it.
 
@@ -127,7 +127,7 @@ def train_head(
         store.artifact("head", name),
         head_plan(feature_set, spec, params),
         store,
-        command,
+        journal,
         title=f"train head {name}",
         rows="rows",
         facts=origin,

@@ -160,7 +160,7 @@ def extract(
     store: FeatureStore,
     stage: Extract,
     executor: Executor,
-    command: Sequence[str],
+    journal: Journal,
     take_in: Callable[[], None] = lambda: None,
 ) -> tuple[FeatureSet, RunReport]:
     """Make the feature set of a stage, or what is missing of it.
@@ -178,10 +178,8 @@ def extract(
     executor.check()
     feature_set = store.prepare().create(plan)
     take_in()
-    journal = Journal.begin(store.location, command)
     title = f"extract {feature_set.plan['name']}"
-    with journal.outcome():
-        report = run_map(stage, feature_set.shard_set, executor, journal, title=title)
+    report = run_map(stage, feature_set.shard_set, executor, journal, title=title)
     return feature_set, report
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
 from stages.data.registry import SourceSpec
 from stages.data.source import ImageSource, source_facts
@@ -200,7 +201,7 @@ def train_model(
     test: SourceSpec | None,
     device: str,
     last_layer: str | None,
-    command: Sequence[str],
+    journal: Journal,
 ) -> LoopReport:
     """Train a network under a name, or go on with it; a finished one is only read.
 
@@ -214,4 +215,4 @@ def train_model(
     plan = training_plan(params, train, last_layer)
     stage = TrainSensing(name, params, train, test, device, last_layer=last_layer)
     artifact = store.artifact("model", name)
-    return run_loop(stage, artifact, plan, store, command, title=f"train {name}")
+    return run_loop(stage, artifact, plan, store, journal, title=f"train {name}")
