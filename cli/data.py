@@ -75,14 +75,20 @@ def corrupt(
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     collection: Annotated[
         str,
-        typer.Option(help="cifar10c: its 19 corruptions. cure: the six CURE-like distortions."),
+        typer.Option(
+            help="cifar10c: its 19 corruptions. cure: the six CURE-like distortions. "
+            "rotations: 12, 24, ... 180 degrees."
+        ),
     ] = "cifar10c",
     corruptions: Annotated[
         str | None, typer.Option(help="Only these, with commas between. (default: all)")
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", help="Folder to write. (default: DATASET-c under the data root)"),
+        typer.Option(
+            "--out",
+            help="Folder to write. (default: DATASET-c, -cure or -rotations under the data root)",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
     limit: options.Limit = None,
@@ -99,8 +105,8 @@ def corrupt(
 ) -> None:
     """Write a CIFAR-10-C-style set, in its exact layout, from any labelled data set.
 
-    Every image is corrupted in 19 ways at 5 severities with CIFAR-10-C's own constants. The same
-    command again computes only what is missing.
+    Every image is corrupted in 19 ways at 5 severities with CIFAR-10-C's own constants; other
+    collections have other levels. The same command again computes only what is missing.
     """
     from pipeline.journal import Journal
     from stages.data.corrupt import Corrupt
@@ -115,7 +121,7 @@ def corrupt(
         source,
         options.names(corruptions),
         seed,
-        options.choice(collection, ("cifar10c", "cure"), "--collection"),
+        options.choice(collection, ("cifar10c", "cure", "rotations"), "--collection"),
     )
     folder = out or corruption_folder(stage, root)
     workforce, _ = options.executor_of(executor, 0, workers, address)

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
@@ -11,7 +12,7 @@ from pipeline.progress import Progress
 from pipeline.stage import Tick
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
-from store.errors import DamagedError, NotFoundError
+from store.errors import NotFoundError
 from store.lease import Lease
 from store.plan import Plan, readable_json
 from store.storage import Storage, checksum
@@ -57,12 +58,19 @@ class LoopStage(Protocol):
         """Files and facts of the artifact."""
 
 
+History = list[dict[str, float]]
+"""The metrics of each unit so far."""
+
+Keep = Callable[[Any, History], None]  # Any: each stage has its own state
+"""Keeps something of a state that is safe in its checkpoint; where it is there, does nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoopReport:
     """What a run of a loop came to."""
 
     card: dict[str, Any]
-    history: list[dict[str, float]]
+    history: History
     n_units_run: int
     seconds: float
 
@@ -77,11 +85,13 @@ def run_loop(
     title: str,
     rows: str = "images",
     facts: Mapping[str, Any] | None = None,
+    keep: Keep | None = None,
     stream: TextIO | None = None,
 ) -> LoopReport:
     """Run the units that are missing, then write the artifact; a finished one is read, not made.
 
     ``rows`` is what progress calls them; ``facts`` go into the card beside the stage's own.
+    ``keep`` is called after every checkpoint, and with the last one of a run that was killed.
     After a kill the loop goes on from its last checkpoint. Raises ``PlanMismatchError`` where the
     name holds an artifact of another plan, ``LeaseError`` where another driver is at work.
     """
@@ -98,16 +108,28 @@ def run_loop(
         journal.begin()
         history, state = _last_checkpoint(stage, artifact.storage, fresh)
         first = len(history)
+        if keep and history:
+            keep(state, history)
         n_rows = stage.rows_per_unit * (stage.n_units - first)
         with Progress(title, n_rows, unit=rows, stream=stream) as progress:
             for unit in range(first, stage.n_units):
                 history.append(_step(stage, state, unit, progress))
                 _checkpoint(stage, artifact.storage, state, history)
+                if keep:
+                    keep(state, history)
                 journal.note(stage.unit_name, index=unit, **history[-1])
         files, found = stage.finish(state)
         card = artifact.write(files, {**(facts or {}), **found, "history": history})
         _sweep(artifact.storage, keep=None)
     return LoopReport(card, history, stage.n_units - first, time.monotonic() - started)
+
+
+def n_units_done(artifact: Artifact) -> int:
+    """How many units a loop has behind it: those of its card, or of its last checkpoint."""
+    if artifact.is_complete():
+        return len(artifact.card()["history"])
+    history, _ = next(_vouched_checkpoints(artifact.storage), ([], b""))
+    return len(history)
 
 
 def _step(stage: LoopStage, state: Any, unit: int, progress: Progress) -> dict[str, float]:
@@ -119,9 +141,7 @@ def _step(stage: LoopStage, state: Any, unit: int, progress: Progress) -> dict[s
     return {**metrics, "seconds": round(seconds, 3)}
 
 
-def _checkpoint(
-    stage: LoopStage, storage: Storage, state: Any, history: list[dict[str, float]]
-) -> None:
+def _checkpoint(stage: LoopStage, storage: Storage, state: Any, history: History) -> None:
     """The state first, then the note that vouches for it; older ones are dropped after that."""
     unit = len(history) - 1
     data = stage.save(state)
@@ -131,21 +151,25 @@ def _checkpoint(
     _sweep(storage, keep=unit)
 
 
-def _last_checkpoint(
-    stage: LoopStage, storage: Storage, fresh: Any
-) -> tuple[list[dict[str, float]], Any]:
+def _last_checkpoint(stage: LoopStage, storage: Storage, fresh: Any) -> tuple[History, Any]:
     """The newest state that its note vouches for, else the fresh one, made where it is None."""
+    for history, data in _vouched_checkpoints(storage):
+        with suppress(ValueError, KeyError):  # as below
+            return history, stage.load(data)
+    return [], stage.start() if fresh is None else fresh
+
+
+def _vouched_checkpoints(storage: Storage) -> Iterator[tuple[History, bytes]]:
+    """The checkpoints that their notes vouch for, newest first."""
     notes = [key for key in storage.keys(CHECKPOINTS) if key.endswith(".json")]
     for key in reversed(notes):
         try:
             note = json.loads(storage.read(key))
             data = storage.read(_state_key(len(note["history"]) - 1))
-            if checksum(data) != note["sha256"]:
-                raise DamagedError(key)
-            return list(note["history"]), stage.load(data)
-        except (ValueError, KeyError, DamagedError, NotFoundError):
+            if checksum(data) == note["sha256"]:
+                yield list(note["history"]), data
+        except (ValueError, KeyError, NotFoundError):
             continue  # an older checkpoint, or none, costs time but no correctness
-    return [], stage.start() if fresh is None else fresh
 
 
 def _sweep(storage: Storage, *, keep: int | None) -> None:

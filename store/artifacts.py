@@ -1,4 +1,4 @@
-"""Whole artifacts: a network, a head, a result. Files first, their card last."""
+"""Whole artifacts: a network, a head, a result, a report. Files first, their card last."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from store.storage import Storage
 class Artifact:
     """A folder with ``plan.json``, data files and ``<kind>.json``, the card, written last.
 
-    ``kind`` is "model", "head" or "result".
+    ``kind`` is one of ``store.catalog.ARTIFACT_KINDS``.
     """
 
     storage: Storage

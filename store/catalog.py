@@ -28,13 +28,16 @@ STORE_KEY = "store.json"
 FEATURES = "features"
 """Folder of the feature sets."""
 
+ARTIFACT_KINDS = ("model", "head", "result", "report")
+"""In the order in which they are made; each has a folder of its own."""
+
 MAX_NAME_BYTES = 200
 """File systems allow 255; fingerprints and the marks of unfinished writes need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """A folder of feature sets, models, heads, results and journals.
+    """A folder of feature sets, models, heads, results, reports and journals.
 
     >>> FeatureStore("store").open("cifar10c@resnet18").array("logits")  # doctest: +SKIP
     """
@@ -154,11 +157,11 @@ class FeatureStore:
         raise AmbiguousNameError(_ambiguous(name, matches))
 
     def artifact(self, kind: str, name: str) -> Artifact:
-        """The model, head or result of that name; it need not exist."""
+        """The artifact of that kind and name; it need not exist."""
         return Artifact(self.storage.child(f"{kind}s/{_checked(name, kind)}"), kind)
 
     def artifacts(self, kind: str) -> tuple[Artifact, ...]:
-        """Every model, head or result, finished or not, by name."""
+        """Every artifact of that kind, finished or not, by name."""
         return tuple(self.artifact(kind, name) for name in self._folders(f"{kind}s"))
 
     def _folders(self, below: str) -> list[str]:

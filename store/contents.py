@@ -3,7 +3,7 @@
 from typing import Any
 
 from store.artifacts import Artifact
-from store.catalog import FEATURES, FeatureStore
+from store.catalog import ARTIFACT_KINDS, FEATURES, FeatureStore
 from store.errors import DamagedError
 from store.featureset import FeatureSet
 from store.lease import holder_of
@@ -11,14 +11,14 @@ from store.storage import Storage
 
 
 def contents(store: FeatureStore) -> list[dict[str, Any]]:
-    """A row for each feature set, model, head and result: kind, name, state, rows, bytes, detail.
+    """A row for each feature set and artifact: kind, name, state, rows, bytes, detail.
 
     States: complete, partial (some shards or epochs are missing), running (a driver is at work),
     damaged (a feature set whose plan was altered).
     """
     rows = [_of_feature_set(found) for found in store.feature_sets()]
     rows += [_of_damaged_set(store, name) for name in store.damaged_sets()]
-    for kind in ("model", "head", "result"):
+    for kind in ARTIFACT_KINDS:
         rows += [_of_artifact(artifact) for artifact in store.artifacts(kind)]
     return rows
 

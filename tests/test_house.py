@@ -25,7 +25,15 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 LAYERS = ("store", "pipeline", "stages", "cli")
 # The same for the folders of `stages`, in the order the data flows. What lies in `metrics`, and in
 # `stages` itself, serves all of them and imports none of them.
-STAGE_LAYERS = ("data", "sensing", "reflection", "introspection", "applications", "report")
+STAGE_LAYERS = (
+    "data",
+    "sensing",
+    "reflection",
+    "introspection",
+    "applications",
+    "report",
+    "recipes",
+)
 MODULES = sorted(path for layer in LAYERS for path in (REPOSITORY / layer).rglob("*.py"))
 COMMANDS = typer.main.get_command(app).commands
 

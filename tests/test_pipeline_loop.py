@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.journal import Journal
-from pipeline.loop import CHECKPOINTS, LoopReport, run_loop
+from pipeline.loop import CHECKPOINTS, History, Keep, LoopReport, n_units_done, run_loop
 from pipeline.stage import Tick
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -64,9 +64,12 @@ def uninterrupted() -> bytes:
     return stage.save(state)
 
 
-def run(store: FeatureStore, stage: Walk | None = None, plan: Any = PLAN) -> LoopReport:
+def run(
+    store: FeatureStore, stage: Walk | None = None, plan: Any = PLAN, keep: Keep | None = None
+) -> LoopReport:
     journal = Journal.of(store.location, ["walk"])
-    return run_loop(stage or Walk(), walk_of(store), plan, store, journal, title="walk")
+    stage = stage or Walk()
+    return run_loop(stage, walk_of(store), plan, store, journal, title="walk", keep=keep)
 
 
 def walk_of(store: FeatureStore) -> Artifact:
@@ -174,6 +177,74 @@ def test_a_finished_loop_is_only_read(store: FeatureStore) -> None:
     first = run(store)
     again = run(store, Walk(never))
     assert (again.card, again.history, again.n_units_run) == (first.card, first.history, 0)
+
+
+def states_kept(store: FeatureStore, kill_at: int | None = None) -> Keep:
+    """Keeps the state after each unit in a file, or kills the process instead."""
+
+    def keep(state: NDArray[np.float64], history: History) -> None:
+        if len(history) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        path = Path(store.location, f"kept-{len(history)}")
+        path.write_bytes(path.read_bytes() if path.exists() else state.tobytes())
+
+    return keep
+
+
+def kept(store: FeatureStore) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(store.location).glob("kept-*")}
+
+
+def states_after_each_unit() -> dict[str, bytes]:
+    stage, states = Walk(), {}
+    state = stage.start()
+    for unit in range(stage.n_units):
+        stage.step(state, unit, lambda n_rows: None)
+        states[f"kept-{unit + 1}"] = stage.save(state)
+    return states
+
+
+def test_what_is_kept_of_each_unit_is_its_state(store: FeatureStore) -> None:
+    run(store, keep=states_kept(store))
+    assert kept(store) == states_after_each_unit()
+
+
+KILLED_KEEPING = """
+import sys
+from test_pipeline_loop import *
+
+store = FeatureStore(sys.argv[1])
+run(store, keep=states_kept(store, kill_at=int(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("unit", [1, 5])
+def test_what_a_kill_left_out_is_kept_from_the_checkpoint(store: FeatureStore, unit: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", KILLED_KEEPING, store.location, str(unit)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    assert f"kept-{unit}" not in kept(store)
+    assert run(store, keep=states_kept(store)).n_units_run == 5 - unit
+    assert kept(store) == states_after_each_unit()
+    assert walk_of(store).read("weights") == uninterrupted()
+
+
+def test_of_a_finished_loop_nothing_is_kept(store: FeatureStore) -> None:
+    run(store)
+    run(store, keep=states_kept(store))
+    assert kept(store) == {}
+
+
+def test_the_units_done_are_those_of_the_last_good_checkpoint_or_of_the_card(
+    store: FeatureStore,
+) -> None:
+    assert n_units_done(walk_of(store)) == 0
+    stop_at(store, 3, 0)
+    assert n_units_done(walk_of(store)) == 3
+    damage(Path(walk_of(store).storage.location, CHECKPOINTS, "00002.safetensors"))
+    assert n_units_done(walk_of(store)) == 0
+    run(store)
+    assert n_units_done(walk_of(store)) == 5
 
 
 def test_another_plan_under_the_same_name_is_refused_with_what_differs(store: FeatureStore) -> None:

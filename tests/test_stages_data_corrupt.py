@@ -165,6 +165,17 @@ def test_no_names_stand_for_all_of_the_collection():
     assert Corrupt(Noise(), collection="cure").names == CURE
 
 
+def test_rotations_fill_fifteen_blocks_of_one_file():
+    source = Noise()
+    path, array, _ = computed(Corrupt(source, collection="rotations"))
+    assert (path, array.shape) == ("rotation.npy", (90, 32, 32, 3))
+    for severity in range(1, 16):
+        block = array[(severity - 1) * 6 : severity * 6]
+        rows = np.arange(6)
+        expected = corrupt(source.images(), "rotation", severity, rows, 0, collection="rotations")
+        np.testing.assert_array_equal(block, expected)
+
+
 def test_the_order_of_the_names_does_not_matter():
     assert Corrupt(Noise(), NAMES[::-1]) == Corrupt(Noise(), NAMES)
 
@@ -174,10 +185,11 @@ def test_a_stage_travels_to_a_worker():
     assert pickle.loads(pickle.dumps(stage)) == stage
 
 
-def test_labels_are_bytes_repeated_five_times():
-    labels = np.load(BytesIO(labels_npy(Noise())), allow_pickle=False)
+@pytest.mark.parametrize("n_severities", [5, 15])
+def test_labels_are_bytes_repeated_for_each_severity(n_severities):
+    labels = np.load(BytesIO(labels_npy(Noise(), n_severities)), allow_pickle=False)
     assert labels.dtype == np.uint8
-    assert labels.tolist() == [0, 1, 2, 0, 1, 2] * 5
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2] * n_severities
 
 
 @pytest.mark.parametrize(
@@ -197,7 +209,7 @@ def test_a_source_that_does_not_fit_is_refused_by_the_plan(source, message):
 @pytest.mark.parametrize(("shift", "label"), [(-1, -1), (255, 256)])
 def test_a_label_that_a_byte_cannot_hold_is_refused(shift, label):
     with pytest.raises(InputError, match=f"is {label}, expected 0 to 255"):
-        labels_npy(Noise(label_shift=shift))
+        labels_npy(Noise(label_shift=shift), 5)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +217,7 @@ def test_a_label_that_a_byte_cannot_hold_is_refused(shift, label):
     [
         ({"names": ("haze",)}, "'haze' is unknown; cifar10c has: brightness"),
         ({"names": ("fog",), "collection": "cure"}, "'fog' is unknown; cure has: gaussian_blur"),
-        ({"collection": "rain"}, "take cifar10c or cure"),
+        ({"collection": "rain"}, "take cifar10c or cure or rotations"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

@@ -133,6 +133,24 @@ def test_an_array_of_another_length_is_refused(tmp_path: Path) -> None:
         open_source(folder)
 
 
+def test_a_rotation_alone_has_fifteen_severities(tmp_path: Path) -> None:
+    folder = tmp_path / "photos-rotations"
+    folder.mkdir()
+    np.save(folder / "rotation.npy", np.repeat(_array(1), 3, axis=0))
+    np.save(folder / "labels.npy", np.tile(LABELS, 15))
+    source = open_source(folder)
+    severities = source.read(0, source.n_rows).columns["severity"]
+    assert severities.tolist() == [s for s in range(1, 16) for _ in range(N_IMAGES)]
+
+
+def test_an_array_for_each_severity_is_refused_with_the_way_to_join_them(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "photos-rotations", ("rotation",))
+    np.save(folder / "rotation.npy", np.zeros((15, N_IMAGES, 32, 32, 3), np.uint8))
+    np.save(folder / "labels.npy", np.tile(LABELS, 15))
+    with pytest.raises(InputError, match=r"is \[15, 4, 32, 32, 3\], expected .* reshape"):
+        open_source(folder)
+
+
 def test_a_truncated_array_is_refused(tmp_path: Path) -> None:
     folder = _write(tmp_path / "photos-c")
     (folder / "fog.npy").write_bytes((folder / "fog.npy").read_bytes()[:-1])

@@ -10,6 +10,7 @@ from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from stages.data.corrupt import Corrupt
 from stages.data.corruption_set import corruption_folder, write_corrupted
+from stages.data.corruptions.names import CURE, Collection
 from stages.data.registry import SourceSpec, open_source
 from stages.errors import InputError
 from store.catalog import FeatureStore
@@ -28,8 +29,13 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(home: Path, names: tuple[str, ...] = NAMES, seed: int = 0) -> tuple[Path, int]:
-    stage = Corrupt(SourceSpec("few.npz", "test", str(home)), names, seed)
+def write(
+    home: Path,
+    names: tuple[str, ...] = NAMES,
+    seed: int = 0,
+    collection: Collection = "cifar10c",
+) -> tuple[Path, int]:
+    stage = Corrupt(SourceSpec("few.npz", "test", str(home)), names, seed, collection)
     folder = corruption_folder(stage, home)
     store = FeatureStore(str(home / "store"))
     _, report = write_corrupted(
@@ -54,6 +60,26 @@ def test_the_set_is_read_by_its_name_with_corruption_and_severity(home: Path) ->
     assert source.family == "few"
     assert rows.columns["corruption"].tolist() == ["brightness"] * 5 + ["contrast"] * 5
     assert rows.columns["severity"].tolist() == [5] * 5 + [1] * 5
+
+
+def test_rotations_are_read_by_their_name_with_fifteen_severities(home: Path) -> None:
+    folder, _ = write(home, (), collection="rotations")
+    source = open_source("few-rotations", "test", home)
+    columns = source.read(0, source.n_rows).columns
+    assert folder.name == "few-rotations"
+    assert (source.family, source.n_rows) == ("few", 90)
+    assert set(columns["corruption"]) == {"rotation"}
+    assert columns["severity"].tolist() == [s for s in range(1, 16) for _ in range(6)]
+    assert columns["label"].tolist() == digits(6)[1].tolist() * 15
+    assert columns["sample_id"][-1] == "rotation/15/00005"
+
+
+def test_a_cure_like_set_is_read_by_its_name(home: Path) -> None:
+    folder, n_computed = write(home, (), collection="cure")
+    source = open_source("few-cure", "test", home)
+    columns = source.read(0, source.n_rows).columns
+    assert (folder.name, n_computed, source.family) == ("few-cure", 6, "few")
+    assert columns["corruption"].tolist() == [name for name in CURE for _ in range(30)]
 
 
 def test_a_repeat_computes_nothing_and_a_lost_receipt_costs_one_file(home: Path) -> None:

@@ -16,10 +16,17 @@ from stages.data.corruptions import frost
 from stages.data.corruptions.blur import disk_kernel, smeared
 from stages.data.corruptions.digital import displaced
 from stages.data.corruptions.draws import generators_of
-from stages.data.corruptions.names import CORRUPTIONS, CURE, names_of
+from stages.data.corruptions.names import CORRUPTIONS, CURE, n_severities_of, names_of
 from stages.data.corruptions.pixels import bytes_from_unit
 from stages.data.corruptions.plasma import plasma_fractal
-from stages.data.corruptions.registry import BLOCK_ROWS, CIFAR10C, CURE_LIKE, corrupt
+from stages.data.corruptions.registry import (
+    BLOCK_ROWS,
+    CIFAR10C,
+    COLLECTIONS,
+    CURE_LIKE,
+    ROTATIONS,
+    corrupt,
+)
 from stages.errors import InputError
 
 SEED = 7
@@ -30,7 +37,7 @@ needs_frost = pytest.mark.skipif(
 )
 ALL = [
     pytest.param(collection, name, marks=needs_frost if name == "frost" else [])
-    for collection in ("cifar10c", "cure")
+    for collection in COLLECTIONS
     for name in names_of(collection)
 ]
 
@@ -62,6 +69,7 @@ GOLDEN = {
     ("cure", "overexposure"): (209.299, 75.518),
     ("cure", "salt_pepper"): (120.259, 107.366),
     ("cure", "underexposure"): (26.458, 17.992),
+    ("rotations", "rotation"): (93.546, 78.137),
 }
 
 
@@ -82,8 +90,7 @@ def pictures(n):
 def reference(name, severity, one_image, collection="cifar10c", n=5):
     """The fast block beside a slow function of (image in [0, 1], its generator, *level)."""
     images, rows = pictures(n), np.arange(100, 100 + n)
-    table = CIFAR10C if collection == "cifar10c" else CURE_LIKE
-    level = table[name].levels[severity - 1]
+    level = COLLECTIONS[collection][name].levels[severity - 1]
     slow = [
         one_image(image, generator, *level)
         for image, generator in zip(images, generators_of(name, severity, rows, SEED), strict=True)
@@ -108,9 +115,17 @@ def test_there_are_19_corruptions_and_6_cure_like_ones():
     assert tuple(CURE_LIKE) == CURE == tuple(sorted(CURE))
 
 
-def test_every_corruption_has_five_levels():
-    for corruption in [*CIFAR10C.values(), *CURE_LIKE.values()]:
-        assert len(corruption.levels) == 5
+def test_rotation_has_fifteen_angles_from_12_to_180_degrees():
+    angles = [angle for (angle,) in ROTATIONS["rotation"].levels]
+    assert angles == np.linspace(0, 180, 16).astype(int)[1:].tolist()
+    assert n_severities_of("rotations") == 15
+
+
+@pytest.mark.parametrize(("collection", "name"), ALL)
+def test_names_and_levels_agree(collection, name):
+    levels = COLLECTIONS[collection][name].levels
+    assert tuple(COLLECTIONS[collection]) == names_of(collection)
+    assert len(levels) == n_severities_of(collection)
 
 
 @pytest.mark.parametrize(("collection", "name"), ALL)
@@ -537,6 +552,45 @@ def test_exposure_equals_pillow_on_each_image(name, severity):
         return np.asarray(ImageEnhance.Brightness(Image.fromarray(image)).enhance(factor))
 
     np.testing.assert_array_equal(*reference(name, severity, slow, collection="cure"))
+
+
+@pytest.mark.parametrize("severity", range(1, 16))
+def test_rotation_reads_each_pixel_where_it_comes_from(severity):
+    centres = np.arange(32) + 0.5
+
+    def slow(image, _, angle):
+        turn = np.radians(angle)
+        x, y = centres[None, :] - 16, centres[:, None] - 16
+        from_x = np.cos(turn) * x - np.sin(turn) * y + 16
+        from_y = np.sin(turn) * x + np.cos(turn) * y + 16
+        is_inside = (from_x >= 0) & (from_x < 32) & (from_y >= 0) & (from_y < 32)
+        at = (from_y - 0.5, from_x - 0.5)
+        channels = [
+            ndimage.map_coordinates(image[..., c].astype(float), at, order=1, mode="nearest")
+            for c in range(3)
+        ]
+        # Pillow truncates; a hair's breadth keeps whole numbers whole.
+        return np.uint8(np.where(is_inside[..., None], np.dstack(channels) + 1e-9, 0))
+
+    assert_nearly_equal(*reference("rotation", severity, slow, collection="rotations"))
+
+
+def test_the_last_rotation_turns_the_picture_upside_down():
+    images = pictures(3)
+    out = corrupt(images, "rotation", 15, np.arange(3), SEED, collection="rotations")
+    np.testing.assert_array_equal(out, images[:, ::-1, ::-1])
+
+
+def test_rotation_blackens_the_corners_and_keeps_the_middle():
+    white = np.full((1, 32, 32, 3), 255, np.uint8)
+    out = corrupt(white, "rotation", 4, np.arange(1), SEED, collection="rotations")[0]
+    assert (out[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
+    assert (out[6:26, 6:26] == 255).all()
+
+
+def test_a_sixteenth_rotation_is_refused():
+    with pytest.raises(ValueError, match="must be 1 to 15, got 16"):
+        corrupt(pictures(2), "rotation", 16, np.arange(2), SEED, collection="rotations")
 
 
 def test_cure_shares_noise_and_motion_with_cifar10c_but_not_the_blur():

@@ -47,5 +47,5 @@ def test_convolutions_start_xavier_uniform_without_bias():
 
 def test_pooling_is_the_eight_pixel_average_at_32_pixels():
     network = cifar_resnet("resnet18", 10).eval()
-    x = torch.randn(2, 64, 8, 8)
+    x = torch.randn(2, 64, 8, 8, dtype=torch.float64)
     assert torch.allclose(network.pool(x), torch.nn.functional.avg_pool2d(x, 8))

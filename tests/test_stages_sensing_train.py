@@ -13,7 +13,8 @@ from stages.sensing.augmentation import CROP_PAD, augmented, epoch_draws
 from stages.sensing.card import CIFAR10_MEAN, ModelCard
 from stages.sensing.labelled import normalisation, read_labelled
 from stages.sensing.model import load_sensing
-from stages.sensing.recipe import PRESETS, TrainParams, learning_rate
+from stages.sensing.models import held_out_rows
+from stages.sensing.recipe import PRESETS, TrainParams, learning_rate, planned_params
 from stages.sensing.train import TrainSensing
 
 QUICK = TrainParams(network="cnn2", epochs=4, batch=16, lr=0.05, schedule="one-cycle")
@@ -143,6 +144,115 @@ def test_unreadable_and_unlabelled_rows_are_left_out():
     state = TrainSensing("m", QUICK, source).start()
     assert len(state.data.labels) == 57
     assert state.data.n_left_out == 3
+    assert state.data.rows.tolist() == [row for row in range(60) if row not in (3, 5, 7)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Stripes):
+    """The stripes without some rows: what a training that holds them out must amount to."""
+
+    without: tuple[int, ...] = ()
+
+    def read(self, start, stop):
+        rows = super().read(start, stop)
+        label = rows.columns["label"].copy()
+        label[[row - start for row in self.without if start <= row < stop]] = -1
+        return Rows(rows.images, {"label": label}, rows.failed)
+
+
+HOLDING_OUT = dataclasses.replace(QUICK, held_out=20)
+
+
+def test_a_training_that_holds_rows_out_equals_one_without_them_bit_for_bit():
+    broken = (3, 7)
+    rows = tuple(held_out_rows(60, 20, QUICK.seed).tolist())
+    holding = TrainSensing("m", HOLDING_OUT, Stripes(broken=broken))
+    without = TrainSensing("m", QUICK, Part(broken=broken, without=rows))
+    states = [trained(stage)[0] for stage in (holding, without)]
+    facts = [
+        stage.finish(state)[1] for stage, state in zip((holding, without), states, strict=True)
+    ]
+    assert holding.save(states[0]) == without.save(states[1])
+    for name in ("card", "M", "train_accuracy", "n_train"):
+        assert facts[0][name] == facts[1][name]
+    n_out = len(set(rows) - set(broken))
+    assert (facts[0]["n_train_left_out"], facts[0]["n_held_out"]) == (2, n_out)
+    assert (facts[0]["recipe"]["held_out"], facts[0]["recipe"]["seed"]) == (20, 0)
+
+
+def test_held_out_rows_join_after_their_share_of_the_epochs():
+    params = dataclasses.replace(HOLDING_OUT, epochs=5, held_out_until=0.6)
+    stage = TrainSensing("m", params, Stripes())
+    state, ticks = stage.start(), []
+    for unit in range(5):
+        seen = []
+        stage.step(state, unit, seen.append)
+        ticks.append(sum(seen))
+    assert ticks == [40, 40, 40, 60, 60]
+    assert 5 * stage.rows_per_unit == sum(ticks)
+    assert [stage.model_after(state, epoch)[1]["n_train"] for epoch in (1, 3, 4, 5)] == [
+        *(40, 40),
+        *(60, 60),
+    ]
+
+
+def test_the_paper_adds_its_rows_back_after_epoch_120():
+    params = dataclasses.replace(PRESETS["paper"], held_out=10_000, held_out_until=0.6)
+    assert params.n_epochs_held_out == 120
+
+
+def test_m_and_the_accuracy_are_those_of_the_rows_trained_on(tmp_path):
+    params = dataclasses.replace(HOLDING_OUT, epochs=2, held_out_until=0.5)
+    stage = TrainSensing("m", params, Stripes())
+    state, _ = trained(stage)
+    data = read_labelled(Stripes())
+    path = tmp_path / "weights.safetensors"
+    kept = np.setdiff1d(np.arange(60), held_out_rows(60, 20, 0))
+    for epoch, rows in ((1, kept), (2, np.arange(60))):
+        files, facts = stage.model_after(state, epoch)
+        path.write_bytes(files["weights.safetensors"])
+        _, logits = load_sensing(ModelCard.from_dict(facts["card"]), path)(data.images[rows])
+        assert facts["M"] == pytest.approx(float(logits.max(1).values.mean()), rel=1e-5)
+        right = (logits.argmax(1) == data.labels[rows]).float().mean()
+        assert facts["train_accuracy"] == pytest.approx(float(right))
+
+
+def test_a_training_that_holds_rows_out_resumes_bit_for_bit():
+    params = dataclasses.replace(HOLDING_OUT, epochs=3, held_out_until=0.6)
+    stage = TrainSensing("m", params, Stripes())
+    whole, _ = trained(stage)
+    first, _ = trained(stage, 1)
+    resumed = stage.load(stage.save(first))
+    for unit in (1, 2):
+        stage.step(resumed, unit, silent)
+    assert stage.save(resumed) == stage.save(whole)
+
+
+def test_looking_at_a_network_on_the_way_does_not_change_where_it_ends():
+    params = dataclasses.replace(PRESETS["paper-crop"], epochs=2, batch=16, lr=0.02)
+    stage = TrainSensing("m", params, Stripes(n_rows=40), Stripes(n_rows=20, seed=1))
+    whole, _ = trained(stage)
+    state = stage.start()
+    for unit in range(2):
+        stage.step(state, unit, silent)
+        stage.model_after(state, unit + 1)
+    assert stage.save(state) == stage.save(whole)
+
+
+@pytest.mark.parametrize("held_out", [57, 58, 60, 90])
+def test_holding_out_every_readable_row_is_refused(held_out):
+    rows = held_out_rows(60, 57, QUICK.seed)
+    broken = tuple(np.setdiff1d(np.arange(60), rows).tolist())
+    params = dataclasses.replace(QUICK, held_out=held_out)
+    with pytest.raises(InputError, match=rf"{held_out} of 60 rows held out leave none"):
+        TrainSensing("m", params, Stripes(broken=broken)).start()
+
+
+def test_a_plan_names_held_out_rows_only_where_there_are_some():
+    fields = ["network", "epochs", "batch", "lr", "momentum", "weight_decay", "schedule"]
+    fields += ["milestones", "gamma", "augmentation", "precision", "seed"]
+    assert list(planned_params(QUICK)) == fields
+    assert list(planned_params(HOLDING_OUT)) == [*fields, "held_out", "held_out_until"]
 
 
 def test_data_without_labels_is_refused():
@@ -191,11 +301,17 @@ def test_one_cycle_rises_to_the_rate_and_falls_to_nothing():
 @pytest.mark.parametrize(
     "change",
     [{"epochs": 0}, {"lr": -1}, {"augmentation": "mixup"}, {"precision": "fp8"},
-     {"milestones": (60, 120)}, {"schedule": "cosine"}],
+     {"milestones": (60, 120)}, {"schedule": "cosine"}, {"held_out": -1},
+     {"held_out": 5, "held_out_until": 0}, {"held_out": 5, "held_out_until": 1.5}],
 )  # fmt: skip
 def test_parameters_that_make_no_sense_are_refused(change):
-    with pytest.raises(InputError, match=next(iter(change))):
+    with pytest.raises(InputError, match=next(iter(change)).replace("_", " ")):
         TrainParams(**change)
+
+
+def test_a_share_without_held_out_rows_is_refused():
+    with pytest.raises(InputError, match="no rows are held out; say how many with --held-out"):
+        TrainParams(held_out_until=0.6)
 
 
 def test_an_epochs_order_is_a_permutation_that_the_next_epoch_does_not_repeat():

@@ -5,7 +5,7 @@ import threading
 import pytest
 from conftest import Fill
 
-from store.catalog import FeatureStore
+from store.catalog import ARTIFACT_KINDS, FeatureStore
 from store.contents import contents
 from store.featureset import FeatureSet
 from store.lease import Lease
@@ -52,7 +52,7 @@ def test_a_set_with_an_altered_plan_is_damaged(store: FeatureStore, numbers: Fea
     assert (row["name"], row["state"]) == (numbers.name, "damaged")
 
 
-@pytest.mark.parametrize("kind", ["model", "head", "result"])
+@pytest.mark.parametrize("kind", ARTIFACT_KINDS)
 def test_artifacts_are_partial_until_their_card_is_there(store: FeatureStore, kind: str) -> None:
     artifact = store.artifact(kind, "first")
     artifact.claim({"seed": 0})

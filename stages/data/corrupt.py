@@ -1,8 +1,9 @@
 """The corrupt stage: a CIFAR-10-C-style set, in its exact layout, from any labelled 32x32 source.
 
 One shard is one corruption is one file, ``<corruption>.npy``: ``uint8 [5 n, 32, 32, 3]``, severity
-``s`` in the rows ``[(s - 1) n, s n)``, the images in the order of the source. ``labels.npy`` is the
-same for all of them and is written beside them first (``labels_npy``).
+``s`` in the rows ``[(s - 1) n, s n)``, the images in the order of the source. Rotations have 15
+severities instead of 5. ``labels.npy`` is the same for all of them and is written beside them first
+(``labels_npy``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import google_crc32c
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.stage import ShardOutput, Tick
 from stages.data.corruptions.frost import frost_folder
-from stages.data.corruptions.names import N_SEVERITIES, Collection, names_of
+from stages.data.corruptions.names import Collection, n_severities_of, names_of
 from stages.data.corruptions.pixels import SIDE
 from stages.data.registry import SourceSpec
 from stages.data.source import ImageSource, Rows, check_planned, source_facts
@@ -31,7 +32,7 @@ READ_ROWS = 1_000
 
 @dataclass(frozen=True)
 class Corrupt:
-    """Corrupts every image of a source by each of ``names`` at all five severities.
+    """Corrupts every image of a source by each of ``names`` at all severities.
 
     The virtual set it makes is ordered by corruption (alphabetical), severity and image.
 
@@ -39,7 +40,7 @@ class Corrupt:
         source: the clean set.
         names: which corruptions; put into alphabetical order. Empty stands for all.
         seed: of the random numbers; each image's come from it, its corruption, severity and row.
-        collection: whose levels the names stand for, ``cifar10c`` or ``cure``.
+        collection: whose levels the names stand for, ``cifar10c``, ``cure`` or ``rotations``.
     """
 
     source: SourceSpec
@@ -51,8 +52,10 @@ class Corrupt:
     version: ClassVar[int] = 1  # raise it when any corruption gives other bytes
 
     def __post_init__(self) -> None:
-        if self.collection not in ("cifar10c", "cure"):
-            raise InputError(f"collection {self.collection!r} is unknown; take cifar10c or cure")
+        if self.collection not in (collections := get_args(Collection)):
+            raise InputError(
+                f"collection {self.collection!r} is unknown; take {' or '.join(collections)}"
+            )
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}, expected zero or more")
         known = names_of(self.collection)
@@ -63,6 +66,11 @@ class Corrupt:
                 )
         # The order of the names must not make another set of the same files.
         object.__setattr__(self, "names", tuple(sorted(set(self.names or known))))
+
+    @property
+    def n_severities(self) -> int:
+        """Of each corruption."""
+        return n_severities_of(self.collection)
 
     def plan(self) -> dict[str, Any]:  # Any: JSON
         """Everything that determines the bytes; opens the source and checks that it fits.
@@ -75,7 +83,7 @@ class Corrupt:
             frost_folder()
         source = self.source.open()
         _check(source)
-        shard_rows = N_SEVERITIES * source.n_rows
+        shard_rows = self.n_severities * source.n_rows
         params = {"collection": self.collection, "names": list(self.names), "seed": self.seed}
         return {
             "stage": {"name": self.name, "version": self.version, "params": params},
@@ -96,20 +104,20 @@ class Corrupt:
         return self.source.open()
 
     def compute(self, state: ImageSource, shard: Shard, tick: Tick) -> ShardOutput:
-        """One corruption at five severities: the whole ``<corruption>.npy``.
+        """One corruption at every severity: the whole ``<corruption>.npy``.
 
         The source is read once. An image that cannot be read is zeros at every severity and listed
         in ``facts["failed"]``: row within the shard (a string, for JSON) -> why.
         """
         name, n_images = self._name_of(shard, state.n_rows), state.n_rows
-        buffer, images = _npy_buffer((N_SEVERITIES * n_images, SIDE, SIDE, 3))
-        by_severity = images.reshape(N_SEVERITIES, n_images, SIDE, SIDE, 3)
+        buffer, images = _npy_buffer((self.n_severities * n_images, SIDE, SIDE, 3))
+        by_severity = images.reshape(self.n_severities, n_images, SIDE, SIDE, 3)
         crc, failed = 0, {}
         for start, rows in _chunks(state):
             crc = google_crc32c.extend(crc, rows.images.tobytes())
             self._corrupt_chunk(name, start, rows, by_severity, tick)
             for offset, reason in rows.failed.items():
-                for block in range(N_SEVERITIES):
+                for block in range(self.n_severities):
                     failed[block * n_images + start + offset] = reason
         del images, by_severity  # a BytesIO gives its content only when nothing looks into it
         facts = {
@@ -124,13 +132,13 @@ class Corrupt:
     def _corrupt_chunk(
         self, name: str, start: int, rows: Rows, out: NDArray[np.uint8], tick: Tick
     ) -> None:
-        """Write the rows from ``start`` on into ``out [5, n, 32, 32, 3]``."""
+        """Write the rows from ``start`` on into ``out [severities, n, 32, 32, 3]``."""
         # Imported here: it loads OpenCV, SciPy and scikit-image.
         from stages.data.corruptions.registry import corrupt
 
         n = len(rows.images)
         row_numbers, bad = np.arange(start, start + n), list(rows.failed)
-        for severity in range(1, N_SEVERITIES + 1):
+        for severity in range(1, self.n_severities + 1):
             corrupted = corrupt(
                 rows.images, name, severity, row_numbers, self.seed, collection=self.collection
             )
@@ -139,7 +147,7 @@ class Corrupt:
             tick(n)
 
     def _name_of(self, shard: Shard, n_images: int) -> str:
-        per = N_SEVERITIES * n_images
+        per = self.n_severities * n_images
         if shard.start != shard.index * per or shard.n_rows != per:
             raise ValueError(
                 f"shard {shard.index} covers rows [{shard.start}, {shard.stop}), expected one "
@@ -148,8 +156,8 @@ class Corrupt:
         return self.names[shard.index]
 
 
-def labels_npy(source: ImageSource) -> bytes:
-    """The whole ``labels.npy`` of a set made from ``source``: ``uint8 [5 n]``, its labels 5 times.
+def labels_npy(source: ImageSource, n_severities: int) -> bytes:
+    """The whole ``labels.npy`` of a set made from ``source``: its labels once for each severity.
 
     Raises:
         InputError: an image has no label, or one that a byte cannot hold.
@@ -162,7 +170,7 @@ def labels_npy(source: ImageSource) -> bytes:
             "255; corrupt a labelled data set"
         )
     buffer = BytesIO()
-    np.save(buffer, np.tile(labels.astype(np.uint8), N_SEVERITIES))
+    np.save(buffer, np.tile(labels.astype(np.uint8), n_severities))
     return buffer.getvalue()
 
 

@@ -1,14 +1,15 @@
-"""Sets in the layout of CIFAR-10-C: one array per corruption, five severities one after the other.
+"""Sets in the layout of CIFAR-10-C: one array per corruption, its severities one after the other.
 
 ``<corruption>.npy`` is ``uint8 [5 n, H, W, 3]``: severity ``s`` fills the rows
 ``[(s - 1) n, s n)``, each block in the order of the clean test set. ``labels.npy`` holds the test
-labels five times. (Hendrycks & Dietterich, ICLR 2019; record 2535967 on Zenodo.)
+labels five times. (Hendrycks & Dietterich, ICLR 2019; record 2535967 on Zenodo.) Rotations,
+``rotation.npy`` alone, have fifteen severities instead of five.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from stages.data.arrays import check_label_range, checked_images, checked_labels, open_npy
 from stages.data.cifar import CLASS_NAMES
-from stages.data.corruptions.names import N_SEVERITIES
+from stages.data.corruptions.names import N_ANGLES, N_SEVERITIES, ROTATION
 from stages.data.fingerprint import file_content
 from stages.data.resize import resize_rule, rgb_array
 from stages.data.source import ReaderSource, Rows
@@ -35,11 +36,12 @@ class CorruptedReader:
     folder: Path
     corruptions: tuple[str, ...]
     n_images: int
+    n_severities: int
 
     @property
     def rows_per_corruption(self) -> int:
         """Rows of one array: every image at every severity."""
-        return self.n_images * N_SEVERITIES
+        return self.n_images * self.n_severities
 
     def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
         """Rows ``[start, stop)``; only those are read from the memory-mapped arrays."""
@@ -106,12 +108,13 @@ def corrupted_source(
             f"{', '.join(missing)}; get the set again, or open the folder by its path"
         )
     _check_finished(folder)
-    labels = _labels(folder)
-    native = _common_size(folder, corruptions, len(labels))
+    n_severities = N_ANGLES if corruptions == (ROTATION,) else N_SEVERITIES
+    labels = _labels(folder, n_severities)
+    native = _common_size(folder, corruptions, len(labels), n_severities)
     family, class_names = _family(folder, name)
     class_names = class_names or tuple(str(k) for k in range(int(labels.max()) + 1))
     check_label_range(labels, len(class_names), str(folder / "labels.npy"))
-    reader = CorruptedReader(folder, corruptions, len(labels) // N_SEVERITIES)
+    reader = CorruptedReader(folder, corruptions, len(labels) // n_severities, n_severities)
     return ReaderSource(
         name=name,
         split="test",
@@ -123,6 +126,28 @@ def corrupted_source(
         reader=reader,
         extra_columns=(("corruption", "string"), ("severity", "int64")),
     )
+
+
+def only_corruptions(source: ReaderSource, names: tuple[str, ...]) -> ReaderSource:
+    """The source cut to some of its corruptions, under a name that says so; none keeps all.
+
+    Raises:
+        InputError: it has no corruptions, or not these.
+    """
+    if not names:
+        return source
+    there = source.reader.corruptions if isinstance(source.reader, CorruptedReader) else ()
+    if missing := [name for name in names if name not in there]:
+        raise InputError(
+            f"{source.name}: has no corruption {missing[0]!r}, expected one of "
+            f"{', '.join(there) or 'none: it is no corrupted set'}"
+        )
+    assert isinstance(source.reader, CorruptedReader)  # it has names
+    chosen = tuple(name for name in there if name in names)
+    label = "+".join(chosen) if len(chosen) <= 3 else f"{len(chosen)}-corruptions"
+    reader = replace(source.reader, corruptions=chosen)
+    n_rows = len(chosen) * reader.rows_per_corruption
+    return replace(source, name=f"{source.name}-{label}", n_rows=n_rows, reader=reader)
 
 
 def corruptions_in(folder: Path) -> tuple[str, ...]:
@@ -146,34 +171,44 @@ def _check_finished(folder: Path) -> None:
         )
 
 
-def _labels(folder: Path) -> NDArray[np.int64]:
+def _labels(folder: Path, n_severities: int) -> NDArray[np.int64]:
     path = folder / "labels.npy"
     array = open_npy(path)
     labels = checked_labels(array, array.size, str(path))
-    n_images, rest = divmod(len(labels), N_SEVERITIES)
+    n_images, rest = divmod(len(labels), n_severities)
     if n_images == 0 or rest:
         raise InputError(
-            f"{path}: has {len(labels)} labels, expected 5 equal blocks, one per severity"
+            f"{path}: has {len(labels)} labels, expected {n_severities} equal blocks, one per "
+            "severity"
         )
-    blocks = labels.reshape(N_SEVERITIES, n_images)
+    blocks = labels.reshape(n_severities, n_images)
     if (blocks != blocks[0]).any():
         severity = int(np.flatnonzero((blocks != blocks[0]).any(axis=1))[0]) + 1
         raise InputError(
             f"{path}: the labels of severity {severity} differ from those of severity 1; expected "
-            "the same images in 5 blocks"
+            f"the same images in {n_severities} blocks"
         )
     return labels
 
 
-def _common_size(folder: Path, corruptions: tuple[str, ...], n_rows: int) -> tuple[int, int]:
+def _common_size(
+    folder: Path, corruptions: tuple[str, ...], n_rows: int, n_severities: int
+) -> tuple[int, int]:
     sizes = {}
     for name in corruptions:
         path = folder / f"{name}.npy"
-        images = checked_images(open_npy(path), str(path))
+        array = open_npy(path)
+        if array.ndim == 5:
+            raise InputError(
+                f"{path}: is {list(array.shape)}, expected the severities one after the other: "
+                "[severities * n, H, W, 3]; save it again with numpy's "
+                "reshape(-1, *array.shape[2:])"
+            )
+        images = checked_images(array, str(path))
         if len(images) != n_rows:
             raise InputError(
-                f"{path}: has {len(images)} rows, expected {n_rows}: 5 severities of "
-                f"{n_rows // N_SEVERITIES} images, as labels.npy has"
+                f"{path}: has {len(images)} rows, expected {n_rows}: {n_severities} severities of "
+                f"{n_rows // n_severities} images, as labels.npy has"
             )
         sizes[images.shape[1:3]] = name
     if len(sizes) > 1:

@@ -17,9 +17,9 @@ LABELS_KEY = "labels.npy"
 
 
 def corruption_folder(stage: Corrupt, data_root: Path) -> str:
-    """Where a corrupted set goes unless another place is named: ``<data set>-c`` or ``-cure``."""
+    """Where a corrupted set goes unless another place is named: ``<data set>-c``, ``-cure`` ...."""
     source = stage.source.open()
-    suffix = {"cifar10c": "c", "cure": "cure"}[stage.collection]
+    suffix = "c" if stage.collection == "cifar10c" else stage.collection
     return str(data_root / f"{source.name}-{suffix}")
 
 
@@ -44,7 +44,7 @@ def write_corrupted(
             "with --out"
         )
     has_labels = there is not None and storage.size(LABELS_KEY) is not None
-    fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open())}
+    fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open(), stage.n_severities)}
     executor.check()
     store.prepare()  # a store that cannot be written is found out before the folder is
     shard_set = ShardSet.create(storage, plan, fixed)

@@ -54,6 +54,7 @@ class SourceSpec:
     data_root: str
     image_size: int = 32
     limit: int | None = None
+    corruptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Make places absolute: a worker may run in another folder than the driver."""
@@ -65,7 +66,7 @@ class SourceSpec:
     def open(self) -> ImageSource:
         """The source; see ``open_source``."""
         return open_source(
-            self.dataset, self.split, self.data_root, image_size=self.image_size, limit=self.limit
+            self.dataset, self.split, self.data_root, self.image_size, self.limit, self.corruptions
         )
 
 
@@ -75,6 +76,7 @@ def open_source(
     data_root: str | Path | None = None,
     image_size: int = 32,
     limit: int | None = None,
+    corruptions: tuple[str, ...] = (),
 ) -> ImageSource:
     """One split of a data set.
 
@@ -86,6 +88,7 @@ def open_source(
         data_root: see ``data_root_path``.
         image_size: height and width that every image is brought to, in pixels.
         limit: take the first rows only.
+        corruptions: take only these of a corrupted set.
 
     Raises:
         DataNotFoundError: it is not there; says how to get it.
@@ -97,7 +100,8 @@ def open_source(
         raise InputError(f"image size is {image_size}, expected at least 1 pixel")
     root, name, size = data_root_path(data_root), str(dataset), (image_size, image_size)
     if name not in KNOWN:
-        return first_rows(_open_path(_existing_path(name, root), split, size), limit)
+        found = _open_path(_existing_path(name, root), split, size)
+        return first_rows(corrupted.only_corruptions(found, corruptions), limit)
     known = KNOWN[name]
     if split not in known.n_rows:
         raise InputError(f"{name}: has no split '{split}', only {', '.join(known.n_rows)}")
@@ -107,7 +111,8 @@ def open_source(
             f"{name}: not under {root}, expected {' or '.join(known.folders)}; get it with "
             f"`intro-pipe datasets --download {name}` or name its place with --data-root"
         )
-    return first_rows(known.opener(folder, split, size), limit)
+    found = known.opener(folder, split, size)
+    return first_rows(corrupted.only_corruptions(found, corruptions), limit)
 
 
 def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:

@@ -28,16 +28,20 @@ class LabelledImages:
     Attributes:
         images: ``[n, H, W, 3]`` uint8.
         labels: ``[n]`` int64.
+        rows: ``[n]`` int64, where each stands in the source; ascending.
         n_left_out: rows that could not be read or have no label.
     """
 
     images: Tensor
     labels: Tensor
+    rows: Tensor
     n_left_out: int
 
     def to(self, device: str) -> "LabelledImages":
         """The same on ``device``."""
-        return LabelledImages(self.images.to(device), self.labels.to(device), self.n_left_out)
+        return LabelledImages(
+            self.images.to(device), self.labels.to(device), self.rows.to(device), self.n_left_out
+        )
 
 
 def read_labelled(source: ImageSource) -> LabelledImages:
@@ -46,7 +50,7 @@ def read_labelled(source: ImageSource) -> LabelledImages:
     Raises:
         InputError: no such row, or a label outside the classes.
     """
-    images, labels = [], []
+    images, labels, places = [], [], []
     for start in range(0, source.n_rows, READ_ROWS):
         rows = source.read(start, min(start + READ_ROWS, source.n_rows))
         label = np.asarray(rows.columns["label"], dtype=np.int64)
@@ -54,6 +58,7 @@ def read_labelled(source: ImageSource) -> LabelledImages:
         usable[list(rows.failed)] = False
         images.append(rows.images[usable])
         labels.append(label[usable])
+        places.append(start + np.flatnonzero(usable))
     n_usable = sum(len(part) for part in labels)
     if not n_usable:
         raise InputError(
@@ -66,8 +71,12 @@ def read_labelled(source: ImageSource) -> LabelledImages:
             f"{source.name}-{source.split}: label {label.max()} found, expected 0 to "
             f"{source.n_classes - 1} ({source.n_classes} classes); mend the labels"
         )
-    pixels = torch.from_numpy(np.concatenate(images))
-    return LabelledImages(pixels, torch.from_numpy(label), source.n_rows - n_usable)
+    return LabelledImages(
+        torch.from_numpy(np.concatenate(images)),
+        torch.from_numpy(label),
+        torch.from_numpy(np.concatenate(places)),
+        source.n_rows - n_usable,
+    )
 
 
 def normalisation(images: Tensor, family: str) -> tuple[tuple[float, ...], tuple[float, ...], str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
@@ -14,10 +18,11 @@ from stages.data.registry import SourceSpec
 from stages.data.source import ImageSource, source_facts
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard
-from stages.sensing.recipe import TrainParams
+from stages.sensing.recipe import TrainParams, planned_params
+from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import DamagedError
-from store.plan import Plan
+from store.plan import Plan, differences
 
 WEIGHTS_KEY = "weights.safetensors"
 TRAINING_VERSION = 1
@@ -37,13 +42,16 @@ def models_of(store: FeatureStore) -> tuple[ModelCard, ...]:
 def choose_model(store: FeatureStore, family: str, name: str | None) -> ModelCard:
     """The model of that name, or the only one that was trained for a family of data sets.
 
+    Snapshots are taken by name only.
+
     Raises:
         DataNotFoundError: there is none; says which command trains one.
         InputError: there are several; names them.
     """
     if name is not None:
         return ModelCard.from_dict(store.artifact("model", name).card()["card"])
-    fitting = [card for card in models_of(store) if card.family == family]
+    models = (card for card in models_of(store) if card.family == family)
+    fitting = [card for card in models if "epoch" not in card.extra]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -55,6 +63,21 @@ def choose_model(store: FeatureStore, family: str, name: str | None) -> ModelCar
         f"no model for {family} in {store.location}: train one with `intro-pipe train-sensing "
         f"--dataset {family}`, or bring one with --network and --weights"
     )
+
+
+def find_model(store: FeatureStore, plan: Plan) -> Artifact | None:
+    """The model of that plan, whatever it is called; a finished one before one that was begun.
+
+    Damaged ones are passed over.
+    """
+    begun = None
+    for artifact in store.artifacts("model"):
+        with suppress(DamagedError):
+            if not any(differences(plan, artifact.plan())):
+                if artifact.is_complete():
+                    return artifact
+                begun = begun or artifact
+    return begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +209,25 @@ def training_plan(params: TrainParams, train: SourceSpec, last_layer: str | None
         "stage": {
             "name": "train-sensing",
             "version": TRAINING_VERSION,
-            "params": {**dataclasses.asdict(params), "last_layer": last_layer},
+            "params": {**planned_params(params), "last_layer": last_layer},
         },
         "inputs": {"source": source_facts(train.open())},
     }
+
+
+def held_out_rows(n_rows: int, n_held_out: int, seed: int) -> NDArray[np.int64]:
+    """Which rows of its source a training with this seed holds out, sorted.
+
+    Rows count as the source does, unreadable ones included: the same as those of its features.
+
+    Args:
+        n_rows: of the source that the network is trained on.
+        n_held_out: how many of them.
+        seed: of the training.
+    """
+    # A key of its own, far from the epochs, which are keyed by their number.
+    generator = np.random.default_rng([seed, zlib.crc32(b"held-out")])
+    return np.sort(generator.permutation(n_rows)[:n_held_out]).astype(np.int64)
 
 
 def train_model(
@@ -202,17 +240,27 @@ def train_model(
     device: str,
     last_layer: str | None,
     journal: Journal,
+    keep_every: int | None = None,
 ) -> LoopReport:
     """Train a network under a name, or go on with it; a finished one is only read.
 
+    With ``keep_every`` snapshots of it are kept on the way, as ``stages.sensing.snapshots`` says.
+
     Raises:
-        PlanMismatchError: the name holds a model of another recipe or other data.
+        PlanMismatchError: the name, or that of a snapshot, holds a model of another recipe or data.
+        InputError: the training is past an epoch whose snapshot is not there.
     """
     from stages.sensing.build import located
+    from stages.sensing.snapshots import Snapshots
     from stages.sensing.train import TrainSensing
 
     params = dataclasses.replace(params, network=located(params.network))
     plan = training_plan(params, train, last_layer)
     stage = TrainSensing(name, params, train, test, device, last_layer=last_layer)
     artifact = store.artifact("model", name)
-    return run_loop(stage, artifact, plan, store, journal, title=f"train {name}")
+    keep = None
+    if keep_every is not None:
+        snapshots = Snapshots(store, stage, plan, keep_every)
+        snapshots.check(artifact)
+        keep = snapshots.take
+    return run_loop(stage, artifact, plan, store, journal, title=f"train {name}", keep=keep)

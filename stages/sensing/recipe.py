@@ -24,6 +24,8 @@ class TrainParams:
         schedule: ``steps``, or ``one-cycle``: a linear rise to ``lr``, then half a cosine to zero.
         augmentation: ``flip`` (the paper's text), ``crop_flip`` (its code base) or ``none``.
         precision: ``bf16`` trains under autocast, with float32 weights.
+        held_out: rows that are kept from the network, drawn by ``seed``.
+        held_out_until: share of ``epochs`` after which they join the others; 1 keeps them out.
     """
 
     network: str = "resnet18"
@@ -38,6 +40,8 @@ class TrainParams:
     augmentation: Augmentation = "flip"
     precision: Precision = "fp32"
     seed: int = 0
+    held_out: int = 0
+    held_out_until: float = 1.0
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
@@ -56,6 +60,35 @@ class TrainParams:
                 raise InputError(f"{name} {choice!r}: expected one of {', '.join(known)}")
         if not all(0 < share <= 1 for share in self.milestones):
             raise InputError(f"milestones {self.milestones}: expected shares of the epochs, 0 to 1")
+        if self.held_out < 0:
+            raise InputError(f"held out {self.held_out} rows: expected 0 or more")
+        if not 0 < self.held_out_until <= 1:
+            raise InputError(
+                f"held out until {self.held_out_until}: expected a share of the epochs, above 0 "
+                "and up to 1"
+            )
+        if self.held_out_until < 1 and not self.held_out:
+            raise InputError(
+                f"held out until {self.held_out_until}: no rows are held out; say how many with "
+                "--held-out"
+            )
+
+    @property
+    def n_epochs_held_out(self) -> int:
+        """Epochs that go without the held-out rows: 0.6 of the paper's 200 are the first 120."""
+        # A hair's breadth, as in ``learning_rate``.
+        return math.ceil(self.held_out_until * self.epochs - 1e-9) if self.held_out else 0
+
+
+def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
+    """What a plan says of the parameters.
+
+    Held-out rows are named only where there are some: plans from before there were any still hold.
+    """
+    values = dataclasses.asdict(params)
+    if not params.held_out:
+        del values["held_out"], values["held_out_until"]
+    return values
 
 
 PRESETS = {

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.stage import Tick
-from stages.errors import StageError
+from stages.errors import InputError, StageError
 from stages.sensing.augmentation import EpochDraws, augmented, epoch_draws
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.labelled import LabelledImages, Openable, normalisation, read_labelled
 from stages.sensing.model import Sensing, describe, normalised
+from stages.sensing.models import held_out_rows
 from stages.sensing.recipe import TrainParams, learning_rate
 from stages.sensing.weights import save_weights
 
@@ -29,14 +30,20 @@ EVALUATION_BATCH = 256
 
 @dataclass(slots=True)
 class TrainState:
-    """What an epoch changes (network, optimiser) and what it reads, all on the device."""
+    """What an epoch changes (network, optimiser) and what it reads, all on the device.
+
+    ``kept`` are the places in ``data`` of the rows that are not held out, ``[m]`` int64; ``test``
+    is read when it is first looked at.
+    """
 
     network: nn.Module
     optimiser: torch.optim.SGD
     data: LabelledImages
+    kept: Tensor
     card: ModelCard
     mean: Tensor
     scale: Tensor
+    test: LabelledImages | None = None
 
 
 @dataclass(frozen=True)
@@ -73,20 +80,23 @@ class TrainSensing:
 
     @cached_property  # opening a source may scan a folder
     def rows_per_unit(self) -> int:
-        """Training images."""
-        return self.train.open().n_rows
+        """Training images; the mean over the epochs where some are held out for a time."""
+        n_missed = self.params.held_out * self.params.n_epochs_held_out
+        return self.train.open().n_rows - n_missed // self.params.epochs
 
     def start(self) -> TrainState:
         """A fresh network, initialised from the seed.
 
         Raises:
-            InputError: the data has no labels, or the network does not fit it.
+            InputError: the data has no labels, too few rows to hold some out, or the network does
+                not fit it.
         """
         source = self.train.open()
         data = read_labelled(source)
+        kept = self._kept(data, source.n_rows)
         with self._seeded(self.params.seed):
             network = build_network(self.params.network, source.n_classes)
-        mean, std, origin = normalisation(data.images, source.family)
+        mean, std, origin = normalisation(data.images[kept], source.family)
         card = describe(
             network,
             name=self.model_name,
@@ -111,6 +121,7 @@ class TrainSensing:
             network=network,
             optimiser=optimiser,
             data=data.to(self.device),
+            kept=kept.to(self.device),
             card=card,
             mean=255 * torch.tensor(mean, device=self.device),
             scale=1 / (255 * torch.tensor(std, device=self.device)),
@@ -122,8 +133,10 @@ class TrainSensing:
         Raises:
             StageError: the loss is no longer a number.
         """
-        n_rows = len(state.data.labels)
+        rows = self._rows_in(state, unit)
+        n_rows = len(rows)
         draws = epoch_draws(n_rows, self.params.seed, unit).to(self.device)
+        draws = dataclasses.replace(draws, order=rows[draws.order])
         total = torch.zeros(2, device=self.device, dtype=torch.float64)  # loss, correct
         state.network.train()
         with self._seeded(self.params.seed + 1_000_003 * (unit + 1)):
@@ -191,9 +204,16 @@ class TrainSensing:
         return state
 
     def finish(self, state: TrainState) -> tuple[dict[str, bytes], dict[str, Any]]:  # Any: JSON
+        """The weights and facts of the model after the last epoch; see ``model_after``."""
+        return self.model_after(state, self.params.epochs)
+
+    def model_after(
+        self, state: TrainState, epoch: int
+    ) -> tuple[dict[str, bytes], dict[str, Any]]:  # Any: JSON
         """The weights, and the facts: the model's card, accuracies in eval mode, the recipe.
 
-        ``M`` is the mean over the un-augmented training images of the largest logit.
+        ``M`` is the mean of the largest logit over the un-augmented images trained on in ``epoch``,
+        counted from 1; the accuracy on train is that on them.
         """
         weights = save_weights(state.network)
         card = describe(
@@ -209,16 +229,20 @@ class TrainSensing:
             extra=state.card.extra,
         )
         sensing = Sensing(state.network, card).to(self.device)
-        train_accuracy, M = _evaluated(sensing, state.data)
-        test = read_labelled(self.test.open()).to(self.device) if self.test else None
-        test_accuracy = _evaluated(sensing, test)[0] if test else None
+        rows = self._rows_in(state, epoch - 1)
+        train_accuracy, M = _evaluated(sensing, state.data, rows)
+        if self.test and state.test is None:
+            state.test = read_labelled(self.test.open()).to(self.device)
+        test = state.test
+        test_accuracy = _evaluated(sensing, test, _all_of(test))[0] if test else None
         facts = {
             "card": dataclasses.replace(card, M=M).to_dict(),
             "M": M,
             "train_accuracy": train_accuracy,
             "test_accuracy": test_accuracy,
-            "n_train": len(state.data.labels),
+            "n_train": len(rows),
             "n_train_left_out": state.data.n_left_out,
+            "n_held_out": len(state.data.labels) - len(rows),
             "n_test": len(test.labels) if test else 0,
             "recipe": {
                 **dataclasses.asdict(self.params),
@@ -226,6 +250,21 @@ class TrainSensing:
             },
         }
         return {"weights.safetensors": weights}, facts
+
+    def _kept(self, data: LabelledImages, n_rows: int) -> Tensor:
+        """Places in ``data`` of the rows that are not held out; ``n_rows`` is the source's."""
+        held_out = held_out_rows(n_rows, self.params.held_out, self.params.seed)
+        kept = torch.nonzero(~torch.isin(data.rows, torch.from_numpy(held_out))).flatten()
+        if not len(kept):
+            raise InputError(
+                f"{self.params.held_out} of {n_rows} rows held out leave none to train on; hold "
+                "out fewer"
+            )
+        return kept
+
+    def _rows_in(self, state: TrainState, unit: int) -> Tensor:
+        """Places in the data of the rows that an epoch, counted from 0, is trained on."""
+        return state.kept if unit < self.params.n_epochs_held_out else _all_of(state.data)
 
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:
@@ -236,16 +275,19 @@ class TrainSensing:
             yield
 
 
-def _evaluated(sensing: Sensing, data: LabelledImages) -> tuple[float, float]:
-    """Accuracy, and the mean of the largest logit."""
+def _all_of(data: LabelledImages) -> Tensor:
+    return torch.arange(len(data.labels), device=data.labels.device)
+
+
+def _evaluated(sensing: Sensing, data: LabelledImages, rows: Tensor) -> tuple[float, float]:
+    """Accuracy, and the mean of the largest logit, on some rows of ``data``."""
     n_right, sum_max = 0, 0.0
-    for start in range(0, len(data.labels), EVALUATION_BATCH):
-        rows = slice(start, start + EVALUATION_BATCH)
-        _, logits = sensing(data.images[rows])
+    for batch in torch.split(rows, EVALUATION_BATCH):
+        _, logits = sensing(data.images[batch])
         largest = logits.max(dim=1)
-        n_right += int((largest.indices == data.labels[rows]).sum())
+        n_right += int((largest.indices == data.labels[batch]).sum())
         sum_max += float(largest.values.double().sum())
-    return n_right / len(data.labels), sum_max / len(data.labels)
+    return n_right / len(rows), sum_max / len(rows)
 
 
 def _copy(tensor: Tensor) -> Tensor:

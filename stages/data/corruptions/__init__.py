@@ -1,7 +1,8 @@
-"""Corruptions of 32x32 images: the 19 of CIFAR-10-C and six after CURE-OR.
+"""Corruptions of 32x32 images: the 19 of CIFAR-10-C, six after CURE-OR, and rotation.
 
-``names`` lists them without loading a library, ``registry`` pairs each with its five levels and
-applies it, ``noise``, ``blur``, ``weather``, ``digital`` and ``cure`` hold one function for each.
+``names`` lists them without loading a library, ``registry`` pairs each with its levels and
+applies it, ``noise``, ``blur``, ``weather``, ``digital``, ``cure`` and ``rotation`` hold one
+function for each.
 
 Every function takes a block of images, ``uint8 [n, 32, 32, 3]`` RGB, and gives a new block of the
 same shape. Those that draw random numbers take one generator for each image, so that an image's

@@ -1,4 +1,4 @@
-"""What each name stands for, at each of its five severities."""
+"""What each name stands for, at each of its severities."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.corruptions import blur, cure, digital, noise, weather
+from stages.data.corruptions import blur, cure, digital, noise, rotation, weather
 from stages.data.corruptions.draws import generators_of
-from stages.data.corruptions.names import N_SEVERITIES, Collection
+from stages.data.corruptions.names import ROTATION, Collection
 from stages.data.corruptions.pixels import SIDE, Images
 
 BLOCK_ROWS = 128
@@ -19,7 +19,7 @@ BLOCK_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """A function of a block of images and the constants it takes at severities 1 to 5."""
+    """A function of a block of images and the constants it takes at severities 1, 2, ..."""
 
     # ``...``: the functions share no signature beyond (images, generators where random, *level).
     function: Callable[..., Images]
@@ -103,6 +103,15 @@ CURE_LIKE: Mapping[str, Corruption] = MappingProxyType(
     }
 )
 
+# 12, 24, ..., 180 degrees.
+ROTATIONS: Mapping[str, Corruption] = MappingProxyType(
+    {ROTATION: _plain(rotation.rotation, *range(12, 181, 12))}
+)
+
+COLLECTIONS: Mapping[Collection, Mapping[str, Corruption]] = MappingProxyType(
+    {"cifar10c": CIFAR10C, "cure": CURE_LIKE, "rotations": ROTATIONS}
+)
+
 
 def corrupt(
     images: Images,
@@ -121,25 +130,26 @@ def corrupt(
     Args:
         images: ``uint8 [n, 32, 32, 3]`` RGB.
         name: one of ``names_of(collection)``.
-        severity: 1 to 5.
+        severity: 1 to the number of its levels.
         rows: ``[n]``, the position of each image in its data set.
         seed: zero or more.
-        collection: whose five levels the name stands for.
+        collection: whose levels the name stands for.
 
     Raises:
         ValueError: an unknown name or severity, or arrays of another shape or type.
     """
-    known = CIFAR10C if collection == "cifar10c" else CURE_LIKE
+    known = COLLECTIONS[collection]
     if name not in known:
         raise ValueError(f"corruption {name!r} is unknown; {collection} has {', '.join(known)}")
-    if not 1 <= severity <= N_SEVERITIES:
-        raise ValueError(f"severity of {name} must be 1 to {N_SEVERITIES}, got {severity}")
+    corruption, out = known[name], np.empty_like(images)
+    n_levels = len(corruption.levels)
+    if not 1 <= severity <= n_levels:
+        raise ValueError(f"severity of {name} must be 1 to {n_levels}, got {severity}")
     if images.dtype != np.uint8 or images.shape != (len(rows), SIDE, SIDE, 3):
         raise ValueError(
             f"{name} takes uint8 images of shape ({len(rows)}, {SIDE}, {SIDE}, 3), one for each "
             f"row, got {images.dtype} {images.shape}"
         )
-    corruption, out = known[name], np.empty_like(images)
     level = corruption.levels[severity - 1]
     for start in range(0, len(images), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)

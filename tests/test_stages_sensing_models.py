@@ -1,0 +1,328 @@
+"""The models of a store: found by plan, chosen by family, kept on the way of a training."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import write_npz_set
+
+from pipeline.journal import Journal
+from pipeline.loop import LoopReport
+from pipeline.stage import Tick
+from stages.data.registry import SourceSpec
+from stages.errors import DataNotFoundError, InputError
+from stages.sensing.card import ModelCard
+from stages.sensing.model import load_sensing
+from stages.sensing.models import (
+    choose_model,
+    find_model,
+    held_out_rows,
+    train_model,
+    training_plan,
+    weights_path,
+)
+from stages.sensing.recipe import TrainParams, params_from
+from stages.sensing.snapshots import snapshot_epochs, snapshot_name, snapshot_plan
+from stages.sensing.train import TrainSensing, TrainState
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+from store.errors import PlanMismatchError
+
+EPOCHS = 4
+PARAMS = params_from("quick", epochs=EPOCHS)
+PLAN_OF_AN_OLDER_VERSION = {
+    "stage": {
+        "name": "train-sensing",
+        "version": 1,
+        "params": {
+            "network": "cnn2",
+            "epochs": 4,
+            "batch": 32,
+            "lr": 0.02,
+            "momentum": 0.9,
+            "weight_decay": 0.0005,
+            "schedule": "one-cycle",
+            "milestones": [0.3, 0.6, 0.8],
+            "gamma": 0.2,
+            "augmentation": "none",
+            "precision": "fp32",
+            "seed": 0,
+            "last_layer": None,
+        },
+    },
+    "inputs": {
+        "source": {
+            "name": "few",
+            "split": "train",
+            "family": "few",
+            "class_names": [str(k) for k in range(10)],
+            "n_rows": 40,
+            "image_size": [32, 32],
+            "resize": "bilinear-antialias 8x8->32x32",
+        }
+    },
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    write_npz_set(tmp_path / "few", 40, 10)
+    return tmp_path
+
+
+def train(
+    home: Path,
+    keep_every: int | None = None,
+    *,
+    name: str = "net",
+    params: TrainParams = PARAMS,
+    place: str = "store",
+) -> LoopReport:
+    store = FeatureStore(str(home / place))
+    return train_model(
+        store,
+        name,
+        params,
+        train=SourceSpec("few", "train", str(home)),
+        test=SourceSpec("few", "test", str(home)),
+        device="cpu",
+        last_layer=None,
+        journal=Journal.of(store.location, ["train"]),
+        keep_every=keep_every,
+    )
+
+
+def store_of(home: Path) -> FeatureStore:
+    return FeatureStore(str(home / "store"))
+
+
+def plan_of(home: Path, params: TrainParams = PARAMS) -> dict[str, object]:
+    return dict(training_plan(params, SourceSpec("few", "train", str(home)), None))
+
+
+def weights(home: Path, place: str = "store") -> dict[str, str]:
+    """The hash of the weights of every finished model, by name."""
+    models = FeatureStore(str(home / place)).artifacts("model")
+    return {m.name: m.card()["card"]["weights_sha256"] for m in models if m.is_complete()}
+
+
+def names(*epochs: int) -> set[str]:
+    return {snapshot_name("net", epoch) for epoch in epochs}
+
+
+def fails(*arguments: object) -> None:
+    raise AssertionError("nothing was to be trained")
+
+
+# Finding and choosing
+
+
+def test_the_plan_is_that_of_versions_without_held_out_rows(home: Path) -> None:
+    plan = json.loads(json.dumps(plan_of(home)))
+    del plan["inputs"]["source"]["fingerprint"]
+    assert plan == PLAN_OF_AN_OLDER_VERSION
+
+
+def test_a_model_is_found_by_its_plan_whatever_it_is_called(home: Path) -> None:
+    assert find_model(store_of(home), plan_of(home)) is None
+    train(home, name="some-name")
+    found = find_model(store_of(home), plan_of(home))
+    assert found is not None
+    assert found.name == "some-name"
+    assert find_model(store_of(home), plan_of(home, params_from("quick", epochs=5))) is None
+
+
+def test_a_finished_model_is_found_before_one_that_was_begun(home: Path) -> None:
+    store = store_of(home).prepare()
+    store.artifact("model", "a-begun").claim(plan_of(home))
+    assert find_model(store, plan_of(home)) == store.artifact("model", "a-begun")
+    train(home, name="b-finished")
+    assert find_model(store, plan_of(home)) == store.artifact("model", "b-finished")
+
+
+def test_a_damaged_model_does_not_keep_others_from_being_found(home: Path) -> None:
+    train(home, name="z")
+    store = store_of(home)
+    store.artifact("model", "a").claim(plan_of(home))
+    Path(store.location, "models", "a", "plan.json").write_text("{")
+    assert find_model(store, plan_of(home)) == store.artifact("model", "z")
+
+
+def test_snapshots_are_never_chosen_unasked(home: Path) -> None:
+    train(home, 1)
+    assert choose_model(store_of(home), "few", None).name == "net"
+    assert choose_model(store_of(home), "few", "net-epoch-002").name == "net-epoch-002"
+    shutil.rmtree(home / "store" / "models" / "net")
+    with pytest.raises(DataNotFoundError, match="no model for few"):
+        choose_model(store_of(home), "few", None)
+
+
+# Held-out rows
+
+
+def test_held_out_rows_are_sorted_distinct_and_follow_the_seed_alone() -> None:
+    rows = held_out_rows(1_000, 300, 4)
+    assert rows.dtype == np.int64
+    assert (np.diff(rows) > 0).all()
+    assert rows.min() >= 0
+    assert rows.max() < 1_000
+    assert len(rows) == 300
+    assert (rows == held_out_rows(1_000, 300, 4)).all()
+    assert set(rows) != set(held_out_rows(1_000, 300, 5))
+
+
+def test_held_out_rows_are_those_of_this_version() -> None:
+    assert held_out_rows(12, 5, 0).tolist() == [1, 2, 5, 8, 11]
+
+
+def test_no_rows_are_held_out_by_default() -> None:
+    assert held_out_rows(12, 0, 0).tolist() == []
+
+
+def test_fewer_held_out_rows_are_some_of_more() -> None:
+    assert set(held_out_rows(50, 10, 1)) < set(held_out_rows(50, 20, 1))
+
+
+# Snapshots
+
+
+def test_the_papers_snapshots_are_67() -> None:
+    epochs = snapshot_epochs(200, 3)
+    assert (len(epochs), epochs[0], epochs[1], epochs[-1]) == (67, 1, 4, 199)
+    assert snapshot_name("f", 4) == "f-epoch-004"
+
+
+def test_a_training_leaves_the_models_of_its_epochs(home: Path) -> None:
+    train(home, 3)
+    assert set(weights(home)) == {"net", *names(1, 4)}
+
+
+def test_a_snapshot_is_the_model_that_a_training_of_so_many_epochs_would_be_at(home: Path) -> None:
+    """Where the rate does not depend on the number of epochs, so that the two are the same."""
+    steady = params_from("quick", epochs=EPOCHS, schedule="steps", gamma=1.0)
+    train(home, 1, params=steady)
+    for epoch in (1, 3, 4):
+        shorter = params_from("quick", epochs=epoch, schedule="steps", gamma=1.0)
+        train(home, params=shorter, place=f"store-{epoch}")
+        model = FeatureStore(str(home / f"store-{epoch}")).artifact("model", "net").card()
+        kept = store_of(home).artifact("model", snapshot_name("net", epoch)).card()
+        for fact in ("M", "train_accuracy", "test_accuracy", "n_train", "n_test"):
+            assert kept[fact] == model[fact]
+        assert kept["card"]["weights_sha256"] == model["card"]["weights_sha256"]
+
+
+def test_a_snapshot_is_a_model_with_a_card_of_its_own(home: Path) -> None:
+    train(home, 3)
+    store = store_of(home)
+    artifact = store.artifact("model", "net-epoch-001")
+    facts = artifact.card()
+    card = ModelCard.from_dict(facts["card"])
+    assert (card.name, card.extra["epoch"], facts["epoch"]) == ("net-epoch-001", 1, 1)
+    assert [sorted(entry) for entry in facts["history"]] == [["accuracy", "loss", "seconds"]]
+    assert find_model(store, snapshot_plan(plan_of(home), 1)) == artifact
+    load_sensing(card, weights_path(store, card.name))
+
+
+def test_keeping_snapshots_changes_neither_plan_nor_weights(home: Path) -> None:
+    train(home, 1)
+    train(home, place="plain")
+    assert weights(home)["net"] == weights(home, "plain")["net"]
+    assert train(home).n_units_run == 0
+
+
+@pytest.mark.parametrize("where", ["claim", "write"])
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_a_snapshot_that_a_stop_left_out_is_made_from_the_checkpoint(
+    home: Path, monkeypatch: pytest.MonkeyPatch, where: str, epoch: int
+) -> None:
+    train(home, 1, place="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifact, where, stopping(where, snapshot_name("net", epoch)))
+        with pytest.raises(KeyboardInterrupt):
+            train(home, 1)
+    assert set(weights(home)) == names(*range(1, epoch))
+    assert train(home, 1).n_units_run == EPOCHS - epoch
+    assert weights(home) == weights(home, "whole")
+
+
+def stopping(where: str, name: str) -> Callable[..., object]:
+    """A method of ``Artifact`` that stops the run at the artifact of that name."""
+    whole = getattr(Artifact, where)
+
+    def method(artifact: Artifact, *arguments: object) -> object:
+        if artifact.name == name:
+            raise KeyboardInterrupt
+        return whole(artifact, *arguments)
+
+    return method
+
+
+def test_a_finished_training_with_all_its_snapshots_is_only_read(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(home, 1)
+    monkeypatch.setattr(TrainSensing, "step", fails)
+    assert train(home, 1).n_units_run == 0
+    assert train(home, 3).n_units_run == 0
+
+
+def test_snapshots_of_a_finished_training_are_refused(home: Path) -> None:
+    train(home)
+    with pytest.raises(
+        InputError, match=r"'net' is trained past 2 snapshots .* net-epoch-001 first.*--keep-every"
+    ):
+        train(home, 3)
+    assert set(weights(home)) == {"net"}
+
+
+def test_snapshots_of_epochs_that_have_passed_are_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainSensing, "step", stopping_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            train(home)
+    monkeypatch.setattr(TrainSensing, "step", fails)
+    with pytest.raises(InputError, match=r"1 snapshots .* net-epoch-001 first"):
+        train(home, 1)
+
+
+def test_the_epoch_of_the_last_checkpoint_can_still_be_kept(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainSensing, "step", stopping_at(1))
+        with pytest.raises(KeyboardInterrupt):
+            train(home)
+    train(home, 1)
+    assert set(weights(home)) == {"net", *names(1, 2, 3, 4)}
+
+
+def stopping_at(unit: int) -> Callable[..., dict[str, float]]:
+    """``TrainSensing.step``, stopped at an epoch counted from 0."""
+    whole = TrainSensing.step
+
+    def step(stage: TrainSensing, state: TrainState, at: int, tick: Tick) -> dict[str, float]:
+        if at == unit:
+            raise KeyboardInterrupt
+        return whole(stage, state, at, tick)
+
+    return step
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_trained(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(home, name="net-epoch-004", params=params_from("quick", epochs=1))
+    monkeypatch.setattr(TrainSensing, "step", fails)
+    with pytest.raises(PlanMismatchError, match="'net-epoch-004' was made with another plan"):
+        train(home, 3)
+    assert set(weights(home)) == {"net-epoch-004"}
+
+
+def test_a_step_of_no_epochs_is_refused(home: Path) -> None:
+    with pytest.raises(InputError, match="keep every 0 epochs: expected 1 or more"):
+        train(home, 0)
