@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import data, reading, runs, training
+from cli import data, heads, reading, runs, training
 
 app = typer.Typer(
     name="intro-pipe",
@@ -45,6 +45,7 @@ INTERRUPTED = 130
 
 data.add_to(app)
 training.add_to(app)
+heads.add_to(app)
 reading.add_to(app)
 runs.add_to(app)
 

@@ -124,14 +124,16 @@ def channels(text: str | None, what: str) -> tuple[float, float, float] | None:
     return red, green, blue
 
 
-def widths(text: str) -> tuple[int, ...]:
-    """``"300,100"`` as widths of layers; raises ``InputError``."""
+def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """``"300,100"`` as numbers, nothing for ``""`` and ``none``; raises ``InputError``."""
     from stages.errors import InputError
 
+    if text.strip() in ("", "none"):
+        return ()
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"--layers {text}: expected whole numbers, as in 300,100") from error
+        raise InputError(f"{what} {text}: expected whole numbers, as in 3,1") from error
 
 
 def names(text: str | None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import options
-from cli.output import emit, frame_table, note, size, table
+from cli.output import emit, note, size, table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,35 +26,53 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     features: Annotated[str, typer.Option("--features", help="A feature set of the store.")],
     head: Annotated[
-        str | None, typer.Option(help="A head of the store. (default: the model's only one)")
+        list[str] | None,
+        typer.Option(
+            "--head",
+            help="[LABEL=]NAME: a head of the store, and what to call it; may be given again. "
+            "(default: the model's only head, as H)",
+        ),
     ] = None,
+    resamples: Annotated[
+        int, typer.Option(min=0, help="Of the bootstrap over images; 0 for no intervals.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     store: options.Store = options.DEFAULT_STORE,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare f and H: accuracy, ECE, MCE and Brier by (corruption, severity), and averaged."""
-    from stages.applications.evaluation import SHOWN, evaluate, prepared
-    from stages.metrics.definitions import DEFINITIONS
+    """Compare f with heads: accuracy and calibration by (corruption, severity), and averaged.
+
+    All seeds of a head are judged. A result that is there already is read, not computed again.
+    """
+    from cli.comparison import contenders_of, shown
+    from pipeline.journal import Journal
+    from stages.applications.evaluation import checked, evaluate, result_of
     from store.catalog import FeatureStore
 
-    work = prepared(FeatureStore(store), features, head)
+    place = FeatureStore(store)
+    feature_set = place.open(features)
+    contenders = contenders_of(place, feature_set, head or [])
     if dry_run:
-        text = f"would evaluate head {work.head.name} on {work.feature_set.name}: {work.name}"
-        emit({"result": work.name}, text, as_json=as_json)
+        checked(feature_set, contenders)
+        name = result_of(place, feature_set, contenders, n_resamples=resamples, seed=seed).name
+        labels = ", ".join(["f", *(each.label for each in contenders)])
+        emit(
+            {"result": name}, f"would judge {labels} on {feature_set.name}: {name}", as_json=as_json
+        )
         return
-    result = evaluate(work)
-    shown = result.average[["predictor", *SHOWN]]
-    definitions = "\n".join(f"  {name}: {DEFINITIONS[name]}" for name in SHOWN)
-    text = (
-        f"{result.title}\n{frame_table(shown)}\n{definitions}\n"
-        f"by group: {result.location}/by-group.parquet"
-    )
+    with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
+        result = evaluate(
+            place, feature_set, contenders, n_resamples=resamples, seed=seed, journal=journal
+        )
     found: dict[str, Any] = {
-        "result": result.name,
+        "result": result.artifact.name,
+        "location": result.artifact.storage.location,
+        "title": result.card["title"],
         "average": result.average.to_dict(orient="records"),
         "by_group": result.by_group.to_dict(orient="records"),
     }
-    emit(found, text, as_json=as_json)
+    emit(found, shown(result), as_json=as_json)
 
 
 def query(

@@ -1,19 +1,16 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from stages.errors import InputError, StageError
-from stages.introspection.head import (
-    Head,
-    HeadSpec,
-    head_bytes,
-    load_head,
-    predict_probabilities,
-)
-from stages.reflection.losses import LOSSES
-from stages.reflection.rank_one import SCALINGS, last_layer_gradient
+from stages.introspection.head import Head, HeadSpec, load_head, predict_probabilities
+from stages.introspection.reading import READS
+from stages.reflection.rank_one import last_layer_gradient
 
 RNG = np.random.default_rng(0)
 FEATURES = np.abs(RNG.normal(size=(40, 8))).astype(np.float32)
@@ -21,43 +18,63 @@ LOGITS = RNG.normal(size=(40, 4)).astype(np.float32)
 SPEC = HeadSpec(4, 8, layers=(6, 5), M=1.5)
 
 
-def a_head(spec: HeadSpec = SPEC) -> Head:
-    torch.manual_seed(0)
-    return Head(spec).eval()
+def a_head(spec: HeadSpec = SPEC, seed: int = 0) -> Head:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Head(spec).eval()
 
 
-def test_head_of_table_3_has_its_sizes() -> None:
-    head = Head(HeadSpec(n_classes=10, feature_dim=64))
-    shapes = [tuple(value.shape) for value in head.parameters() if value.ndim == 2]
-    assert shapes == [(300, 640), (100, 300), (10, 100)]
+def stacked(*heads: Head) -> bytes:
+    """The heads' weights as they are written: one file, a first axis for the seeds."""
+    states = [head.state_dict() for head in heads]
+    return save({name: torch.stack([state[name] for state in states]) for name in states[0]})
+
+
+@pytest.mark.parametrize(
+    ("choice", "sizes"),
+    [
+        ({}, (640, 300, 100, 10)),
+        ({"feature_dim": 256}, (2560, 300, 100, 10)),
+        ({"layers": ()}, (640, 10)),
+        ({"layers": (400, 200, 100)}, (640, 400, 200, 100, 10)),
+        (
+            {"feature_dim": 256, "layers": (1000, 500, 300, 100)},
+            (2560, 1000, 500, 300, 100, 10),
+        ),
+        ({"feature_dim": 512, "layers": (1000, 100)}, (5120, 1000, 100, 10)),
+        ({"reads": "features", "layers": ()}, (64, 10)),
+        ({"reads": "features", "layers": (50, 40, 20)}, (64, 50, 40, 20, 10)),
+        ({"reads": "features", "feature_dim": 512, "layers": (1024, 256)}, (512, 1024, 256, 10)),
+        ({"reads": "features+logits"}, (74, 300, 100, 10)),
+    ],
+)
+def test_heads_of_tables_3_and_8_have_their_sizes(choice, sizes: tuple[int, ...]) -> None:
+    spec = HeadSpec(**{"n_classes": 10, "feature_dim": 64, **choice})
+    shapes = [tuple(value.shape) for value in Head(spec).parameters() if value.ndim == 2]
+    assert spec.sizes == sizes
+    assert shapes == list(zip(sizes[1:], sizes, strict=False))
 
 
 def test_head_is_linear_layers_with_sigmoids_between() -> None:
     head = a_head()
     dense = last_layer_gradient(FEATURES, LOGITS, M=1.5).scaled("minmax").dense()
     (w1, b1), (w2, b2), (w3, b3) = (
-        (layer.weight.detach().numpy(), layer.bias.detach().numpy())
-        for layer in (head.first, head.rest[1], head.rest[3])
+        (layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in head.linears
     )
     hidden = 1 / (1 + np.exp(-(dense @ w1.T + b1)))
     hidden = 1 / (1 + np.exp(-(hidden @ w2.T + b2)))
-    found = head(SPEC.gradient(torch.from_numpy(FEATURES), torch.from_numpy(LOGITS)))
+    found = head(torch.from_numpy(FEATURES), torch.from_numpy(LOGITS))
     np.testing.assert_allclose(found.detach(), hidden @ w3.T + b3, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_folded_first_layer_gives_the_same_logits(loss: str, scaling: str) -> None:
-    spec = HeadSpec(4, 8, layers=(6,), loss=loss, M=1.5, scaling=scaling)
-    head = a_head(spec).double()
-    gradient = spec.gradient(torch.from_numpy(FEATURES).double(), torch.from_numpy(LOGITS).double())
-    torch.testing.assert_close(head.forward_folded(gradient), head(gradient), rtol=0, atol=1e-12)
-
-
-def test_head_without_hidden_layers_is_linear() -> None:
-    head = a_head(HeadSpec(4, 8, layers=(), M=1.0))
-    assert len(list(head.parameters())) == 2
-    assert predict_probabilities(head, FEATURES, LOGITS).shape == (40, 4)
+@pytest.mark.parametrize("reads", READS)
+def test_head_is_one_module_that_exports_for_any_number_of_rows(reads: str) -> None:
+    head = a_head(replace(SPEC, reads=reads, M=1.5 if reads == "reflection" else None))
+    inputs = torch.from_numpy(FEATURES), torch.from_numpy(LOGITS)
+    rows = {0: torch.export.Dim("rows")}
+    program = torch.export.export(head, inputs, dynamic_shapes=(rows, rows))
+    few = tuple(each[:7] for each in inputs)
+    torch.testing.assert_close(program.module()(*few), head(*few))
 
 
 def test_probabilities_are_float32_rows_that_sum_to_one() -> None:
@@ -66,12 +83,18 @@ def test_probabilities_are_float32_rows_that_sum_to_one() -> None:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_probabilities_do_not_depend_on_the_batch_or_on_the_container() -> None:
+def test_probabilities_do_not_depend_on_the_rows_beside() -> None:
     whole = predict_probabilities(a_head(), FEATURES, LOGITS)
-    by_seven = predict_probabilities(
-        a_head(), torch.from_numpy(FEATURES), torch.from_numpy(LOGITS), batch_rows=7
-    )
-    np.testing.assert_allclose(whole, by_seven, atol=1e-6)
+    halves = [
+        predict_probabilities(a_head(), FEATURES[i], LOGITS[i]) for i in np.split(np.arange(40), 2)
+    ]
+    np.testing.assert_allclose(whole, np.concatenate(halves), atol=1e-6)
+
+
+def test_long_inputs_are_predicted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = predict_probabilities(a_head(), FEATURES, LOGITS)
+    monkeypatch.setattr("stages.introspection.head._BATCH_ELEMENTS", 7 * 32)
+    np.testing.assert_allclose(predict_probabilities(a_head(), FEATURES, LOGITS), whole, atol=1e-6)
 
 
 def test_failed_rows_stay_nan_and_touch_no_other() -> None:
@@ -83,26 +106,28 @@ def test_failed_rows_stay_nan_and_touch_no_other() -> None:
     np.testing.assert_allclose(np.delete(found, 3, 0), np.delete(expected, 3, 0), atol=1e-6)
 
 
-def test_prediction_switches_dropout_off_and_leaves_the_mode() -> None:
-    head = a_head(HeadSpec(4, 8, layers=(6, 5), M=1.5, dropout=0.5)).train()
-    first, second = (predict_probabilities(head, FEATURES, LOGITS) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert head.training
+def test_threads_predict_the_same_at_once() -> None:
+    head = a_head(replace(SPEC, dropout=0.5))
+    expected = predict_probabilities(head, FEATURES, LOGITS)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: predict_probabilities(head, FEATURES, LOGITS), range(20)))
+    assert all(np.array_equal(each, expected) for each in found)
 
 
-def test_written_head_predicts_the_same() -> None:
-    head = a_head()
-    again = load_head(SPEC, head_bytes(head))
-    np.testing.assert_array_equal(
-        predict_probabilities(again, FEATURES, LOGITS),
-        predict_probabilities(head, FEATURES, LOGITS),
-    )
+def test_each_of_the_written_heads_predicts_the_same() -> None:
+    heads = [a_head(seed=seed) for seed in (0, 1)]
+    for index, head in enumerate(heads):
+        again = load_head(SPEC, stacked(*heads), index)
+        np.testing.assert_array_equal(
+            predict_probabilities(again, FEATURES, LOGITS),
+            predict_probabilities(head, FEATURES, LOGITS),
+        )
 
 
 @pytest.mark.parametrize("spec", [HeadSpec(4, 9, layers=(6, 5)), HeadSpec(4, 8, layers=(6,))])
 def test_weights_of_another_head_are_refused(spec: HeadSpec) -> None:
-    with pytest.raises(StageError, match=f"expected those of layers {spec.input_size}-6"):
-        load_head(spec, head_bytes(a_head()))
+    with pytest.raises(StageError, match=f"expected those of layers {spec.sizes[0]}-6"):
+        load_head(spec, stacked(a_head()))
 
 
 def test_bytes_that_are_no_weights_are_refused() -> None:
@@ -110,26 +135,16 @@ def test_bytes_that_are_no_weights_are_refused() -> None:
         load_head(SPEC, b"not safetensors")
 
 
-def test_spec_survives_json() -> None:
-    assert HeadSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
+@pytest.mark.parametrize("reads", READS)
+def test_spec_survives_json(reads: str) -> None:
+    spec = HeadSpec(4, 8, layers=(), reads=reads, scaling="none", dropout=0.1)
+    assert HeadSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 @pytest.mark.parametrize(
     "bad",
-    [
-        {"loss": "huber"},
-        {"variant": "eq7"},
-        {"scaling": "unit"},
-        {"layers": (0,)},
-        {"dropout": 1.0},
-        {"M": float("nan")},
-    ],
+    [{"layers": (0,)}, {"dropout": 1.0}, {"n_classes": 0}, {"scaling": "unit"}, {"reads": "x"}],
 )
 def test_spec_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(InputError):
-        HeadSpec(4, 8, **bad)
-
-
-def test_inputs_of_another_network_are_refused() -> None:
-    with pytest.raises(InputError, match=r"features \[n, 8\] and logits \[n, 4\], found"):
-        predict_probabilities(a_head(), FEATURES[:, :7], LOGITS)
+        HeadSpec(**{"n_classes": 4, "feature_dim": 8, **bad})

@@ -9,6 +9,7 @@ from safetensors.torch import load
 
 from stages.errors import InputError, StageError
 from stages.introspection.head import Head, HeadSpec, load_head, predict_probabilities
+from stages.introspection.reading import READS
 from stages.introspection.train import HeadParams, HeadState, TrainHead
 
 
@@ -39,11 +40,13 @@ def test_training_learns() -> None:
     metrics = run(STAGE, state, range(6))
     _, facts = STAGE.finish(state)
     assert metrics[-1]["loss"] < metrics[0]["loss"]
-    assert facts["train_accuracy"] > 0.55
+    assert facts["train_accuracy"][0] > 0.55
 
 
-def test_resumed_run_equals_an_uninterrupted_one_to_the_bit() -> None:
-    stage = replace(STAGE, spec=replace(SPEC, dropout=0.2))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(precision: str) -> None:
+    params = replace(STAGE.params, seeds=(0, 4), precision=precision)
+    stage = replace(STAGE, spec=replace(SPEC, dropout=0.2), params=params)
     straight = stage.start()
     run(stage, straight, range(5))
     first = stage.start()
@@ -55,7 +58,7 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit() -> None:
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
-    other = replace(STAGE, params=replace(STAGE.params, seed=1))
+    other = replace(STAGE, params=replace(STAGE.params, seeds=(1,)))
     saved = []
     for stage in (STAGE, STAGE, other):
         state = stage.start()
@@ -73,24 +76,52 @@ def test_training_leaves_torchs_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_an_epoch_is_plain_sgd_over_the_rows_in_seeded_order() -> None:
-    params = HeadParams(epochs=1, weight_decay=1e-3, batch_rows=100, milestones=())
-    stage = TrainHead(FEATURES, LOGITS, LABELS, replace(SPEC, M=1.0), params)
+def spec_of(reads: str, layers: tuple[int, ...]) -> HeadSpec:
+    return HeadSpec(4, 8, layers, reads, M=1.0 if reads == "reflection" else None)
+
+
+@pytest.mark.parametrize("layers", [(), (16,), (12, 9, 7)])
+@pytest.mark.parametrize("reads", READS)
+def test_an_epoch_is_plain_sgd_over_each_seeds_rows_in_its_order(reads: str, layers) -> None:
+    params = HeadParams(epochs=1, weight_decay=1e-3, batch_rows=100, milestones=(), seeds=(0, 1, 5))
+    stage = replace(STAGE, spec=spec_of(reads, layers), params=params)
     state = stage.start()
-    head = Head(stage.full_spec)
-    head.load_state_dict(state.head.state_dict())
-    optimizer = torch.optim.SGD(head.parameters(), 0.1, 0.9, weight_decay=1e-3, foreach=False)
-    for rows in np.split(np.random.default_rng([0, 0]).permutation(600), 6):
-        f, z = torch.from_numpy(FEATURES[rows]), torch.from_numpy(LOGITS[rows])
-        optimizer.zero_grad()
-        loss = torch.nn.CrossEntropyLoss()(
-            head(stage.full_spec.gradient(f, z)), torch.from_numpy(LABELS[rows])
-        )
-        loss.backward()
-        optimizer.step()
     stage.step(state, 0, ignore)
-    for ours, obvious in zip(state.head.parameters(), head.parameters(), strict=True):
-        torch.testing.assert_close(ours, obvious, rtol=1e-4, atol=1e-6)
+    for index, seed in enumerate(params.seeds):
+        torch.manual_seed(seed)
+        head = Head(stage.full_spec)
+        optimizer = torch.optim.SGD(head.parameters(), 0.1, 0.9, weight_decay=1e-3, foreach=False)
+        for rows in np.split(np.random.default_rng([seed, 0]).permutation(600), 6):
+            f, z = torch.from_numpy(FEATURES[rows]), torch.from_numpy(LOGITS[rows])
+            optimizer.zero_grad()
+            torch.nn.CrossEntropyLoss()(head(f, z), torch.from_numpy(LABELS[rows])).backward()
+            optimizer.step()
+        for ours, linear in zip(state.heads.weights, head.linears, strict=True):
+            torch.testing.assert_close(ours[index], linear.weight.detach(), rtol=1e-4, atol=1e-6)
+        for ours, linear in zip(state.heads.biases, head.linears, strict=True):
+            torch.testing.assert_close(ours[index, 0], linear.bias.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_seed_is_the_same_head_whatever_seeds_are_beside_it() -> None:
+    spec = replace(SPEC, dropout=0.2)
+    together = replace(STAGE, spec=spec, params=replace(STAGE.params, seeds=(3, 1, 2)))
+    alone = replace(STAGE, spec=spec, params=replace(STAGE.params, seeds=(1,)))
+    states = [stage.start() for stage in (together, alone)]
+    for stage, state in zip((together, alone), states, strict=True):
+        run(stage, state, range(2))
+    for ours, other in zip(states[0].heads.weights, states[1].heads.weights, strict=True):
+        torch.testing.assert_close(ours[1], other[0], rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_learns_as_much() -> None:
+    accuracies = []
+    for precision in ("fp32", "bf16"):
+        stage = replace(STAGE, params=replace(STAGE.params, precision=precision))
+        state = stage.start()
+        run(stage, state, range(6))
+        accuracies.append(stage.finish(state)[1]["train_accuracy"][0])
+        assert state.heads.parameters.dtype == torch.float32
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.03)
 
 
 def test_every_row_is_reported_once_an_epoch() -> None:
@@ -136,42 +167,56 @@ def test_m_is_the_mean_largest_logit_of_the_training_rows_and_recorded() -> None
 
 
 def test_m_given_is_kept() -> None:
-    assert replace(STAGE, spec=SPEC.with_M(7.0)).full_spec.M == 7.0
+    assert replace(STAGE, spec=replace(SPEC, M=7.0)).full_spec.M == 7.0
 
 
-def test_finish_gives_a_head_that_predicts_as_its_facts_say() -> None:
-    state = STAGE.start()
-    run(STAGE, state, range(6))
-    files, facts = STAGE.finish(state)
-    head = load_head(HeadSpec.from_dict(facts["spec"]), files["weights.safetensors"])
-    prediction = predict_probabilities(head, FEATURES, LOGITS).argmax(axis=1)
-    assert (prediction == LABELS).mean() == pytest.approx(facts["train_accuracy"])
-    assert facts["params"]["epochs"] == 6
+def test_finish_gives_heads_that_predict_as_their_facts_say() -> None:
+    stage = replace(STAGE, params=replace(STAGE.params, seeds=(0, 1, 2)))
+    state = stage.start()
+    run(stage, state, range(6))
+    files, facts = stage.finish(state)
+    assert facts["seeds"] == facts["params"]["seeds"] == [0, 1, 2]
+    assert len(set(facts["train_loss"])) == 3
+    for index, accuracy in enumerate(facts["train_accuracy"]):
+        head = load_head(HeadSpec.from_dict(facts["spec"]), files["weights.safetensors"], index)
+        prediction = predict_probabilities(head, FEATURES, LOGITS).argmax(axis=1)
+        assert (prediction == LABELS).mean() == pytest.approx(accuracy)
 
 
 def test_save_holds_weights_and_momentum() -> None:
     state = STAGE.start()
     run(STAGE, state, range(1))
-    names = set(load(STAGE.save(state)))
-    weights = {name for name, _ in state.head.named_parameters()}
-    assert names == weights | {f"momentum.{name}" for name in weights}
+    tensors = load(STAGE.save(state))
+    assert set(tensors) == {"momentum", *dict(Head(STAGE.full_spec).named_parameters())}
+    assert tensors["linears.0.weight"].shape == (1, 16, 32)
 
 
-def test_collapsed_head_is_refused_with_the_remedy() -> None:
-    params = HeadParams(epochs=2, weight_decay=1.0)
-    stage = replace(STAGE, params=params)
+def test_collapsed_head_is_refused_with_its_seed_and_the_remedy() -> None:
+    stage = replace(STAGE, params=HeadParams(epochs=2, weight_decay=1.0, seeds=(7, 8)))
     state = stage.start()
     run(stage, state, range(2))
-    with pytest.raises(StageError, match=r"collapsed.*weight decay \(now 1; try 0\.0005\).*layers"):
+    with pytest.raises(
+        StageError, match=r"seed 7: collapsed.*weight decay \(now 1; try 0\.0005\).*layers"
+    ):
         stage.finish(state)
 
 
-def test_loss_that_is_no_number_stops_the_training() -> None:
-    state = STAGE.start()
-    with torch.no_grad():
-        state.head.first.bias.fill_(torch.nan)
-    with pytest.raises(StageError, match="loss of epoch 1 is nan; lower the learning rate"):
-        run(STAGE, state, range(1))
+def test_one_collapsed_head_among_good_ones_is_refused() -> None:
+    stage = replace(STAGE, params=replace(STAGE.params, seeds=(7, 8)))
+    state = stage.start()
+    run(stage, state, range(6))
+    for tensor in (*state.heads.weights, *state.heads.biases):
+        tensor[1] = 0.0
+    with pytest.raises(StageError, match="head of seed 8: collapsed"):
+        stage.finish(state)
+
+
+def test_loss_that_is_no_number_stops_the_training_and_names_the_seed() -> None:
+    stage = replace(STAGE, params=replace(STAGE.params, seeds=(3, 4)))
+    state = stage.start()
+    state.heads.biases[0][1] = torch.nan
+    with pytest.raises(StageError, match="seed 4: the loss of epoch 1 is nan; lower the learning"):
+        run(stage, state, range(1))
 
 
 def test_stage_travels_after_it_was_used() -> None:
@@ -198,7 +243,16 @@ def test_arrays_that_do_not_fit_are_refused(change, message: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"epochs": 0}, {"batch_rows": 0}, {"learning_rate": 0.0}, {"momentum": 1.0}, {"seed": -1}],
+    [
+        {"epochs": 0},
+        {"batch_rows": 0},
+        {"learning_rate": 0.0},
+        {"momentum": 1.0},
+        {"seeds": (-1,)},
+        {"seeds": ()},
+        {"seeds": (1, 1)},
+        {"precision": "fp16"},
+    ],
 )
 def test_params_that_cannot_be_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError):
@@ -208,7 +262,6 @@ def test_params_that_cannot_be_are_refused(bad: dict[str, float]) -> None:
 def test_uniform_guess_is_the_measure_of_collapse() -> None:
     state = STAGE.start()
     with torch.no_grad():
-        for parameter in state.head.parameters():
-            parameter.zero_()
+        state.heads.parameters.zero_()
     with pytest.raises(StageError, match=f"{math.log(4):.4f}"):
         STAGE.finish(state)

@@ -1,144 +1,222 @@
-"""The evaluate stage: f beside H over a data set, as the paper averages them, kept as a result."""
+"""The evaluate stage: f beside heads over a data set, as the paper averages them, kept as a result.
+
+A result holds ``by-group``, ``average``, ``differences`` and ``bins.parquet``, the tables of
+`stages.applications.judgement.Judgement`, and its card says of what, how and with which versions.
+"""
 
 from __future__ import annotations
 
 import io
+import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import torch
 
+from pipeline.journal import Journal
 from pipeline.progress import Progress
-from stages.applications.recognition import (
-    Group,
-    Predict,
-    group_sums,
-    n_left_out,
-    sensing_probabilities,
-    table_of,
-)
-from stages.introspection.head import predict_probabilities
-from stages.introspection.heads import choose_head, open_head
-from stages.metrics.calibration import N_BINS, CalibrationSums
-from stages.metrics.definitions import DEFINITIONS
+from stages.applications.judgement import REFERENCE, Judgement, Predictor, cell_columns, judged
+from stages.errors import InputError
+from stages.introspection.heads import check_model, predictors, sensing_probabilities
+from stages.metrics.bootstrap import Resampling
+from stages.metrics.definitions import DEFINITIONS, STATISTICS
+from stages.metrics.sums import N_BINS
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
-from store.plan import fingerprint
+from store.plan import Plan, fingerprint
 
 SHOWN = ("accuracy", "ece", "mce", "brier")
-KEPT = tuple(DEFINITIONS)
-VERSION = 1
+VERSION = 2
+TABLES = ("by_group", "average", "differences", "bins")
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be judged: a feature set and a head that fit each other."""
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A head under the label that it has in tables."""
 
-    store: FeatureStore
-    feature_set: FeatureSet
+    label: str
     head: Artifact
 
-    @property
-    def by(self) -> tuple[str, ...]:
-        """The columns that group the rows: corruption and severity, where the data set has them."""
-        columns = [name for name, _ in self.feature_set.schema.columns]
-        return tuple(name for name in ("corruption", "severity") if name in columns)
 
-    @property
-    def plan(self) -> dict[str, Any]:  # Any: JSON
-        """Everything that determines the result."""
-        inputs = {"features": self.feature_set.plan, "head": self.head.plan()}
-        return {"stage": {"name": "evaluate", "version": VERSION}, "inputs": inputs}
-
-    @property
-    def name(self) -> str:
-        """What the result is called."""
-        return f"{self.feature_set.plan['name']}-{self.head.name}-{fingerprint(self.plan)}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """f and H by group; ``by_group`` has a row for each (predictor, group)."""
+    """A result as it was kept; the tables are those of `stages.applications.judgement`."""
 
-    name: str
-    title: str
+    artifact: Artifact
+    card: dict[str, Any]  # Any: JSON
     by_group: pd.DataFrame
     average: pd.DataFrame
-    location: str
+    differences: pd.DataFrame
+    bins: pd.DataFrame
 
 
-def prepared(store: FeatureStore, features: str, head: str | None) -> Work:
-    """The work of judging a head on features; the model's only head where none is named.
+def evaluate(
+    store: FeatureStore,
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    journal: Journal,
+) -> Evaluation:
+    """Judge f and the contenders by (corruption, severity); a second time the result is read.
+
+    The average is the plain mean over the cells of each cell's metric, the paper's "averaged
+    across 19 distortions and 5 levels" (Table 5).
+
+    Args:
+        store: keeps the result.
+        feature_set: complete.
+        contenders: finished heads of the network that made the features; none for f alone.
+        n_resamples: of the bootstrap over images; 0 for no intervals.
+        seed: of the bootstrap.
+        journal: begins when there is something to compute.
 
     Raises:
-        InputError, StoreError: see ``FeatureStore.open`` and ``choose_head``.
+        InputError: labels that clash, or a head of another network.
     """
-    feature_set = store.open(features)
-    return Work(store, feature_set, choose_head(store, feature_set, head))
+    checked(feature_set.require_complete(), contenders)
+    result = result_of(store, feature_set, contenders, n_resamples=n_resamples, seed=seed)
+    if result.is_complete():
+        return open_evaluation(result)
+    resampling = Resampling(n_resamples, seed)
+    journal.begin()
+    store.prepare()
+    result.claim(result_plan(feature_set, contenders, n_resamples, seed))
+    started = time.monotonic()
+    judges = _predictors(store, contenders)
+    with Progress(f"evaluate {feature_set.plan['name']}", feature_set.n_rows, unit="rows") as shown:
+        found = judged(feature_set, judges, resampling, tick=shown.advance)
+    card = _card(feature_set, contenders, judges, resampling, found)
+    card["seconds"] = round(time.monotonic() - started, 1)
+    result.write({_key(name): _parquet(getattr(found, name)) for name in TABLES}, card)
+    return open_evaluation(result)
 
 
-def evaluate(work: Work) -> Evaluation:
-    """Judge f and H by (corruption, severity); keep the table, the sums and the definitions.
+def result_of(
+    store: FeatureStore,
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Artifact:
+    """Where the result of `evaluate` lies, or will; raises ``NotFoundError`` for a missing head."""
+    plan = result_plan(feature_set, contenders, n_resamples, seed)
+    return store.artifact("result", f"{feature_set.plan['name']}-{fingerprint(plan)}")
 
-    The average is the plain mean over the groups of each group's metric, the paper's "averaged
-    across 19 distortions and 5 levels" (Table 5).
-    """
-    loaded = open_head(work.head)
 
-    def introspective(features: NDArray[Any], logits: NDArray[Any]) -> NDArray[Any]:
-        return predict_probabilities(loaded, features, logits)
+def open_evaluation(result: Artifact) -> Evaluation:
+    """A finished result; raises ``NotFoundError``, ``DamagedError``."""
+    card = result.card()
+    tables = {name: pd.read_parquet(io.BytesIO(result.read(_key(name)))) for name in TABLES}
+    return Evaluation(result, card, **tables)
 
-    predictors: dict[str, Predict] = {"f": sensing_probabilities, "H": introspective}
-    sums = _sums(work.feature_set, predictors, work.by)
-    tables = [
-        table_of(found, by=work.by, metrics=KEPT).assign(predictor=name)
-        for name, found in sums.items()
+
+def checked(feature_set: FeatureSet, contenders: Sequence[Contender]) -> None:
+    """Raise ``InputError`` where contenders cannot be told apart or do not fit the features."""
+    labels = [REFERENCE, *(each.label for each in contenders)]
+    for label in labels:
+        if not label or labels.count(label) > 1:
+            raise InputError(
+                f"contenders: expected a label of its own for each, and none '{REFERENCE}', "
+                f"which is the network itself; found '{label}': name heads as LABEL=NAME"
+            )
+    for each in contenders:
+        check_model(feature_set, each.head)
+
+
+def result_plan(
+    feature_set: FeatureSet, contenders: Sequence[Contender], n_resamples: int, seed: int
+) -> Plan:
+    """Everything that determines the result; without resamples the seed does not."""
+    bootstrap = {"n_resamples": n_resamples, "seed": seed if n_resamples else 0}
+    heads = [{"label": each.label, "head": each.head.plan()} for each in contenders]
+    return {
+        "stage": {
+            "name": "evaluate",
+            "version": VERSION,
+            "params": {"n_bins": N_BINS, "bootstrap": bootstrap},
+        },
+        "inputs": {"features": feature_set.plan, "heads": heads},
+    }
+
+
+def _predictors(store: FeatureStore, contenders: Sequence[Contender]) -> list[Predictor]:
+    return [
+        Predictor(REFERENCE, 0, sensing_probabilities),
+        *(
+            Predictor(each.label, seed, predict)
+            for each in contenders
+            for seed, predict in predictors(store, each.head).items()
+        ),
     ]
-    by_group = pd.concat(tables, ignore_index=True)[["predictor", *work.by, "n_rows", *KEPT]]
-    average = by_group.groupby("predictor", sort=False)[list(KEPT)].mean().reset_index()
-    n_groups = len(sums["f"])
-    title = f"{work.feature_set.plan['name']}, {work.feature_set.n_rows:,} rows" + (
-        f", mean over {n_groups} groups of {' and '.join(work.by)}" if n_groups > 1 else ""
-    )
-    if left_out := n_left_out(sums["f"]):
-        title += f"; {left_out:,} rows left out: no label, or not read"
-    result = work.store.prepare().artifact("result", work.name)
-    _keep(result, work.plan, by_group, average, sums)
-    return Evaluation(work.name, title, by_group, average, result.storage.location)
 
 
-def _sums(
-    feature_set: FeatureSet, predictors: dict[str, Predict], by: Sequence[str]
-) -> dict[str, dict[Group, CalibrationSums]]:
-    n_rows = feature_set.n_rows * len(predictors)
-    with Progress(f"evaluate {feature_set.plan['name']}", n_rows, unit="rows") as progress:
-        return {
-            name: group_sums(feature_set, predict, by=by, tick=progress.advance)
-            for name, predict in predictors.items()
-        }
-
-
-def _keep(
-    result: Artifact,
-    plan: dict[str, Any],
-    by_group: pd.DataFrame,
-    average: pd.DataFrame,
-    sums: dict[str, dict[Group, CalibrationSums]],
-) -> None:
-    result.claim(plan)
-    sink = io.BytesIO()
-    by_group.to_parquet(sink, index=False)
-    facts = {
-        "average": average.to_dict(orient="records"),
-        "averaged_over": "groups, each counted once",
-        "definitions": DEFINITIONS,
+def _card(
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    judges: Sequence[Predictor],
+    resampling: Resampling,
+    found: Judgement,
+) -> dict[str, Any]:  # Any: JSON
+    inputs, cells = feature_set.plan["inputs"], list(cell_columns(feature_set))
+    n_cells = len(found.by_group.drop_duplicates(cells)) if cells else 1
+    seeds: dict[str, list[int]] = {}
+    for each in judges:
+        seeds.setdefault(each.label, []).append(each.seed)
+    left_out = {label: n // len(seeds[label]) for label, n in found.n_left_out.items()}
+    return {
+        "title": _title(feature_set, cells, n_cells, left_out[REFERENCE]),
+        "features": feature_set.name,
+        "model": inputs["model"]["name"],
+        "dataset": {key: inputs["source"].get(key) for key in ("name", "split", "fingerprint")},
+        "rows": feature_set.n_rows,
+        "cells": {"columns": cells, "count": n_cells},
+        "contenders": {each.label: _facts(each.head) for each in contenders},
+        "seeds": seeds,
+        "left_out_rows": left_out,
         "n_bins": N_BINS,
-        "sums": {
-            name: [{"group": list(group), **total.to_dict()} for group, total in found.items()]
-            for name, found in sums.items()
+        "n_resamples": resampling.n_resamples,
+        "bootstrap_seed": resampling.seed,
+        "definitions": DEFINITIONS,
+        "statistics": STATISTICS,
+        "versions": {
+            "intro-pipe": version("intro-pipe"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
         },
     }
-    result.write({"by-group.parquet": sink.getvalue()}, facts)
+
+
+def _title(feature_set: FeatureSet, cells: Sequence[str], n_cells: int, n_left_out: int) -> str:
+    title = f"{feature_set.plan['name']}, {feature_set.n_rows:,} rows"
+    if cells:
+        title += f", mean over {n_cells} groups of {' and '.join(cells)}"
+    if n_left_out:
+        title += f"; {n_left_out:,} rows left out: no label, or not read"
+    return title
+
+
+def _facts(head: Artifact) -> dict[str, Any]:  # Any: JSON
+    """What a head is, without its history."""
+    card = head.card()
+    told = ("predictor", "features", "spec", "params", "temperature")
+    return {"head": head.name, **{key: card[key] for key in told if key in card}}
+
+
+def _key(table: str) -> str:
+    return f"{table.replace('_', '-')}.parquet"
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    sink = io.BytesIO()
+    table.to_parquet(sink, index=False)
+    return sink.getvalue()

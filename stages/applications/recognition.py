@@ -1,36 +1,32 @@
-"""Recognition and calibration of f and H, by groups of rows, from stored features."""
+"""Recognition and calibration by groups of rows, from stored features, one shard at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import dask
 import numpy as np
 import pandas as pd
+import torch
 from dask.delayed import delayed
-from numpy.typing import NDArray
+from dask.system import CPU_COUNT
 
 from stages.errors import InputError
-from stages.metrics.calibration import METRICS, CalibrationSums, merged, sums_by_group
-from stages.reflection.losses import softmax
+from stages.introspection.heads import Predict, sensing_probabilities
+from stages.metrics.calibration import METRICS
+from stages.metrics.sums import CalibrationSums, merged, sums_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
 
-Group = tuple[Any, ...]
+Group = tuple[Any, ...]  # Any: strings and numbers
 """The values of the grouping columns, in their order."""
 
-Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
-"""Features ``[n, d]`` and logits ``[n, N]`` to probabilities ``[n, N]``."""
-
-
-def sensing_probabilities(
-    features: NDArray[np.float32],  # noqa: ARG001 - what every predictor is given
-    logits: NDArray[np.float32],
-) -> NDArray[np.float64]:
-    """What f itself says: the softmax of its logits, in float64."""
-    return softmax(logits.astype(np.float64)).astype(np.float64, copy=False)
+_T = TypeVar("_T")
 
 
 def query(
@@ -79,12 +75,39 @@ def group_sums(
     tick: Callable[[int], None] = lambda _: None,
 ) -> dict[Group, CalibrationSums]:
     """The calibration sums of each group of rows; memory is bounded by the shards at work."""
-    feature_set.require_complete()
-    job = _Job(feature_set, predict, tuple(by), dict(where or {}), tick)
-    tasks = [delayed(job.sums_of)(shard) for shard in feature_set.shard_set.shards]
-    parts: list[dict[Group, CalibrationSums]] = list(dask.compute(*tasks, scheduler="threads"))
-    groups = sorted({group for part in parts for group in part})
-    return {group: merged(part[group] for part in parts if group in part) for group in groups}
+    job = _Job(feature_set, predict, tuple(by), dict(where or {}))
+    sums: dict[Group, CalibrationSums] = {}
+    for part in each_shard(feature_set, job.sums_of, tick):
+        for group, found in part.items():
+            sums[group] = merged([sums[group], found] if group in sums else [found])
+    return {group: sums[group] for group in sorted(sums)}
+
+
+def each_shard(
+    feature_set: FeatureSet, work: Callable[[Shard], _T], tick: Callable[[int], None]
+) -> Iterator[_T]:
+    """What ``work`` gives for every shard, in their order, from Dask's threads.
+
+    A few shards a thread are computed ahead and no more, so memory does not grow with the set.
+    Each thread computes on one core: torch would split every small product over all of them, and
+    as many threads as that would get into each other's way.
+    """
+    shards = feature_set.require_complete().shard_set.shards
+    n_ahead = 2 * CPU_COUNT
+    with _single_threaded_torch(), ThreadPoolExecutor(CPU_COUNT, initializer=_one_core) as pool:
+        for start in range(0, len(shards), n_ahead):
+            tasks = [
+                delayed(partial(_ticked, work, tick))(shard)
+                for shard in shards[start : start + n_ahead]
+            ]
+            yield from dask.compute(*tasks, scheduler="threads", pool=pool)
+
+
+def groups_of(samples: pd.DataFrame, by: Sequence[str]) -> list[Group]:
+    """The group of each row; one for all where no column groups them."""
+    if not by:
+        return [()] * len(samples)
+    return list(samples[list(by)].itertuples(index=False, name=None))
 
 
 def n_left_out(sums: Mapping[Group, CalibrationSums]) -> int:
@@ -99,8 +122,8 @@ def table_of(
     rows = [
         {
             **dict(zip(by, group, strict=True)),
-            "n_rows": total.n_rows,
-            **{name: METRICS[name](total) for name in metrics},
+            "n_rows": int(total.n_rows),
+            **{name: float(METRICS[name](total)) for name in metrics},
         }
         for group, total in sums.items()
     ]
@@ -113,30 +136,42 @@ class _Job:
     predict: Predict
     by: tuple[str, ...]
     where: dict[str, Sequence[Any]]
-    tick: Callable[[int], None]
 
-    def sums_of(self, shard: Shard) -> dict[Any, CalibrationSums]:
+    def sums_of(self, shard: Shard) -> dict[Group, CalibrationSums]:
         """The sums of the groups that have rows in a shard."""
         samples = self.feature_set.read_samples(shard).to_pandas()
         keep = np.ones(len(samples), dtype=bool)
         for column, values in self.where.items():
             keep &= samples[column].isin(list(values)).to_numpy()
         if not keep.any():
-            self.tick(shard.n_rows)
             return {}
         probabilities = self.predict(
             self.feature_set.read_chunk("features", shard)[keep],
             self.feature_set.read_chunk("logits", shard)[keep],
         )
         kept = samples[keep]
-        groups: list[Any] = list(kept[list(self.by)].itertuples(index=False, name=None))
-        if not self.by:
-            groups = [()] * len(kept)
-        sums: dict[Any, CalibrationSums] = dict(
-            sums_by_group(probabilities, kept["label"].to_numpy(), groups)
-        )
-        self.tick(shard.n_rows)
-        return sums
+        return sums_by_group(probabilities, kept["label"].to_numpy(), groups_of(kept, self.by))
+
+
+def _ticked(work: Callable[[Shard], _T], tick: Callable[[int], None], shard: Shard) -> _T:
+    found = work(shard)
+    tick(shard.n_rows)
+    return found
+
+
+@contextmanager
+def _single_threaded_torch() -> Iterator[None]:
+    """One core a product, and as many as before when it is over."""
+    n_threads = torch.get_num_threads()
+    _one_core()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _one_core() -> None:
+    torch.set_num_threads(1)  # a thread that was there already keeps its own number
 
 
 def _check_names(what: str, asked: Sequence[str], known: Sequence[str]) -> None:

@@ -1,1 +1,1 @@
-"""The introspective network H: an MLP on gradient features, its training and its predictions."""
+"""Heads: H on gradient features, the controls beside it, their training and predictions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -15,11 +15,11 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
 from stages.errors import InputError, StageError
-from stages.reflection.losses import DEFAULT_LOSS, checked_loss, softmax
-from stages.reflection.rank_one import SCALINGS, RankOneGradient, last_layer_gradient
+from stages.introspection.reading import Reading
+from stages.reflection.losses import DEFAULT_LOSS, softmax
 
-_BATCH_ELEMENTS = 2**26
-"""Most elements of dense gradients at once when predicting, 256 MiB in float32."""
+_BATCH_ELEMENTS = 2**23
+"""Most elements of dense inputs at once when predicting, 32 MiB in float32: near the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,17 @@ class HeadSpec:
         n_classes: ``N``, outputs of the sensing network and of the head.
         feature_dim: ``d``, inputs of the sensing network's last layer.
         layers: widths of the hidden layers; Table 3 of the paper has (300, 100).
-        loss, M, variant, scaling: which gradient the head reads, see `stages.reflection`.
+        reads: ``reflection`` for H; ``features`` or ``features+logits`` for its controls.
+        loss, M, variant: which gradient the head reads, see `stages.reflection`; without use where
+            it reads none.
+        scaling: of each row that is read.
         dropout: probability after each hidden layer; the paper's 5-layer heads use 0.1.
     """
 
     n_classes: int
     feature_dim: int
     layers: tuple[int, ...] = (300, 100)
+    reads: str = "reflection"
     loss: str = DEFAULT_LOSS
     M: float | None = None
     variant: str = "single-pass"
@@ -51,42 +55,28 @@ class HeadSpec:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"head: expected dropout in [0, 1), found {self.dropout}")
-        # M may still be open here: training takes it from the training rows.
-        checked_loss(self.loss, M=0.0 if self.M is None else self.M, variant=self.variant)
-        if self.scaling not in SCALINGS:
-            raise InputError(
-                f"head: expected a scaling of {', '.join(SCALINGS)}, found {self.scaling!r}"
-            )
+        _ = self.reading  # refuses what cannot be
 
     @property
-    def input_size(self) -> int:
-        """``N * d``, the length of a gradient."""
-        return self.n_classes * self.feature_dim
+    def reading(self) -> Reading:
+        """What the head reads."""
+        return Reading(**{each.name: getattr(self, each.name) for each in fields(Reading)})
 
-    def with_M(self, M: float) -> HeadSpec:  # noqa: N802 - the paper's name
-        """The same with another ``M``."""
-        return replace(self, M=float(M))
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Widths from the input to the output: 640, 300, 100, 10 for R-18 on CIFAR-10."""
+        return (self.reading.size, *self.layers, self.n_classes)
 
-    def gradient(self, features: Tensor, logits: Tensor) -> RankOneGradient[Tensor]:
-        """What the head reads: the scaled gradients, in factors, of ``(n, d)`` and ``(n, N)``."""
-        if features.shape[1:] != (self.feature_dim,) or logits.shape[1:] != (self.n_classes,):
-            raise InputError(
-                f"head: expected features [n, {self.feature_dim}] and logits [n, {self.n_classes}]"
-                f", found {list(features.shape)} and {list(logits.shape)}"
-            )
-        gradient = last_layer_gradient(
-            features, logits, loss=self.loss, M=self.M, variant=self.variant
-        )
-        return gradient.scaled(self.scaling)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "layers": list(self.layers)}
+    def to_dict(self) -> dict[str, Any]:  # Any: JSON
+        """Plain values, for JSON; those of the gradient are None where none is read."""
+        layers = {"layers": list(self.layers), "dropout": self.dropout}
+        return {**self.reading.to_dict(), **layers}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> HeadSpec:
         """The spec that `to_dict` gave."""
-        return cls(**{**plain, "layers": tuple(plain["layers"])})
+        known = {key: value for key, value in plain.items() if value is not None}
+        return cls(**{**known, "layers": tuple(plain["layers"])})
 
 
 class Head(nn.Module):
@@ -95,86 +85,64 @@ class Head(nn.Module):
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         self.spec = spec
-        sizes = (spec.input_size, *spec.layers, spec.n_classes)
-        self.first = nn.Linear(sizes[0], sizes[1])
-        rest: list[nn.Module] = []
-        for n_inputs, n_outputs in pairwise(sizes[1:]):
-            rest.append(nn.Sigmoid())
-            if spec.dropout > 0:
-                rest.append(nn.Dropout(spec.dropout))
-            rest.append(nn.Linear(n_inputs, n_outputs))
-        self.rest = nn.Sequential(*rest)
+        self.linears = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(spec.sizes))
+        self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, gradient: RankOneGradient[Tensor]) -> Tensor:
-        """Logits ``(n, N)`` from scaled gradients, written out for the batch.
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits ``(n, N)`` from features ``(n, d)`` and the sensing network's logits ``(n, N)``.
 
-        The default: one large product took half to nine tenths of the time of `forward_folded`
-        for sizes from 10 x 64 to 31 x 2048, training and inference, on a CPU.
+        The input is written out for the batch: on a CPU one large product took half to nine tenths
+        of the time of applying the first layer to the factors, for 10 x 64 to 31 x 2048.
         """
-        logits: Tensor = self.rest(self.first(gradient.dense()))
-        return logits
-
-    def forward_folded(self, gradient: RankOneGradient[Tensor]) -> Tensor:
-        """The same logits without the dense gradient: the first layer is applied to the factors.
-
-        ``a Σ_c δ_c (W1[:, c, :] f) + k rowsum(W1) + b1``. As many multiplications, but ``h * N``
-        numbers a row instead of ``N * d``: where memory is short and ``d`` is far above ``h``.
-        """
-        hidden = gradient.project(self.first.weight) + self.first.bias
-        logits: Tensor = self.rest(hidden)
-        return logits
+        values = self.spec.reading.vectors(features, logits).dense()
+        *hidden, last = self.linears
+        for linear in hidden:
+            values = self.dropout(torch.sigmoid(linear(values)))
+        found: Tensor = last(values)
+        return found
 
 
+@torch.inference_mode()
 def predict_probabilities(
     head: Head,
-    features: NDArray[np.floating[Any]] | Tensor,
-    logits: NDArray[np.floating[Any]] | Tensor,
-    *,
-    batch_rows: int = 4096,
+    features: NDArray[np.floating[Any]],
+    logits: NDArray[np.floating[Any]],
 ) -> NDArray[np.float32]:
     """Softmax of the head's logits, shape ``(n, N)``; rows of NaN stay NaN.
 
+    Safe in several threads at once: nothing of the head is changed.
+
     Args:
-        head: put into eval mode for the call, and back after it.
-        features: shape ``(n, d)``.
+        head: in eval mode.
+        features: shape ``(n, d)``; moved to the head's device batch by batch.
         logits: of the sensing network, shape ``(n, N)``.
-        batch_rows: rows at once at most, fewer where gradients are long; moved to the head's
-            device batch by batch.
     """
-    batch_rows = max(1, min(batch_rows, _BATCH_ELEMENTS // head.spec.input_size))
-    device = head.first.weight.device
-    was_training = head.training
-    head.eval()
+    batch_rows = max(1, _BATCH_ELEMENTS // head.spec.sizes[0])
+    device = next(head.parameters()).device
     probabilities = np.empty((len(features), head.spec.n_classes), np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(features), batch_rows):
-            rows = slice(start, start + batch_rows)
-            f = torch.as_tensor(features[rows]).to(device, torch.float32)
-            z = torch.as_tensor(logits[rows]).to(device, torch.float32)
-            probabilities[rows] = softmax(head(head.spec.gradient(f, z))).cpu().numpy()
-    head.train(was_training)
+    for start in range(0, len(features), batch_rows):
+        rows = slice(start, start + batch_rows)
+        f, z = (
+            torch.from_numpy(np.asarray(array[rows], np.float32)).to(device)
+            for array in (features, logits)
+        )
+        probabilities[rows] = softmax(head(f, z)).cpu().numpy()
     return probabilities
 
 
-def head_bytes(head: Head) -> bytes:
-    """The weights as a safetensors file."""
-    tensors = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
-    return bytes(safetensors_torch.save(tensors))
-
-
-def load_head(spec: HeadSpec, weights: bytes, *, device: str = "cpu") -> Head:
-    """The head of `head_bytes`, in eval mode.
+def load_head(spec: HeadSpec, weights: bytes, index: int = 0, *, device: str = "cpu") -> Head:
+    """One of the heads that lie stacked in a safetensors file, in eval mode.
 
     Raises:
         StageError: the bytes are no safetensors file, or not of this spec.
     """
     head = Head(spec)
     try:
-        head.load_state_dict(safetensors_torch.load(weights))
-    except (SafetensorError, RuntimeError) as error:
+        stacked = safetensors_torch.load(weights)
+        head.load_state_dict({name: tensor[index] for name, tensor in stacked.items()})
+    except (SafetensorError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise StageError(
-            f"head weights: expected those of layers {spec.input_size}-"
-            f"{'-'.join(map(str, spec.layers))}-{spec.n_classes}; {reason}"
+            f"head weights: expected those of layers {'-'.join(map(str, spec.sizes))}; {reason}"
         ) from error
     return head.to(device).eval()

@@ -1,12 +1,11 @@
-"""Training of the head H: a loop of epochs over gradients that stay in factors on the device."""
+"""Training of heads: a loop of epochs over all seeds at once, inputs in factors on the device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,15 +16,19 @@ from torch.nn import functional
 
 from pipeline.stage import Tick
 from stages.errors import InputError, StageError
-from stages.introspection.head import Head, HeadSpec, head_bytes
-from stages.reflection.rank_one import RankOneGradient
+from stages.introspection.batches import Batches
+from stages.introspection.head import Head, HeadSpec, load_head
+from stages.introspection.reading import usable_rows
+from stages.introspection.stacked import StackedMlp
 
 COLLAPSED_SHARE = 0.98
 """A loss above this share of ``ln N``, the loss of a uniform guess, has learned nothing."""
 
-_EVALUATION_ROWS = 8192
+WEIGHTS_KEY = "weights.safetensors"
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-_T = TypeVar("_T")
+_EVALUATION_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class HeadParams:
         learning_rate: of the first epochs; times ``decay`` at each of ``milestones``.
         milestones: shares of the epochs, 60, 120 and 160 of 200.
         momentum, weight_decay: of SGD.
-        seed: of the initial weights, the order of the rows and the dropout.
+        seeds: one head each, with its own initial weights, order of the rows and dropout.
+        precision: ``bf16`` multiplies in bfloat16; weights, momentum and predictions are float32.
     """
 
     epochs: int = 200
@@ -48,13 +52,23 @@ class HeadParams:
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
     momentum: float = 0.9
     weight_decay: float = 5e-3
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_rows < 1 or self.seed < 0:
+        if self.epochs < 1 or self.batch_rows < 1:
             raise InputError(
-                "head training: expected epochs >= 1, batch rows >= 1 and seed >= 0, found "
-                f"{self.epochs}, {self.batch_rows} and {self.seed}"
+                "head training: expected epochs >= 1 and batch rows >= 1, found "
+                f"{self.epochs} and {self.batch_rows}"
+            )
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                f"head training: expected different seeds >= 0, found {list(self.seeds)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"head training: expected precision {' or '.join(PRECISIONS)}, "
+                f"found {self.precision!r}"
             )
         is_number = math.isfinite(self.learning_rate) and math.isfinite(self.weight_decay)
         is_fit = self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.momentum < 1
@@ -69,29 +83,22 @@ class HeadParams:
         passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
         return self.learning_rate * self.decay**passed
 
+    def to_dict(self) -> dict[str, Any]:  # Any: JSON
+        """Plain values, for JSON."""
+        return {**asdict(self), "milestones": list(self.milestones), "seeds": list(self.seeds)}
+
 
 @dataclass(slots=True)
 class HeadState:
-    """A head in training and its optimiser, both changed in place by every epoch."""
+    """The heads in training, side by side, and their optimiser; an epoch changes both in place."""
 
-    head: Head
+    heads: StackedMlp
     optimizer: torch.optim.SGD
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows that are trained on, on the device."""
-
-    gradient: RankOneGradient[Tensor]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainHead:
-    """The loop stage that trains a head; an epoch is a unit.
+    """The loop stage that trains a head for each seed; an epoch is a unit.
 
     Rows with a NaN and rows with the label -1 are left out. Where ``spec.M`` is None it becomes
     the mean over the remaining rows of the largest logit (appendix C.4.1), whatever the loss, and
@@ -114,7 +121,7 @@ class TrainHead:
     device: str = "cpu"
 
     name = "train-head"
-    version = 1
+    version = 2
     unit_name = "epoch"
 
     def __post_init__(self) -> None:
@@ -140,17 +147,13 @@ class TrainHead:
     @cached_property
     def is_trained_on(self) -> NDArray[np.bool_]:
         """Which rows count: labelled, and finite in features and logits; shape ``(n,)``."""
-        is_finite = np.isfinite(self.features).all(axis=1) & np.isfinite(self.logits).all(axis=1)
-        mask: NDArray[np.bool_] = is_finite & (self.labels >= 0)
-        return mask
+        return usable_rows(self.labels, self.features, self.logits)
 
     @cached_property
     def full_spec(self) -> HeadSpec:
-        """The spec with ``M`` filled in."""
-        if self.spec.M is not None:
-            return self.spec
-        largest = self.logits[self.is_trained_on].max(axis=1)
-        return self.spec.with_M(float(largest.mean(dtype=np.float64)))
+        """The spec with ``M`` filled in, where a gradient is read."""
+        reading = self.spec.reading.measured(self.logits[self.is_trained_on])
+        return replace(self.spec, M=reading.M)
 
     @property
     def n_units(self) -> int:
@@ -159,157 +162,196 @@ class TrainHead:
 
     @cached_property
     def rows_per_unit(self) -> int:
-        """Rows of an epoch."""
+        """Rows of an epoch; every seed goes through them."""
         return int(self.is_trained_on.sum())
 
     def start(self) -> HeadState:
-        """A fresh head, seeded."""
-        return self._state(_seeded(lambda: Head(self.full_spec), self.params.seed, self.device))
+        """Fresh heads, each as torch makes it after ``torch.manual_seed(seed)``."""
+        state = self._state()
+        for index, seed in enumerate(self.params.seeds):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                head = Head(self.full_spec)
+            for tensor, fresh in zip(_tensors(state).values(), head.parameters(), strict=True):
+                tensor[index] = fresh.detach()
+        return state
 
+    @torch.no_grad()
     def step(self, state: HeadState, unit: int, tick: Tick) -> dict[str, float]:
         """Train one epoch in place.
 
-        The order of the rows and the dropout come from ``(seed, unit)`` alone, so an epoch after
-        a resume is the same epoch.
+        The order of a seed's rows and its dropout come from ``(seed, unit)`` alone, so an epoch
+        after a resume is the same epoch, and a seed hardly notices the others beside it.
 
         Returns:
-            ``loss`` and ``accuracy``, means over the epoch's rows as they were seen.
+            ``loss`` and ``accuracy``, means over the seeds and the epoch's rows as they were seen.
 
         Raises:
-            StageError: the loss is no number any more.
+            StageError: a loss is no number any more.
         """
         for group in state.optimizer.param_groups:
             group["lr"] = self.params.learning_rate_at(unit)
-        order = np.random.default_rng([self.params.seed, unit]).permutation(len(self._rows))
-        rows = torch.from_numpy(order).to(self.device)
-        state.head.train()
-        loss, n_correct = _seeded(
-            lambda: self._epoch(state, rows, tick), _mixed(self.params.seed, unit), self.device
-        )
-        if not math.isfinite(loss):
-            raise StageError(
-                f"head training: the loss of epoch {unit + 1} is {loss}; lower the learning rate"
-            )
-        return {"loss": loss / len(rows), "accuracy": n_correct / len(rows)}
+        losses, n_correct = self._epoch(state, unit, tick)
+        for seed, loss in zip(self.params.seeds, losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise StageError(
+                    f"head training, seed {seed}: the loss of epoch {unit + 1} is {loss}; lower "
+                    "the learning rate"
+                )
+        n_rows = self.rows_per_unit
+        return {
+            "loss": float(losses.mean()) / n_rows,
+            "accuracy": float(n_correct.double().mean()) / n_rows,
+        }
 
     def save(self, state: HeadState) -> bytes:
         """Weights and momentum, as safetensors."""
-        tensors = dict(state.head.state_dict())
-        for name, parameter in state.head.named_parameters():
-            momentum = state.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
-        kept = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        return bytes(safetensors_torch.save(kept))
+        tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
+        momentum = state.optimizer.state[state.heads.parameters].get("momentum_buffer")
+        if momentum is not None:
+            tensors["momentum"] = momentum.cpu()
+        return bytes(safetensors_torch.save(tensors))
 
     def load(self, data: bytes) -> HeadState:
         """The state that `save` gave; its next epochs are those of an uninterrupted run."""
-        tensors = safetensors_torch.load(data)
-        head = Head(self.full_spec)
-        head.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("momentum.")})
-        state = self._state(head)
-        for name, parameter in state.head.named_parameters():
-            momentum = tensors.get(f"momentum.{name}")
-            if momentum is not None:
-                state.optimizer.state[parameter]["momentum_buffer"] = momentum.to(self.device)
+        saved, state = safetensors_torch.load(data), self._state()
+        for name, tensor in _tensors(state).items():
+            tensor.copy_(saved[name])
+        if "momentum" in saved:
+            momentum = saved["momentum"].to(self.device)
+            state.optimizer.state[state.heads.parameters]["momentum_buffer"] = momentum
         return state
 
     def finish(self, state: HeadState) -> tuple[dict[str, bytes], dict[str, Any]]:
-        """The weights as a file, and what was trained.
+        """The weights of all seeds as a file, and what was trained.
 
         Raises:
-            StageError: the head has collapsed: it has learned nothing beyond a constant.
+            StageError: a head has collapsed: it has learned nothing beyond a constant.
         """
-        loss, accuracy, n_predicted = self._evaluate(state.head)
-        self._refuse_collapse(loss, n_predicted)
+        tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
+        weights = bytes(safetensors_torch.save(tensors))
+        losses, accuracies = [], []
+        for index, seed in enumerate(self.params.seeds):
+            head = load_head(self.full_spec, weights, index, device=self.device)
+            loss, accuracy, n_predicted = self._evaluate(head)
+            self._refuse_collapse(seed, loss, n_predicted)
+            losses.append(loss)
+            accuracies.append(accuracy)
         facts = {
+            "reads": self.spec.reads,
             "spec": self.full_spec.to_dict(),
-            "params": {**asdict(self.params), "milestones": list(self.params.milestones)},
-            "train_loss": loss,
-            "train_accuracy": accuracy,
+            "params": self.params.to_dict(),
+            "seeds": list(self.params.seeds),
+            "train_loss": losses,
+            "train_accuracy": accuracies,
             "train_rows": self.rows_per_unit,
             "excluded_rows": len(self.labels) - self.rows_per_unit,
         }
-        return {"weights.safetensors": head_bytes(state.head)}, facts
+        return {WEIGHTS_KEY: weights}, facts
 
     @cached_property
-    def _rows(self) -> _Rows:
+    def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, logits and labels of the rows that are trained on, on the device."""
         kept = self.is_trained_on
-        features, logits = (
-            torch.from_numpy(np.ascontiguousarray(array[kept], np.float32)).to(self.device)
-            for array in (self.features, self.logits)
+        numbers = self.features[kept], self.logits[kept]
+        f, z = (torch.from_numpy(each.astype(np.float32)).to(self.device) for each in numbers)
+        return f, z, torch.from_numpy(self.labels[kept].astype(np.int64)).to(self.device)
+
+    @cached_property
+    def _batches(self) -> Batches:
+        features, logits, labels = self._stored
+        return Batches(
+            self.full_spec.reading.vectors(features, logits),
+            labels,
+            self.params.seeds,
+            self.params.batch_rows,
+            self.spec.layers,
+            self.spec.dropout,
+            self._dtype,
         )
-        labels = torch.from_numpy(self.labels[kept].astype(np.int64)).to(self.device)
-        return _Rows(self.full_spec.gradient(features, logits), labels)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the products."""
+        return torch.bfloat16 if self.params.precision == "bf16" else torch.float32
 
     def __getstate__(self) -> dict[str, Any]:
         # What is cached can be made again, and tensors on a device cannot travel.
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
-    def _state(self, head: Head) -> HeadState:
-        head.to(self.device)
+    def _state(self) -> HeadState:
+        n_copies = len(self.params.seeds)
+        heads = StackedMlp(self.spec.sizes, n_copies, device=self.device, dtype=self._dtype)
         optimizer = torch.optim.SGD(
-            head.parameters(),
+            [heads.parameters],
             lr=self.params.learning_rate,
             momentum=self.params.momentum,
             weight_decay=self.params.weight_decay,
             fused=True,
         )
-        return HeadState(head, optimizer)
+        return HeadState(heads, optimizer)
 
-    def _epoch(self, state: HeadState, rows: Tensor, tick: Tick) -> tuple[float, int]:
-        """Sum of the losses, and how many were right, over an epoch in the given order."""
-        total = torch.zeros((), device=self.device)
-        n_correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in torch.split(rows, self.params.batch_rows):
-            labels = self._rows.labels[batch]
-            logits = state.head(self._rows.gradient.take(batch))
-            loss = functional.cross_entropy(logits, labels)
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    def _epoch(self, state: HeadState, unit: int, tick: Tick) -> tuple[Tensor, Tensor]:
+        """Sum of the losses, and how many rows were right, of each seed, both ``(K,)``."""
+        k = len(self.params.seeds)
+        total = torch.zeros(k, device=self.device)
+        n_correct = torch.zeros(k, dtype=torch.int64, device=self.device)
+        for batch in self._batches.epoch(unit):
+            hidden, logits = state.heads.forward(batch.inputs, batch.masks)
+            of_label, slope = _cross_entropy(logits, batch.labels)
+            state.heads.backward(batch.inputs, hidden, slope, batch.masks)
             state.optimizer.step()
-            total += loss.detach() * len(batch)
-            n_correct += (logits.detach().argmax(dim=1) == labels).sum()
-            tick(len(batch))
-        return float(total), int(n_correct)
+            total -= of_label.sum(dim=1)
+            n_correct += (logits.argmax(dim=2) == batch.labels).sum(dim=1)
+            tick(batch.labels.shape[1])
+        return total, n_correct
 
     @torch.inference_mode()
     def _evaluate(self, head: Head) -> tuple[float, float, int]:
         """Mean loss, accuracy, and how many classes are ever predicted, on the training rows."""
-        head.eval()
         total, n_correct, predicted = 0.0, 0, set[int]()
-        for start in range(0, len(self._rows), _EVALUATION_ROWS):
-            rows = slice(start, start + _EVALUATION_ROWS)
-            labels, logits = self._rows.labels[rows], head(self._rows.gradient.take(rows))
+        blocks = (torch.split(each, _EVALUATION_ROWS) for each in self._stored)
+        for f, z, labels in zip(*blocks, strict=True):
+            logits = head(f, z)
             prediction = logits.argmax(dim=1)
             total += float(functional.cross_entropy(logits, labels, reduction="sum"))
             n_correct += int((prediction == labels).sum())
             predicted.update(torch.unique(prediction).tolist())
-        return total / len(self._rows), n_correct / len(self._rows), len(predicted)
+        n_rows = self.rows_per_unit
+        return total / n_rows, n_correct / n_rows, len(predicted)
 
-    def _refuse_collapse(self, loss: float, n_predicted: int) -> None:
+    def _refuse_collapse(self, seed: int, loss: float, n_predicted: int) -> None:
         limit = COLLAPSED_SHARE * math.log(self.spec.n_classes)
-        is_constant = n_predicted == 1 and len(torch.unique(self._rows.labels)) > 1
+        is_constant = n_predicted == 1 and len(torch.unique(self._stored[2])) > 1
         if loss < limit and not is_constant:
             return
         decay = min(5e-4, self.params.weight_decay / 10)
         what = "it predicts one class for every row" if is_constant else "it has learned nothing"
         raise StageError(
-            f"head: collapsed after {self.params.epochs} epochs: {what} (training loss {loss:.4f}, "
-            f"a uniform guess has {math.log(self.spec.n_classes):.4f}); lower the weight decay "
-            f"(now {self.params.weight_decay:g}; try {decay:g}), take fewer layers "
+            f"head of seed {seed}: collapsed after {self.params.epochs} epochs: {what} (training "
+            f"loss {loss:.4f}, a uniform guess has {math.log(self.spec.n_classes):.4f}); lower the "
+            f"weight decay (now {self.params.weight_decay:g}; try {decay:g}), take fewer layers "
             f"(now {len(self.spec.layers)}) or more epochs"
         )
 
 
-def _seeded(work: Callable[[], _T], seed: int, device: str) -> _T:
-    """Do the work with torch's generators seeded, and put them back after it."""
-    used = [device] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=used):
-        torch.manual_seed(seed)
-        return work()
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods ``(K, n)`` of the labels, and the slope ``(K, n, N)`` of their mean's minus.
+
+    ``(softmax(z) - onehot) / n``, made in float32, in the dtype of the logits ``(K, n, N)``.
+    """
+    log_shares = logits.float().log_softmax(dim=2)
+    of_label = log_shares.gather(2, labels[:, :, None])
+    slope = log_shares.exp()
+    slope.scatter_add_(2, labels[:, :, None], torch.full_like(of_label, -1.0))
+    return of_label.squeeze(2), slope.div_(labels.shape[1]).to(logits.dtype)
 
 
-def _mixed(seed: int, unit: int) -> int:
-    """One seed from two numbers."""
-    return int(np.random.SeedSequence([seed, unit]).generate_state(1)[0])
+def _tensors(state: HeadState) -> dict[str, Tensor]:
+    """Views of all parameters, stacked by seed, under the names that they have in a ``Head``."""
+    heads = state.heads
+    return {
+        f"linears.{layer}.{kind}": tensor
+        for layer, (weight, bias) in enumerate(zip(heads.weights, heads.biases, strict=True))
+        for kind, tensor in (("weight", weight), ("bias", bias.squeeze(1)))
+    }

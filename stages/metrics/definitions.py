@@ -10,6 +10,11 @@ DEFINITIONS: dict[str, str] = {
         "expected calibration error with the bin's middle in place of its mean confidence; "
         "10 bins unless stated"
     ),
+    "ece_adaptive": (
+        "expected calibration error over bins of equal numbers of rows by confidence, rows of "
+        "confidences nearer than 0.54 % of their distance to 1 (or 2.3e-10) not parted; "
+        "10 bins unless stated; no interval"
+    ),
     "mce": (
         "largest |accuracy_b - mean confidence_b| over the bins that hold rows; "
         "read it beside the bin counts"
@@ -18,5 +23,19 @@ DEFINITIONS: dict[str, str] = {
     "brier_sum": "mean over rows of the sum over classes of (p - onehot)^2",
     "nll": "mean of -log p_label in nats, p_label not below 2.2e-16",
     "log_likelihood": "mean of log(p_label + 1e-12) in nats",
+    "entropy": "predictive entropy: mean of -sum over classes of p log p in nats, 0 log 0 = 0",
 }
 """Keys are those of `stages.metrics.calibration.METRICS`."""
+
+STATISTICS: dict[str, str] = {
+    "mean": "plain mean over cells (corruption, severity) of the cell's metric, then over seeds",
+    "std": "standard deviation over seeds, n - 1 in the denominator",
+    "gain": "mean of the predictor less that of f, on the same rows",
+    "interval": (
+        "95 % interval of a Poisson bootstrap over source images, each with one weight in all "
+        "cells and for all predictors; seeds and cells are held fixed; percentiles of the "
+        "resamples' deviations from their mean, laid around the value, because resampling adds "
+        "noise to every bin and so lifts calibration errors"
+    ),
+}
+"""How a result puts cells, seeds and resamples together."""

@@ -72,7 +72,7 @@ class RankOneGradient(Generic[ArrayT]):
     def dense(self) -> ArrayT:
         """The gradients written out, shape ``(n, N * d)``."""
         product = self.delta[:, :, None] * self.features[:, None, :]
-        flat: ArrayT = product.reshape((len(self), self.size))
+        flat: ArrayT = product.reshape((product.shape[0], self.size))
         return flat if self.offset is None else flat + self.offset[:, None]
 
     def extremes(self) -> tuple[ArrayT, ArrayT]:

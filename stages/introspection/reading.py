@@ -1,0 +1,111 @@
+"""What a head reads of stored features and logits: one scaled vector a row, kept in factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from stages.errors import InputError
+from stages.reflection.losses import DEFAULT_LOSS, ArrayT, checked_loss
+from stages.reflection.rank_one import SCALINGS, RankOneGradient, last_layer_gradient
+
+Reads = Literal["reflection", "features", "features+logits"]
+READS: tuple[Reads, ...] = ("reflection", "features", "features+logits")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Which vectors are made of features and logits.
+
+    Attributes:
+        n_classes: ``N``, outputs of the sensing network.
+        feature_dim: ``d``, inputs of its last layer.
+        reads: ``reflection`` is r_x, the others are the stored vectors themselves.
+        loss, M, variant: of the gradient, see `stages.reflection`; the others have none, so that
+            equal readings have equal plans. ``M`` may be open until the training rows are known.
+        scaling: of each row on its own, see ``RankOneGradient.scaled``; the same for all readings.
+    """
+
+    n_classes: int
+    feature_dim: int
+    reads: str = "reflection"
+    loss: str = DEFAULT_LOSS
+    M: float | None = None
+    variant: str = "single-pass"
+    scaling: str = "minmax"
+
+    def __post_init__(self) -> None:
+        if self.reads not in READS:
+            raise InputError(
+                f"head: expected to read one of {', '.join(READS)}, found {self.reads!r}"
+            )
+        if self.scaling not in SCALINGS:
+            raise InputError(
+                f"head: expected a scaling of {', '.join(SCALINGS)}, found {self.scaling!r}"
+            )
+        checked_loss(self.loss, M=0.0 if self.M is None else self.M, variant=self.variant)
+        gradient = (self.loss, self.M, self.variant)
+        if self.reads != "reflection" and gradient != (DEFAULT_LOSS, None, "single-pass"):
+            raise InputError(
+                f"head: what reads {self.reads} has no loss, M or variant, found "
+                f"{', '.join(map(str, gradient))}; leave them out, or read the reflection"
+            )
+
+    @property
+    def size(self) -> int:
+        """Length of a vector."""
+        return {
+            "reflection": self.n_classes * self.feature_dim,
+            "features": self.feature_dim,
+            "features+logits": self.feature_dim + self.n_classes,
+        }[self.reads]
+
+    def vectors(self, features: ArrayT, logits: ArrayT) -> RankOneGradient[ArrayT]:
+        """The scaled vectors of features ``(n, d)`` and logits ``(n, N)``; ``dense`` writes them.
+
+        A stored vector ``v`` is kept as ``1 ⊗ v``: scalings and distances mean the same for all.
+        """
+        if features.shape[1:] != (self.feature_dim,) or logits.shape[1:] != (self.n_classes,):
+            raise InputError(
+                f"head: expected features [n, {self.feature_dim}] and logits [n, {self.n_classes}]"
+                f", found {list(features.shape)} and {list(logits.shape)}"
+            )
+        if self.reads == "reflection":
+            gradient = last_layer_gradient(
+                features, logits, loss=self.loss, M=self.M, variant=self.variant
+            )
+            return gradient.scaled(self.scaling)
+        xp = array_namespace(features)
+        stored = features if self.reads == "features" else xp.concat([features, logits], axis=1)
+        return RankOneGradient(xp.ones_like(stored[:, :1]), stored).scaled(self.scaling)
+
+    def measured(self, logits: NDArray[np.floating[Any]]) -> Reading:
+        """The same with ``M``, where it is open, from the training rows' logits (C.4.1)."""
+        if self.reads != "reflection" or self.M is not None:
+            return self
+        return replace(self, M=float(logits.max(axis=1).mean(dtype=np.float64)))
+
+    def to_dict(self) -> dict[str, Any]:  # Any: JSON
+        """Plain values, for JSON; those of the gradient are None where none is read."""
+        unused = {} if self.reads == "reflection" else {"loss": None, "M": None, "variant": None}
+        return {**asdict(self), **unused}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Reading:
+        """The reading that `to_dict` gave."""
+        return cls(**{key: value for key, value in plain.items() if value is not None})
+
+
+def usable_rows(
+    labels: NDArray[np.integer[Any]], *arrays: NDArray[np.floating[Any]]
+) -> NDArray[np.bool_]:
+    """Which rows can be learned from: labelled, and finite in all arrays; shape ``(n,)``."""
+    mask: NDArray[np.bool_] = labels >= 0
+    for array in arrays:
+        mask = mask & np.isfinite(array).all(axis=1)
+    return mask

@@ -1,0 +1,77 @@
+"""A small corrupted set without images: three overlapping clouds, shards that cut across cells."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.journal import Journal
+from stages.introspection.heads import head_spec, train_head
+from stages.introspection.train import HeadParams
+from store.catalog import FeatureStore
+from store.encoding import encode_rows
+from store.featureset import FeatureSet
+from store.schema import ArraySpec, Schema
+
+N_CLASSES, WIDTH = 3, 4
+UNREAD = 5
+"""The row whose image could not be read."""
+
+ARRAYS = (ArraySpec("features", (WIDTH,)), ArraySpec("logits", (N_CLASSES,)))
+NAMES = (("sample_id", "string"), ("corruption", "string"), ("severity", "int64"))
+
+
+def cells(
+    store: FeatureStore,
+    name: str = "shapes",
+    *,
+    n_rows: int = 84,
+    shard_rows: int = 10,
+    weights: str = "w1",
+    has_cells: bool = True,
+) -> FeatureSet:
+    """Rows of two corruptions at three severities in turn: six cells of the same images."""
+    rng = np.random.default_rng([7, n_rows])
+    labels = rng.integers(0, N_CLASSES, n_rows)
+    centres = np.eye(N_CLASSES, WIDTH) * 2
+    features = np.maximum(centres[labels] + rng.normal(size=(n_rows, WIDTH)), 0).astype(np.float32)
+    logits = features @ np.eye(WIDTH, N_CLASSES, dtype=np.float32)
+    features[UNREAD], logits[UNREAD] = np.nan, np.nan
+    image, cell = np.arange(n_rows) // 6, np.arange(n_rows) % 6
+    corruption, severity = np.array(["fog", "snow"])[cell % 2], cell // 2 + 1
+    places = zip(corruption, severity, image, strict=True)
+    columns: dict[str, Any] = {
+        "sample_id": [f"{where}/{level}/{number:05d}" for where, level, number in places],
+        "corruption": corruption,
+        "severity": severity,
+        "label": labels,
+        "status": ["unreadable" if row == UNREAD else "ok" for row in range(n_rows)],
+    }
+    kinds = (*(NAMES if has_cells else NAMES[:1]), ("label", "int64"), ("status", "string"))
+    schema = Schema(ARRAYS, kinds)
+    model = {"name": "net", "n_classes": N_CLASSES, "feature_dim": WIDTH, "M": 2.0}
+    plan = {
+        "name": f"{name}-test@net",
+        "n_rows": n_rows,
+        "shard_rows": shard_rows,
+        "schema": schema.to_json(),
+        "inputs": {"source": {"name": name}, "model": {**model, "weights_sha256": weights}},
+    }
+    found = store.create(plan)
+    for shard in found.shard_set.shards:
+        rows = slice(shard.start, shard.stop)
+        here = {key: columns[key][rows] for key, _ in kinds}
+        arrays = {"features": features[rows], "logits": logits[rows]}
+        files = encode_rows(schema, shard, shard_rows, arrays, here)
+        failed = {str(UNREAD): "unreadable"} if shard.start <= UNREAD < shard.stop else {}
+        found.shard_set.commit(shard, files, {"failed": failed})
+    return found
+
+
+def small_head(
+    store: FeatureStore, found: FeatureSet, name: str = "h", seeds: tuple[int, ...] = (0,)
+) -> None:
+    """A head that has learned the cells a little."""
+    params = HeadParams(epochs=5, weight_decay=0.0, batch_rows=16, seeds=seeds)
+    journal = Journal.of(store.location, ["train-head"])
+    spec = head_spec(found, layers=(8,))
+    train_head(store, found, name, spec, params, device="cpu", journal=journal)

@@ -1,0 +1,113 @@
+"""train-head, fit-temperature and fit-neighbours as people call them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clouds import clouds
+
+from cli.app import main
+from store.catalog import FeatureStore
+
+SHORT = "--epochs 30 --weight-decay 0 --batch-size 16 --layers 8"
+
+
+@pytest.fixture
+def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    clouds(store)
+    clouds(store, "clouds-test")
+    monkeypatch.setenv("INTRO_PIPE_STORE", store.location)
+
+    def command(words: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == code, said.err
+        return said.out if code == 0 else said.err
+
+    return command
+
+
+def as_json(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_three_seeds_are_one_head(run) -> None:
+    said = as_json(run(f"train-head --features clouds-train@net --seeds 0,1,2 {SHORT} --json"))
+    assert (said["head"], said["seeds"]) == ("net-h", [0, 1, 2])
+    assert len(said["train_accuracy"]) == 3
+
+
+def test_text_names_the_accuracy_of_each_seed_and_m(run) -> None:
+    words = f"train-head --features clouds-train@net --seeds 0,1 --precision bf16 {SHORT}"
+    said = run(words)
+    assert said.startswith("head net-h: accuracy 0.")
+    assert said.count("0.") >= 2
+    assert ", M = " in said
+    assert said.endswith("30 epochs run now\n")
+    assert run(words).endswith("0 epochs run now\n")
+
+
+@pytest.mark.parametrize("none", ["--layers none", "--layers="])
+def test_a_head_may_have_no_hidden_layer(run, none: str) -> None:
+    words = "train-head --features clouds-train@net --reads features --scaling none --epochs 5"
+    said = as_json(run(f"{words} {none} --json"))
+    assert said["spec"]["layers"] == []
+    assert said["spec"]["M"] is None
+
+
+def test_temperature_says_what_it_gains(run) -> None:
+    said = run("fit-temperature --features clouds-test@net")
+    assert said.startswith("head net-temperature: T = ")
+    assert "on 299 rows" in said
+    again = as_json(run("fit-temperature --features clouds-test@net --json"))
+    assert again["nll_after"] < again["nll_before"]
+
+
+@pytest.mark.parametrize("reads", ["features", "reflection", "features+logits"])
+def test_neighbours_are_named_after_what_they_compare(run, reads: str) -> None:
+    said = as_json(run(f"fit-neighbours --features clouds-train@net --reads {reads} --json"))
+    assert said["head"] == f"net-10nn-{reads}"
+    assert said["spec"]["k"] == 10
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"train-head --features clouds-train@net {SHORT}",
+        "fit-temperature --features clouds-test@net",
+        "fit-neighbours --features clouds-train@net --k 5",
+    ],
+)
+def test_a_dry_run_gives_the_plan_and_writes_nothing(run, store: FeatureStore, words: str) -> None:
+    before = set(Path(store.location).rglob("*"))
+    planned = as_json(run(f"{words} --dry-run --json"))
+    assert set(Path(store.location).rglob("*")) == before
+    run(words)
+    assert store.artifact("head", planned["name"]).plan() == planned["plan"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train-head --features clouds-train@net --layers 3,x", "--layers 3,x: expected whole"),
+        ("train-head --features clouds-train@net --seeds none", "expected different seeds"),
+        ("train-head --features clouds-train@net --precision fp16", "expected fp32 or bf16"),
+        ("train-head --features clouds-train@net --rows odd", "expected all or held-out"),
+        ("train-head --features clouds-train@net --rows held-out", "model 'net' is not there"),
+        ("train-head --features clouds-train@net --reads x", "expected to read one of"),
+        ("train-head --features clouds-train@net --reads features --loss ce", "has no loss"),
+        ("fit-neighbours --features clouds-train@net --k 300", "found k 300 and 299 rows"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    run, store: FeatureStore, words: str, message: str
+) -> None:
+    said = run(words, code=2)
+    assert message in said
+    assert said.count("\n") == 1
+    assert not store.artifacts("head")

@@ -1,0 +1,262 @@
+"""The heads of a store, made and used on a small set without images."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from clouds import N_CLASSES, N_ROWS, a_model, clouds
+
+from pipeline.journal import Journal
+from pipeline.loop import LoopReport
+from stages.errors import DataNotFoundError, InputError
+from stages.introspection import heads
+from stages.introspection.heads import (
+    check_model,
+    choose_head,
+    find_head,
+    fit_neighbours,
+    fit_temperature,
+    head_plan,
+    head_spec,
+    open_head,
+    predictors,
+    temperature_plan,
+    train_head,
+)
+from stages.introspection.train import HeadParams
+from stages.reflection.losses import softmax
+from stages.sensing.models import held_out_rows
+from store.catalog import FeatureStore
+from store.errors import NotFoundError, PlanMismatchError
+from store.featureset import FeatureSet
+
+PARAMS = HeadParams(epochs=30, weight_decay=0.0, batch_rows=16, seeds=(0, 3))
+
+
+@pytest.fixture
+def found(store: FeatureStore) -> FeatureSet:
+    return clouds(store)
+
+
+def journal(store: FeatureStore) -> Journal:
+    return Journal.of(store.location, ["test"])
+
+
+def trained(
+    store: FeatureStore, found: FeatureSet, name: str = "h", **choice: str | HeadParams
+) -> LoopReport:
+    how = {"device": "cpu", "journal": journal(store), "rows": choice.pop("rows", "all")}
+    params = choice.pop("params", PARAMS)
+    return train_head(store, found, name, head_spec(found, layers=(8,), **choice), params, **how)
+
+
+def arrays(found: FeatureSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels = found.samples()["label"].to_numpy(np.int64)
+    return found.read("features"), found.read("logits"), labels
+
+
+def test_card_of_trained_heads_tells_what_they_are(store: FeatureStore, found: FeatureSet) -> None:
+    card = trained(store, found).card
+    assert (card["predictor"], card["reads"], card["seeds"]) == ("mlp", "reflection", [0, 3])
+    assert (card["train_rows"], card["excluded_rows"], card["rows"]) == (N_ROWS - 1, 1, "all")
+    assert (card["features"], card["model_weights_sha256"]) == (found.name, "w1")
+    assert len(card["train_accuracy"]) == len(card["train_loss"]) == 2
+
+
+@pytest.mark.parametrize("reads", ["reflection", "features", "features+logits"])
+def test_every_seed_predicts_as_its_card_says(
+    store: FeatureStore, found: FeatureSet, reads: str
+) -> None:
+    card = trained(store, found, reads=reads).card
+    features, logits, labels = arrays(found)
+    said = predictors(store, store.artifact("head", "h"))
+    assert list(said) == [0, 3]
+    for predict, accuracy in zip(said.values(), card["train_accuracy"], strict=True):
+        probabilities = predict(features, logits)
+        assert probabilities.shape == (N_ROWS, N_CLASSES)
+        assert np.isnan(probabilities[5]).all()
+        is_right = np.delete(probabilities.argmax(axis=1) == labels, 5)
+        assert is_right.mean() == pytest.approx(accuracy)
+
+
+def test_a_second_call_trains_nothing(store: FeatureStore, found: FeatureSet) -> None:
+    first = trained(store, found)
+    again = trained(store, found)
+    assert (first.n_units_run, again.n_units_run) == (30, 0)
+    assert again.card == first.card
+
+
+@pytest.mark.parametrize("change", [{"seeds": (0,)}, {"precision": "bf16"}, {"batch_rows": 8}])
+def test_other_parameters_under_the_same_name_are_refused(
+    store: FeatureStore, found: FeatureSet, change: dict[str, object]
+) -> None:
+    trained(store, found)
+    with pytest.raises(PlanMismatchError, match=next(iter(change))):
+        trained(store, found, params=replace(PARAMS, **change))
+
+
+def test_held_out_rows_are_all_a_head_is_trained_on(store: FeatureStore, found: FeatureSet) -> None:
+    a_model(store, {"held_out": 120, "seed": 1})
+    card = trained(store, found, rows="held-out").card
+    rows = held_out_rows(N_ROWS, 120, 1)
+    largest = np.delete(found.read("logits"), 5, axis=0).max(axis=1)
+    assert len(rows) == 120
+    assert card["train_rows"] == 120 - (5 in rows)
+    kept = found.read("logits")[rows[rows != 5]]
+    assert card["spec"]["M"] == pytest.approx(kept.max(axis=1).mean(), rel=1e-6)
+    assert card["spec"]["M"] != pytest.approx(largest.mean(), rel=1e-3)
+
+
+def test_held_out_rows_are_another_plan(found: FeatureSet) -> None:
+    spec = head_spec(found)
+    assert head_plan(found, spec, PARAMS) != head_plan(found, spec, PARAMS, rows="held-out")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "source", "message"),
+    [
+        ({"seed": 0}, "clouds-train", "held no row out"),
+        ({"seed": 0, "held_out": 9}, "others", "is not of the images that model 'net' was trained"),
+    ],
+)
+def test_rows_that_were_not_held_out_are_refused(
+    store: FeatureStore, found: FeatureSet, recipe: dict[str, int], source: str, message: str
+) -> None:
+    a_model(store, recipe, source)
+    with pytest.raises(InputError, match=message):
+        trained(store, found, rows="held-out")
+
+
+def test_temperature_is_kept_and_predicts(store: FeatureStore, found: FeatureSet) -> None:
+    card = fit_temperature(store, found, "t", journal=journal(store))
+    features, logits, _ = arrays(found)
+    probabilities = predictors(store, store.artifact("head", "t"))[0](features, logits)
+    expected = softmax(logits.astype(np.float64) / card["temperature"])
+    np.testing.assert_allclose(probabilities, expected, atol=1e-12)
+    assert (card["predictor"], card["reads"], card["seeds"]) == ("temperature", "logits", [0])
+    assert card["nll_after"] < card["nll_before"]
+    assert fit_temperature(store, found, "t", journal=journal(store)) == card
+
+
+def test_temperature_needs_labels(store: FeatureStore) -> None:
+    unlabelled = clouds(store, "clouds-x", is_labelled=False)
+    with pytest.raises(InputError, match="take a split that has labels"):
+        fit_temperature(store, unlabelled, "t", journal=journal(store))
+    assert not store.artifacts("head")
+
+
+@pytest.mark.parametrize(("reads", "scaling"), [("features", "none"), ("reflection", "minmax")])
+def test_neighbours_keep_no_features_and_vote(
+    store: FeatureStore, found: FeatureSet, reads: str, scaling: str
+) -> None:
+    card = fit_neighbours(store, found, "n", k=1, reads=reads, journal=journal(store))
+    features, logits, labels = arrays(found)
+    probabilities = predictors(store, store.artifact("head", "n"))[0](features, logits)
+    is_right = np.delete(probabilities.argmax(axis=1) == labels, 5)
+    assert is_right.mean() > 0.95  # some rows are equal
+    assert np.isnan(probabilities[5]).all()
+    assert card["files"] == {}
+    assert (card["predictor"], card["reads"], card["seeds"]) == ("neighbours", reads, [0])
+    assert (card["spec"]["k"], card["spec"]["scaling"]) == (1, scaling)
+
+
+def test_neighbours_need_their_training_features(store: FeatureStore, found: FeatureSet) -> None:
+    fit_neighbours(store, found, "n", journal=journal(store))
+    found.shard_set.storage.remove("plan.json")
+    with pytest.raises(NotFoundError, match="no feature set 'clouds-train@net-"):
+        predictors(store, store.artifact("head", "n"))
+
+
+def test_predictors_of_all_kinds_say_the_same_in_threads(
+    store: FeatureStore, found: FeatureSet
+) -> None:
+    trained(store, found)
+    fit_temperature(store, found, "t", journal=journal(store))
+    fit_neighbours(store, found, "n", reads="reflection", journal=journal(store))
+    features, logits, _ = arrays(found)
+    for name in ("h", "t", "n"):
+        predict = predictors(store, store.artifact("head", name))[0]
+        expected = predict(features, logits)
+        with ThreadPoolExecutor(4) as pool:
+            said = list(pool.map(lambda _, p=predict: p(features, logits), range(8)))
+        assert all(np.array_equal(each, expected, equal_nan=True) for each in said)
+
+
+def test_a_head_is_found_by_its_plan_whatever_its_name(
+    store: FeatureStore, found: FeatureSet
+) -> None:
+    plan = head_plan(found, head_spec(found, layers=(8,)), PARAMS)
+    assert find_head(store, plan) is None
+    store.artifact("head", "begun").claim(plan)
+    assert find_head(store, plan).name == "begun"
+    trained(store, found, "zebra")
+    fit_temperature(store, found, "t", journal=journal(store))
+    assert find_head(store, plan).name == "zebra"
+    assert find_head(store, temperature_plan(found)).name == "t"
+
+
+def test_a_head_with_a_broken_plan_is_passed_over(store: FeatureStore, found: FeatureSet) -> None:
+    fit_temperature(store, found, "t", journal=journal(store))
+    store.artifact("head", "t").storage.write("plan.json", b"{")
+    assert find_head(store, temperature_plan(found)) is None
+
+
+def test_the_only_head_of_a_model_is_chosen(store: FeatureStore, found: FeatureSet) -> None:
+    with pytest.raises(DataNotFoundError, match="train one with `intro-pipe train-head"):
+        choose_head(store, found, None)
+    fit_temperature(store, found, "t", journal=journal(store))
+    assert choose_head(store, found, None).name == "t"
+    fit_neighbours(store, found, "n", journal=journal(store))
+    with pytest.raises(InputError, match="choose one of n, t with --head"):
+        choose_head(store, found, None)
+    assert choose_head(store, found, "n").name == "n"
+
+
+def test_heads_of_all_kinds_belong_to_one_model(store: FeatureStore, found: FeatureSet) -> None:
+    trained(store, found)
+    fit_temperature(store, found, "t", journal=journal(store))
+    fit_neighbours(store, found, "n", journal=journal(store))
+    other = clouds(store, weights="w2")
+    for name in ("h", "t", "n"):
+        check_model(found, store.artifact("head", name))
+        with pytest.raises(InputError, match=f"head '{name}' belongs to model 'net'"):
+            choose_head(store, other, name)
+
+
+def test_open_head_gives_the_seed_asked_for(store: FeatureStore, found: FeatureSet) -> None:
+    trained(store, found)
+    artifact = store.artifact("head", "h")
+    first, third = (open_head(artifact, seed).linears[0].weight for seed in (None, 3))
+    assert not open_head(artifact).training
+    assert not first.equal(third)
+    with pytest.raises(InputError, match=r"expected a seed of \[0, 3\], found 1"):
+        open_head(artifact, 1)
+
+
+def test_open_head_is_for_networks(store: FeatureStore, found: FeatureSet) -> None:
+    fit_temperature(store, found, "t", journal=journal(store))
+    with pytest.raises(InputError, match="expected a trained network, found temperature"):
+        open_head(store.artifact("head", "t"))
+
+
+def test_sensing_probabilities_are_those_of_f() -> None:
+    logits = np.array([[1.0, 2.0, 3.0]], np.float32)
+    found = heads.sensing_probabilities(np.zeros((1, 4), np.float32), logits)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, softmax(logits.astype(np.float64)))
+
+
+def test_a_head_of_the_first_version_is_refused_in_a_line(
+    store: FeatureStore, found: FeatureSet
+) -> None:
+    old = store.artifact("head", "old")
+    old.claim({"seed": 0})
+    old.write({}, {"model_weights_sha256": "w1", "spec": {}, "params": {"seed": 0}})
+    for use in (
+        lambda: choose_head(store, found, "old"),
+        lambda: predictors(store, old),
+        lambda: open_head(old),
+    ):
+        with pytest.raises(InputError, match=r"head 'old' was trained by intro-pipe 0\.1"):
+            use()
