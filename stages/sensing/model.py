@@ -128,7 +128,7 @@ class Sensing(nn.Module):
         kind = images.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.network(pixels)
-        return self.last.features, logits
+        return self.last.inputs.pop(), logits
 
 
 @torch.no_grad()
@@ -198,7 +198,10 @@ def check_code(card: ModelCard) -> None:
 
 
 class _Tap(nn.Module):
-    """The last linear layer, in float32, keeping its input."""
+    """The last linear layer, in float32; ``inputs`` holds its input until it is taken out.
+
+    Taken out within the same forward pass, it leaves no trace, as ``torch.export`` asks for.
+    """
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
@@ -206,13 +209,14 @@ class _Tap(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach().float())
         bias = linear.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().float())
-        self.features = torch.empty(0)
+        self.inputs: list[Tensor] = []
 
     def forward(self, features: Tensor) -> Tensor:
         """``f [n, d]`` of any dtype -> ``W f + b`` in float32."""
         with torch.autocast(features.device.type, enabled=False):
-            self.features = features.float()
-            return functional.linear(self.features, self.weight, self.bias)
+            features = features.float()
+            self.inputs = [features]  # a new list: none is left over from a pass that failed
+            return functional.linear(features, self.weight, self.bias)
 
 
 def _channels(values: tuple[float, ...]) -> tuple[float, float, float]:

@@ -1,0 +1,187 @@
+"""f and H as one module: images in, two predictions out, in one forward pass."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.errors import InputError
+from stages.introspection.heads import open_head
+from stages.sensing.card import ModelCard
+from stages.sensing.model import Sensing, load_sensing
+from stages.sensing.models import weights_path
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+
+FACTS_FILE = "intro-pipe.json"
+"""The extra file of an exported program that names its classes and its image size."""
+
+_TOLERANCE = 1e-5
+_BATCHES = (1, 2, 5)
+_EXAMPLE_ROWS = 3
+
+
+class Introspective(nn.Module):
+    """The sensing network f with a head H on what its last layer gives, both in eval mode.
+
+    No backward pass is run: the gradients that H reads are made from features and logits.
+
+    Args:
+        sensing: f.
+        head: features ``[n, d]`` and logits ``[n, N]`` to logits ``[n, N]``.
+        facts: which model and head these are.
+    """
+
+    def __init__(self, sensing: Sensing, head: nn.Module, facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.sensing = sensing
+        self.head = head
+        self.facts = facts
+        self.requires_grad_(False).eval()
+
+    @property
+    def card(self) -> ModelCard:
+        """The card of f."""
+        return self.sensing.card
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of f and of H, each ``[n, N]`` float32, of images ``[n, H, W, 3]`` uint8 RGB."""
+        features, logits = self.sensing(images)
+        return logits, self.head(features, logits)
+
+
+class _Tempered(nn.Module):
+    """The logits of f divided by a temperature."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG002 - as every head
+        return logits / self.temperature
+
+
+def open_introspective(
+    store: FeatureStore,
+    head: str,
+    *,
+    model: str | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+) -> Introspective:
+    """A head of the store and its model.
+
+    Args:
+        store: where both are.
+        head: a trained head, or a temperature.
+        model: the model's name, where it is not the one under which the head was trained.
+        seed: which of the head's seeds; the first unless another is named.
+        device: where both compute.
+
+    Raises:
+        InputError: the head belongs to other weights, has no such seed, or cannot be a module.
+        NotFoundError: one of them is not there.
+    """
+    artifact = store.artifact("head", head)
+    head_card = artifact.card()
+    name = model or head_card["model"]
+    card = ModelCard.from_dict(store.artifact("model", name).card()["card"])
+    if card.weights_sha256 != head_card["model_weights_sha256"]:
+        raise InputError(
+            f"head '{head}' belongs to model '{head_card['model']}' "
+            f"({head_card['model_weights_sha256'][:12]}), model '{name}' has other weights "
+            f"({card.weights_sha256[:12]}): name the head's model, or train a head on this one"
+        )
+    module = _head_module(artifact, head_card, seed, device)
+    sensing = load_sensing(card, weights_path(store, name), device)
+    facts = {"model": name, "head": head, "seed": seed, "predictor": head_card["predictor"]}
+    return Introspective(sensing, module, facts)
+
+
+def _head_module(
+    artifact: Artifact, card: dict[str, Any], seed: int | None, device: str
+) -> nn.Module:
+    if "predictor" not in card:
+        raise InputError(
+            f"head '{artifact.name}' was made by an older intro-pipe: train it again, under "
+            "another name"
+        )
+    if card["predictor"] == "mlp":
+        return open_head(artifact, seed, device=device)
+    if seed not in (None, 0):
+        raise InputError(f"head '{artifact.name}': it was fitted without seeds; leave out --seed")
+    if card["predictor"] == "temperature":
+        return _Tempered(card["temperature"])
+    raise InputError(
+        f"head '{artifact.name}' is one of {card['predictor']}, which reads its training set: "
+        "`intro-pipe evaluate` judges it; predict takes a trained head or a temperature"
+    )
+
+
+def export(introspective: Introspective, path: str | Path) -> float:
+    """Save the module as a program of ``torch.export`` for batches of any size, on the CPU.
+
+    It is read back first: the file is written once that gives the same logits on random images.
+
+    Returns:
+        The largest difference between the logits of the two.
+
+    Raises:
+        InputError: the network cannot be exported, or its program gives other logits.
+    """
+    path = Path(path)
+    # Plain weights: those that are channels-last would be saved as views, with a warning for each.
+    module = copy.deepcopy(introspective).cpu()
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # stub lacks it
+    facts = {**introspective.facts, "card": introspective.card.to_dict()}
+    content = io.BytesIO()
+    torch.export.save(_program_of(module), content, extra_files={FACTS_FILE: json.dumps(facts)})
+    content.seek(0)
+    loaded = torch.export.load(content).module()
+    largest = max(_difference(module, loaded, n_images) for n_images in _BATCHES)
+    if not largest < _TOLERANCE:
+        raise InputError(
+            f"model {introspective.card.name}: its exported program gives other logits (by "
+            f"{largest:.2g}, expected less than {_TOLERANCE:g}); {path} was not written"
+        )
+    _write(path, content.getvalue())
+    return largest
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _program_of(module: Introspective) -> torch.export.ExportedProgram:
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    images = _random_images(module.card.image_size, _EXAMPLE_ROWS)
+    try:
+        return torch.export.export(module, (images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever a user's network raises when it is traced
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(
+            f"model {module.card.name}: {module.card.network} cannot be exported by torch.export "
+            f"({type(error).__name__}: {reason}); predict without --export works"
+        ) from error
+
+
+def _difference(module: Introspective, loaded: nn.Module, n_images: int) -> float:
+    images = _random_images(module.card.image_size, n_images)
+    pairs = zip(module(images), loaded(images), strict=True)
+    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+
+
+def _random_images(size: int, n_images: int) -> Tensor:
+    generator = torch.Generator().manual_seed(n_images)
+    return torch.randint(0, 256, (n_images, size, size, 3), dtype=torch.uint8, generator=generator)

@@ -1,0 +1,162 @@
+"""Mean quantities of groups of rows: one shard at a time, merged in the order of the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import numpy as np
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from stages.applications.quantities import Quantities, row_quantities
+from store.featureset import FeatureSet
+from store.shards import Shard
+
+Group = tuple[Any, ...]
+"""The values of the grouping columns, in their order."""
+
+_BLOCK_ELEMENTS = 2**19
+"""Probabilities worked on at once, 4 MiB in float64: a handful of arrays of that size are alive."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """Sums of quantities over rows; a quantity that a row does not have is left out of its mean.
+
+    Attributes:
+        n_rows: rows that were read.
+        n_left_out: rows besides them whose image could not be read.
+        totals, counts: sum of each quantity, and how many rows have it.
+    """
+
+    n_rows: int
+    n_left_out: int
+    totals: Mapping[str, float]
+    counts: Mapping[str, int]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of each quantity; NaN where no row has it."""
+        return {
+            name: total / self.counts[name] if self.counts[name] else float("nan")
+            for name, total in self.totals.items()
+        }
+
+
+def means_of(quantities: Quantities, n_rows: int, n_left_out: int) -> Means:
+    """The sums over one block of rows."""
+    finite = {name: values[np.isfinite(values)] for name, values in quantities.items()}
+    return Means(
+        n_rows,
+        n_left_out,
+        {name: float(values.sum()) for name, values in finite.items()},
+        {name: len(values) for name, values in finite.items()},
+    )
+
+
+def merged(parts: Iterable[Means]) -> Means:
+    """The sums over several blocks; at least one."""
+    first, *rest = parts
+    totals, counts = dict(first.totals), dict(first.counts)
+    for part in rest:
+        for name in totals:
+            totals[name] += part.totals[name]
+            counts[name] += part.counts[name]
+    everyone = [first, *rest]
+    return Means(
+        sum(part.n_rows for part in everyone),
+        sum(part.n_left_out for part in everyone),
+        totals,
+        counts,
+    )
+
+
+def group_means(
+    feature_set: FeatureSet,
+    losses: Mapping[str, float | None],
+    *,
+    by: Sequence[str] = (),
+    n_rows: int | None = None,
+    tick: Callable[[int], None] = lambda _: None,
+) -> dict[Group, Means]:
+    """The mean quantities of each group of rows, sorted; memory is bounded by the shards at work.
+
+    Args:
+        feature_set: complete.
+        losses: loss -> its ``M``, for Theorem 1.
+        by: sample columns that group the rows; none for one group of all.
+        n_rows: take that many rows, evenly spaced; all where it is None.
+        tick: told the rows of each shard that is done.
+    """
+    feature_set.require_complete()
+    job = _Job(feature_set, dict(losses), tuple(by), spaced(feature_set.n_rows, n_rows), tick)
+    tasks = [delayed(job.means_of)(shard) for shard in feature_set.shard_set.shards]
+    parts: list[dict[Group, Means]] = list(dask.compute(*tasks, scheduler="threads"))
+    groups = sorted({group for part in parts for group in part})
+    return {group: merged(part[group] for part in parts if group in part) for group in groups}
+
+
+def spaced(n_rows: int, n_wanted: int | None) -> NDArray[np.int64]:
+    """Row numbers, evenly spaced, ascending: all where ``n_wanted`` is None or as large.
+
+    >>> spaced(10, 4).tolist()
+    [0, 2, 5, 7]
+    """
+    if n_wanted is None or n_wanted >= n_rows:
+        return np.arange(n_rows)
+    return np.arange(n_wanted) * n_rows // n_wanted
+
+
+@dataclass(frozen=True)
+class _Job:
+    feature_set: FeatureSet
+    losses: dict[str, float | None]
+    by: tuple[str, ...]
+    rows: NDArray[np.int64]
+    tick: Callable[[int], None]
+
+    def means_of(self, shard: Shard) -> dict[Group, Means]:
+        """The means of the groups that have rows in a shard."""
+        wanted = self.rows[(self.rows >= shard.start) & (self.rows < shard.stop)] - shard.start
+        found = {}
+        if len(wanted):
+            samples = self.feature_set.read_samples(shard).to_pandas()
+            samples = samples.reset_index(drop=True).iloc[wanted]
+            features, logits = (
+                self.feature_set.read_chunk(name, shard) for name in ("features", "logits")
+            )
+            labels = samples["label"].to_numpy(np.int64)
+            for group, positions in _groups(samples, self.by):
+                rows = wanted[positions]
+                parts = self._blocks(features[rows], logits[rows], labels[positions])
+                found[group] = merged(parts)
+        self.tick(shard.n_rows)
+        return found
+
+    def _blocks(
+        self,
+        features: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        labels: NDArray[np.int64],
+    ) -> Iterator[Means]:
+        block_rows = max(1, _BLOCK_ELEMENTS // max(features.shape[1], logits.shape[1]))
+        for start in range(0, len(features), block_rows):
+            rows = slice(start, start + block_rows)
+            f, z, y = features[rows], logits[rows], labels[rows]
+            is_read = np.isfinite(z).all(axis=1) & np.isfinite(f).all(axis=1)
+            found = row_quantities(f[is_read], z[is_read], y[is_read], self.losses)
+            n_read = int(is_read.sum())
+            yield means_of(found, n_read, len(z) - n_read)
+
+
+def _groups(samples: Any, by: tuple[str, ...]) -> Iterator[tuple[Group, NDArray[np.int64]]]:
+    """Each group and the positions of its rows in a data frame."""
+    if not by:
+        yield (), np.arange(len(samples))
+        return
+    positions = samples[list(by)].reset_index(drop=True)
+    for group, part in positions.groupby(list(by), sort=False):
+        yield tuple(group), part.index.to_numpy()
