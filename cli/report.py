@@ -1,0 +1,87 @@
+"""The command that writes a page: report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cli import options
+from cli.output import emit
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the app."""
+    app.command(
+        epilog="Example: intro-pipe report cifar10c-test@resnet18 --paper table-5 --out docs"
+    )(report)
+
+
+def report(
+    results: Annotated[
+        list[str], typer.Argument(help="Results of the store, or as much of a name as tells one.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call the report. (default: as the first result)")
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Of the page. (default: as the first result)")
+    ] = None,
+    about: Annotated[str, typer.Option(help="What the page is about, in a sentence.")] = "",
+    metrics: Annotated[
+        str, typer.Option(help="Columns of the table, commas between.")
+    ] = "accuracy,ece,mce,brier",
+    figures: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy-vs-ece, gain-by-corruption, gain-by-level, ece-by-level, reliability, "
+            "by-epoch; commas between. (default: all that the results allow)"
+        ),
+    ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(help="Whose numbers stand beside: table-3, table-5, table-7 or table-8."),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder to copy the files to.")] = None,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write results as one page to look at: a table, figures, definitions, where it comes from."""
+    from pathlib import Path
+
+    from pipeline.journal import Journal
+    from stages.errors import InputError
+    from stages.report.report import (
+        build_report,
+        copy_report,
+        figures_for,
+        report_name,
+        report_plan,
+    )
+    from stages.report.results import entries_of, find_result
+    from stages.report.tables import TableSpec
+    from store.catalog import FeatureStore
+
+    if out is not None and Path(out).is_file():
+        raise InputError(f"--out {out}: it is a file, expected a folder")
+    place = FeatureStore(store).require()
+    entries = entries_of([find_result(place, result) for result in results])
+    says: dict[str, Any] = {
+        "title": title or str(entries[0].result.card()["title"]),
+        "about": about,
+        "entries": entries,
+        "table": TableSpec(paper, options.names(metrics)),
+        "figures": figures_for(place, entries) if figures is None else options.names(figures),
+    }
+    called = name or report_name(report_plan(**says))
+    command = shlex.join(["intro-pipe", *sys.argv[1:]])
+    with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
+        made = build_report(place, called, **says, command=command, journal=journal)
+    copied = copy_report(made, Path(out)) if out else []
+    card, page = made.card(), f"{made.storage.location}/report.html"
+    text = [*card["shows"], f"page: {page}", *([f"copied to {out}"] if out else [])]
+    facts = {"report": made.name, "page": page, "copied": [str(path) for path in copied]}
+    told = {key: card[key] for key in ("shows", "falls_short", "figures")}
+    emit({**facts, **told}, "\n".join(text), as_json=as_json)

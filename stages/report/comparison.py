@@ -1,0 +1,154 @@
+"""Who beats whom: one contender against each of the others, with the interval it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from stages.report.tables import sign_of
+
+BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "not told apart", "no verdict"
+IN_WORDS = ("accuracy", "ece")
+"""The metrics of the sentences: recognition and calibration."""
+
+HOW = "Differences are paired: both contenders on the same resampled images, 95 % intervals."
+
+
+def strong_one(contenders: Iterable[str]) -> str | None:
+    """The contender that a report is about: H, or the first beside f; ``None`` for f alone.
+
+    >>> strong_one(["f", "H on scaled f", "H"])
+    'H'
+    """
+    others = [name for name in contenders if name != "f"]
+    return "H" if "H" in others else next(iter(others), None)
+
+
+def comparison_of(
+    differences: pd.DataFrame, metrics: Sequence[str], axes: tuple[str, ...]
+) -> pd.DataFrame:
+    """The strong contender against each of the others, by entry and metric.
+
+    Args:
+        differences: those of all entries, see ``results.frame_over``.
+        metrics: which are shown, in their order.
+        axes: names of the axes.
+
+    Returns:
+        The axes, ``contender``, ``other``, ``metric``, ``difference`` (contender less other),
+        ``low``, ``high`` and ``verdict``, from the contender's side.
+    """
+    strong = strong_one(differences["predictor"].unique())
+    is_shown = differences["metric"].isin(metrics) & (differences["predictor"] == strong)
+    place = differences["metric"].map({name: at for at, name in enumerate(metrics)})
+    entry = differences.groupby(list(axes), sort=False).ngroup() if axes else 0
+    found = differences.assign(_entry=entry, _what=place)[is_shown]
+    other = found["other"].map({name: at for at, name in enumerate(found["other"].unique())})
+    found = found.assign(_who=other).sort_values(["_entry", "_who", "_what"], ignore_index=True)
+    found = found.rename(columns={"predictor": "contender"})
+    numbers = (found[name] for name in ("metric", "low", "high"))
+    found["verdict"] = [verdict_of(*row) for row in zip(*numbers, strict=True)]
+    columns = [*axes, "contender", "other", "metric", "difference", "low", "high", "verdict"]
+    return found[columns]
+
+
+def verdict_of(metric: str, low: float, high: float) -> str:
+    """What the interval of a difference says: it excludes zero on one side, or it does not.
+
+    None where there is no interval.
+    """
+    if math.isnan(low) or math.isnan(high):
+        return UNKNOWN
+    if low <= 0 <= high or not sign_of(metric):
+        return EQUAL
+    return BETTER if (low > 0) == (sign_of(metric) > 0) else WORSE
+
+
+def sentences(comparison: pd.DataFrame, axes: tuple[str, ...]) -> list[str]:
+    """What the comparison shows, one sentence for accuracy and one for ECE."""
+    metrics = [name for name in IN_WORDS if name in set(comparison["metric"])]
+    rows = {name: comparison[comparison["metric"] == name] for name in metrics}
+    n_entries = len(comparison[list(axes)].drop_duplicates()) if axes else 1
+    say = _over_entries if n_entries > 1 else _of_one_entry
+    return [say(name, found) for name, found in rows.items()]
+
+
+_THAN = {
+    BETTER: "better than",
+    WORSE: "worse than",
+    EQUAL: "not told apart from",
+    UNKNOWN: "without a verdict against",
+}
+
+
+def _of_one_entry(metric: str, rows: pd.DataFrame) -> str:
+    """Against f with the interval, then against the others, those of one verdict together."""
+    parts = []
+    of_f, others = rows[rows["other"] == "f"], rows[rows["other"] != "f"]
+    for _, row in of_f.iterrows():
+        numbers = f"{signed(row['difference'])} {interval(row['low'], row['high'])}".strip()
+        parts.append(f"{_THAN[row['verdict']]} f ({numbers})")
+    for verdict, phrase in _THAN.items():
+        found = others[others["verdict"] == verdict]
+        if named := [
+            f"{row['other']} ({signed(row['difference'])})" for _, row in found.iterrows()
+        ]:
+            parts.append(f"{phrase} {_listed(named)}")
+    return f"In {spoken(metric)} {rows['contender'].iloc[0]} is {'; '.join(parts)}."
+
+
+def _over_entries(metric: str, rows: pd.DataFrame) -> str:
+    """How often each verdict was given, and from where to where the differences go."""
+    parts = []
+    for other, found in rows.groupby("other", sort=False):
+        counts = found["verdict"].value_counts()
+        tally = _listed(
+            [f"{_THAN[name]} {other} in {counts[name]}" for name in _THAN if name in counts]
+        )
+        ends = signed(found["difference"].min()), signed(found["difference"].max())
+        parts.append(f"{tally} of {len(found)} ({' to '.join(dict.fromkeys(ends))})")
+    return f"In {spoken(metric)} {rows['contender'].iloc[0]} is {'; '.join(parts)}."
+
+
+def spoken(metric: str) -> str:
+    """A metric as it stands in a table's head.
+
+    >>> spoken("ece"), spoken("ece_midpoint")
+    ('ECE', 'ECE, mid-point')
+    """
+    return SPOKEN.get(metric, metric.replace("_", " "))
+
+
+SPOKEN = {
+    "ece": "ECE",
+    "ece_midpoint": "ECE, mid-point",
+    "ece_adaptive": "ECE, adaptive",
+    "mce": "MCE",
+    "brier": "Brier",
+    "brier_sum": "Brier, sum",
+    "nll": "NLL",
+    "log_likelihood": "log-likelihood",
+}
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and four digits; a true minus, nothing for NaN.
+
+    >>> signed(-0.00421), signed(0.0), signed(float("nan"))
+    ('−0.0042', '0.0000', '')
+    """
+    if math.isnan(value):
+        return ""
+    text = f"{value:+.4f}"
+    return "0.0000" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(low: float, high: float) -> str:
+    """``[+0.0031, +0.0053]``; nothing where there is none."""
+    return "" if math.isnan(low) or math.isnan(high) else f"[{signed(low)}, {signed(high)}]"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,217 @@
+"""What the figures share: panels, numbers over seeds, lines with bands, labels at their ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from stages.errors import InputError
+from stages.report.palette import INK, PAPER, SOFT, Style
+
+WIDTH = 7.0
+"""Inches: 504 units of the drawing, shown at about 700 pixels."""
+
+MAX_PANELS = 12
+CELL = ("corruption", "severity")
+_LABEL_POINTS = 11.0
+_BAND = 0.16
+
+
+def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean over the cells for each seed, then over the seeds, with the least and the largest.
+
+    Returns:
+        ``predictor``, the columns of ``by``, ``mean``, ``low``, ``high``; sorted by ``by``,
+        predictors in the order in which they come. Cells that are NaN are passed over.
+    """
+    keys = ["predictor", *by]
+    seeds = frame.dropna(subset=[value]).groupby([*keys, "seed"], sort=False)[value].mean()
+    found = seeds.groupby(level=keys, sort=False).agg(["mean", "min", "max"]).reset_index()
+    found = found.rename(columns={"min": "low", "max": "high"})
+    return found.sort_values(list(by), kind="stable") if by else found
+
+
+def with_gain(frame: pd.DataFrame, axes: Sequence[str], metric: str) -> pd.DataFrame:
+    """The contenders beside f, with the column ``gain``: their metric less that of f's cell."""
+    cell = [name for name in (*axes, *CELL) if name in frame.columns]
+    is_f = frame["predictor"] == "f"
+    others = frame[~is_f]
+    if others.empty:
+        raise InputError("a figure of gains over f: expected a contender beside f, found f alone")
+    if not cell:
+        return others.assign(gain=others[metric] - frame.loc[is_f, metric].mean())
+    of_f = frame[is_f].groupby(cell, sort=False)[metric].mean().rename("_f").reset_index()
+    both = others.merge(of_f, on=cell, how="left")
+    return both.assign(gain=both[metric] - both["_f"])
+
+
+def panels_of(frame: pd.DataFrame, by: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    """A panel for each combination of the columns, in the order in which they come."""
+    if not by:
+        return [("", frame)]
+    groups = list(frame.groupby(list(by), sort=False))
+    if len(groups) > MAX_PANELS:
+        raise InputError(
+            f"a figure by {', '.join(by)} would have {len(groups)} panels, {MAX_PANELS} at most: "
+            "leave it out, or report fewer results at once"
+        )
+    return [(" · ".join(str(part) for part in key), group) for key, group in groups]
+
+
+def sheet(n_panels: int, *, height: float, wide: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels that share both scales; ``height`` inches for each row of them."""
+    n_columns = {1: 1, 2: 2, 4: 2}.get(n_panels, min(wide, n_panels))
+    n_rows = math.ceil(n_panels / n_columns)
+    figure = Figure(figsize=(WIDTH, height * n_rows + 0.3 * (n_panels > 1)), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    panels: list[Axes] = list(grid.flat)
+    for spare in panels[n_panels:]:
+        spare.set_axis_off()
+    return figure, panels[:n_panels]
+
+
+def name_scales(panels: Sequence[Axes], *, x: str, y: str) -> None:
+    """What the scales are, on the lowest panel of each column and the first of each row."""
+    place = panels[0].get_subplotspec()
+    assert place is not None  # it was made by `sheet`
+    n_columns = place.get_gridspec().ncols
+    for at, panel in enumerate(panels):
+        if at >= len(panels) - n_columns:
+            panel.set_xlabel(x)
+            panel.tick_params(labelbottom=True)
+        if at % n_columns == 0:
+            panel.set_ylabel(y)
+
+
+def draw_line(panel: Axes, points: pd.DataFrame, x: str, style: Style, *, markers: bool) -> None:
+    """A contender's line over ``x``, and how far its seeds spread.
+
+    A band for the thick lines, bars for the others: more than two bands hide each other.
+    """
+    ends = points["low"], points["high"]
+    if not style.is_thick:
+        places = points[x] + style.dodge * 0.07 * _gap(points[x])
+        panel.vlines(places, *ends, color=style.colour, linewidth=1.0, alpha=0.7, zorder=2)
+    elif (points["high"] > points["low"]).any():
+        panel.fill_between(points[x], *ends, color=style.colour, alpha=_BAND, linewidth=0)
+    panel.plot(points[x], points["mean"], **line_style(style, markers=markers))
+
+
+def _gap(places: pd.Series[Any]) -> float:
+    """The smallest distance between places in ascending order; 0 for one place."""
+    return float(places.diff().min()) if len(places) > 1 else 0.0
+
+
+def line_style(
+    style: Style, *, markers: bool = True
+) -> dict[str, Any]:  # Any: as matplotlib takes them
+    """Keywords of a line in a contender's style."""
+    return {
+        "color": style.colour,
+        "linewidth": style.width,
+        "linestyle": (0, style.dashes) if style.dashes else "-",
+        "marker": style.marker if markers else "",
+        "markersize": 5.0,
+        "markeredgecolor": PAPER,
+        "markeredgewidth": 0.5,
+        "zorder": style.z,
+    }
+
+
+def label_ends(
+    panel: Axes, ends: Mapping[str, tuple[float, float]], styles: Mapping[str, Style], *, side: int
+) -> None:
+    """Name the lines at their ends, pushed apart where they would overlap.
+
+    Args:
+        panel: with its final limits.
+        ends: label -> the point it stands beside.
+        styles: whose colours the labels take.
+        side: 1 for right of the points, -1 for left.
+    """
+    ends = {name: point for name, point in ends.items() if np.isfinite(point).all()}
+    low, high = panel.get_ylim()
+    figure = panel.get_figure(root=True)
+    assert figure is not None  # it was made by `sheet`
+    points = figure.get_figheight() * 72 * 0.82 / ((high - low) or 1.0)
+    wanted = [y * points for _, y in ends.values()]
+    for (name, (x, y)), place in zip(ends.items(), spread(wanted, _LABEL_POINTS), strict=True):
+        panel.annotate(
+            name,
+            xy=(x, y),
+            xytext=(9 * side, place - y * points),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            color=styles[name].colour,
+            fontweight="bold" if styles[name].is_strong else "normal",
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places at least ``gap`` apart, in the same order, as near to those wanted as may be.
+
+    >>> spread([0.0, 0.0, 50.0], 10.0)
+    [-5.0, 5.0, 50.0]
+    """
+    order = np.argsort(wanted, kind="stable")
+    # Blocks that touch move as one: their mean shift is zero.
+    blocks: list[list[float]] = []
+    for at in order:
+        blocks.append([wanted[at]])
+        while len(blocks) > 1 and _bottom(blocks[-1], gap) - _top(blocks[-2], gap) < gap:
+            last = blocks.pop()
+            blocks[-1] += last
+    places = [_bottom(block, gap) + step * gap for block in blocks for step in range(len(block))]
+    found = [0.0] * len(places)
+    for at, place in zip(order, places, strict=True):
+        found[at] = float(place)
+    return found
+
+
+def _bottom(block: Sequence[float], gap: float) -> float:
+    return sum(block) / len(block) - gap * (len(block) - 1) / 2
+
+
+def _top(block: Sequence[float], gap: float) -> float:
+    return sum(block) / len(block) + gap * (len(block) - 1) / 2
+
+
+def legend_above(
+    figure: Figure,
+    styles: Mapping[str, Style],
+    names: Iterable[str],
+    *,
+    handles: Sequence[Artist] = (),
+) -> None:
+    """What the lines are, above all panels; other ``handles`` where they are not lines."""
+    shown = list(names)
+    handles = handles or [Line2D([], [], label=name, **line_style(styles[name])) for name in shown]
+    longest = max(map(len, shown))
+    figure.legend(
+        handles=list(handles),
+        loc="outside upper left",
+        ncols=max(1, min(len(shown), int(88 / (longest + 7)))),
+        handlelength=2.2,
+        columnspacing=1.4,
+    )
+
+
+def zero_line(panel: Axes, *, vertical: bool = False) -> None:
+    """Where f stands in a figure of gains."""
+    draw = panel.axvline if vertical else panel.axhline
+    draw(0, color=INK, linewidth=0.9, zorder=2)
+
+
+def remark(panel: Axes, text: str, *, x: float, y: float, ha: str, va: str) -> None:
+    """A quiet word inside a panel, at a share of its width and height."""
+    panel.text(x, y, text, transform=panel.transAxes, ha=ha, va=va, color=SOFT, fontsize=8)

@@ -1,0 +1,323 @@
+"""The figures of a report: frames in, drawings out; no file, no screen, no state between them.
+
+Each takes ``by_group`` or ``bins`` of ``results.frame_over`` and the names of the axes, and gives a
+figure for 700 pixels of width. Where there are several entries each has a panel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from stages.errors import InputError
+from stages.report.comparison import spoken, strong_one
+from stages.report.drawing import (
+    MAX_PANELS,
+    draw_line,
+    label_ends,
+    legend_above,
+    line_style,
+    name_scales,
+    over_seeds,
+    panels_of,
+    remark,
+    sheet,
+    with_gain,
+    zero_line,
+)
+from stages.report.palette import INK, SETTINGS, SOFT, Style, styles_of
+from stages.report.reliability import draw_reliability
+from stages.report.results import varying
+
+EPOCH = "epoch"
+_SPREAD = "Bands and whiskers run from the lowest to the highest seed."
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A figure that can be asked for.
+
+    Attributes:
+        title, caption: what people read beside it.
+        draw: from a frame and the names of the axes.
+        part: which frame it is drawn from.
+        needs: columns without which it means nothing.
+        shows: metrics that it is read with.
+    """
+
+    title: str
+    caption: str
+    draw: Callable[[pd.DataFrame, tuple[str, ...]], Figure]
+    part: Literal["by_group", "bins"] = "by_group"
+    needs: tuple[str, ...] = ()
+    shows: tuple[str, ...] = ("accuracy",)
+
+
+def draw_figure(name: str, frames: dict[str, pd.DataFrame], axes: Sequence[str]) -> Figure:
+    """The figure of that name, from the frames ``by_group`` and ``bins``.
+
+    Raises:
+        InputError: no such figure, a column that it needs is not there, or too many panels.
+    """
+    if name not in FIGURES:
+        raise InputError(f"no figure '{name}': choose from {', '.join(FIGURES)}")
+    kind = FIGURES[name]
+    if missing := [column for column in kind.needs if column not in frames[kind.part].columns]:
+        raise InputError(f"figure '{name}' needs {' and '.join(missing)}; these results have none")
+    frame = frames[kind.part]
+    with rc_context(SETTINGS):
+        return kind.draw(frame, varying(frame, axes))
+
+
+def fitting_figures(by_group: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """The figures that say something about these results, in their order."""
+    n_entries = len(by_group[list(axes)].drop_duplicates()) if axes else 1
+    is_alone = by_group["predictor"].nunique() == 1
+    return [
+        name
+        for name, kind in FIGURES.items()
+        if all(column in by_group.columns for column in kind.needs)
+        and (n_entries <= MAX_PANELS or name == "by-epoch")
+        and not (is_alone and name.startswith("gain"))
+    ]
+
+
+def _accuracy_vs_ece(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    figure, (panel,) = sheet(1, height=4.2)
+    styles = styles_of(frame["predictor"])
+    draw = _points_of_entries if axes else _paths_over_severity
+    draw(panel, frame, axes, styles)
+    panel.set(xlabel="accuracy", ylabel=spoken("ece"))
+    panel.set_ylim(bottom=0)
+    remark(panel, "better ↘", x=0.995, y=0.015, ha="right", va="bottom")
+    if axes:
+        legend_above(figure, styles, styles, handles=[_dot(*each) for each in styles.items()])
+    return figure
+
+
+def _paths_over_severity(
+    panel: Axes, frame: pd.DataFrame, _: tuple[str, ...], styles: dict[str, Style]
+) -> None:
+    by = ["severity"] if "severity" in frame.columns else []
+    points = _two_metrics(frame, by)
+    ends = {}
+    for name, found in points.groupby("predictor", sort=False):
+        panel.plot(found["accuracy"], found["ece"], **line_style(styles[str(name)]))
+        last = found.iloc[-1]
+        ends[str(name)] = (float(last["accuracy"]), float(last["ece"]))
+        if by and len(found) > 1 and styles[str(name)].is_thick:
+            _number_levels(panel, found, styles[str(name)])
+    left, right = panel.get_xlim()
+    panel.set_xlim(left - 0.24 * (right - left), right)
+    panel.set_ylim(0, panel.get_ylim()[1])
+    label_ends(panel, ends, styles, side=-1)
+
+
+def _number_levels(panel: Axes, points: pd.DataFrame, style: Style) -> None:
+    for level, x, y in zip(points["severity"], points["accuracy"], points["ece"], strict=True):
+        panel.annotate(
+            str(level),
+            (x, y),
+            xytext=(4.5, 5),
+            textcoords="offset points",
+            color=style.colour,
+            fontsize=7.5,
+        )
+
+
+def _points_of_entries(
+    panel: Axes, frame: pd.DataFrame, axes: tuple[str, ...], styles: dict[str, Style]
+) -> None:
+    strong = strong_one(styles)
+    points = _two_metrics(frame, axes)
+    names = points[list(axes)].astype(str).agg(" · ".join, axis=1)
+    for entry, found in points.groupby(names, sort=False):
+        pair = found[found["predictor"].isin(["f", strong])]
+        panel.plot(pair["accuracy"], pair["ece"], color=SOFT, linewidth=0.8, zorder=1)
+        for name, x, y in zip(found["predictor"], found["accuracy"], found["ece"], strict=True):
+            panel.plot([x], [y], **_dots(styles[name]))
+        first = pair.iloc[0]
+        panel.annotate(
+            str(entry),
+            (first["accuracy"], first["ece"]),
+            xytext=(7, 5),
+            textcoords="offset points",
+            color=INK,
+        )
+    panel.margins(x=0.12, y=0.12)
+
+
+def _two_metrics(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean accuracy and ECE by predictor and the columns of ``by``, where both are there."""
+    keys = ["predictor", *by]
+    accuracy, ece = (over_seeds(frame, by, name) for name in ("accuracy", "ece"))
+    both = accuracy[[*keys, "mean"]].merge(ece[[*keys, "mean"]], on=keys, suffixes=("_a", "_e"))
+    return both.rename(columns={"mean_a": "accuracy", "mean_e": "ece"})
+
+
+def _gain_by_corruption(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    gains = with_gain(frame, axes, "accuracy")
+    names = sorted(gains["corruption"].unique(), reverse=True)
+    found = panels_of(gains, axes)
+    styles = styles_of(["f", *gains["predictor"]])
+    figure, panels = sheet(len(found), height=0.9 + 0.2 * len(names))
+    for panel, (title, rows) in zip(panels, found, strict=True):
+        _bars(panel, over_seeds(rows, ["corruption"], "gain"), names, styles)
+        panel.set_title(title)
+    name_scales(panels, x="accuracy less that of f", y="")
+    shown = [name for name in styles if name != "f"]
+    legend_above(figure, styles, shown, handles=[_handle(name, styles[name]) for name in shown])
+    return figure
+
+
+def _handle(name: str, style: Style) -> Artist:
+    if style.is_strong:
+        return Patch(color=style.colour, label=name)
+    return _dot(name, style)
+
+
+def _dot(name: str, style: Style) -> Artist:
+    return Line2D([], [], label=name, **_dots(style))
+
+
+def _dots(style: Style) -> dict[str, Any]:  # Any: as matplotlib takes them
+    return {**line_style(style), "linestyle": "", "markersize": 6}
+
+
+def _bars(panel: Axes, gains: pd.DataFrame, names: Sequence[str], styles: dict[str, Style]) -> None:
+    strong = strong_one(styles)
+    for name, found in gains.groupby("predictor", sort=False):
+        style, means = styles[str(name)], found["mean"]
+        rows = [names.index(corruption) for corruption in found["corruption"]]
+        if name == strong:
+            panel.barh(rows, means, height=0.62, color=style.colour, alpha=0.9, zorder=2)
+            panel.hlines(rows, found["low"], found["high"], color=INK, linewidth=1.1, zorder=6)
+        else:
+            panel.plot(means, rows, **_dots(style))
+    zero_line(panel, vertical=True)
+    panel.set_yticks(range(len(names)), [str(name).replace("_", " ") for name in names])
+    panel.set_ylim(-0.7, len(names) - 0.3)
+    panel.grid(visible=False, axis="y")
+    panel.spines["left"].set_visible(False)
+
+
+def _by_level(value: str, label: str, *, of_gain: bool) -> Callable[..., Figure]:
+    def draw(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+        rows = with_gain(frame, axes, value) if of_gain else frame
+        found = panels_of(rows, axes)
+        styles = styles_of(["f", *rows["predictor"]])
+        figure, panels = sheet(len(found), height=3.4 if len(found) == 1 else 2.3)
+        ends: dict[str, tuple[float, float]] = {}
+        for panel, (title, part) in zip(panels, found, strict=True):
+            ends |= _lines(panel, part, "severity", "gain" if of_gain else value, styles)
+            panel.xaxis.set_major_locator(FixedLocator(sorted(part["severity"].unique())))
+            panel.set_title(title)
+        for panel in panels:
+            if of_gain:
+                zero_line(panel)
+            else:
+                panel.set_ylim(bottom=0)
+        name_scales(panels, x="severity", y=label)
+        _name_lines(figure, panels, styles, ends)
+        return figure
+
+    return draw
+
+
+def _by_epoch(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    by = [name for name in axes if name != EPOCH]
+    if "corruption" in frame.columns:
+        # An axis that the corruption tells already (clean or corrupted) would be said twice.
+        values = frame.groupby("corruption")
+        by = [*(name for name in by if values[name].nunique().max() > 1), "corruption"]
+    found = panels_of(frame, by)
+    styles = styles_of(frame["predictor"])
+    figure, panels = sheet(len(found), height=3.4 if len(found) == 1 else 2.3)
+    ends: dict[str, tuple[float, float]] = {}
+    for panel, (title, part) in zip(panels, found, strict=True):
+        ends |= _lines(panel, part, EPOCH, "accuracy", styles)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.set_title(title.replace("_", " "))
+    name_scales(panels, x="epoch of f", y="accuracy")
+    _name_lines(figure, panels, styles, ends)
+    return figure
+
+
+def _lines(
+    panel: Axes, rows: pd.DataFrame, x: str, value: str, styles: dict[str, Style]
+) -> dict[str, tuple[float, float]]:
+    """Draw a line for each contender; gives where each ends."""
+    ends = {}
+    for name, found in over_seeds(rows, [x], value).groupby("predictor", sort=False):
+        draw_line(panel, found, x, styles[str(name)], markers=len(found) <= 12)
+        ends[str(name)] = (float(found[x].iloc[-1]), float(found["mean"].iloc[-1]))
+    return ends
+
+
+def _name_lines(
+    figure: Figure,
+    panels: Sequence[Axes],
+    styles: dict[str, Style],
+    ends: dict[str, tuple[float, float]],
+) -> None:
+    """At their ends where there is one panel, above all where there are more."""
+    if len(panels) == 1:
+        label_ends(panels[0], ends, styles, side=1)
+    else:
+        legend_above(figure, styles, [name for name in styles if name in ends])
+
+
+FIGURES: dict[str, Kind] = {
+    "accuracy-vs-ece": Kind(
+        "Accuracy against calibration error",
+        "Mean over the cells. Where there is one result, a line runs through its severities, "
+        "numbered on the thick lines; where there are several, a line joins f and H of each.",
+        _accuracy_vs_ece,
+        needs=("accuracy", "ece"),
+        shows=("accuracy", "ece"),
+    ),
+    "gain-by-corruption": Kind(
+        "Gain in accuracy by corruption",
+        f"Mean over severities of the accuracy less that of f in the same cell. {_SPREAD}",
+        _gain_by_corruption,
+        needs=("corruption", "accuracy"),
+    ),
+    "gain-by-level": Kind(
+        "Gain in accuracy by severity",
+        f"Mean over corruptions of the accuracy less that of f in the same cell. {_SPREAD}",
+        _by_level("accuracy", "accuracy less that of f", of_gain=True),
+        needs=("severity", "accuracy"),
+    ),
+    "ece-by-level": Kind(
+        "Calibration error by severity",
+        f"Mean over corruptions. {_SPREAD}",
+        _by_level("ece", spoken("ece"), of_gain=False),
+        needs=("severity", "ece"),
+        shows=("ece",),
+    ),
+    "reliability": Kind(
+        "Reliability",
+        "Accuracy against mean confidence in bins of confidence; below, the share of rows in each. "
+        "Rows of all cells and seeds together. On the diagonal confidence is right; below it, too "
+        "high. Hollow: under 0.5 % of the rows.",
+        draw_reliability,
+        part="bins",
+    ),
+    "by-epoch": Kind(
+        "Across the training of f",
+        f"Accuracy with f as it was after each epoch, mean over severities. {_SPREAD}",
+        _by_epoch,
+        needs=(EPOCH, "accuracy"),
+    ),
+}
+"""Name -> what it is."""

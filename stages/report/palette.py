@@ -1,0 +1,118 @@
+"""How figures look: one colour, marker and dash for each contender, in light and in dark.
+
+A figure is drawn in the light colours. ``stages.report.svg`` turns each of them into a CSS
+variable, so that the same drawing follows the page, or the reader's system, into the dark. Hues
+are told apart by people with any of the common colour deficiencies, and markers tell them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from stages.report.comparison import strong_one
+
+INK, SOFT, GRID, PAPER = "#1f2329", "#5c6570", "#dfe3e8", "#ffffff"
+SENSING, STRONG = "#4a525c", "#c2410c"
+MUTED = ("#3f7fb5", "#3d9483", "#9b6fb3", "#a3862d", "#7486a6", "#b3688a")
+
+VARIABLES = {
+    "ink": (INK, "#e8eaed"),
+    "soft": (SOFT, "#a3acb8"),
+    "grid": (GRID, "#353b44"),
+    "paper": (PAPER, "#15181c"),
+    "sensing": (SENSING, "#c3cad3"),
+    "strong": (STRONG, "#ff8b4d"),
+    "muted-1": (MUTED[0], "#6fb0e6"),
+    "muted-2": (MUTED[1], "#5fc0ad"),
+    "muted-3": (MUTED[2], "#c49adb"),
+    "muted-4": (MUTED[3], "#d1b455"),
+    "muted-5": (MUTED[4], "#9fb0cf"),
+    "muted-6": (MUTED[5], "#dd94b4"),
+}
+"""CSS variable -> colour in light, colour in dark."""
+
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p")
+_DASHES = ((4.0, 1.6), (1.4, 1.4), (6.0, 1.6, 1.4, 1.6))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a contender is drawn.
+
+    ``dashes`` is empty for a solid line; ``dodge``, from -1 to 1, keeps bars of several apart.
+    """
+
+    colour: str
+    marker: str
+    dashes: tuple[float, ...]
+    width: float
+    z: int
+    dodge: float = 0.0
+
+    @property
+    def is_strong(self) -> bool:
+        """Whether the report is about it."""
+        return self.colour == STRONG
+
+    @property
+    def is_thick(self) -> bool:
+        """Whether it is f or what the report is about, not one of the rest."""
+        return self.colour in (SENSING, STRONG)
+
+
+def styles_of(contenders: Iterable[str]) -> dict[str, Style]:
+    """Grey for f, the strong colour for what the report is about, muted ones for the rest."""
+    names = list(dict.fromkeys(contenders))
+    strong = strong_one(names)
+    styles = {"f": Style(SENSING, "o", (), 1.6, 3)}
+    if strong is not None:
+        styles[strong] = Style(STRONG, "o", (), 2.2, 5)
+    rest = [name for name in names if name not in styles]
+    for at, name in enumerate(rest):
+        colour = MUTED[at % len(MUTED)]
+        dashes = _DASHES[at // len(MUTED) % len(_DASHES)]
+        marker, dodge = _MARKERS[at % len(_MARKERS)], _dodge(at, len(rest))
+        styles[name] = Style(colour, marker, dashes, 1.2, 4, dodge)
+    return {name: styles[name] for name in names}
+
+
+def _dodge(at: int, n_styles: int) -> float:
+    return 2 * (at + 1) / (n_styles + 1) - 1
+
+
+SETTINGS: dict[Any, Any] = {  # Any: matplotlib's type for it lists every key
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.7,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "intro-pipe",
+}
+"""For ``matplotlib.rc_context``: labels are taken as they are, never as mathematics."""

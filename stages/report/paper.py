@@ -1,0 +1,112 @@
+"""The paper's own numbers, and which of them belongs beside a row of ours.
+
+``paper.csv`` holds what the paper prints (arXiv 2209.08425 and its ICLR 2022 submission), percent
+as fractions. A number belongs beside a head that is what the paper's row is, whatever people call
+it: the card decides, not the label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from stages.errors import InputError
+
+LAYERS_OF_H = {"vgg16": (1000, 100)}
+"""Hidden layers of the paper's H where they are not 300 and 100."""
+
+
+@dataclass(frozen=True)
+class PaperNumber:
+    """A number of the paper: NaN where it prints none; ``note`` says what to know about it."""
+
+    value: float = math.nan
+    dataset: str = ""
+    note: str = ""
+
+
+@cache
+def paper_numbers() -> pd.DataFrame:
+    """Columns table, dataset, network, row, metric, value, note; leave it as it is."""
+    with (files("stages.report") / "paper.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype={"note": str}, keep_default_na=False)
+
+
+def check_paper_table(name: str | None) -> None:
+    """Raise ``InputError`` where the paper's numbers of that table are not here."""
+    known = sorted(set(paper_numbers()["table"]))
+    if name is not None and name not in known:
+        raise InputError(f"no numbers of the paper for '{name}': there are those of {known}")
+
+
+def paper_number(table: str | None, network: str, row: str | None, metric: str) -> PaperNumber:
+    """What the paper prints in a row of a table.
+
+    >>> paper_number("table-5", "resnet18", "H", "ece")
+    PaperNumber(value=0.07, dataset='cifar10c', note='')
+    """
+    return _by_key().get((table, network, row, metric), PaperNumber())
+
+
+@cache
+def _by_key() -> dict[tuple[str | None, str, str | None, str], PaperNumber]:
+    columns = (paper_numbers()[name] for name in ("table", "network", "row", "metric"))
+    values = (paper_numbers()[name] for name in ("value", "dataset", "note"))
+    numbers = (PaperNumber(float(value), *rest) for value, *rest in zip(*values, strict=True))
+    return dict(zip(zip(*columns, strict=True), numbers, strict=True))
+
+
+def paper_row(table: str | None, network: str, head: Mapping[str, Any] | None) -> str | None:
+    """Which row of the paper's table a head is; f where there is none, ``None`` for no row.
+
+    Args:
+        table: "table-3", "table-5", "table-7" or "table-8".
+        network: of f, as it is called here.
+        head: what its card says: ``predictor`` and ``spec``.
+
+    >>> spec = {"reads": "reflection", "loss": "ce", "layers": [300, 100]}
+    >>> paper_row("table-7", "resnet18", {"predictor": "mlp", "spec": spec})
+    'ce'
+    """
+    if head is None:
+        return "f"
+    spec = head.get("spec", {})
+    layers = tuple(spec.get("layers", ()))
+    reads = spec.get("reads", "reflection")
+    if table == "table-8":
+        return _row_of_table_8(str(head.get("predictor")), spec, layers, reads)
+    if not _is_mlp_on_reflection(head, reads) or layers != LAYERS_OF_H.get(network, (300, 100)):
+        return None
+    if table == "table-7":
+        return str(spec.get("loss"))
+    return "H" if spec.get("loss") == "mse-m" else None
+
+
+def _is_mlp_on_reflection(head: Mapping[str, Any], reads: str) -> bool:
+    """Made as the paper makes it: one backward pass, scaled between -1 and 1."""
+    spec = head.get("spec", {})
+    return (
+        head.get("predictor", "mlp") == "mlp"
+        and reads == "reflection"
+        and spec.get("variant", "single-pass") == "single-pass"
+        and spec.get("scaling", "minmax") == "minmax"
+    )
+
+
+def _row_of_table_8(
+    predictor: str, spec: Mapping[str, Any], layers: tuple[int, ...], reads: str
+) -> str | None:
+    if predictor == "neighbours":
+        return f"{spec.get('k', 10)}-NN on {'f' if reads == 'features' else 'r_x'}"
+    if reads == "reflection" and spec.get("loss") == "mse-m":
+        width = spec["n_classes"] * spec["feature_dim"]
+        return "H " + "-".join(map(str, (width, *layers, spec["n_classes"])))
+    if reads == "features" and spec.get("scaling") == "none":
+        return "f_L " + "-".join(map(str, (spec["feature_dim"], *layers, spec["n_classes"])))
+    return None

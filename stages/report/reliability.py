@@ -1,0 +1,76 @@
+"""Reliability diagrams: accuracy against confidence, with the rows that each point stands for."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stages.report.drawing import WIDTH, panels_of
+from stages.report.palette import PAPER, SOFT, Style, styles_of
+
+FEW = 0.005
+"""Share of the rows below which a bin is drawn hollow."""
+
+_N_COLUMNS = 4
+
+
+def draw_reliability(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    """A diagram for each entry and contender: accuracy by bin above, share of rows below."""
+    styles = styles_of(bins["predictor"])
+    found = panels_of(bins, [*axes, "predictor"])
+    n_columns = min(_N_COLUMNS, max(len(found), 3))
+    n_rows = math.ceil(len(found) / n_columns)
+    height = n_rows * (0.86 * WIDTH / n_columns + 0.95)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    grid = figure.add_gridspec(2 * n_rows, n_columns, height_ratios=[3.2, 1] * n_rows)
+    for at, (title, part) in enumerate(found):
+        row, column = divmod(at, n_columns)
+        above = figure.add_subplot(grid[2 * row, column])
+        below = figure.add_subplot(grid[2 * row + 1, column])
+        style = styles[str(part["predictor"].iloc[0])]
+        _diagram(above, below, pooled(part), style)
+        above.set_title(title, color=style.colour, fontsize=8.5)
+        _scales(above, below, is_first=column == 0)
+    return figure
+
+
+def pooled(bins: pd.DataFrame) -> pd.DataFrame:
+    """Cells and seeds added up: ``accuracy``, ``confidence`` and ``share`` of each bin with rows.
+
+    ``low`` and ``high`` are the bin's ends.
+    """
+    sums = bins.groupby(["low", "high"])[["n_rows", "n_correct", "confidence_sum"]].sum()
+    sums = sums[sums["n_rows"] > 0].reset_index()
+    n_rows = sums["n_rows"]
+    return sums.assign(
+        accuracy=sums["n_correct"] / n_rows,
+        confidence=sums["confidence_sum"] / n_rows,
+        share=n_rows / n_rows.sum(),
+    )
+
+
+def _diagram(above: Axes, below: Axes, points: pd.DataFrame, style: Style) -> None:
+    above.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, dashes=(3, 2), zorder=1)
+    x, y = points["confidence"], points["accuracy"]
+    above.vlines(x, y.combine(x, min), y.combine(x, max), color=style.colour, alpha=0.45, zorder=2)
+    above.plot(x, y, color=style.colour, linewidth=1.3, zorder=3)
+    fill = [PAPER if share < FEW else style.colour for share in points["share"]]
+    above.scatter(x, y, s=16, c=fill, edgecolors=style.colour, linewidths=1.0, zorder=4)
+    width = points["high"] - points["low"]
+    below.bar(
+        points["low"], points["share"], width * 0.9, align="edge", color=style.colour, alpha=0.75
+    )
+
+
+def _scales(above: Axes, below: Axes, *, is_first: bool) -> None:
+    above.set(xlim=(0, 1), ylim=(0, 1), yticks=(0, 0.5, 1), xticks=(0, 0.5, 1))
+    above.tick_params(labelbottom=False, labelleft=is_first)
+    below.set(xlim=(0, 1), ylim=(0, 1), yticks=(0, 1), xlabel="confidence")
+    below.tick_params(labelleft=is_first)
+    below.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+    if is_first:
+        above.set_ylabel("accuracy")
+        below.set_ylabel("rows")

@@ -1,0 +1,246 @@
+"""Reports: one page that needs nothing else and says where its numbers come from."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from cells import cells
+from judged_cells import CONTROL, journal_of, result_of_cells
+
+from stages.errors import InputError
+from stages.metrics.definitions import DEFINITIONS
+from stages.report.figures import FIGURES
+from stages.report.report import build_report, copy_report, figures_for, report_plan
+from stages.report.results import Entry
+from stages.report.tables import TableSpec
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+from store.errors import NotFoundError, PlanMismatchError
+from store.verify import verify_artifact
+
+HOSTILE = "<script>alert('$x_1$')</script>|`"
+ALL = [name for name in FIGURES if name != "by-epoch"]
+RESNET = {"network": "resnet18"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return FeatureStore(str(tmp_path_factory.mktemp("place") / "store")).prepare()
+
+
+@pytest.fixture(scope="module")
+def result(place: FeatureStore) -> Artifact:
+    return result_of_cells(place, cells(place))
+
+
+@pytest.fixture(scope="module")
+def full(place: FeatureStore, result: Artifact) -> Artifact:
+    return build(place, result, "full")
+
+
+def asked(result: Artifact, **changes: Any) -> dict[str, Any]:
+    return {
+        "title": "Table 5",
+        "about": "Small cells.",
+        "entries": [Entry(RESNET, result)],
+        "table": TableSpec("table-5"),
+        "figures": ALL,
+        **changes,
+    }
+
+
+def build(place: FeatureStore, result: Artifact, name: str, **changes: Any) -> Artifact:
+    command = changes.pop("command", "intro-pipe reproduce table-5")
+    journal = changes.pop("journal", None) or journal_of(place)
+    says = asked(result, **changes)
+    return build_report(place, name, **says, command=command, journal=journal)
+
+
+def text(report: Artifact, key: str) -> str:
+    return report.read(key).decode()
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_a_page_has_every_figure_and_every_definition(full: Artifact) -> None:
+    page, markdown = Page(text(full, "report.html")), text(full, "report.md")
+    assert page.tags.count("svg") == len(ALL)
+    for name in ALL:
+        assert ("id", f"figure-{name}") in page.attributes
+        assert f"(figures/{name}.svg)" in markdown
+        assert text(full, f"figures/{name}.svg").startswith("<?xml")
+    for metric in ("accuracy", "ece", "mce", "brier"):
+        assert DEFINITIONS[metric] in page.words
+
+
+def test_a_page_fetches_and_runs_nothing(full: Artifact) -> None:
+    html = text(full, "report.html")
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    assert "src" not in dict(page.attributes)
+    assert {value[0] for key, value in page.attributes if key == "href" and value} <= {"#"}
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert "prefers-color-scheme:dark" in html
+    assert len(html) < 1_000_000
+
+
+def test_hostile_names_are_text(place: FeatureStore) -> None:
+    found = cells(place, "hostile")
+    result = result_of_cells(place, found, labels=(HOSTILE, "H"))
+    report = build(place, result, "hostile", title=HOSTILE, about=HOSTILE, notes=[HOSTILE])
+    page, markdown = Page(text(report, "report.html")), text(report, "report.md")
+    assert "script" not in page.tags
+    assert page.words.count(HOSTILE) > 5
+    assert "<script>" not in markdown
+    assert r"\|\`" in markdown
+    table = [line for line in markdown.splitlines() if line.startswith("| &lt;")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {6, 7, 10}
+
+
+def test_csv_and_page_have_the_numbers_of_the_result(result: Artifact, full: Artifact) -> None:
+    average = pd.read_parquet(io.BytesIO(result.read("average.parquet")))
+    table = pd.read_csv(io.BytesIO(full.read("table.csv")))
+    kept = average[average["metric"].isin(["accuracy", "ece", "mce", "brier"])]
+    both = table.merge(kept, left_on=["contender", "metric"], right_on=["predictor", "metric"])
+    assert len(both) == len(kept) == 12
+    pd.testing.assert_series_equal(both["mean_x"], both["mean_y"], check_names=False)
+    html, markdown = text(full, "report.html"), text(full, "report.md")
+    for value in kept["mean"]:
+        assert f"{value:.4f}" in html
+        assert f"{value:.4f}" in markdown
+
+
+def test_a_page_says_where_it_comes_from(
+    place: FeatureStore, result: Artifact, full: Artifact
+) -> None:
+    card, said = result.card(), " ".join(Page(text(full, "report.html")).words)
+    assert result.name in said
+    assert card["features"] in said
+    assert "shapes-h" in said
+    assert "12-8-3 on reflection (mse-m, single-pass), minmax" in said
+    assert "0, 1" in said
+    assert f"torch {card['versions']['torch']}" in said
+    assert "intro-pipe reproduce table-5" in said
+    assert place.location not in said
+
+
+def test_a_page_says_what_falls_short(place: FeatureStore, result: Artifact) -> None:
+    short = build(place, result, "short", notes=["f is small."]).card()["falls_short"]
+    assert "of cifar10c, ours of shapes" in short[0]
+    assert "200 epochs, here H for 5" in short[1]
+    assert "Fewer than 3 seeds: H (2)." in short
+    assert any("1 rows of shapes-test@net" in line for line in short)
+    assert short[-1] == "f is small."
+
+
+def test_the_same_report_is_written_once(place: FeatureStore, result: Artifact) -> None:
+    journal = journal_of(place)
+    first = build(place, result, "once")
+    before = Path(first.storage.location, "report.html").stat().st_mtime_ns
+    again = build(place, result, "once", command="intro-pipe report", journal=journal)
+    assert Path(again.storage.location, "report.html").stat().st_mtime_ns == before
+    assert not journal.path.exists()
+
+
+def test_two_reports_of_one_plan_are_the_same_bytes(place: FeatureStore, result: Artifact) -> None:
+    one, other = (build(place, result, name) for name in ("one", "other"))
+    assert one.card()["files"] == other.card()["files"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"title": "T"}, {"figures": ALL[:1]}, {"table": TableSpec()}, {"notes": ["n"]}]
+)
+def test_another_report_does_not_take_the_name(
+    place: FeatureStore, result: Artifact, full: Artifact, change: dict[str, Any]
+) -> None:
+    assert report_plan(**asked(result, **change)) != report_plan(**asked(result))
+    with pytest.raises(PlanMismatchError):
+        build(place, result, full.name, **change)
+
+
+def test_another_result_is_another_plan(place: FeatureStore, result: Artifact) -> None:
+    other = result_of_cells(place, cells(place, "others"))
+    assert report_plan(**asked(other)) != report_plan(**asked(result))
+
+
+def test_a_report_cut_short_is_written_again(place: FeatureStore, result: Artifact) -> None:
+    report = build(place, result, "cut")
+    report.storage.remove(report.card_key)
+    assert build(place, result, "cut").is_complete()
+    assert not list(verify_artifact(report))
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    place: FeatureStore, result: Artifact
+) -> None:
+    with pytest.raises(InputError, match="epoch"):
+        build(place, result, "refused", figures=["by-epoch"])
+    with pytest.raises(NotFoundError):
+        build(place, place.artifact("result", "no-such"), "refused")
+    assert not Path(place.artifact("report", "refused").storage.location).exists()
+
+
+def test_figures_are_chosen_by_what_the_results_have(place: FeatureStore, result: Artifact) -> None:
+    assert figures_for(place, [Entry({}, result)]) == ALL
+    clean = result_of_cells(place, cells(place, "clean", has_cells=False))
+    assert figures_for(place, [Entry({}, clean)]) == ["accuracy-vs-ece", "reliability"]
+    report = build(place, clean, "clean", figures=figures_for(place, [Entry({}, clean)]))
+    assert report.is_complete()
+
+
+def test_clean_and_corrupted_results_stand_in_one_report(
+    place: FeatureStore, result: Artifact
+) -> None:
+    clean = result_of_cells(place, cells(place, "calm", has_cells=False))
+    entries = [
+        Entry({"set": name, "epoch": epoch}, found)
+        for epoch, (name, found) in enumerate([("clean", clean), ("corrupted", result)], start=1)
+    ]
+    report = build(place, result, "both", entries=entries, figures=["by-epoch"])
+    assert "fog" in text(report, "figures/by-epoch.svg")
+    assert "set clean · epoch 1" in text(report, "report.html")
+
+
+def test_without_a_table_there_is_no_csv(place: FeatureStore, result: Artifact) -> None:
+    report = build(place, result, "bare", table=None, figures=["reliability"])
+    assert sorted(report.card()["files"]) == [
+        "figures/reliability.svg",
+        "report.html",
+        "report.md",
+    ]
+
+
+def test_copies_are_the_files(place: FeatureStore, full: Artifact, tmp_path: Path) -> None:
+    copied = copy_report(full, tmp_path / "docs")
+    assert {p.relative_to(tmp_path / "docs").as_posix() for p in copied} == set(
+        full.card()["files"]
+    )
+    assert (tmp_path / "docs" / "report.md").read_bytes() == full.read("report.md")
+
+
+def test_the_card_tells_what_the_report_shows(full: Artifact) -> None:
+    card = json.loads(full.storage.read("report.json"))
+    assert card["figures"] == ALL
+    assert card["shows"][0].startswith("In accuracy H is ")
+    assert CONTROL in card["shows"][0]
