@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import analysis, data, heads, reading, report, runs, training
+from cli import analysis, data, heads, reading, recipes, report, runs, training
 
 app = typer.Typer(
     name="intro-pipe",
@@ -49,6 +49,7 @@ heads.add_to(app)
 reading.add_to(app)
 analysis.add_to(app)
 report.add_to(app)
+recipes.add_to(app)
 runs.add_to(app)
 
 

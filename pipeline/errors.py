@@ -15,3 +15,7 @@ class RunFailedError(PipelineError):
 
 class JournalError(PipelineError, LookupError):
     """There is no run to resume."""
+
+
+class RecipeError(PipelineError, ValueError):
+    """A recipe says what cannot be; the message begins with the file and the line."""

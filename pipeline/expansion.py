@@ -1,0 +1,145 @@
+"""From steps to instances: references followed, axes written out, parameters checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from itertools import product
+from typing import Any
+
+from pipeline.steps import Axes, Instance, Scalar, WrittenStep
+from pipeline.yaml_lines import Key, YamlText, hint, validated
+
+
+@dataclass
+class Expansion:
+    """The steps of a text on their way to instances."""
+
+    text: YamlText
+    parameters: Mapping[str, Any]  # Any: what YAML can hold
+    steps: Mapping[str, WrittenStep]
+    done: dict[str, list[Instance]] = field(default_factory=dict)
+
+    def instances(self) -> tuple[Instance, ...]:
+        """Every step at every point of its axes, each behind what it needs."""
+        for step in self.steps.values():
+            self._check_references(step)
+        self._check_cycles()
+        for name in self.steps:
+            self._expand(name)
+        return tuple(instance for found in self.done.values() for instance in found)
+
+    def _check_references(self, step: WrittenStep) -> None:
+        kinds = {**step.kind.one, **step.kind.many}
+        for key, name in step.references:
+            if name not in self.steps:
+                raise self.text.error(
+                    f"step {step.name}: {key}: there is no step '{name}'{hint(name, self.steps)}; "
+                    f"there are: {', '.join(self.steps)}",
+                    *step.path,
+                    key,
+                )
+            found = self.steps[name].kind.name
+            if found not in kinds[key]:
+                raise self.text.error(
+                    f"step {step.name}: {key}: expected a step of stage {' or '.join(kinds[key])}, "
+                    f"found '{name}' of stage {found}",
+                    *step.path,
+                    key,
+                )
+
+    def _check_cycles(self) -> None:
+        graph = {name: {other for _, other in step.references} for name, step in self.steps.items()}
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            way: list[str] = error.args[1]
+            raise self.text.error(
+                f"the steps go round in a circle: {' needs '.join(reversed(way))}",
+                *self.steps[way[-1]].path,
+            ) from error
+
+    def _expand(self, name: str) -> None:
+        """Make the instances of a step, after those of the steps it refers to."""
+        step = self.steps[name]
+        if name in self.done:
+            return
+        for _, other in step.references:
+            self._expand(other)
+        self.done[name] = [self._instance(step, axes) for axes in self._points(step)]
+
+    def _points(self, step: WrittenStep) -> list[dict[str, Scalar]]:
+        """The points of the axes that a step inherits from what it refers to, times its own."""
+        points: list[dict[str, Scalar]] = [{}]
+        for name in step.one.values():
+            points = [
+                {**point, **other.axes}
+                for point in points
+                for other in self.done[name]
+                if _agree(point, other.axes)
+            ]
+        if twice := [axis for axis in step.each if any(axis in point for point in points)]:
+            raise self.text.error(
+                f"step {step.name}: axis '{twice[0]}' comes with what the step refers to: remove "
+                "it here",
+                *(*step.path, "each", twice[0]),
+            )
+        values = product(*step.each.values())
+        own = [dict(zip(step.each, each, strict=True)) for each in values]
+        return [{**point, **more} for point in points for more in own]
+
+    def _instance(self, step: WrittenStep, axes: Axes) -> Instance:
+        scope = {**self.parameters, **axes}
+        references = {**step.one, **step.many}
+        plain = self.text.at(*step.path).keys() - {"stage", "each"} - references.keys()
+        values = {key: self.text.filled((*step.path, key), scope) for key in plain}
+        params = validated(
+            step.kind.params,
+            self.text,
+            step.path,
+            {**values, **references},
+            f"step {step.name}: ",
+        )
+        one = {
+            key: next(other.label for other in self.done[name] if _agree(axes, other.axes))
+            for key, name in step.one.items()
+        }
+        many = {key: tuple(self._collected(step, key, axes)) for key in step.many}
+        where = self.text.where(*step.path)
+        return Instance(step.name, step.kind, axes, params, one, many, where)
+
+    def _collected(self, step: WrittenStep, key: str, axes: Axes) -> Iterator[tuple[str, str]]:
+        """Every instance that agrees with the axes, under its label."""
+        labels: set[str] = set()
+        for written, name in step.many[key].items():
+            path = (*step.path, key, written)
+            for other in self.done[name]:
+                if not _agree(axes, other.axes):
+                    continue
+                label = self._label(written, {**axes, **other.axes}, path)
+                if label in labels and key in step.kind.labelled:
+                    raise self.text.error(
+                        f"step {step.name}: {key}: '{label}' would stand for several instances of "
+                        f"'{name}': write {{label: {name}}} with an axis such as "
+                        f"{{{list(other.axes)[-1]}}} in the label",
+                        *path,
+                    )
+                labels.add(label)
+                yield label, other.label
+
+    def _label(self, written: str, axes: Axes, path: tuple[Key, ...]) -> str:
+        """A label with ``{axis}`` written out."""
+        for axis in re.findall(r"\{(\w+)\}", written):
+            if axis not in axes:
+                raise self.text.error(
+                    f"label '{written}': there is no axis '{axis}'{hint(axis, axes)}; there are: "
+                    f"{', '.join(axes) or 'none'}",
+                    *path,
+                )
+        return re.sub(r"\{(\w+)\}", lambda match: str(axes[match[1]]), written)
+
+
+def _agree(one: Axes, other: Axes) -> bool:
+    return all(one[axis] == other[axis] for axis in one.keys() & other.keys())

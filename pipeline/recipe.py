@@ -1,0 +1,243 @@
+"""Recipes: a YAML text that names steps and wires them, checked before anything is opened.
+
+A step has a kind, parameters and axes; what refers to a step inherits its axes. Written out over
+their axes the steps become instances, each of which is one thing to be made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import RecipeError
+from pipeline.expansion import Expansion
+from pipeline.steps import REPORT, Instance, Kinds, Scalar, StepKind, WrittenStep
+from pipeline.yaml_lines import Key, YamlText, hint, mentions, plain_value, read_yaml, validated
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; its instances in an order in which they can be made."""
+
+    name: str
+    title: str
+    about: str
+    parameters: Mapping[str, Any]  # Any: what YAML can hold
+    instances: tuple[Instance, ...]
+
+
+def read_recipe(
+    text: str,
+    name: str,
+    kinds: Kinds,
+    changes: Mapping[str, str] | None = None,
+    shipped: Mapping[str, str] | None = None,
+) -> Recipe:
+    """The recipe of a text, with some parameters changed.
+
+    Args:
+        text: YAML.
+        name: of its file, for messages.
+        kinds: what it can do.
+        changes: parameter -> what ``--set`` gave it.
+        shipped: name -> text of the recipes that this one may be ``like``.
+
+    Raises:
+        RecipeError: one line that names the file and the line, what was expected and found.
+    """
+    yaml_text = _whole(read_yaml(text, name), shipped or {})
+    document = validated(_Document, yaml_text, ())
+    places = _places(document, yaml_text)
+    parameters = _changed(document.parameters, changes or {})
+    steps = {
+        step: written_step(step, path, kinds, parameters, yaml_text)
+        for step, path in places.items()
+    }
+    instances = Expansion(yaml_text, parameters, steps).instances()
+    _check_parameters(parameters, places, yaml_text)
+    return Recipe(document.recipe, document.title, document.about, parameters, instances)
+
+
+def _whole(text: YamlText, shipped: Mapping[str, str]) -> YamlText:
+    """A text on top of the recipe that it is ``like``, if it is."""
+    if not isinstance(text.values, dict):
+        raise text.error("expected a mapping with the keys recipe and steps")
+    if "like" not in text.values:
+        return text
+    like = text.values["like"]
+    if like not in shipped:
+        raise text.error(
+            f"like: there is no recipe '{like}'{hint(str(like), shipped)}; there are: "
+            f"{', '.join(shipped) or 'none'}",
+            "like",
+        )
+    return text.over(_whole(read_yaml(shipped[like], f"{like}.yaml"), {}))
+
+
+class _Document(BaseModel):
+    """What stands at the top of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    recipe: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")  # it names a file
+    like: str | None = None
+    title: str = ""
+    about: str = ""
+    parameters: dict[str, Any] = {}  # Any: what YAML can hold
+    steps: dict[str, dict[str, Any]]
+    report: dict[str, Any] | None = None
+
+
+def _places(document: _Document, text: YamlText) -> dict[str, tuple[Key, ...]]:
+    """Where each step is written; the report is one of them."""
+    places: dict[str, tuple[Key, ...]] = {name: ("steps", name) for name in document.steps}
+    for name, path in places.items():
+        if name == REPORT:
+            raise text.error("'report' is the name of the last step: choose another", *path)
+        if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+            raise text.error(f"'{name}' cannot be a step: use letters, digits, - and _", *path)
+    return places | ({REPORT: (REPORT,)} if document.report is not None else {})
+
+
+def _changed(defaults: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    """The parameters with what ``--set`` gave; raises ``RecipeError`` for another type."""
+    parameters = dict(defaults)
+    for name, change in changes.items():
+        if name not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise RecipeError(
+                f"--set {name}: unknown parameter{hint(name, defaults)}; there are: {known}"
+            )
+        value = plain_value(change)
+        if wrong := _misfit(value, defaults[name]):
+            raise RecipeError(f"--set {name}={change}: {wrong}")
+        parameters[name] = value
+    return parameters
+
+
+def _misfit(value: Any, default: Any) -> str:
+    """Why a value cannot stand in for a default; nothing where it can. ``null`` takes anything."""
+    if default is None:
+        return ""
+    if isinstance(default, list) and isinstance(value, list):
+        found = (_misfit(item, default[0]) for item in value if default)
+        return next((wrong for wrong in found if wrong), "")
+    if type(value) is type(default) or (isinstance(default, float) and type(value) is int):
+        return ""
+    words = {str: "a word", int: "a whole number", float: "a number", list: "a list"}
+    expected = words.get(type(default), "true or false")
+    such = f"[{', '.join(map(str, default))}]" if isinstance(default, list) else default
+    return f"expected {expected} such as {such}, found {'nothing' if value is None else value}"
+
+
+def _check_parameters(
+    parameters: Mapping[str, Any], places: Mapping[str, tuple[Key, ...]], text: YamlText
+) -> None:
+    used = {name for path in places.values() for name in mentions(text.at(*path))}
+    for name in parameters:
+        place = ("parameters", name)
+        if not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise text.error(f"'{name}' cannot be a parameter: use letters, digits and _", *place)
+        if name not in used:
+            raise text.error(
+                f"parameter '{name}' is used by no step: write ${name} where it belongs, or remove "
+                "it",
+                *place,
+            )
+
+
+def written_step(
+    name: str,
+    path: tuple[Key, ...],
+    kinds: Kinds,
+    parameters: Mapping[str, Any],
+    text: YamlText,
+) -> WrittenStep:
+    """A step of a text; raises ``RecipeError``."""
+    values = text.at(*path)
+    kind = _kind(name, path, kinds, text)
+    each = _axes((*path, "each"), parameters, text) if "each" in values else {}
+    given = {
+        key: text.filled((*path, key), parameters)
+        for key in (*kind.one, *kind.many)
+        if values.get(key) is not None
+    }
+    one = {key: _step_name(given[key], (*path, key), text) for key in kind.one if key in given}
+    many = {key: _entries(given[key], (*path, key), text) for key in kind.many if key in given}
+    return WrittenStep(name, path, kind, each, one, many)
+
+
+def _kind(name: str, path: tuple[Key, ...], kinds: Kinds, text: YamlText) -> StepKind:
+    if name == REPORT:
+        return kinds[REPORT]
+    known = [each for each in kinds if each != REPORT]
+    there_are = f"there are: {', '.join(known)}"
+    if "stage" not in text.at(*path):
+        raise text.error(f"step {name}: 'stage' is missing; {there_are}", *path)
+    wanted = text.at(*path, "stage")
+    if wanted not in known:
+        raise text.error(
+            f"step {name}: unknown stage '{wanted}'{hint(str(wanted), known)}; {there_are}",
+            *path,
+            "stage",
+        )
+    return kinds[str(wanted)]
+
+
+def _axes(
+    path: tuple[Key, ...], parameters: Mapping[str, Any], text: YamlText
+) -> dict[str, Sequence[Scalar]]:
+    """The axes of a step's own, each with its values."""
+    each = text.filled(path, parameters)
+    if not isinstance(each, dict):
+        raise text.error(f"each: expected axes, as in {{loss: [ce, l1]}}, found {each!r}", *path)
+    for axis in each:
+        if not re.fullmatch(r"[A-Za-z]\w*", str(axis)):
+            raise text.error(f"'{axis}' cannot be an axis: use letters, digits and _", *path, axis)
+        if axis in parameters:
+            raise text.error(
+                f"axis '{axis}' is a parameter's name too: choose another", *path, axis
+            )
+    return {axis: _axis_values(axis, value, (*path, axis), text) for axis, value in each.items()}
+
+
+def _axis_values(
+    axis: str, written: Any, path: tuple[Key, ...], text: YamlText
+) -> Sequence[Scalar]:
+    """A list of words and numbers, or ``{from: 1, to: 200, by: 3}``, ends included."""
+    values = written
+    if isinstance(written, dict) and written.keys() <= {"from", "to", "by"}:
+        ends = [written.get("from", 0), written.get("to"), written.get("by", 1)]
+        if all(type(end) is int for end in ends) and ends[2] > 0:
+            values = list(range(ends[0], ends[1] + 1, ends[2]))
+    is_list = isinstance(values, list) and bool(values)
+    if not is_list or not all(isinstance(value, Scalar) for value in values):
+        raise text.error(
+            f"axis {axis}: expected a list of words or numbers, or whole numbers as in "
+            f"{{from: 1, to: 200, by: 3}}, found {written!r}",
+            *path,
+        )
+    if len(set(values)) < len(values):
+        raise text.error(f"axis {axis}: a value stands twice in {values!r}", *path)
+    return list(values)
+
+
+def _step_name(value: Any, path: tuple[Key, ...], text: YamlText) -> str:
+    if not isinstance(value, str):
+        raise text.error(f"{path[-1]}: expected the name of a step, found {value!r}", *path)
+    return value
+
+
+def _entries(value: Any, path: tuple[Key, ...], text: YamlText) -> dict[str, str]:
+    """``{label: step}`` of a mapping, or of a list of steps, whose labels are their names."""
+    entries = {str(step): step for step in value} if isinstance(value, list) else value
+    is_mapping = isinstance(entries, dict) and bool(entries)
+    if not is_mapping or not all(isinstance(step, str) for step in entries.values()):
+        raise text.error(
+            f"{path[-1]}: expected steps, as in [H] or {{label: H}}, found {value!r}", *path
+        )
+    return {str(label): step for label, step in entries.items()}

@@ -1,0 +1,183 @@
+"""The keys of each kind of step, and their types. Nothing heavy is imported for these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from pipeline.steps import Several, StepParams
+from stages.data.corruptions.names import CORRUPTIONS, CURE, ROTATION, Collection
+from stages.introspection.reading import Reading, Reads
+from stages.metrics.definitions import DEFINITIONS
+from stages.reflection.losses import DEFAULT_LOSS, LOSSES, Variant
+from stages.reflection.rank_one import Scaling
+from stages.sensing.card import Precision
+from stages.sensing.recipe import PRESETS, Augmentation, Schedule
+
+PAPER_TABLES = ("table-3", "table-5", "table-7", "table-8")
+FIGURES = (
+    "accuracy-vs-ece",
+    "gain-by-corruption",
+    "gain-by-level",
+    "ece-by-level",
+    "reliability",
+    "by-epoch",
+)
+"""As in ``stages.report``, which takes a second to import."""
+
+
+def _one_of(known: Iterable[str]) -> AfterValidator:
+    names = tuple(known)
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Loss = Annotated[str, _one_of(LOSSES)]
+Metric = Annotated[str, _one_of(DEFINITIONS)]
+Corruption = Annotated[str, _one_of(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION)))]
+WeightDecay = Annotated[float, Field(ge=0)]
+
+
+class CorruptParams(StepParams):
+    """A corrupted set: one that is there by its name ``to``, or else is written under the root."""
+
+    dataset: str
+    to: str
+    split: Literal["train", "test"] = "test"
+    collection: Collection = "cifar10c"
+    corruptions: Several[Corruption] = ()
+    seed: NonNegativeInt = 0
+    limit: PositiveInt | None = None
+
+
+class TrainSensingParams(StepParams):
+    """A sensing network; what is left out is the preset's."""
+
+    dataset: str
+    preset: Annotated[str, _one_of(PRESETS)] = "paper"
+    network: str | None = None
+    epochs: PositiveInt | None = None
+    batch: PositiveInt | None = None
+    lr: PositiveFloat | None = None
+    weight_decay: WeightDecay | None = None
+    augmentation: Augmentation | None = None
+    schedule: Schedule | None = None
+    precision: Precision | None = None
+    seed: NonNegativeInt = 0
+    held_out: NonNegativeInt = 0
+    held_out_until: PositiveFloat = 1.0
+    keep_every: PositiveInt | None = None
+    last_layer: str | None = None
+    image_size: PositiveInt = 32
+    limit: PositiveInt | None = None
+
+
+class SnapshotParams(StepParams):
+    """A network as it was after one of the epochs that its training keeps."""
+
+    model: str
+    epoch: PositiveInt
+
+
+class ExtractParams(StepParams):
+    """Features and logits of a data set, or of the ``images`` of a corrupt step."""
+
+    model: str
+    dataset: str | None = None
+    images: str | None = None
+    split: Literal["train", "test"] = "test"
+    corruptions: Several[Corruption] = ()
+    precision: Precision = "fp32"
+    batch: PositiveInt | None = None
+    shard_rows: PositiveInt = 10_000
+    limit: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _has_images(self) -> Self:
+        if (self.dataset is None) == (self.images is None):
+            raise ValueError(
+                "expected either 'dataset', the name of a data set, or 'images', a corrupt step"
+            )
+        return self
+
+
+class TrainHeadParams(StepParams):
+    """A head that is trained: H, a control, or f_L."""
+
+    features: str
+    layers: Several[PositiveInt] = (300, 100)
+    reads: Reads = "reflection"
+    loss: Loss = DEFAULT_LOSS
+    variant: Variant = "single-pass"
+    scaling: Scaling = "minmax"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    epochs: PositiveInt = 200
+    batch: PositiveInt = 128
+    lr: PositiveFloat = 0.1
+    weight_decay: WeightDecay = 5e-3
+    seeds: Annotated[Several[NonNegativeInt], Field(min_length=1)] = (0,)
+    precision: Precision = "fp32"
+    rows: Literal["all", "held-out"] = "all"
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        Reading(1, 1, self.reads, self.loss, None, self.variant, self.scaling)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected different ones, found {list(self.seeds)}")
+        return self
+
+
+class FitTemperatureParams(StepParams):
+    """The temperature of f, fitted on features that it was not trained on."""
+
+    features: str
+
+
+class FitNeighboursParams(StepParams):
+    """The k nearest rows of the features, which vote."""
+
+    features: str
+    k: PositiveInt = 10
+    reads: Reads = "features"
+    loss: Loss = DEFAULT_LOSS
+    variant: Variant = "single-pass"
+    scaling: Scaling | None = None
+
+
+class EvaluateParams(StepParams):
+    """f beside heads, which are given by their labels."""
+
+    features: str
+    heads: dict[str, str] = Field(default_factory=dict)
+    resamples: NonNegativeInt = 1000
+    seed: NonNegativeInt = 0
+
+
+class TableParams(StepParams):
+    """Which metrics a table shows, and which table of the paper stands beside it."""
+
+    paper: Annotated[str, _one_of(PAPER_TABLES)] | None = None
+    metrics: Several[Metric] = ("accuracy", "ece", "mce", "brier")
+
+
+class ReportParams(StepParams):
+    """A page of results."""
+
+    results: dict[str, str]
+    table: TableParams | None = None
+    figures: Several[Annotated[str, _one_of(FIGURES)]] = ()
+    notes: Several[str] = ()

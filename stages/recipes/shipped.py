@@ -1,0 +1,55 @@
+"""The recipes that ship: one for each table and figure of the paper."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from pipeline.recipe import Recipe, read_recipe
+from stages.errors import InputError
+from stages.recipes.steps import KINDS
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a recipe makes: networks trained, passes of a data set through one, heads."""
+
+    n_networks: int
+    n_extractions: int
+    n_heads: int
+
+
+@cache
+def shipped_texts() -> Mapping[str, str]:
+    """Name -> text, tables first, by number."""
+    found = [file for file in files("stages.recipes").iterdir() if file.name.endswith(".yaml")]
+    texts = {file.name.removesuffix(".yaml"): file.read_text("utf-8") for file in found}
+    return {name: texts[name] for name in sorted(texts, key=_rank)}
+
+
+def shipped_text(name: str) -> str:
+    """The text of a recipe that ships; raises ``InputError``."""
+    texts = shipped_texts()
+    if name not in texts:
+        raise InputError(f"there is no recipe '{name}'; these ship: {', '.join(texts)}")
+    return texts[name]
+
+
+def recipe_of(text: str, name: str, changes: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe of a text, which may be like one that ships; raises ``RecipeError``."""
+    return read_recipe(text, name, KINDS, changes, shipped_texts())
+
+
+def cost_of(recipe: Recipe) -> Cost:
+    """What a recipe makes where nothing is there yet; each seed of a head is one."""
+    n_made = Counter(instance.kind.name for instance in recipe.instances)
+    n_seeds = sum(len(getattr(instance.params, "seeds", ())) for instance in recipe.instances)
+    return Cost(n_made["train-sensing"], n_made["extract"], n_seeds)
+
+
+def _rank(name: str) -> tuple[bool, int]:
+    return not name.startswith("table"), int(re.sub(r"\D", "", name) or 0)

@@ -1,0 +1,576 @@
+"""Recipes on two small kinds: `make` keeps a number, `add` adds those of other steps."""
+
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from pipeline.errors import RecipeError, RunFailedError
+from pipeline.journal import Journal, last_unfinished
+from pipeline.recipe import read_recipe
+from pipeline.recipe_run import RecipeRun, State, Task
+from pipeline.steps import Several, StepKind, StepParams
+from pipeline.yaml_lines import read_yaml
+from store.catalog import FeatureStore
+from store.plan import fingerprint
+
+RECIPE = """\
+recipe: sums
+title: Sums of numbers
+parameters:
+  numbers: [1, 2]
+  factor: 10
+steps:
+  n:
+    stage: make
+    each: {number: $numbers}
+    value: $number
+  scaled:
+    stage: make
+    each: {way: [plain, loud]}
+    of: n
+    value: $factor
+    note: ${way}, $$ and $factor
+  both:
+    stage: add
+    base: n
+    terms: {"n": n, "scaled, {way}": scaled}
+report:
+  terms: [both]
+"""
+
+
+class MakeParams(StepParams):
+    value: int
+    of: str | None = None
+    note: str = ""
+    rate: float = 0.0
+    widths: Several[int] = ()
+
+
+class AddParams(StepParams):
+    base: str | None = None
+    terms: dict[str, str] = Field(default_factory=dict)
+
+
+class ReportParams(StepParams):
+    terms: dict[str, str]
+
+
+@dataclass
+class Context:
+    """The store, what was run so far, and the value at which `make` refuses to work."""
+
+    store: FeatureStore
+    ran: list[str] = field(default_factory=list)
+    refused: int | None = None
+    fails_at: int | None = None
+
+
+def task_of(context, kind, plan, total):
+    name = f"{kind}-{fingerprint(plan)}"
+    artifact = context.store.artifact("result", name)
+
+    def run(journal):
+        journal.begin()
+        context.ran.append(name)
+        if context.fails_at == total:
+            raise RunFailedError(f"{total} is too much")
+        artifact.claim(plan)
+        artifact.write({}, {"total": total})
+
+    state = State.COMPLETE if artifact.is_complete() else State.MISSING
+    return Task(plan, f"results/{name}", state, name, total, run)
+
+
+def make(context, params, inputs):
+    total = params.value * inputs.get("of", 1)
+    return task_of(context, "make", {"make": {"value": total, "note": params.note}}, total)
+
+
+def add(context, params, inputs):
+    terms = {f"{term.label} {dict(term.axes)}": term.output for term in inputs["terms"]}
+    return task_of(context, "add", {"add": terms}, sum(terms.values()))
+
+
+def check(context, params, needs):
+    if params.value == context.refused:
+        raise ValueError(f"there is no {params.value}")
+
+
+KINDS = {
+    "make": StepKind("make", MakeParams, make, one={"of": ("make",)}, check=check),
+    "add": StepKind(
+        "add",
+        AddParams,
+        add,
+        one={"base": ("make",)},
+        many={"terms": ("make", "add")},
+        labelled=("terms",),
+    ),
+    "report": StepKind("report", ReportParams, add, many={"terms": ("add",)}),
+}
+
+
+def read(text, changes=None, kinds=KINDS):
+    return read_recipe(text, "sums.yaml", kinds, changes)
+
+
+def labels(recipe):
+    return [instance.label for instance in recipe.instances]
+
+
+def instance(recipe, label):
+    return next(each for each in recipe.instances if each.label == label)
+
+
+def refusal(text, changes=None):
+    with pytest.raises(RecipeError) as caught:
+        read(text, changes)
+    return str(caught.value)
+
+
+# What a recipe says
+
+
+def test_what_refers_to_a_step_inherits_its_axes():
+    assert labels(read(RECIPE)) == [
+        "n[number=1]",
+        "n[number=2]",
+        "scaled[number=1,way=plain]",
+        "scaled[number=1,way=loud]",
+        "scaled[number=2,way=plain]",
+        "scaled[number=2,way=loud]",
+        "both[number=1]",
+        "both[number=2]",
+        "report",
+    ]
+
+
+def test_a_reference_is_to_the_instance_that_agrees_on_the_axes():
+    assert instance(read(RECIPE), "scaled[number=2,way=loud]").one == {"of": "n[number=2]"}
+
+
+def test_a_key_that_collects_takes_every_instance_that_agrees():
+    assert instance(read(RECIPE), "both[number=2]").many["terms"] == (
+        ("n", "n[number=2]"),
+        ("scaled, plain", "scaled[number=2,way=plain]"),
+        ("scaled, loud", "scaled[number=2,way=loud]"),
+    )
+
+
+def test_a_list_collects_under_the_names_of_the_steps():
+    found = instance(read(RECIPE), "report").many["terms"]
+
+    assert found == (("both", "both[number=1]"), ("both", "both[number=2]"))
+
+
+def test_parameters_and_axes_are_filled_in_with_their_types():
+    params = instance(read(RECIPE), "scaled[number=1,way=loud]").params
+
+    assert (params.value, params.note) == (10, "loud, $ and 10")
+
+
+def test_a_parameter_can_be_set_to_another_value():
+    recipe = read(RECIPE, {"numbers": "[7]", "factor": "3"})
+
+    assert recipe.parameters == {"numbers": [7], "factor": 3}
+    assert labels(recipe)[0] == "n[number=7]"
+
+
+def test_two_references_join_on_the_axes_that_they_share():
+    text = RECIPE.replace(
+        "  both:\n    stage: add\n    base: n\n", "  both:\n    stage: add\n    base: scaled\n"
+    )
+
+    assert [label for label in labels(read(text)) if label.startswith("both")] == [
+        "both[number=1,way=plain]",
+        "both[number=1,way=loud]",
+        "both[number=2,way=plain]",
+        "both[number=2,way=loud]",
+    ]
+
+
+def test_steps_may_be_written_in_any_order():
+    text = """\
+recipe: later
+steps:
+  second: {stage: make, of: first, value: 2}
+  first: {stage: make, value: 1}
+"""
+    assert labels(read(text)) == ["first", "second"]
+
+
+def test_an_axis_can_be_a_range_of_numbers():
+    text = RECIPE.replace(
+        "each: {number: $numbers}", "each: {number: {from: 1, to: $factor, by: 4}}"
+    )
+    text = text.replace("  numbers: [1, 2]\n", "")
+
+    assert [label for label in labels(read(text)) if label.startswith("n")] == [
+        "n[number=1]",
+        "n[number=5]",
+        "n[number=9]",
+    ]
+
+
+def test_numbers_with_an_exponent_are_numbers():
+    text = RECIPE.replace("    value: $number\n", "    value: $number\n    rate: 5e-3\n")
+
+    assert instance(read(text), "n[number=1]").params.rate == 0.005
+
+
+def test_a_merge_key_brings_the_keys_of_another_step():
+    text = """\
+recipe: merged
+steps:
+  first: &first {stage: make, value: 1, note: kept}
+  second: {<<: *first, value: 2}
+"""
+    params = instance(read(text), "second").params
+
+    assert (params.value, params.note) == (2, "kept")
+
+
+LIKE = """\
+recipe: other
+like: sums
+report: {terms: [both, more]}
+"""
+
+
+def test_a_recipe_like_another_has_its_steps_and_a_report_of_its_own():
+    text = LIKE.replace("both, more", "both")
+    recipe = read_recipe(text, "other.yaml", KINDS, {"factor": "3"}, {"sums": RECIPE})
+
+    assert (recipe.name, recipe.title) == ("other", "Sums of numbers")
+    assert labels(recipe) == labels(read(RECIPE))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LIKE, "other.yaml:3: step report: terms: there is no step 'more'"),
+        (LIKE.replace("like: sums", "like: sum"), "other.yaml:2: like: there is no recipe 'sum'"),
+        (LIKE + "parameters: {}\n", "sums.yaml:9: $numbers: no such parameter"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_like_another_is_where_it_stands(text, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read_recipe(text, "other.yaml", KINDS, {}, {"sums": RECIPE})
+
+
+# What is wrong, and where
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "    value: $number\n",
+            "    value: $number\n    vlaue: 1\n",
+            "sums.yaml:11: step n: unknown key 'vlaue' (did you mean 'value'?)",
+        ),
+        ("    value: $number\n", "", "sums.yaml:7: step n: 'value' is missing"),
+        (
+            "title: Sums",
+            "tittle: Sums",
+            "sums.yaml:2: unknown key 'tittle' (did you mean 'title'?)",
+        ),
+        ("recipe: sums\n", "", "sums.yaml:1: 'recipe' is missing"),
+        ("recipe: sums\n", "recipe: a/b\n", "sums.yaml:1: recipe: String should match pattern"),
+        (
+            "    stage: make\n    each: {number",
+            "    each: {number",
+            "sums.yaml:7: step n: 'stage' is missing",
+        ),
+        (
+            "stage: add",
+            "stage: ad",
+            "sums.yaml:18: step both: unknown stage 'ad' (did you mean 'add'?)",
+        ),
+        ("stage: add", "stage: report", "sums.yaml:18: step both: unknown stage 'report'"),
+        ("stage: add", "stage: [add]", "sums.yaml:18: step both: unknown stage '['add']'"),
+        (
+            "of: n\n",
+            "of: m\n",
+            "sums.yaml:14: step scaled: of: there is no step 'm'; there are: n, scaled",
+        ),
+        (
+            "of: n\n",
+            "of: both\n",
+            "sums.yaml:14: step scaled: of: expected a step of stage make, found 'both'",
+        ),
+        ("of: n\n", "of: [n]\n", "sums.yaml:14: of: expected the name of a step, found ['n']"),
+        ("of: n\n", "of: $way\n", "sums.yaml:14: $way: no such parameter or axis"),
+        (
+            "terms: [both]",
+            "terms: [bath]",
+            "sums.yaml:22: step report: terms: there is no step 'bath'",
+        ),
+        ("terms: [both]", "terms: []", "sums.yaml:22: terms: expected steps, as in [H]"),
+        ("terms: [both]", "terms: both", "sums.yaml:22: terms: expected steps, as in [H]"),
+        ('"scaled, {way}"', "scaled", "'scaled' would stand for several instances of 'scaled'"),
+        ('"scaled, {way}"', '"{day}"', "there is no axis 'day' (did you mean 'way'?)"),
+        (
+            "value: $factor",
+            "value: many",
+            "sums.yaml:15: step scaled: value: expected a valid integer, found 'many'",
+        ),
+        (
+            "value: $factor",
+            "value: 1.5",
+            "sums.yaml:15: step scaled: value: expected a valid integer, found 1.5",
+        ),
+        (
+            "value: $factor",
+            "value: true",
+            "sums.yaml:15: step scaled: value: expected a valid integer, found True",
+        ),
+        (
+            "    value: $number\n",
+            "    value: $number\n    widths: [1,\n      x]\n",
+            "sums.yaml:12: step n: widths.1: expected a valid integer, found 'x'",
+        ),
+        ("steps:\n", "steps: [n]\nothers:\n", "sums.yaml:6: steps: expected a valid dictionary"),
+        ("each: {number: $numbers}", "each: [1]", "sums.yaml:9: each: expected axes"),
+        (
+            "each: {number: $numbers}",
+            "each: {number: 3}",
+            "sums.yaml:9: axis number: expected a list",
+        ),
+        (
+            "each: {number: $numbers}",
+            "each: {number: []}",
+            "sums.yaml:9: axis number: expected a list",
+        ),
+        (
+            "each: {number: $numbers}",
+            "each: {number: [1, 1]}",
+            "sums.yaml:9: axis number: a value stands twice",
+        ),
+        (
+            "each: {number: $numbers}",
+            "each: {factor: $numbers}",
+            "sums.yaml:9: axis 'factor' is a parameter's name",
+        ),
+        (
+            "each: {number: $numbers}",
+            "each: {number: $nmbers}",
+            "sums.yaml:9: $nmbers: no such parameter or axis (did you mean 'numbers'?)",
+        ),
+        (
+            "way: [plain, loud]",
+            "number: [1]",
+            "sums.yaml:13: step scaled: axis 'number' comes with what the step refers to",
+        ),
+        (
+            "  factor: 10\n",
+            "  factor: 10\n  spare: 1\n",
+            "sums.yaml:6: parameter 'spare' is used by no step",
+        ),
+        (
+            "  factor: 10\n",
+            "  factor: 10\n  factor: 11\n",
+            "sums.yaml:6: 'factor' stands at sums.yaml:5 already",
+        ),
+        ("  both:\n", "  report:\n", "sums.yaml:17: 'report' is the name of the last step"),
+        ("  both:\n", "  b.o:\n", "sums.yaml:17: 'b.o' cannot be a step"),
+        ("title: Sums", "title: [Sums", "sums.yaml:3: this is no YAML"),
+        ("title: Sums", "title: \x07", "sums.yaml:1: this is no YAML"),
+        ("title: Sums of numbers", "title: &a [*a]", "sums.yaml:2: this holds itself"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_its_number(old, new, message):
+    assert old in RECIPE
+    found = refusal(RECIPE.replace(old, new, 1))
+
+    assert message in found
+    assert "\n" not in found
+
+
+def test_steps_that_need_each_other_are_refused_with_the_way_round():
+    text = """\
+recipe: round
+steps:
+  a: {stage: make, value: 1, of: c}
+  b: {stage: make, value: 1, of: a}
+  c: {stage: make, value: 1, of: b}
+"""
+    found = refusal(text)
+
+    assert re.fullmatch(r"sums.yaml:[345]: the steps go round in a circle: .* needs .*", found)
+    assert {"a", "b", "c"} <= set(found.split())
+
+
+@pytest.mark.parametrize("text", ["", "- a", "word"])
+def test_a_text_that_is_no_recipe_is_refused(text):
+    assert refusal(text) == "sums.yaml:1: expected a mapping with the keys recipe and steps"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("factr", "3", "--set factr: unknown parameter (did you mean 'factor'?)"),
+        ("factor", "many", "--set factor=many: expected a whole number such as 10, found many"),
+        ("factor", "1.5", "expected a whole number such as 10, found 1.5"),
+        ("factor", "true", "expected a whole number such as 10, found True"),
+        ("factor", "", "expected a whole number such as 10, found nothing"),
+        ("factor", "[", "this is no YAML"),
+        ("numbers", "1", "--set numbers=1: expected a list such as [1, 2], found 1"),
+        ("numbers", "[one]", "expected a whole number such as 1, found one"),
+    ],
+)
+def test_a_parameter_is_not_set_to_another_type(name, value, message):
+    assert message in refusal(RECIPE, {name: value})
+
+
+def test_a_wrong_recipe_is_refused_at_once():
+    started = time.process_time()
+    refusal(RECIPE.replace("stage: add", "stage: ad"))
+
+    assert time.process_time() - started < 0.2
+
+
+def test_lines_are_those_of_the_text():
+    text = read_yaml("a:\n  b: 1\n  c:\n    - x\n    - y\n", "t")
+
+    assert [text.where("a", "b"), text.where("a", "c", 1), text.where("a", "z")] == [
+        "t:2",
+        "t:5",
+        "t:1",
+    ]
+
+
+# Running it
+
+
+@pytest.fixture
+def context(store):
+    return Context(store)
+
+
+def run(context, text=RECIPE, changes=None, said=None):
+    recipe_run = RecipeRun(read(text, changes), context.store, context)
+    with Journal.of(context.store.location, ["run", "sums.yaml"]).outcome() as journal:
+        return recipe_run.run(journal, (said if said is not None else []).append)
+
+
+def states(context, text=RECIPE, changes=None):
+    recipe_run = RecipeRun(read(text, changes), context.store, context)
+    return {status.instance.label: status for status in recipe_run.statuses()}
+
+
+def test_a_run_makes_every_step(context):
+    report = run(context)
+
+    assert report.n_made == 9
+    assert all(status.is_complete for status in report.statuses)
+
+
+def test_a_second_run_makes_nothing(context):
+    run(context)
+    context.ran.clear()
+
+    assert run(context).n_made == 0
+    assert context.ran == []
+
+
+def test_a_run_says_where_it_is(context):
+    said = []
+    run(context, said=said)
+
+    assert said[0] == "sums: 0 of 9 steps are there, 9 to make"
+    assert said[1].startswith("[1/9] n[number=1]: make")
+
+
+def test_two_recipes_share_what_has_the_same_plan(context):
+    run(context)
+    context.ran.clear()
+    run(context, RECIPE.replace("recipe: sums", "recipe: others").replace("  n:\n", "  n:\n", 1))
+
+    assert context.ran == []
+
+
+def test_a_step_that_fails_stops_the_run_and_keeps_the_others(context):
+    context.fails_at, said = 20, []
+    with pytest.raises(RunFailedError, match="20 is too much"):
+        run(context, said=said)
+
+    assert states(context)["scaled[number=1,way=loud]"].state == State.COMPLETE
+    assert "`intro-pipe resume` goes on" in said[-1]
+    assert last_unfinished(context.store.location).command == ("run", "sums.yaml")
+
+
+def test_after_a_failure_the_same_run_goes_on(context):
+    context.fails_at = 20
+    with pytest.raises(RunFailedError):
+        run(context)
+    n_before, context.fails_at = len(context.ran), None
+    run(context)
+
+    assert n_before == 5
+    assert len(context.ran) == n_before + 5  # the one that failed, and the four behind it
+
+
+def test_what_is_not_there_is_found_out_before_the_first_step(context):
+    context.refused = 10
+    with pytest.raises(RecipeError, match=r"sums.yaml:11: step scaled\[.*\]: there is no 10"):
+        run(context)
+
+    assert context.ran == []
+
+
+def test_states_before_anything_is_made(context):
+    found = states(context)
+
+    assert found["n[number=1]"].state == State.MISSING
+    assert found["scaled[number=2,way=loud]"].detail == "waits for n[number=2]"
+
+
+def test_a_changed_step_is_stale_and_says_what_changed(context):
+    run(context)
+    found = states(context, changes={"factor": "11"})
+
+    assert found["n[number=1]"].state == State.COMPLETE
+    assert found["scaled[number=1,way=loud]"].state == State.STALE
+    assert "make.value: 11, there 10" in found["scaled[number=1,way=loud]"].detail
+    assert found["both[number=1]"].state == State.STALE
+    assert found["both[number=1]"].detail.startswith("waits for scaled[number=1,way=plain]")
+
+
+def test_a_recipe_that_is_changed_back_finds_everything(context):
+    run(context)
+    run(context, changes={"factor": "11"})
+    context.ran.clear()
+    run(context)
+
+    assert context.ran == []
+
+
+def test_a_record_that_cannot_be_read_is_no_record(context):
+    run(context)
+    context.store.storage.write("recipes/sums.json", b"{")
+
+    assert states(context)["report"].state == State.COMPLETE
+
+
+def test_the_record_says_where_each_step_lies(context):
+    run(context)
+    record = json.loads(context.store.storage.read("recipes/sums.json"))
+
+    assert set(record) == set(labels(read(RECIPE)))
+    assert all(place.startswith("results/") for place in record.values())
+
+
+def test_the_journal_tells_of_each_step(context):
+    run(context)
+    (path,) = (Path(context.store.location) / "journal").glob("*.jsonl")
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+
+    assert [event["name"] for event in events if event["event"] == "step"] == labels(read(RECIPE))
+    assert events[-1]["event"] == "done"

@@ -1,0 +1,96 @@
+"""The recipes that ship: they are valid, and share what they can."""
+
+import pytest
+
+from stages.errors import InputError
+from stages.recipes.shipped import Cost, cost_of, recipe_of, shipped_text, shipped_texts
+
+N_INSTANCES = {
+    "table-3": 25,  # f, two feature sets, H, a control and a result for each network, a report
+    "table-5": 42,
+    "table-7": 16,
+    "table-8": 16,
+    "figure-2": 42,
+    "figure-3": 42,
+    "figure-6": 42,
+    "figure-7": 42,
+    "figure-8": 42,
+    "figure-9": 472,  # 67 snapshots with three feature sets, H and two results each
+    "figure-10": 472,
+}
+
+
+def shipped(name, **changes):
+    return recipe_of(shipped_text(name), f"{name}.yaml", changes)
+
+
+def labels(recipe):
+    return [instance.label for instance in recipe.instances]
+
+
+def test_the_tables_and_figures_of_the_paper_ship_in_their_order():
+    assert list(shipped_texts()) == list(N_INSTANCES)
+
+
+@pytest.mark.parametrize("name", N_INSTANCES)
+def test_a_recipe_that_ships_is_valid(name):
+    recipe = shipped(name)
+
+    assert recipe.name == name
+    assert recipe.title
+    assert recipe.about
+    assert len(recipe.instances) == N_INSTANCES[name]
+    assert labels(recipe)[-1] == "report"
+
+
+@pytest.mark.parametrize("name", N_INSTANCES)
+def test_a_recipe_that_ships_runs_on_other_data(name):
+    recipe = shipped(name, dataset="digits", networks="[cnn2]", preset="quick", epochs="5")
+    trainings = [each for each in recipe.instances if each.kind.name == "train-sensing"]
+
+    assert [(each.params.dataset, each.params.network) for each in trainings] == [
+        ("digits", "cnn2")
+    ]
+
+
+@pytest.mark.parametrize("name", ["figure-2", "figure-3", "figure-6", "figure-7", "figure-8"])
+def test_the_figures_have_the_steps_of_table_5(name):
+    def steps(recipe):
+        return {each.label: each.params for each in recipe.instances if each.step != "report"}
+
+    assert steps(shipped(name)) == steps(shipped("table-5"))
+
+
+@pytest.mark.parametrize("name", ["figure-2", "figure-3", "figure-6", "figure-7", "figure-8"])
+def test_a_figure_whose_number_we_read_into_the_paper_says_so(name):
+    assert "our reading" in shipped(name).about
+
+
+@pytest.mark.parametrize("name", ["table-3", "table-7", "table-8"])
+def test_the_tables_train_the_networks_and_heads_of_table_5(name):
+    """The same parameters make the same plans: what one recipe has made the others find."""
+    others = {each.params for each in shipped("table-5").instances if each.step in ("f", "H")}
+    mine = {each.params for each in shipped(name).instances if each.step in ("f", "H")}
+
+    assert mine & others
+
+
+def test_snapshots_are_taken_at_the_67_epochs_of_the_paper():
+    epochs = [each.axes["epoch"] for each in shipped("figure-9").instances if each.step == "f"]
+
+    assert epochs == list(range(1, 201, 3))
+
+
+def test_heads_on_held_out_rows_say_so():
+    heads = [each.params for each in shipped("figure-10").instances if each.step == "H"]
+
+    assert {head.rows for head in heads} == {"held-out"}
+
+
+def test_the_cost_counts_each_seed():
+    assert cost_of(shipped("table-7", seeds="[0, 1]")) == Cost(1, 2, 20)
+
+
+def test_a_recipe_that_does_not_ship_is_refused():
+    with pytest.raises(InputError, match="there is no recipe 'table-4'; these ship: table-3"):
+        shipped_text("table-4")

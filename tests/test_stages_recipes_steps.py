@@ -1,0 +1,299 @@
+"""What each kind of step takes, and what a recipe finds in a store."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import write_npz_set
+from tiny_recipe import TINY, run_tiny, tiny_run, write_tiny_data
+
+from pipeline.errors import RecipeError
+from pipeline.journal import Journal
+from pipeline.recipe_run import State
+from stages.data.registry import SourceSpec
+from stages.recipes.params import FIGURES, PAPER_TABLES
+from stages.recipes.shipped import recipe_of
+from stages.recipes.steps import KINDS
+from stages.report.figures import FIGURES as DRAWN
+from stages.report.paper import paper_numbers
+from stages.sensing.models import train_model
+from stages.sensing.recipe import params_from
+from store.catalog import FeatureStore
+from store.plan import readable_json
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A data root and a store in which the recipe has been run; leave them as they are."""
+    place = tmp_path_factory.mktemp("tiny")
+    write_tiny_data(place / "data")
+    store = FeatureStore(str(place / "store"))
+    report = run_tiny(store, place / "data")
+    assert all(status.is_complete for status in report.statuses)
+    return place
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """The same, of the test's own."""
+    shutil.copytree(made, tmp_path / "own")
+    return tmp_path / "own"
+
+
+def states(place: Path, text: str = TINY, **changes: str):
+    work = tiny_run(FeatureStore(str(place / "store")), place / "data", text, changes)
+    return {status.instance.label: status for status in work.statuses()}
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        recipe_of(text, "tiny.yaml")
+    return str(caught.value)
+
+
+# What keys take
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    loss: $loss\n", "    loss: mse\n", "19: step H: loss: expected one of ce, mse-m"),
+        ("[mse-m, ce]", "[mse]", "19: step H: loss: expected one of ce, mse-m"),
+        ("layers: [20]", "layers: [0]", "20: step H: layers.0: expected greater than 0"),
+        ("seeds: [0, 1]", "seeds: []", "21: step H: seeds: "),
+        ("seeds: [0, 1]", "seeds: [1, 1]", "15: step H: seeds: expected different ones"),
+        ("reads: features", "reads: feature", "27: step scaled: reads: expected 'reflection'"),
+        ("reads: features", "reads: features\n    loss: ce", "24: step scaled: head: what reads"),
+        ("preset: quick", "preset: slow", "step f: preset: expected one of paper, paper-crop"),
+        ("[contrast,", "[contrst,", "10: step hard: corruptions.0: expected one of brightness"),
+        ("images: hard, ", "", "14: step corrupted: expected either 'dataset'"),
+        ("images: hard", "images: hard, dataset: tiny", "14: step corrupted: expected either"),
+        ("model: f}", "model: train}", "13: step clean: model: expected a step of stage"),
+        ("[accuracy, ece]", "[accuracy, eec]", "step report: table.metrics.1: expected one of"),
+        ("[gain-by-corruption]", "[gain]", "step report: figures.0: expected one of accuracy-vs"),
+        ("results: [judged]", "results: [H]", "step report: results: expected a step of stage"),
+        ('"H, {loss}": H', "H: H", "step judged: heads: 'H' would stand for several"),
+    ],
+)
+def test_a_wrong_key_is_refused_with_its_line(old, new, message):
+    assert old in TINY
+    found = refusal(TINY.replace(old, new, 1))
+
+    assert message in found
+    assert re.match(r"tiny\.yaml:\d+: ", found)
+    assert "\n" not in found
+
+
+def test_figures_and_tables_are_those_of_the_reports():
+    assert set(FIGURES) == set(DRAWN)
+    assert set(PAPER_TABLES) == set(paper_numbers()["table"])
+
+
+def test_every_kind_is_called_as_its_name_says():
+    assert all(name == kind.name for name, kind in KINDS.items())
+
+
+# What is found
+
+
+def test_a_finished_recipe_is_complete(made):
+    assert {status.state for status in states(made).values()} == {State.COMPLETE}
+
+
+def test_names_are_for_people_and_end_in_what_tells_them_apart(made):
+    found = states(made)
+
+    assert re.fullmatch(r"cnn2-[0-9a-f]{8}", found["f"].detail)
+    assert found["H[loss=ce]"].detail.startswith(f"{found['f'].detail}-H-")
+    assert found["scaled"].detail.startswith(f"{found['f'].detail}-f-")
+
+
+def test_a_model_that_was_trained_by_hand_is_used(tmp_path):
+    write_tiny_data(tmp_path / "data")
+    store = FeatureStore(str(tmp_path / "store"))
+    train_model(
+        store,
+        "mine",
+        params_from("quick", epochs=1),
+        train=SourceSpec("tiny", "train", str(tmp_path / "data")),
+        test=None,
+        device="cpu",
+        last_layer=None,
+        journal=Journal.of(store.location, ["test"]),
+    )
+    found = states(tmp_path, epochs="1")["f"]
+
+    assert (found.state, found.detail) == (State.COMPLETE, "mine")
+
+
+def test_a_head_of_the_same_plan_is_used_under_any_name(place):
+    heads = place / "store" / "heads"
+    name = states(place)["H[loss=ce]"].detail
+    (heads / name).rename(heads / "mine")
+
+    assert states(place)["H[loss=ce]"].detail == "mine"
+
+
+def test_features_that_miss_a_shard_are_partial(place):
+    features = place / "store" / "features" / states(place)["train"].detail
+    (features / "receipts" / "00001.json").unlink()
+    found = states(place)
+
+    assert (found["train"].state, found["H[loss=ce]"].state) == (State.PARTIAL, State.MISSING)
+    assert found["train"].detail.startswith("2 of 3 shards of tiny-train@cnn2-")
+    assert found["H[loss=ce]"].detail == "waits for train"
+
+
+def test_a_head_that_was_begun_is_partial(place):
+    head = place / "store" / "heads" / states(place)["scaled"].detail
+    (head / "head.json").unlink()
+    found = states(place)["scaled"]
+
+    assert found.state == State.PARTIAL
+    assert found.detail == f"0 of 40 epochs of {head.name}"
+
+
+def test_a_changed_step_is_stale_and_so_is_what_follows(made):
+    found = states(made, head_epochs="41")
+
+    assert found["f"].state == State.COMPLETE
+    assert found["scaled"].state == State.STALE
+    assert "epochs: 41, there 40" in found["scaled"].detail
+    assert found["judged"].state == found["report"].state == State.STALE
+
+
+def test_states_write_nothing(made, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    states(made, head_epochs="41")
+
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+
+
+def test_another_report_of_the_same_steps_makes_only_itself(place):
+    text = TINY.replace("figures: [gain-by-corruption]", "figures: [reliability]")
+    report = run_tiny(FeatureStore(str(place / "store")), place / "data", text)
+
+    assert report.n_made == 1
+
+
+# What is refused before anything is made
+
+
+def refused_run(tmp_path, text):
+    write_tiny_data(tmp_path / "data")
+    store = FeatureStore(str(tmp_path / "store"))
+    with pytest.raises(RecipeError) as caught:
+        run_tiny(store, tmp_path / "data", text)
+    assert not (tmp_path / "store").exists()
+    return str(caught.value)
+
+
+def test_a_data_set_that_is_not_there(tmp_path):
+    found = refused_run(tmp_path, TINY.replace("dataset: tiny, model: f", "dataset: tin, model: f"))
+
+    assert found.startswith("tiny.yaml:13: step clean: tin: no such data set")
+
+
+def test_a_network_that_is_not_there(tmp_path):
+    found = refused_run(tmp_path, TINY.replace("preset: quick,", "preset: quick, network: resnet,"))
+
+    assert found.startswith("tiny.yaml:11: step f: unknown network 'resnet'")
+
+
+def test_an_epoch_that_is_not_kept(tmp_path):
+    text = """\
+recipe: kept
+steps:
+  f: {stage: train-sensing, dataset: tiny, preset: quick, epochs: 5, keep_every: 2}
+  then: {stage: snapshot, model: f, epoch: 4}
+"""
+    assert refused_run(tmp_path, text).startswith("tiny.yaml:4: step then: epoch 4 is not kept")
+
+
+def test_a_corrupted_set_that_was_written_otherwise(place):
+    found = states(place, TINY.replace("[contrast, gaussian_noise]", "[contrast]"))["hard"]
+
+    assert found.state == State.MISSING
+    assert "was written otherwise" in found.detail
+
+
+# Corrupted sets and snapshots
+
+
+def test_a_corrupted_set_from_elsewhere_is_taken_as_it_is(place):
+    for name in ("plan.json", "receipts"):
+        path = place / "data" / "tiny-c" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    assert states(place)["hard"].state == State.COMPLETE
+    assert states(place)["judged"].state == State.COMPLETE
+
+
+def test_some_corruptions_of_a_set_can_be_extracted(made):
+    options = {"corruptions": ("gaussian_noise",)}
+    some = SourceSpec("tiny-c", "test", str(made / "data"), **options).open()
+    whole = SourceSpec("tiny-c", "test", str(made / "data")).open()
+
+    assert some.name == "tiny-c-gaussian_noise"
+    assert np.array_equal(some.read(0, 300).images, whole.read(300, 600).images)
+
+
+ALONE = """\
+recipe: alone
+steps:
+  f: {stage: train-sensing, dataset: tiny, preset: quick,\
+"""
+SNAPSHOTS = """\
+recipe: snapshots
+parameters: {keep_every: 2}
+steps:
+  training: {stage: train-sensing, dataset: tiny, preset: quick, epochs: 3, keep_every: $keep_every}
+  f:
+    stage: snapshot
+    each: {epoch: {from: 1, to: 3, by: $keep_every}}
+    model: training
+    epoch: $epoch
+  clean: {stage: extract, dataset: tiny, model: f}
+"""
+
+
+def test_a_training_leaves_its_snapshots_to_the_steps_that_name_them(tmp_path):
+    write_tiny_data(tmp_path / "data")
+    report = run_tiny(FeatureStore(str(tmp_path / "store")), tmp_path / "data", SNAPSHOTS)
+
+    assert [status.instance.label for status in report.statuses] == [
+        "training",
+        "f[epoch=1]",
+        "f[epoch=3]",
+        "clean[epoch=1]",
+        "clean[epoch=3]",
+    ]
+    assert all(status.is_complete for status in report.statuses)
+
+
+def test_a_model_without_its_snapshots_is_trained_again_under_another_name(tmp_path):
+    write_tiny_data(tmp_path / "data")
+    store = FeatureStore(str(tmp_path / "store"))
+    run_tiny(store, tmp_path / "data", f"{ALONE} epochs: 3}}")
+    run_tiny(store, tmp_path / "data", SNAPSHOTS)
+    names = [model.name for model in store.artifacts("model")]
+
+    assert len(names) == 4
+    assert names[0] + "-every-2" == names[1]
+
+
+def test_a_plan_that_was_altered_is_not_taken_for_ours(place):
+    head = place / "store" / "heads" / states(place)["scaled"].detail
+    (head / "plan.json").write_bytes(readable_json({"stage": "other"}))
+
+    assert "was made with another plan" in states(place)["scaled"].detail
+
+
+def test_a_limit_takes_the_first_rows(tmp_path):
+    write_npz_set(tmp_path / "data" / "tiny", 300, 60)
+    store = FeatureStore(str(tmp_path / "store"))
+    run_tiny(store, tmp_path / "data", f"{ALONE} epochs: 1, limit: 50}}")
+
+    assert store.artifacts("model")[0].card()["n_train"] == 50
