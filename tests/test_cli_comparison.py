@@ -33,7 +33,9 @@ def test_f_stands_beside_the_only_head_called_h(store: FeatureStore) -> None:
     assert of_h.count("[") == 2
     assert "±" not in of_h
     assert told[-1].endswith("{by-group,average,differences,bins}.parquet")
-    assert any("95 % interval of a Poisson bootstrap" in line and "20 resamples" in line for line in told)
+    assert any(
+        "95 % interval of a Poisson bootstrap" in line and "20 resamples" in line for line in told
+    )
 
 
 def test_heads_have_the_labels_they_are_given_or_their_names(store: FeatureStore) -> None:

@@ -26,7 +26,7 @@ from stages.introspection.heads import (
 )
 from stages.introspection.train import HeadParams
 from stages.reflection.losses import softmax
-from stages.sensing.models import held_out_rows
+from stages.sensing.recipe import held_out_rows
 from store.catalog import FeatureStore
 from store.errors import NotFoundError, PlanMismatchError
 from store.featureset import FeatureSet

@@ -19,12 +19,11 @@ from stages.sensing.model import load_sensing
 from stages.sensing.models import (
     choose_model,
     find_model,
-    held_out_rows,
     train_model,
     training_plan,
     weights_path,
 )
-from stages.sensing.recipe import TrainParams, params_from
+from stages.sensing.recipe import TrainParams, held_out_rows, params_from
 from stages.sensing.snapshots import snapshot_epochs, snapshot_name, snapshot_plan
 from stages.sensing.train import TrainSensing, TrainState
 from store.artifacts import Artifact

@@ -13,8 +13,13 @@ from stages.sensing.augmentation import CROP_PAD, augmented, epoch_draws
 from stages.sensing.card import CIFAR10_MEAN, ModelCard
 from stages.sensing.labelled import normalisation, read_labelled
 from stages.sensing.model import load_sensing
-from stages.sensing.models import held_out_rows
-from stages.sensing.recipe import PRESETS, TrainParams, learning_rate, planned_params
+from stages.sensing.recipe import (
+    PRESETS,
+    TrainParams,
+    held_out_rows,
+    learning_rate,
+    planned_params,
+)
 from stages.sensing.train import TrainSensing
 
 QUICK = TrainParams(network="cnn2", epochs=4, batch=16, lr=0.05, schedule="one-cycle")

@@ -171,7 +171,7 @@ def training_rows(
         raise InputError(f"rows: expected {' or '.join(ROWS)}, found {rows!r}")
     if rows == "all":
         return slice(None)
-    from stages.sensing.models import held_out_rows
+    from stages.sensing.recipe import held_out_rows
 
     model = feature_set.plan["inputs"]["model"]
     artifact = store.artifact("model", model["name"])

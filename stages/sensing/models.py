@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
@@ -213,21 +209,6 @@ def training_plan(params: TrainParams, train: SourceSpec, last_layer: str | None
         },
         "inputs": {"source": source_facts(train.open())},
     }
-
-
-def held_out_rows(n_rows: int, n_held_out: int, seed: int) -> NDArray[np.int64]:
-    """Which rows of its source a training with this seed holds out, sorted.
-
-    Rows count as the source does, unreadable ones included: the same as those of its features.
-
-    Args:
-        n_rows: of the source that the network is trained on.
-        n_held_out: how many of them.
-        seed: of the training.
-    """
-    # A key of its own, far from the epochs, which are keyed by their number.
-    generator = np.random.default_rng([seed, zlib.crc32(b"held-out")])
-    return np.sort(generator.permutation(n_rows)[:n_held_out]).astype(np.int64)
 
 
 def train_model(

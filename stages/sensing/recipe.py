@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
+import zlib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stages.errors import InputError
 from stages.sensing.card import Precision
@@ -122,3 +126,18 @@ def learning_rate(params: TrainParams, epoch: float) -> float:
     if share < WARM_UP:
         return params.lr * (0.04 + 0.96 * share / WARM_UP)
     return params.lr * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
+
+
+def held_out_rows(n_rows: int, n_held_out: int, seed: int) -> NDArray[np.int64]:
+    """Which rows of its source a training with this seed holds out, sorted.
+
+    Rows count as the source does, unreadable ones included: the same as those of its features.
+
+    Args:
+        n_rows: of the source that the network is trained on.
+        n_held_out: how many of them.
+        seed: of the training.
+    """
+    # A key of its own, far from the epochs, which are keyed by their number.
+    generator = np.random.default_rng([seed, zlib.crc32(b"held-out")])
+    return np.sort(generator.permutation(n_rows)[:n_held_out]).astype(np.int64)

@@ -21,8 +21,7 @@ from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.labelled import LabelledImages, Openable, normalisation, read_labelled
 from stages.sensing.model import Sensing, describe, normalised
-from stages.sensing.models import held_out_rows
-from stages.sensing.recipe import TrainParams, learning_rate
+from stages.sensing.recipe import TrainParams, held_out_rows, learning_rate
 from stages.sensing.weights import save_weights
 
 EVALUATION_BATCH = 256
