@@ -33,11 +33,16 @@ STEPS = (
     ),
     (
         "H introspects: train it on gradients made of the stored features",
-        "train-head --features digits-train@cnn2 --epochs 60 --weight-decay 5e-4",
+        "train-head --features digits-train@cnn2 --epochs 60 --weight-decay 5e-4 --seeds 0,1,2",
     ),
     (
         "f against H on corrupted digits, from the store",
         "evaluate --features digits-c@cnn2",
+    ),
+    (
+        "beside controls that see no gradient: the paper's Table 5, as a page with plots",
+        "reproduce table-5 --set dataset=digits --set corrupted=digits-c --set networks=[cnn2] "
+        "--set preset=quick --set epochs=20 --set head_epochs=60 --set head_weight_decay=5e-4",
     ),
     (
         "ask the store a question",
