@@ -34,6 +34,7 @@ def contenders_of(
 def shown(result: Evaluation) -> str:
     """The averages as a table, what they mean, and where the files lie."""
     from stages.applications.evaluation import SHOWN
+    from stages.metrics.bootstrap import MIN_RESAMPLES
     from stages.metrics.definitions import DEFINITIONS, STATISTICS
 
     card = result.card
@@ -51,7 +52,7 @@ def shown(result: Evaluation) -> str:
     told |= {"mean": STATISTICS["mean"], "gain": STATISTICS["gain"]}
     if any(len(seeds) > 1 for seeds in card["seeds"].values()):
         told["±"] = STATISTICS["std"]
-    if card["n_resamples"]:
+    if card["n_resamples"] >= MIN_RESAMPLES:
         told["[low, high]"] = f"{STATISTICS['interval']}; {card['n_resamples']:,} resamples"
     definitions = "\n".join(f"  {name}: {definition}" for name, definition in told.items())
     place = result.artifact.storage.location

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.output import emit
+from cli.output import emit, note
 
 if TYPE_CHECKING:
     from store.catalog import FeatureStore
@@ -163,6 +163,8 @@ def fit_temperature(
         return
     with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
         card = fit_temperature(place, feature_set, title, journal=journal)
+    if card.get("split") == "train":
+        note("fitted on training images: f is surer there than on new ones")
     text = (
         f"head {title}: T = {card['temperature']:.4f}, negative log-likelihood "
         f"{card['nll_before']:.4f} -> {card['nll_after']:.4f} on {card['train_rows']:,} rows"

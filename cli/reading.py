@@ -34,7 +34,7 @@ def evaluate(
         ),
     ] = None,
     resamples: Annotated[
-        int, typer.Option(min=0, help="Of the bootstrap over images; 0 for no intervals.")
+        int, typer.Option(min=0, help="Of the bootstrap over images; under 100, no intervals.")
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     store: options.Store = options.DEFAULT_STORE,
@@ -117,7 +117,7 @@ def query(
 
 
 def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:
-    """List feature sets, models, heads and results of a store."""
+    """List feature sets, models, heads, results and reports of a store."""
     from store.catalog import FeatureStore
     from store.contents import contents
 
@@ -164,7 +164,7 @@ def verify(
     from pathlib import Path
 
     from pipeline.progress import Progress
-    from store.catalog import FeatureStore
+    from store.catalog import ARTIFACT_KINDS, FeatureStore
     from store.shardset import ShardSet
     from store.storage import LocalStorage
     from store.verify import repair as take_back
@@ -176,7 +176,7 @@ def verify(
     folders = [name for name in features or [] if (Path(name) / "plan.json").is_file()]
     named = [place.resolve(name) for name in features or [] if name not in folders]
     sets = named if features else list(place.feature_sets())
-    kinds = () if features else ("model", "head", "result")
+    kinds = () if features else ARTIFACT_KINDS
     artifacts = [artifact for kind in kinds for artifact in place.artifacts(kind)]
     problems = [] if features else list(verify_plans(place))
     problems += [problem for artifact in artifacts for problem in verify_artifact(artifact)]
@@ -190,8 +190,8 @@ def verify(
                 note(f"{found.name}: {len(shards)} shards taken back; run extract again")
     wrong = [problem for problem in problems if not problem.is_harmless]
     summary = (
-        f"checked {len(sets) + len(folders)} sets and {len(artifacts)} models, heads and results: "
-        f"{len(wrong)} wrong, {len(problems) - len(wrong)} to note"
+        f"checked {len(sets) + len(folders)} sets and {len(artifacts)} models, heads, results and "
+        f"reports: {len(wrong)} wrong, {len(problems) - len(wrong)} to note"
     )
     rows = [asdict(problem) | {"harmless": problem.is_harmless} for problem in problems]
     shown = table(rows, ["set_name", "kind", "key", "detail"])

@@ -27,7 +27,7 @@ IsStatus = Annotated[bool, typer.Option("--status", help="Say how far each step 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the app."""
     app.command(epilog="Example: intro-pipe run recipe.yaml --status")(run)
-    app.command(epilog="Example: intro-pipe reproduce table-5 --set networks=[resnet18]")(reproduce)
+    app.command(epilog="Example: intro-pipe reproduce table-5 --set epochs=100")(reproduce)
 
 
 def run(
@@ -145,8 +145,15 @@ def _parted(changes: Sequence[str]) -> dict[str, str]:
     for change in changes:
         if "=" not in change:
             raise InputError(f"--set {change}: expected NAME=VALUE, as in networks=[resnet18]")
-    pairs = (change.partition("=") for change in changes)
-    return {name.strip(): value for name, _, value in pairs}
+    settings: dict[str, str] = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        if (name := name.strip()) in settings:
+            raise InputError(
+                f"--set {change}: {name} is set to {settings[name]} already: leave one of them"
+            )
+        settings[name] = value
+    return settings
 
 
 def _run_of(recipe: Recipe, asked: _Asked, where: _Where) -> RecipeRun:
@@ -190,10 +197,12 @@ def _show_report(recipe: Recipe, report: RecipeReport, *, as_json: bool) -> None
     last = report.statuses[-1]
     artifact = last.task.output if last.task and last.instance.kind.name == "report" else None
     place = artifact.storage.location if artifact else None
-    text = (
+    shows = artifact.card()["shows"] if artifact else []
+    done = (
         f"{recipe.name}: {len(report.statuses)} steps, {report.n_made} of them made now in "
-        f"{duration(report.seconds)}" + (f"; report: {place}/report.html" if place else "")
+        f"{duration(report.seconds)}"
     )
+    text = "\n".join([*shows, done, *([f"page: {place}/report.html"] if place else [])])
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "parameters": recipe.parameters,
@@ -201,6 +210,7 @@ def _show_report(recipe: Recipe, report: RecipeReport, *, as_json: bool) -> None
         "made": report.n_made,
         "seconds": round(report.seconds, 1),
         "report": place,
+        "shows": shows,
     }
     emit(found, text, as_json=as_json)
 

@@ -15,7 +15,7 @@ from cli.output import emit
 def add_to(app: typer.Typer) -> None:
     """Add this command to the app."""
     app.command(
-        epilog="Example: intro-pipe report cifar10c-test@resnet18 --paper table-5 --out docs"
+        epilog="Example: intro-pipe report cifar10c-test@resnet18 --paper table-5 --out table-5"
     )(report)
 
 
@@ -44,7 +44,10 @@ def report(
         str | None,
         typer.Option(help="Whose numbers stand beside: table-3, table-5, table-7 or table-8."),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Folder to copy the files to.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="Folder to copy the files to, over those of another report."),
+    ] = None,
     store: options.Store = options.DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -52,9 +55,9 @@ def report(
     from pathlib import Path
 
     from pipeline.journal import Journal
-    from stages.errors import InputError
     from stages.report.report import (
         build_report,
+        check_folder,
         copy_report,
         figures_for,
         report_name,
@@ -64,8 +67,8 @@ def report(
     from stages.report.tables import TableSpec
     from store.catalog import FeatureStore
 
-    if out is not None and Path(out).is_file():
-        raise InputError(f"--out {out}: it is a file, expected a folder")
+    if out is not None:
+        check_folder(Path(out))
     place = FeatureStore(store).require()
     entries = entries_of([find_result(place, result) for result in results])
     says: dict[str, Any] = {

@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
+from math import prod
 from typing import Any
 
 from pipeline.steps import Axes, Instance, Scalar, WrittenStep
 from pipeline.yaml_lines import Key, YamlText, hint, validated
+
+MAX_POINTS = 100_000
+"""Of the axes of a step: each is an instance of it."""
 
 
 @dataclass
@@ -86,6 +90,13 @@ class Expansion:
                 "it here",
                 *(*step.path, "each", twice[0]),
             )
+        n_points = len(points) * prod(len(each) for each in step.each.values())
+        if n_points > MAX_POINTS:
+            raise self.text.error(
+                f"step {step.name}: expected {MAX_POINTS:,} combinations of its axes at most, "
+                f"found {n_points:,}",
+                *step.path,
+            )
         values = product(*step.each.values())
         own = [dict(zip(step.each, each, strict=True)) for each in values]
         return [{**point, **more} for point in points for more in own]
@@ -118,7 +129,16 @@ class Expansion:
             for other in self.done[name]:
                 if not _agree(axes, other.axes):
                     continue
+                self._check_axes(step, other)
                 label = self._label(written, {**axes, **other.axes}, path)
+                is_taken = not label.strip() or label in step.kind.taken_labels
+                if is_taken and key in step.kind.labelled:
+                    means = "no label" if not label.strip() else "taken already"
+                    raise self.text.error(
+                        f"step {step.name}: {key}: '{label}', the label of '{name}', is {means}: "
+                        "choose another",
+                        *path,
+                    )
                 if label in labels and key in step.kind.labelled:
                     raise self.text.error(
                         f"step {step.name}: {key}: '{label}' would stand for several instances of "
@@ -128,6 +148,21 @@ class Expansion:
                     )
                 labels.add(label)
                 yield label, other.label
+
+    def _check_axes(self, step: WrittenStep, collected: Instance) -> None:
+        """Refuse an axis that the step cannot take, where it is written."""
+        taken = [axis for axis in collected.axes if axis in step.kind.taken_axes]
+        if not taken:
+            return
+        origin = self.steps[collected.step]
+        while taken[0] not in origin.each:
+            others = (self.steps[name] for name in origin.one.values())
+            origin = next(other for other in others if taken[0] in self.done[other.name][0].axes)
+        raise self.text.error(
+            f"step {origin.name}: an axis cannot be called '{taken[0]}', which means something "
+            f"else in '{step.name}': choose another name",
+            *(*origin.path, "each", taken[0]),
+        )
 
     def _label(self, written: str, axes: Axes, path: tuple[Key, ...]) -> str:
         """A label with ``{axis}`` written out."""

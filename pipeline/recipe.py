@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import RecipeError
 from pipeline.expansion import Expansion
 from pipeline.steps import REPORT, Instance, Kinds, Scalar, StepKind, WrittenStep
 from pipeline.yaml_lines import Key, YamlText, hint, mentions, plain_value, read_yaml, validated
+
+MAX_AXIS = 10_000
+"""Values of an axis that is given by its ends."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def _whole(text: YamlText, shipped: Mapping[str, str]) -> YamlText:
     if "like" not in text.values:
         return text
     like = text.values["like"]
-    if like not in shipped:
+    if not isinstance(like, str) or like not in shipped:
         raise text.error(
             f"like: there is no recipe '{like}'{hint(str(like), shipped)}; there are: "
             f"{', '.join(shipped) or 'none'}",
@@ -83,13 +86,20 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    recipe: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")  # it names a file
+    recipe: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)  # it names a file
     like: str | None = None
     title: str = ""
     about: str = ""
     parameters: dict[str, Any] = {}  # Any: what YAML can hold
     steps: dict[str, dict[str, Any]]
     report: dict[str, Any] | None = None
+
+    @field_validator("steps")
+    @classmethod
+    def _has_steps(cls, steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if not steps:
+            raise ValueError("expected one step or more")
+        return steps
 
 
 def _places(document: _Document, text: YamlText) -> dict[str, tuple[Key, ...]]:
@@ -213,6 +223,10 @@ def _axis_values(
     if isinstance(written, dict) and written.keys() <= {"from", "to", "by"}:
         ends = [written.get("from", 0), written.get("to"), written.get("by", 1)]
         if all(type(end) is int for end in ends) and ends[2] > 0:
+            if (n_values := (ends[1] - ends[0]) // ends[2] + 1) > MAX_AXIS:
+                raise text.error(
+                    f"axis {axis}: expected {MAX_AXIS:,} values at most, found {n_values:,}", *path
+                )
             values = list(range(ends[0], ends[1] + 1, ends[2]))
     is_list = isinstance(values, list) and bool(values)
     if not is_list or not all(isinstance(value, Scalar) for value in values):

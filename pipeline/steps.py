@@ -42,6 +42,8 @@ class StepKind:
         one: keys that refer to a step, and the kinds that it may be of.
         many: the same for keys that collect steps: a mapping from labels to steps, or a list.
         labelled: those of ``many`` whose labels must tell the instances apart.
+        taken_labels: what none of these labels can be; nor can it be empty.
+        taken_axes: what no axis of the steps that ``many`` collects can be called.
         check: raises ``ValueError`` where what the parameters name is not there; it is given the
             context, the parameters, and those of the steps that ``one`` refers to, and is asked of
             every step before the first one starts.
@@ -53,6 +55,8 @@ class StepKind:
     one: Mapping[str, Sequence[str]] = field(default_factory=dict)
     many: Mapping[str, Sequence[str]] = field(default_factory=dict)
     labelled: Sequence[str] = ()
+    taken_labels: Sequence[str] = ()
+    taken_axes: Sequence[str] = ()
     check: Callable[..., None] = lambda *_: None
 
 

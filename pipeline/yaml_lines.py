@@ -16,6 +16,10 @@ from pipeline.errors import RecipeError
 Key = str | int
 """A key of a mapping, or a position in a list."""
 
+MAX_VALUES = 100_000
+"""In one text, its aliases written out: a few of them, nested, can stand for billions."""
+
+_KEY_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "merge"))
 _MENTION = re.compile(r"\$(?:\{(\w+)\}|(\w+)|(\$))")
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -95,21 +99,23 @@ def mentions(value: Any) -> Iterator[str]:
 def read_yaml(text: str, name: str) -> YamlText:
     """Read a text; ``name`` is that of its file, for messages.
 
-    Raises ``RecipeError`` where it is no YAML, says a key twice, or holds itself.
+    Raises ``RecipeError`` where it is no YAML, says a key twice, holds itself or too much.
     """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        lines: dict[tuple[Key, ...], str] = {(): f"{name}:1"}
+        places = _Places(name, {(): f"{name}:1"})
         if node is None:
-            return YamlText(None, lines)
-        _note_lines(node, (), lines, (), name)
-        return YamlText(loader.construct_document(node), lines)
+            return YamlText(None, places.lines)
+        places.note(node, (), ())
+        return YamlText(loader.construct_document(node), places.lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = " ".join(part for part in (error.context, error.problem) if part)
         line = mark.line + 1 if mark else 1
         raise RecipeError(f"{name}:{line}: this is no YAML: {said}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{name}:1: this is nested too deeply: write it flatter") from error
     except (yaml.YAMLError, ValueError) as error:  # a control character, an impossible date
         if isinstance(error, RecipeError):
             raise
@@ -169,30 +175,51 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _note_lines(
-    node: yaml.Node,
-    path: tuple[Key, ...],
-    lines: dict[tuple[Key, ...], str],
-    above: tuple[int, ...],
-    name: str,
-) -> None:
-    """Write down the lines of everything below a node."""
-    if id(node) in above:
-        raise RecipeError(f"{name}:{node.start_mark.line + 1}: this holds itself: cut the alias")
-    above = (*above, id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[*path, index] = f"{name}:{item.start_mark.line + 1}"
-            _note_lines(item, (*path, index), lines, above, name)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            place, line = (*path, str(key.value)), f"{name}:{key.start_mark.line + 1}"
-            if place in lines and key.value != "<<":
-                raise RecipeError(
-                    f"{line}: '{key.value}' stands at {lines[place]} already: leave one"
-                )
-            lines[place] = line
-            _note_lines(value, place, lines, above, name)
+@dataclass
+class _Places:
+    """The lines of a text's values, as they are found below its nodes."""
+
+    name: str
+    lines: dict[tuple[Key, ...], str]
+    n_values: int = 0
+
+    def note(self, node: yaml.Node, path: tuple[Key, ...], above: tuple[int, ...]) -> None:
+        """Write down the lines of everything below a node, which lies below those ``above``."""
+        self.n_values += 1
+        if id(node) in above:
+            raise RecipeError(f"{self._line(node)}: this holds itself: cut the alias")
+        if self.n_values > MAX_VALUES:
+            raise RecipeError(
+                f"{self._line(node)}: this is more than {MAX_VALUES:,} values, expected fewer: "
+                "cut the aliases"
+            )
+        above = (*above, id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.lines[*path, index] = self._line(item)
+                self.note(item, (*path, index), above)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                place = (*path, self._key(key))
+                if place in self.lines and key.value != "<<":
+                    raise RecipeError(
+                        f"{self._line(key)}: '{key.value}' stands at {self.lines[place]} already: "
+                        "leave one"
+                    )
+                self.lines[place] = self._line(key)
+                self.note(value, place, above)
+
+    def _key(self, key: yaml.Node) -> str:
+        if key.tag not in _KEY_TAGS:  # YAML 1.1 takes on, off, yes and no for true and false
+            shown = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else "this"
+            raise RecipeError(
+                f"{self._line(key)}: expected a word for a key, {shown} is none to YAML: put it "
+                "in quotes, or choose another"
+            )
+        return str(key.value)
+
+    def _line(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}"
 
 
 def _short(value: Any, n_characters: int = 60) -> str:

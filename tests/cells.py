@@ -28,6 +28,7 @@ def cells(
     shard_rows: int = 10,
     weights: str = "w1",
     has_cells: bool = True,
+    has_labels: bool = True,
 ) -> FeatureSet:
     """Rows of two corruptions at three severities in turn: six cells of the same images."""
     rng = np.random.default_rng([7, n_rows])
@@ -43,7 +44,7 @@ def cells(
         "sample_id": [f"{where}/{level}/{number:05d}" for where, level, number in places],
         "corruption": corruption,
         "severity": severity,
-        "label": labels,
+        "label": labels if has_labels else np.full(n_rows, -1),
         "status": ["unreadable" if row == UNREAD else "ok" for row in range(n_rows)],
     }
     kinds = (*(NAMES if has_cells else NAMES[:1]), ("label", "int64"), ("status", "string"))

@@ -35,12 +35,13 @@ def clouds(
         "status": ["unreadable" if row == 5 else "ok" for row in range(N_ROWS)],
     }
     model = {"name": "net", "n_classes": N_CLASSES, "feature_dim": WIDTH, "weights_sha256": weights}
+    source = {"name": name, "split": name.rpartition("-")[2], "fingerprint": name}
     plan = {
         "name": f"{name}@net",
         "n_rows": N_ROWS,
         "shard_rows": 100,
         "schema": SCHEMA.to_json(),
-        "inputs": {"source": {"name": name, "fingerprint": name}, "model": model},
+        "inputs": {"source": source, "model": model},
     }
     found = store.create(plan)
     for shard in found.shard_set.shards:

@@ -21,12 +21,14 @@ def result_of_cells(
     *,
     seeds: tuple[int, ...] = (0, 1),
     labels: tuple[str, str] = ("H", CONTROL),
-    n_resamples: int = 50,
+    n_resamples: int = 100,
+    layers: tuple[int, ...] = (8,),
+    epochs: int = 5,
 ) -> Artifact:
     """Judge two heads, which are trained and fitted on the rows that they are judged on."""
     name = found.plan["name"].partition("-")[0]
-    params = HeadParams(epochs=5, weight_decay=0.0, batch_rows=16, seeds=seeds)
-    spec = head_spec(found, layers=(8,))
+    params = HeadParams(epochs=epochs, weight_decay=0.0, batch_rows=16, seeds=seeds)
+    spec = head_spec(found, layers=layers)
     journal = journal_of(store)
     train_head(store, found, f"{name}-h", spec, params, device="cpu", journal=journal)
     fit_temperature(store, found, f"{name}-t", journal=journal)

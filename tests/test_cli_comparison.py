@@ -16,7 +16,7 @@ from store.catalog import FeatureStore
 
 def evaluate(store: FeatureStore, *words: str) -> Result:
     command = ["evaluate", "--store", store.location, "--features", "shapes@net", *words]
-    return CliRunner().invoke(app, [*command, "--resamples", "20"])
+    return CliRunner().invoke(app, [*command, "--resamples", "100"])
 
 
 def files_in(store: FeatureStore) -> set[Path]:
@@ -34,7 +34,7 @@ def test_f_stands_beside_the_only_head_called_h(store: FeatureStore) -> None:
     assert "±" not in of_h
     assert told[-1].endswith("{by-group,average,differences,bins}.parquet")
     assert any(
-        "95 % interval of a Poisson bootstrap" in line and "20 resamples" in line for line in told
+        "95 % interval of a Poisson bootstrap" in line and "100 resamples" in line for line in told
     )
 
 

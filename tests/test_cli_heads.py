@@ -68,6 +68,23 @@ def test_temperature_says_what_it_gains(run) -> None:
     assert again["nll_after"] < again["nll_before"]
 
 
+@pytest.mark.parametrize(("split", "is_noted"), [("train", True), ("test", False)])
+def test_a_temperature_of_training_images_is_noted(
+    store: FeatureStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    split: str,
+    is_noted: bool,
+) -> None:
+    clouds(store, f"clouds-{split}")
+    words = ["fit-temperature", "--features", f"clouds-{split}@net", "--store", store.location]
+    monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert ("surer there than on new ones" in capsys.readouterr().err) == is_noted
+    assert store.artifact("head", "net-temperature").card()["split"] == split
+
+
 @pytest.mark.parametrize("reads", ["features", "reflection", "features+logits"])
 def test_neighbours_are_named_after_what_they_compare(run, reads: str) -> None:
     said = as_json(run(f"fit-neighbours --features clouds-train@net --reads {reads} --json"))

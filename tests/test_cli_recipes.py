@@ -193,6 +193,10 @@ def test_a_recipe_is_checked_without_the_heavy_libraries(place):
     [
         (("run", "none.yaml"), "none.yaml: cannot be read as a recipe"),
         (("run", "tiny.yaml", "--set", "epochs"), "--set epochs: expected NAME=VALUE"),
+        (
+            ("run", "tiny.yaml", "--set", "epochs=3", "--set", "epochs=7"),
+            "--set epochs=7: epochs is set to 3 already: leave one of them",
+        ),
         (("run", "tiny.yaml", "--set", "epochs=x"), "expected a whole number such as 6, found x"),
         (("reproduce", "table-4"), "there is no recipe 'table-4'; these ship: table-3"),
         (("reproduce",), "which one?"),

@@ -20,7 +20,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """A store with two results, made once; leave it as it is."""
     place = FeatureStore(str(tmp_path_factory.mktemp("judged") / "store")).prepare()
     for name in ("shapes", "shades"):
-        result_of_cells(place, cells(place, name), seeds=(0,), n_resamples=10)
+        result_of_cells(place, cells(place, name), seeds=(0,), n_resamples=100)
     return place
 
 
@@ -73,6 +73,14 @@ def test_the_second_time_nothing_is_done(run, store: FeatureStore) -> None:
     assert len(list(runs(store.location))) == n_runs == 1
 
 
+def test_verify_finds_a_report_that_was_altered(run, store: FeatureStore) -> None:
+    made = as_json(run("report shapes --name page --figures reliability --json"))
+    assert "results and reports: 0 wrong" in run("verify")
+    with Path(made["page"]).open("a") as page:
+        page.write("!")
+    run("verify", code=1)
+
+
 def test_two_results_are_one_report(run) -> None:
     said = as_json(run("report shapes shades --name pair --figures ece-by-level --json"))
     assert (said["report"], said["figures"]) == ("pair", ["ece-by-level"])
@@ -96,6 +104,8 @@ def test_another_table_is_another_report(run) -> None:
         ("shapes --figures pie", "choose from"),
         ("shapes --metrics auroc", "choose from"),
         ("shapes --out {file}", "is a file"),
+        ("shapes --out {file}/docs", "is a file"),
+        ("shapes --out {file.parent}", "no part of a report"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(

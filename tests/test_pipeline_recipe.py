@@ -111,8 +111,11 @@ KINDS = {
         one={"base": ("make",)},
         many={"terms": ("make", "add")},
         labelled=("terms",),
+        taken_labels=("zero",),
     ),
-    "report": StepKind("report", ReportParams, add, many={"terms": ("add",)}),
+    "report": StepKind(
+        "report", ReportParams, add, many={"terms": ("add",)}, taken_axes=("total", "sum")
+    ),
 }
 
 
@@ -284,6 +287,12 @@ def test_what_is_wrong_in_a_recipe_like_another_is_where_it_stands(text, message
         ("recipe: sums\n", "", "sums.yaml:1: 'recipe' is missing"),
         ("recipe: sums\n", "recipe: a/b\n", "sums.yaml:1: recipe: String should match pattern"),
         (
+            "recipe: sums\n",
+            f"recipe: {'a' * 101}\n",
+            "sums.yaml:1: recipe: String should have at most 100 characters, found 'aaa",
+        ),
+        ("recipe: sums\n", "recipe: sums\nlike: [sums]\n", "sums.yaml:2: like: there is no recipe"),
+        (
             "    stage: make\n    each: {number",
             "    each: {number",
             "sums.yaml:7: step n: 'stage' is missing",
@@ -315,6 +324,22 @@ def test_what_is_wrong_in_a_recipe_like_another_is_where_it_stands(text, message
         ("terms: [both]", "terms: []", "sums.yaml:22: terms: expected steps, as in [H]"),
         ("terms: [both]", "terms: both", "sums.yaml:22: terms: expected steps, as in [H]"),
         ('"scaled, {way}"', "scaled", "'scaled' would stand for several instances of 'scaled'"),
+        (
+            '{"n": n,',
+            '{"zero": n,',
+            "sums.yaml:20: step both: terms: 'zero', the label of 'n', is taken already",
+        ),
+        (
+            '{"n": n,',
+            '{"": n,',
+            "sums.yaml:20: step both: terms: '', the label of 'n', is no label",
+        ),
+        (
+            "way: [plain, loud]",
+            "on: [plain, loud]",
+            "sums.yaml:13: expected a word for a key, 'on'",
+        ),
+        ("title: Sums", "? [1]\n: Sums", "sums.yaml:2: expected a word for a key, this is none"),
         ('"scaled, {way}"', '"{day}"', "there is no axis 'day' (did you mean 'way'?)"),
         (
             "value: $factor",
@@ -347,6 +372,16 @@ def test_what_is_wrong_in_a_recipe_like_another_is_where_it_stands(text, message
             "each: {number: $numbers}",
             "each: {number: []}",
             "sums.yaml:9: axis number: expected a list",
+        ),
+        (
+            "each: {number: $numbers}",
+            "each: {number: {from: 1, to: 9000}, more: {from: 1, to: 9000}}",
+            "sums.yaml:7: step n: expected 100,000 combinations of its axes at most, found 81,000,",
+        ),
+        (
+            "each: {number: $numbers}",
+            "each: {number: {from: 0, to: 100000000000}}",
+            "sums.yaml:9: axis number: expected 10,000 values at most, found 100,000,000,001",
         ),
         (
             "each: {number: $numbers}",
@@ -391,6 +426,39 @@ def test_what_is_wrong_is_one_line_with_its_number(old, new, message):
 
     assert message in found
     assert "\n" not in found
+
+
+def test_an_axis_that_the_report_cannot_take_is_refused_where_it_is_written():
+    found = refusal(
+        RECIPE.replace("{number: $numbers}", "{total: $numbers}").replace("$number\n", "$total\n")
+    )
+
+    assert found.startswith("sums.yaml:9: step n: an axis cannot be called 'total'")
+
+
+def test_an_axis_that_does_not_reach_the_report_may_have_any_name():
+    text = RECIPE.replace("{way: [", "{sum: [").replace("{way}", "{sum}")
+
+    assert labels(read(text))[-1] == "report"
+
+
+def test_a_recipe_without_steps_is_refused():
+    assert refusal("recipe: none\nsteps: {}\n") == (
+        "sums.yaml:2: steps: expected one step or more, found {}"
+    )
+
+
+def test_aliases_that_stand_for_billions_are_refused_at_once():
+    levels = [f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    started = time.process_time()
+    found = refusal("\n".join(["recipe: bomb", "parameters:", "  a0: &a0 x", *levels, RECIPE[13:]]))
+
+    assert re.match(r"sums.yaml:3: this is more than 100,000 values", found)
+    assert time.process_time() - started < 5
+
+
+def test_a_text_that_is_nested_too_deeply_is_refused():
+    assert "nested too deeply" in refusal("[" * 5000 + "]" * 5000)
 
 
 def test_steps_that_need_each_other_are_refused_with_the_way_round():

@@ -30,7 +30,7 @@ def journal_of(store: FeatureStore) -> Journal:
 
 
 def judge(
-    store: FeatureStore, found: FeatureSet, n_resamples: int = 20, **heads: str
+    store: FeatureStore, found: FeatureSet, n_resamples: int = 100, **heads: str
 ) -> Evaluation:
     """Evaluate heads given as ``LABEL=name``."""
     return evaluate(
@@ -96,7 +96,7 @@ def test_a_result_keeps_its_tables_and_its_card_in_the_store(store: FeatureStore
     assert card["definitions"].keys() == METRICS.keys()
     assert card["versions"].keys() == {"intro-pipe", "python", "numpy", "torch"}
     assert card["left_out_rows"] == {"f": 1, "H": 1}
-    assert (card["n_bins"], card["n_resamples"], card["rows"]) == (10, 20, 84)
+    assert (card["n_bins"], card["n_resamples"], card["rows"]) == (10, 100, 84)
     assert "mean over 6 groups of corruption and severity; 1 rows left out" in card["title"]
 
 
@@ -106,7 +106,7 @@ def test_a_result_that_is_there_is_read_and_not_computed(store: FeatureStore) ->
     first = judge(store, found, H="h")
     card = Path(first.artifact.storage.location, "result.json")
     before, again = card.stat().st_mtime_ns, journal_of(store)
-    result = evaluate(store, found, contenders(store, H="h"), n_resamples=20, journal=again)
+    result = evaluate(store, found, contenders(store, H="h"), n_resamples=100, journal=again)
     assert card.stat().st_mtime_ns == before
     assert not again.path.exists()
     pd.testing.assert_frame_equal(result.average, first.average)
@@ -141,6 +141,37 @@ def test_the_place_of_a_result_depends_on_what_determines_it(store: FeatureStore
     assert len(set(names)) == len(names)
     assert name(H="h", n_resamples=0, seed=5) == names[-1]
     assert judge(store, found, n_resamples=10, H="h").artifact.name == names[1]
+
+
+def test_a_head_that_was_replaced_gives_another_result(store: FeatureStore) -> None:
+    found = cells(store)
+    small_head(store, found)
+    first = judge(store, found, H="h")
+    head = store.artifact("head", "h")
+    card, plan = head.card(), head.plan()
+    files = {key: head.read(key) for key in card.pop("files")}
+    small_head(store, found, "other", seeds=(5,))
+    other = store.artifact("head", "other")
+    head.write({key: other.read(key) for key in files}, card)
+    second = judge(store, found, H="h")
+    assert head.plan() == plan
+    assert second.artifact.name != first.artifact.name
+    assert not second.by_group.equals(first.by_group)
+
+
+def test_a_set_without_a_label_is_refused_before_anything_is_written(store: FeatureStore) -> None:
+    journal = journal_of(store)
+    with pytest.raises(InputError, match="expected labelled rows, found none among 84"):
+        evaluate(store, cells(store, has_labels=False), [], journal=journal)
+    assert not journal.path.exists()
+    assert not Path(store.location, "results").exists()
+
+
+def test_a_label_that_cannot_be_printed_is_refused(store: FeatureStore) -> None:
+    found = cells(store)
+    small_head(store, found)
+    with pytest.raises(InputError, match=r"printable characters, found 'H\\x1b'"):
+        judge(store, found, **{"H\x1b": "h"})
 
 
 def test_a_result_that_is_not_there_cannot_be_opened(store: FeatureStore) -> None:

@@ -146,3 +146,8 @@ def test_the_list_shows_what_is_wrong_with_a_set(tmp_path: Path) -> None:
     problems = {info.name: info.problem for info in known_datasets(tmp_path) if info.problem}
     assert "missing: brightness" in problems["cifar10c"]
     assert "expected uint8" in problems["photos.npy"]
+
+
+def test_a_slip_of_the_pen_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFoundError, match=r"digitz: no such data set \(did you mean digits"):
+        open_source("digitz", data_root=tmp_path)

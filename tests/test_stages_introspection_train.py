@@ -201,6 +201,16 @@ def test_collapsed_head_is_refused_with_its_seed_and_the_remedy() -> None:
         stage.finish(state)
 
 
+def test_a_collapse_is_advised_only_what_can_help() -> None:
+    linear = replace(STAGE.spec, layers=())
+    stage = replace(STAGE, spec=linear, params=replace(STAGE.params, weight_decay=0.0))
+    state = stage.start()
+    with torch.no_grad():
+        state.heads.parameters.zero_()
+    with pytest.raises(StageError, match=r"has \d\.\d+\); train for more epochs$"):
+        stage.finish(state)
+
+
 def test_one_collapsed_head_among_good_ones_is_refused() -> None:
     stage = replace(STAGE, params=replace(STAGE.params, seeds=(7, 8)))
     state = stage.start()
@@ -265,3 +275,14 @@ def test_uniform_guess_is_the_measure_of_collapse() -> None:
         state.heads.parameters.zero_()
     with pytest.raises(StageError, match=f"{math.log(4):.4f}"):
         STAGE.finish(state)
+
+
+def test_a_head_that_is_only_slow_is_kept() -> None:
+    """Its loss is near that of a guess, and it is right far more often than one."""
+    state = STAGE.start()
+    run(STAGE, state, range(6))
+    state.heads.weights[-1].mul_(1e-3)
+    state.heads.biases[-1].mul_(1e-3)
+    _, facts = STAGE.finish(state)
+    assert facts["train_loss"][0] > 0.98 * math.log(4)
+    assert facts["train_accuracy"][0] > 0.5

@@ -99,6 +99,12 @@ def test_no_resamples_give_no_interval() -> None:
     assert np.isnan(interval(0.5, accuracy(resampled))).all()
 
 
+def test_fewer_than_100_finite_resamples_give_no_interval() -> None:
+    values = np.arange(100.0)
+    assert np.isfinite(interval(50, values)).all()
+    assert np.isnan(interval(50, np.append(values[1:], np.nan))).all()
+
+
 @pytest.mark.parametrize(("n_resamples", "seed"), [(-1, 0), (10, -2)])
 def test_negative_numbers_are_refused(n_resamples: int, seed: int) -> None:
     with pytest.raises(ValueError, match="0 or more"):

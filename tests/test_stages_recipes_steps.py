@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from small_data import write_npz_set
 from tiny_recipe import TINY, run_tiny, tiny_run, write_tiny_data
@@ -12,8 +13,9 @@ from tiny_recipe import TINY, run_tiny, tiny_run, write_tiny_data
 from pipeline.errors import RecipeError
 from pipeline.journal import Journal
 from pipeline.recipe_run import State
+from stages.applications.judgement import REFERENCE
 from stages.data.registry import SourceSpec
-from stages.recipes.params import FIGURES, PAPER_TABLES
+from stages.recipes.params import COLUMNS, FIGURES, PAPER_TABLES, SENSING
 from stages.recipes.shipped import recipe_of
 from stages.recipes.steps import KINDS
 from stages.report.figures import FIGURES as DRAWN
@@ -75,6 +77,12 @@ def refusal(text: str) -> str:
         ("[gain-by-corruption]", "[gain]", "step report: figures.0: expected one of accuracy-vs"),
         ("results: [judged]", "results: [H]", "step report: results: expected a step of stage"),
         ('"H, {loss}": H', "H: H", "step judged: heads: 'H' would stand for several"),
+        ("temperature: temperature}", "f: temperature}", "heads: 'f', the label of 'temperature'"),
+        ("temperature: temperature}", "'': temperature}", "heads: '', the label of 'temperature'"),
+        ("to: $corrupted", "to: ../../$corrupted", "10: step hard: to: expected a name under the"),
+        ("to: $corrupted", "to: /tmp/$corrupted", "10: step hard: to: expected a name under the"),
+        ("to: $corrupted", "to: ~/$corrupted", "10: step hard: to: expected a name under the"),
+        ("to: $corrupted", "to: .", "10: step hard: to: expected a name under the"),
     ],
 )
 def test_a_wrong_key_is_refused_with_its_line(old, new, message):
@@ -86,9 +94,36 @@ def test_a_wrong_key_is_refused_with_its_line(old, new, message):
     assert "\n" not in found
 
 
+@pytest.mark.parametrize("axis", ["seed", "accuracy", "contender", "n_seeds", "set"])
+def test_an_axis_that_a_report_has_for_a_column_is_refused(axis):
+    text = TINY.replace("f: {stage", f"f: {{each: {{{axis}: [1]}}, stage")
+
+    assert refusal(text).startswith(f"tiny.yaml:11: step f: an axis cannot be called '{axis}'")
+
+
+def test_a_head_may_have_an_axis_that_the_report_does_not_see():
+    text = TINY.replace("each: {loss: $losses}", "each: {loss: $losses, seed: [0, 1]}")
+
+    assert recipe_of(text.replace("H, {loss}", "H, {loss}, {seed}"), "tiny.yaml")
+
+
+def test_every_column_of_results_and_reports_is_refused_as_an_axis(made):
+    files = [*made.glob("store/results/*/*.parquet"), *made.glob("store/reports/*/*.csv")]
+    tables = [
+        pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path) for path in files
+    ]
+
+    assert len(tables) > 4
+    assert {column for table in tables for column in table.columns} <= set(COLUMNS)
+
+
 def test_figures_and_tables_are_those_of_the_reports():
     assert set(FIGURES) == set(DRAWN)
     assert set(PAPER_TABLES) == set(paper_numbers()["table"])
+
+
+def test_the_label_of_f_is_that_of_results():
+    assert SENSING == REFERENCE
 
 
 def test_every_kind_is_called_as_its_name_says():
@@ -221,14 +256,39 @@ def test_a_corrupted_set_that_was_written_otherwise(place):
 
 # Corrupted sets and snapshots
 
+AS_IT_IS = TINY.replace(", corruptions: [contrast, gaussian_noise]", "")
+
 
 def test_a_corrupted_set_from_elsewhere_is_taken_as_it_is(place):
     for name in ("plan.json", "receipts"):
         path = place / "data" / "tiny-c" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = states(place, AS_IT_IS)
 
-    assert states(place)["hard"].state == State.COMPLETE
-    assert states(place)["judged"].state == State.COMPLETE
+    assert found["hard"].state == State.COMPLETE
+    assert found["judged"].state == State.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("to: cifar10c", "to: cifar10c, limit: 9", "limit is 9, but the set 'cifar10c' is taken"),
+        ("to: cifar10c", "to: cifar10c, split: train", "split is train, but the set 'cifar10c'"),
+        ("to: cifar10c", "to: cifar10c, seed: 1", "seed is 1, but the set 'cifar10c' is taken"),
+        (
+            "to: cifar10c",
+            "to: cifar10c, corruptions: [fog, snow]",
+            "corruptions is [fog, snow], but the set 'cifar10c' is taken as it is",
+        ),
+    ],
+)
+def test_what_does_not_apply_to_a_set_that_is_taken_as_it_is(tmp_path, old, new, message):
+    text = AS_IT_IS.replace("$corrupted", "cifar10c").replace("  corrupted: tiny-c\n", "")
+    found = refused_run(tmp_path, text.replace(old, new))
+
+    assert found.startswith("tiny.yaml:9: step hard: ")
+    assert message in found
+    assert "extract, which has 'corruptions' and 'limit'" in found
 
 
 def test_some_corruptions_of_a_set_can_be_extracted(made):
@@ -282,6 +342,52 @@ def test_a_model_without_its_snapshots_is_trained_again_under_another_name(tmp_p
 
     assert len(names) == 4
     assert names[0] + "-every-2" == names[1]
+
+
+def without(place: Path, pattern: str) -> None:
+    (lost,) = (place / "store" / "models").glob(pattern)
+    shutil.rmtree(lost)
+
+
+def test_a_snapshot_that_was_lost_is_made_again_under_the_next_free_name(tmp_path):
+    write_tiny_data(tmp_path / "data")
+    store = FeatureStore(str(tmp_path / "store"))
+    run_tiny(store, tmp_path / "data", SNAPSHOTS)
+    without(tmp_path, "*-every-2-epoch-003")
+    found = states(tmp_path, SNAPSHOTS)
+    report = run_tiny(store, tmp_path / "data", SNAPSHOTS)
+
+    assert found["training"].state == State.MISSING
+    assert found["training"].detail.endswith("-every-2-again-1")
+    assert all(status.is_complete for status in report.statuses)
+    assert {status.state for status in states(tmp_path, SNAPSHOTS).values()} == {State.COMPLETE}
+
+
+# What is damaged
+
+
+@pytest.mark.parametrize(
+    ("step", "file", "content", "message"),
+    [
+        ("f", "model.json", b"", "model.json cannot be read"),
+        ("f", "model.json", b"{}", "model.json cannot be read"),
+        ("f", "plan.json", b"{", "plan.json cannot be read"),
+        ("f", "weights.safetensors", b"short", "weights.safetensors has 5 bytes, expected "),
+        ("f", "weights.safetensors", None, "weights.safetensors is not there, expected "),
+        ("scaled", "head.json", b"{", "head.json cannot be read"),
+        ("judged", "average.parquet", b"", "average.parquet has 0 bytes, expected "),
+        ("report", "report.html", None, "report.html is not there, expected "),
+    ],
+)
+def test_what_is_damaged_is_not_complete(place, step, file, content, message):
+    made = states(place)[step].task
+    path = place / "store" / made.place / file
+    path.write_bytes(content) if content is not None else path.unlink()
+    found = states(place)[step]
+
+    assert found.state == State.MISSING
+    assert message in found.detail
+    assert f"`intro-pipe verify` looks at every byte; remove {path.parent}" in found.detail
 
 
 def test_a_plan_that_was_altered_is_not_taken_for_ours(place):

@@ -128,6 +128,22 @@ def test_too_many_panels_are_refused() -> None:
     assert fitting_figures(frame, ("network",)) == []
 
 
+def test_many_contenders_of_many_entries_share_a_reliability_diagram_each() -> None:
+    names = ["resnet18", "resnet34", "resnet50", "resnet101"]
+    controls = [f"control {at}" for at in range(4)]
+    frames = [bins(network=name).assign(predictor=label) for name in names for label in controls]
+    several = pd.concat([*(bins(network=name) for name in names), *frames])
+    svg = svg_of(draw_figure("reliability", {"bins": several}, ("network",)), "reliability", "")
+    assert {*names, *PREDICTORS, *controls} <= set(words(svg))
+    assert words(svg).count("confidence") == 2
+
+
+def test_many_contenders_of_one_entry_share_a_reliability_diagram() -> None:
+    several = pd.concat([bins().assign(predictor=f"control {at}") for at in range(13)])
+    svg = svg_of(draw_figure("reliability", {"bins": several}, ()), "reliability", "")
+    assert words(svg).count("confidence") == 1
+
+
 def test_across_epochs_each_corruption_has_a_panel() -> None:
     parts = [
         part

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from stages.errors import InputError
-from stages.report.paper import check_paper_table, paper_number, paper_numbers, paper_row
+from stages.report.paper import (
+    PAPER_DATA,
+    check_paper_table,
+    other_data,
+    paper_number,
+    paper_numbers,
+    paper_row,
+)
 
 H = {"reads": "reflection", "loss": "mse-m", "variant": "single-pass", "scaling": "minmax"}
 SIZE = {"n_classes": 10, "feature_dim": 64}
@@ -39,6 +46,10 @@ def test_every_number_is_a_fraction_and_stands_there_once() -> None:
     assert not numbers.duplicated(["table", "network", "row", "metric"]).any()
 
 
+def test_of_every_data_set_of_the_paper_it_is_known_how_large_it_is() -> None:
+    assert set(paper_numbers()["dataset"]) == set(PAPER_DATA)
+
+
 def test_what_the_paper_does_not_print_is_nan() -> None:
     assert math.isnan(paper_number("table-5", "resnet34", "f", "accuracy").value)
     assert math.isnan(paper_number(None, "resnet34", "f", "accuracy").value)
@@ -62,15 +73,55 @@ def test_what_the_paper_does_not_print_is_nan() -> None:
         ("table-8", mlp(reads="features", layers=[30, 20]), None),
         (
             "table-8",
-            {"predictor": "neighbours", "spec": {"k": 10, "reads": "features"}},
+            {"predictor": "neighbours", "spec": {"k": 10, "reads": "features", "scaling": "none"}},
             "10-NN on f",
         ),
+        (
+            "table-8",
+            {
+                "predictor": "neighbours",
+                "spec": {"k": 10, "reads": "features", "scaling": "minmax"},
+            },
+            None,
+        ),
+        (
+            "table-8",
+            {
+                "predictor": "neighbours",
+                "spec": {"k": 10, "reads": "features+logits", "scaling": "none"},
+            },
+            None,
+        ),
         ("table-8", {"predictor": "neighbours", "spec": {"k": 10, **H}}, "10-NN on r_x"),
+        ("table-8", {"predictor": "neighbours", "spec": {"k": 5, **H}}, None),
+        ("table-8", {"predictor": "neighbours", "spec": {"k": 10, **H, "loss": "ce"}}, None),
+        ("table-8", {"predictor": "neighbours", "spec": {"k": 10, **H, "variant": "sum"}}, None),
+        ("table-8", mlp(loss="ce"), None),
+        ("table-8", mlp(variant="stack"), None),
+        ("table-8", mlp(scaling="none"), None),
         ("table-8", {"predictor": "temperature", "temperature": 2.0}, None),
     ],
 )
 def test_a_head_has_the_row_of_what_it_is(table: str, head: Any, row: str | None) -> None:
     assert paper_row(table, "resnet18", head) == row
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, ""),
+        ({"dataset": {"name": "digits"}}, "digits"),
+        (
+            {"dataset": {"name": "cifar10", "split": "train"}},
+            "cifar10 with train split (theirs: test)",
+        ),
+        ({"rows": 1000}, "cifar10 with 1,000 rows (theirs: 10,000)"),
+        ({"cells": {"count": 5}}, "cifar10 with 5 cells (theirs: 1)"),
+    ],
+)
+def test_only_all_of_the_papers_data_set_is_no_other_data(change: Any, told: str) -> None:
+    card = {"dataset": {"name": "cifar10", "split": "test"}, "rows": 10_000, "cells": {"count": 1}}
+    assert other_data("cifar10", {**card, **change}) == told
 
 
 def test_the_h_of_vgg_is_wider() -> None:

@@ -12,6 +12,7 @@ import pytest
 from cells import cells
 from judged_cells import CONTROL, journal_of, result_of_cells
 
+from stages.applications.evaluation import evaluate
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
 from stages.report.figures import FIGURES
@@ -145,13 +146,29 @@ def test_a_page_says_where_it_comes_from(
     assert place.location not in said
 
 
-def test_a_page_says_what_falls_short(place: FeatureStore, result: Artifact) -> None:
+def test_a_page_says_what_falls_short(place: FeatureStore) -> None:
+    result = result_of_cells(place, cells(place, "circles"), layers=(300, 100), epochs=40)
     short = build(place, result, "short", notes=["f is small."]).card()["falls_short"]
-    assert "of cifar10c, ours of shapes" in short[0]
-    assert "200 epochs, here H for 5" in short[1]
+    assert "of all of cifar10c, ours of circles." in short[0]
+    assert short[1].endswith(": H: epochs 40 (200), weight decay 0 (0.005), batch rows 16 (128).")
     assert "Fewer than 3 seeds: H (2)." in short
-    assert any("1 rows of shapes-test@net" in line for line in short)
+    assert any("1 rows of circles-test@net" in line for line in short)
     assert short[-1] == "f is small."
+
+
+def test_a_part_of_the_papers_data_set_falls_short(place: FeatureStore) -> None:
+    result = result_of_cells(place, cells(place, "cifar10c"))
+    short = build(place, result, "part").card()["falls_short"]
+    assert (
+        "ours of cifar10c with no split (theirs: test), 84 rows (theirs: 950,000), 6 c" in short[0]
+    )
+
+
+def test_how_a_head_was_trained_is_told_where_a_number_of_the_paper_stands_beside(
+    place: FeatureStore, result: Artifact
+) -> None:
+    short = build(place, result, "no-number").card()["falls_short"]
+    assert not any("Other training" in line for line in short)
 
 
 def test_the_same_report_is_written_once(place: FeatureStore, result: Artifact) -> None:
@@ -222,6 +239,15 @@ def test_clean_and_corrupted_results_stand_in_one_report(
     assert "set clean · epoch 1" in text(report, "report.html")
 
 
+def test_a_verdict_is_not_said_of_a_result_that_has_f_alone(place: FeatureStore) -> None:
+    found = cells(place, "stars")
+    alone = evaluate(place, found, [], n_resamples=100, journal=journal_of(place)).artifact
+    entries = [Entry({"set": "f"}, alone), Entry({"set": "both"}, result_of_cells(place, found))]
+    report = build(place, alone, "half", entries=entries, figures=["reliability"])
+    assert report.card()["shows"][0].startswith("In accuracy H, judged in 1 of 2 results, is ")
+    assert "Throughout: set both." in text(report, "report.md")
+
+
 def test_without_a_table_there_is_no_csv(place: FeatureStore, result: Artifact) -> None:
     report = build(place, result, "bare", table=None, figures=["reliability"])
     assert sorted(report.card()["files"]) == [
@@ -237,6 +263,42 @@ def test_copies_are_the_files(place: FeatureStore, full: Artifact, tmp_path: Pat
         full.card()["files"]
     )
     assert (tmp_path / "docs" / "report.md").read_bytes() == full.read("report.md")
+
+
+def test_a_copy_replaces_an_earlier_report(
+    place: FeatureStore, result: Artifact, full: Artifact, tmp_path: Path
+) -> None:
+    copy_report(full, tmp_path / "docs")
+    small = build(place, result, "small", table=None, figures=["reliability"])
+    copy_report(small, tmp_path / "docs")
+    there = {p.relative_to(tmp_path / "docs").as_posix() for p in (tmp_path / "docs").rglob("*.*")}
+    assert there == set(small.card()["files"])
+
+
+@pytest.mark.parametrize("other", ["notes.txt", "figures/mine.svg", "figures/deep/reliability.svg"])
+def test_a_folder_of_other_files_is_left_as_it_is(
+    full: Artifact, tmp_path: Path, other: str
+) -> None:
+    (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / other).write_text("mine")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="no part of a report: name a new folder"):
+        copy_report(full, tmp_path)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("file", ["docs", "docs/figures"])
+def test_a_file_where_a_folder_must_be_is_refused(
+    full: Artifact, tmp_path: Path, file: str
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("")
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        copy_report(full, tmp_path / "docs")
+
+
+def test_no_line_of_the_markdown_ends_in_a_blank(full: Artifact) -> None:
+    assert not [line for line in text(full, "report.md").splitlines() if line != line.rstrip()]
 
 
 def test_the_card_tells_what_the_report_shows(full: Artifact) -> None:

@@ -85,9 +85,16 @@ def test_numbers_of_another_data_set_are_marked(
 ) -> None:
     table = table_of(judged, TableSpec("table-5"))
     assert cell(table, "H", "ece")["paper_dataset"] == "cifar10c"
-    assert "* of another data set, cifar10c" in " ".join(table_grid(table, ("network",)).notes)
-    same = read_entries(place, [Entry(RESNET, paper_data)])
-    assert (table_of(same, TableSpec("table-5"))["paper_dataset"] == "").all()
+    assert "* of other data than ours, all of cif" in " ".join(
+        table_grid(table, ("network",)).notes
+    )
+    (part,) = read_entries(place, [Entry(RESNET, paper_data)])
+    marked = table_of([part], TableSpec("table-5"))["paper_dataset"]
+    assert set(marked) == {"", "cifar10c"}
+    dataset = {"name": "cifar10c", "split": "test"}
+    whole = {**part.card, "dataset": dataset, "rows": 950_000, "cells": {"count": 95}}
+    same = dataclasses.replace(part, card=whole)
+    assert (table_of([same], TableSpec("table-5"))["paper_dataset"] == "").all()
 
 
 def test_a_column_of_the_paper_is_shown_where_it_has_a_number(judged: tuple[Judged, ...]) -> None:
@@ -190,6 +197,20 @@ def test_over_several_entries_a_sentence_counts() -> None:
     assert sentences(pd.concat([one, other]), ("network",)) == [
         f"In ECE H is better than f in 1 and worse than f in 1 of 2 ({ends})."
     ]
+
+
+def test_a_sentence_has_no_empty_brackets() -> None:
+    nothing = [(metric, "f", *[math.nan] * 3) for metric in ("accuracy", "ece")]
+    one, other = (differences(nothing, network=name) for name in "ab")
+    assert sentences(one, ())[0] == "In accuracy H is without a verdict against f."
+    both = sentences(pd.concat([one, other]), ("network",))
+    assert both[0] == "In accuracy H is without a verdict against f in 2 of 2."
+
+
+def test_a_sentence_says_where_the_contender_is_not_in_every_result() -> None:
+    one = differences([("ece", "f", -0.01, -0.02, -0.005)], network="a")
+    (said,) = sentences(one, ("network",), n_entries=3)
+    assert said.startswith("In ECE H, judged in 1 of 3 results, is better than f (")
 
 
 def test_without_resamples_there_is_no_verdict(place: FeatureStore) -> None:

@@ -30,6 +30,7 @@ from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
+from store.shards import Shard
 
 SHOWN = ("accuracy", "ece", "mce", "brier")
 VERSION = 2
@@ -74,12 +75,12 @@ def evaluate(
         store: keeps the result.
         feature_set: complete.
         contenders: finished heads of the network that made the features; none for f alone.
-        n_resamples: of the bootstrap over images; 0 for no intervals.
+        n_resamples: of the bootstrap over images; fewer than 100 give no intervals.
         seed: of the bootstrap.
         journal: begins when there is something to compute.
 
     Raises:
-        InputError: labels that clash, or a head of another network.
+        InputError: labels that clash, a head of another network, or no row with a label.
     """
     checked(feature_set.require_complete(), contenders)
     result = result_of(store, feature_set, contenders, n_resamples=n_resamples, seed=seed)
@@ -120,9 +121,14 @@ def open_evaluation(result: Artifact) -> Evaluation:
 
 
 def checked(feature_set: FeatureSet, contenders: Sequence[Contender]) -> None:
-    """Raise ``InputError`` where contenders cannot be told apart or do not fit the features."""
+    """Raise ``InputError`` for contenders that clash or do not fit, and for rows without labels."""
     labels = [REFERENCE, *(each.label for each in contenders)]
     for label in labels:
+        if not label.isprintable():
+            raise InputError(
+                f"contenders: expected labels of printable characters, found {label!r}: name "
+                "heads as LABEL=NAME"
+            )
         if not label or labels.count(label) > 1:
             raise InputError(
                 f"contenders: expected a label of its own for each, and none '{REFERENCE}', "
@@ -130,14 +136,30 @@ def checked(feature_set: FeatureSet, contenders: Sequence[Contender]) -> None:
             )
     for each in contenders:
         check_model(feature_set, each.head)
+    if not any(_has_labels(feature_set, shard) for shard in feature_set.shard_set.shards):
+        raise InputError(
+            f"evaluate {feature_set.name}: expected labelled rows, found none among "
+            f"{feature_set.n_rows:,}; take a split that has labels"
+        )
+
+
+def _has_labels(feature_set: FeatureSet, shard: Shard) -> bool:
+    return bool((feature_set.read_samples(shard)["label"].to_numpy() >= 0).any())
 
 
 def result_plan(
     feature_set: FeatureSet, contenders: Sequence[Contender], n_resamples: int, seed: int
 ) -> Plan:
-    """Everything that determines the result; without resamples the seed does not."""
+    """Everything that determines the result; without resamples the seed does not.
+
+    Of each head its plan and the checksums of its files: another training of the same plan gives
+    other weights. Raises ``NotFoundError`` for a head that is missing or not finished.
+    """
     bootstrap = {"n_resamples": n_resamples, "seed": seed if n_resamples else 0}
-    heads = [{"label": each.label, "head": each.head.plan()} for each in contenders]
+    heads = [
+        {"label": each.label, "head": each.head.plan(), "files": _checksums(each.head)}
+        for each in contenders
+    ]
     return {
         "stage": {
             "name": "evaluate",
@@ -146,6 +168,10 @@ def result_plan(
         },
         "inputs": {"features": feature_set.plan, "heads": heads},
     }
+
+
+def _checksums(head: Artifact) -> dict[str, str]:
+    return {key: vouched["sha256"] for key, vouched in sorted(head.card()["files"].items())}
 
 
 def _predictors(store: FeatureStore, contenders: Sequence[Contender]) -> list[Predictor]:
@@ -208,7 +234,7 @@ def _title(feature_set: FeatureSet, cells: Sequence[str], n_cells: int, n_left_o
 def _facts(head: Artifact) -> dict[str, Any]:  # Any: JSON
     """What a head is, without its history."""
     card = head.card()
-    told = ("predictor", "features", "spec", "params", "temperature")
+    told = ("predictor", "features", "spec", "params", "rows", "temperature")
     return {"head": head.name, **{key: card[key] for key in told if key in card}}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from stages.data import corrupted
@@ -133,8 +134,9 @@ def _existing_path(name: str, root: Path) -> Path:
         if place.exists():
             return place.absolute()
     looked = " and ".join(str(place.absolute()) for place in places)
+    near = "".join(f" (did you mean {known}?)" for known in get_close_matches(name, KNOWN, n=1))
     raise DataNotFoundError(
-        f"{name}: no such data set, expected one of {', '.join(KNOWN)}, or a path; looked at "
+        f"{name}: no such data set{near}, expected one of {', '.join(KNOWN)}, or a path; looked at "
         f"{looked}; `intro-pipe datasets` lists what is there, --data-root names another place"
     )
 

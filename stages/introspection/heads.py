@@ -208,6 +208,7 @@ def fit_temperature(
     facts = {
         "predictor": "temperature",
         "reads": "logits",
+        "split": feature_set.plan["inputs"]["source"].get("split"),
         "temperature": fitted.value,
         "nll_before": fitted.nll_before,
         "nll_after": fitted.nll_after,

@@ -22,7 +22,10 @@ from stages.introspection.reading import usable_rows
 from stages.introspection.stacked import StackedMlp
 
 COLLAPSED_SHARE = 0.98
-"""A loss above this share of ``ln N``, the loss of a uniform guess, has learned nothing."""
+"""A loss above this share of ``ln N``, that of a uniform guess, has learned nothing, unless ..."""
+
+TIMES_CHANCE = 1.5
+"""... it is right so many times as often as naming the largest class is: then it is only slow."""
 
 WEIGHTS_KEY = "weights.safetensors"
 Precision = Literal["fp32", "bf16"]
@@ -234,7 +237,7 @@ class TrainHead:
         for index, seed in enumerate(self.params.seeds):
             head = load_head(self.full_spec, weights, index, device=self.device)
             loss, accuracy, n_predicted = self._evaluate(head)
-            self._refuse_collapse(seed, loss, n_predicted)
+            self._refuse_collapse(seed, loss, accuracy, n_predicted)
             losses.append(loss)
             accuracies.append(accuracy)
         facts = {
@@ -320,19 +323,27 @@ class TrainHead:
         n_rows = self.rows_per_unit
         return total / n_rows, n_correct / n_rows, len(predicted)
 
-    def _refuse_collapse(self, seed: int, loss: float, n_predicted: int) -> None:
-        limit = COLLAPSED_SHARE * math.log(self.spec.n_classes)
-        is_constant = n_predicted == 1 and len(torch.unique(self._stored[2])) > 1
-        if loss < limit and not is_constant:
+    def _refuse_collapse(self, seed: int, loss: float, accuracy: float, n_predicted: int) -> None:
+        counts = torch.bincount(self._stored[2], minlength=self.spec.n_classes)
+        is_constant = n_predicted == 1 and int((counts > 0).sum()) > 1
+        is_blank = loss >= COLLAPSED_SHARE * math.log(self.spec.n_classes)
+        chance = float(counts.max()) / self.rows_per_unit
+        if not is_constant and not (is_blank and accuracy < TIMES_CHANCE * chance):
             return
-        decay = min(5e-4, self.params.weight_decay / 10)
         what = "it predicts one class for every row" if is_constant else "it has learned nothing"
         raise StageError(
             f"head of seed {seed}: collapsed after {self.params.epochs} epochs: {what} (training "
-            f"loss {loss:.4f}, a uniform guess has {math.log(self.spec.n_classes):.4f}); lower the "
-            f"weight decay (now {self.params.weight_decay:g}; try {decay:g}), take fewer layers "
-            f"(now {len(self.spec.layers)}) or more epochs"
+            f"loss {loss:.4f}, a uniform guess has {math.log(self.spec.n_classes):.4f}); "
+            f"{self._against_collapse}"
         )
+
+    @property
+    def _against_collapse(self) -> str:
+        decay, n_layers = self.params.weight_decay, len(self.spec.layers)
+        lower = f"lower the weight decay (now {decay:g}; try {min(5e-4, decay / 10):g})"
+        ways = [lower] if decay else []
+        ways += [f"take fewer layers (now {n_layers})"] if n_layers else []
+        return ", ".join([*ways, "train for more epochs"])
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ from stages.metrics.sums import CalibrationSums, JudgedRows
 
 CONFIDENCE_LEVEL = 0.95
 
+MIN_RESAMPLES = 100
+"""Below this no interval is given: the ends of 20 are two single resamples, and mislead."""
+
 BLOCK_IMAGES = 1024
 """Images whose weights are drawn together, and rows that are resampled at once."""
 
@@ -27,7 +30,7 @@ _BLOCKS_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How often to resample, and from which seed; no resamples, no intervals."""
+    """How often to resample, and from which seed; under `MIN_RESAMPLES` there are no intervals."""
 
     n_resamples: int
     seed: int = 0
@@ -82,10 +85,11 @@ def interval(value: float, resampled: NDArray[np.float64]) -> tuple[float, float
 
     Resampling adds noise to every confidence bin, which lifts each resampled calibration error; so
     the percentiles are those of the deviations from the resamples' own mean. For what is linear in
-    the rows, such as accuracy, that is the percentile interval. NaN where there are no resamples.
+    the rows, such as accuracy, that is the percentile interval. NaN where fewer than
+    `MIN_RESAMPLES` of them are finite.
     """
     finite = resampled[np.isfinite(resampled)]
-    if finite.size == 0:
+    if finite.size < MIN_RESAMPLES:
         return float("nan"), float("nan")
     tail = 50 * (1 - CONFIDENCE_LEVEL)
     low, high = value + np.percentile(finite - finite.mean(), [tail, 100 - tail])

@@ -28,6 +28,7 @@ def corrupt_task(context: Context, params: CorruptParams, _: Inputs) -> Task:
     """Take a corrupted set that is there as it is, or write one."""
     folder = data_root_path(context.data_root) / params.to
     if params.to in KNOWN or _is_from_elsewhere(folder):
+        _refuse_what_is_for_writing(params)
         source = context.hashed(context.source(params.to, "test")).open()
         plan: Plan = {"source": source.fingerprint()}
         detail = f"{params.to} as it is there"
@@ -52,6 +53,19 @@ def corrupt_task(context: Context, params: CorruptParams, _: Inputs) -> Task:
 def _is_from_elsewhere(folder: Path) -> bool:
     """Whether a folder holds a set that was not written here: it is taken as it is."""
     return folder.is_dir() and find_set(LocalStorage(str(folder))) is None and any(folder.iterdir())
+
+
+def _refuse_what_is_for_writing(params: CorruptParams) -> None:
+    """Raise ``InputError`` for a key that does not apply to a set that is taken as it is."""
+    for key in ("split", "collection", "corruptions", "seed", "limit"):
+        value = getattr(params, key)
+        if value != CorruptParams.model_fields[key].default:
+            shown = f"[{', '.join(value)}]" if isinstance(value, tuple) else value
+            raise InputError(
+                f"{key} is {shown}, but the set '{params.to}' is taken as it is: leave {key} out, "
+                "give another name in 'to' to have a set written, or take a part of this one in "
+                "extract, which has 'corruptions' and 'limit'"
+            )
 
 
 def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Task:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from itertools import count
 
 from pipeline.journal import Journal
+from pipeline.loop import n_units_done
 from pipeline.recipe_run import Task
 from stages.errors import InputError
 from stages.recipes.context import Context, Inputs
@@ -22,6 +25,7 @@ from stages.sensing.recipe import TrainParams, params_from
 from stages.sensing.snapshots import snapshot_epochs, snapshot_name, snapshot_plan
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
+from store.errors import DamagedError
 from store.plan import Plan, differences, fingerprint
 
 
@@ -62,29 +66,41 @@ def _model_of(
 ) -> Artifact:
     """The model of that plan, or where it is to be made.
 
-    With ``keep_every`` it must have its snapshots so far: they are made on the way only.
+    With ``keep_every`` it must have its snapshots so far: they are made on the way only. Where
+    some are lost, the next free name is that of the model to be trained again.
     """
     name = f"{model_name(recipe.network)}-{fingerprint(plan)[:8]}"
     if keep_every is None:
         return find_model(store, plan) or store.artifact("model", name)
-    mine = store.artifact("model", f"{name}-every-{keep_every}")
+    epochs = snapshot_epochs(recipe.epochs, keep_every)
+    possible = (store.artifact("model", each) for each in _names(f"{name}-every-{keep_every}"))
+    mine = next(model for model in possible if not _has_lost(store, model, epochs))
     others = [model for model in store.artifacts("model") if model.name != mine.name]
-    fitting = (model for model in others if _has_snapshots(store, model, plan, recipe, keep_every))
+    fitting = (model for model in others if _is_fitting(store, model, plan, epochs))
     return mine if mine.is_complete() else next(fitting, mine)
 
 
-def _has_snapshots(
-    store: FeatureStore, model: Artifact, plan: Plan, recipe: TrainParams, keep_every: int
-) -> bool:
-    """Whether a finished model of that plan has all its snapshots."""
-    names = (
-        snapshot_name(model.name, epoch) for epoch in snapshot_epochs(recipe.epochs, keep_every)
-    )
-    return (
-        model.is_complete()
-        and not any(differences(plan, model.plan()))
-        and all(store.artifact("model", name).is_complete() for name in names)
-    )
+def _names(name: str) -> Iterator[str]:
+    """The name, then those for the same again."""
+    yield name
+    yield from (f"{name}-again-{number}" for number in count(1))
+
+
+def _is_fitting(store: FeatureStore, model: Artifact, plan: Plan, epochs: range) -> bool:
+    """Whether a model is finished, of that plan, and has the snapshots of all these epochs."""
+    try:
+        has_plan = model.is_complete() and not any(differences(plan, model.plan()))
+    except DamagedError:  # another model's plan: no reason to stop here
+        return False
+    return has_plan and not _has_lost(store, model, epochs)
+
+
+def _has_lost(store: FeatureStore, model: Artifact, epochs: range) -> bool:
+    """Whether a training is past one of these epochs, and has no snapshot of it."""
+    # Its last checkpoint still holds that epoch; a finished training has no checkpoint.
+    n_gone = epochs.stop if model.is_complete() else n_units_done(model) - 1
+    gone = (store.artifact("model", snapshot_name(model.name, n)) for n in epochs if n <= n_gone)
+    return not all(snapshot.is_complete() for snapshot in gone)
 
 
 def check_training(context: Context, params: TrainSensingParams, _: Inputs) -> None:

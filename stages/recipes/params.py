@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -34,6 +35,18 @@ FIGURES = (
 )
 """As in ``stages.report``, which takes a second to import."""
 
+SENSING = "f"
+"""The label of f in results, as in ``stages.applications.judgement``."""
+
+COLUMNS = (
+    *("predictor", "other", "contender", "set", "seed", "n_seeds", "corruption", "severity"),
+    *("n_rows", "n_correct", "confidence_sum", "bin", "share", "confidence"),
+    *("metric", "mean", "std", "low", "high", "min", "max", "difference", "verdict"),
+    *("gain", "gain_low", "gain_high", "paper", "paper_gain", "paper_dataset", "paper_note"),
+    *DEFINITIONS,
+)
+"""Columns of results and reports: an axis of a report cannot be called one of these."""
+
 
 def _one_of(known: Iterable[str]) -> AfterValidator:
     names = tuple(known)
@@ -52,11 +65,18 @@ Corruption = Annotated[str, _one_of(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION
 WeightDecay = Annotated[float, Field(ge=0)]
 
 
+def _below_the_root(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith(("/", "~")) or ".." in parts:
+        raise ValueError("expected a name under the data root, such as digits-c")
+    return name
+
+
 class CorruptParams(StepParams):
     """A corrupted set: one that is there by its name ``to``, or else is written under the root."""
 
     dataset: str
-    to: str
+    to: Annotated[str, AfterValidator(_below_the_root)]
     split: Literal["train", "test"] = "test"
     collection: Collection = "cifar10c"
     corruptions: Several[Corruption] = ()

@@ -12,6 +12,8 @@ from typing import Any
 
 from pipeline.steps import StepKind
 from stages.recipes.params import (
+    COLUMNS,
+    SENSING,
     CorruptParams,
     EvaluateParams,
     ExtractParams,
@@ -86,12 +88,14 @@ KINDS = {
             one={"features": EXTRACTED},
             many={"heads": HEADS},
             labelled=("heads",),
+            taken_labels=(SENSING,),
         ),
         StepKind(
             "report",
             ReportParams,
             _later("results", "report_task"),
             many={"results": ("evaluate",)},
+            taken_axes=COLUMNS,
         ),
     )
 }

@@ -66,13 +66,22 @@ def verdict_of(metric: str, low: float, high: float) -> str:
     return BETTER if (low > 0) == (sign_of(metric) > 0) else WORSE
 
 
-def sentences(comparison: pd.DataFrame, axes: tuple[str, ...]) -> list[str]:
-    """What the comparison shows, one sentence for accuracy and one for ECE."""
+def sentences(
+    comparison: pd.DataFrame, axes: tuple[str, ...], *, n_entries: int | None = None
+) -> list[str]:
+    """What the comparison shows, one sentence for accuracy and one for ECE.
+
+    ``n_entries`` is how many the report has: where some lack the contender the sentences say so.
+    """
     metrics = [name for name in IN_WORDS if name in set(comparison["metric"])]
     rows = {name: comparison[comparison["metric"] == name] for name in metrics}
-    n_entries = len(comparison[list(axes)].drop_duplicates()) if axes else 1
-    say = _over_entries if n_entries > 1 else _of_one_entry
-    return [say(name, found) for name, found in rows.items()]
+    n_found = len(comparison[list(axes)].drop_duplicates()) if axes else 1
+    where = "" if n_entries in (None, n_found) else f", judged in {n_found} of {n_entries} results,"
+    say = _over_entries if n_found > 1 else _of_one_entry
+    return [
+        f"In {spoken(name)} {found['contender'].iloc[0]}{where} is {'; '.join(say(found))}."
+        for name, found in rows.items()
+    ]
 
 
 _THAN = {
@@ -83,23 +92,23 @@ _THAN = {
 }
 
 
-def _of_one_entry(metric: str, rows: pd.DataFrame) -> str:
+def _of_one_entry(rows: pd.DataFrame) -> list[str]:
     """Against f with the interval, then against the others, those of one verdict together."""
     parts = []
     of_f, others = rows[rows["other"] == "f"], rows[rows["other"] != "f"]
     for _, row in of_f.iterrows():
         numbers = f"{signed(row['difference'])} {interval(row['low'], row['high'])}".strip()
-        parts.append(f"{_THAN[row['verdict']]} f ({numbers})")
+        parts.append(f"{_THAN[row['verdict']]} f{_bracketed(numbers)}")
     for verdict, phrase in _THAN.items():
         found = others[others["verdict"] == verdict]
         if named := [
-            f"{row['other']} ({signed(row['difference'])})" for _, row in found.iterrows()
+            f"{row['other']}{_bracketed(signed(row['difference']))}" for _, row in found.iterrows()
         ]:
             parts.append(f"{phrase} {_listed(named)}")
-    return f"In {spoken(metric)} {rows['contender'].iloc[0]} is {'; '.join(parts)}."
+    return parts
 
 
-def _over_entries(metric: str, rows: pd.DataFrame) -> str:
+def _over_entries(rows: pd.DataFrame) -> list[str]:
     """How often each verdict was given, and from where to where the differences go."""
     parts = []
     for other, found in rows.groupby("other", sort=False):
@@ -108,8 +117,8 @@ def _over_entries(metric: str, rows: pd.DataFrame) -> str:
             [f"{_THAN[name]} {other} in {counts[name]}" for name in _THAN if name in counts]
         )
         ends = signed(found["difference"].min()), signed(found["difference"].max())
-        parts.append(f"{tally} of {len(found)} ({' to '.join(dict.fromkeys(ends))})")
-    return f"In {spoken(metric)} {rows['contender'].iloc[0]} is {'; '.join(parts)}."
+        parts.append(f"{tally} of {len(found)}{_bracketed(' to '.join(dict.fromkeys(ends)))}")
+    return parts
 
 
 def spoken(metric: str) -> str:
@@ -148,6 +157,10 @@ def signed(value: float) -> str:
 def interval(low: float, high: float) -> str:
     """``[+0.0031, +0.0053]``; nothing where there is none."""
     return "" if math.isnan(low) or math.isnan(high) else f"[{signed(low)}, {signed(high)}]"
+
+
+def _bracketed(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _listed(names: list[str]) -> str:

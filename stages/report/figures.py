@@ -307,9 +307,9 @@ FIGURES: dict[str, Kind] = {
     ),
     "reliability": Kind(
         "Reliability",
-        "Accuracy against mean confidence in bins of confidence; below, the share of rows in each. "
-        "Rows of all cells and seeds together. On the diagonal confidence is right; below it, too "
-        "high. Hollow: under 0.5 % of the rows.",
+        "Accuracy against mean confidence in bins of confidence; below, the share of rows in each, "
+        "but where many contenders share a diagram. Rows of all cells and seeds together. On the "
+        "diagonal confidence is right; below it, too high. Hollow: under 0.5 % of the rows.",
         draw_reliability,
         part="bins",
     ),

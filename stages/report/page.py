@@ -147,7 +147,8 @@ def comparison_grid(comparison: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
         )
         for key, rows in comparison.groupby([*told, "other"], sort=False)
     ]
-    return Grid((*told, "against"), tuple(map(spoken, metrics)), tuple(lines), (_legend(), HOW))
+    notes = (*_throughout(comparison, axes), _legend(), HOW)
+    return Grid((*told, "against"), tuple(map(spoken, metrics)), tuple(lines), notes)
 
 
 def _throughout(table: pd.DataFrame, axes: tuple[str, ...]) -> list[str]:
@@ -191,7 +192,7 @@ def _notes(table: pd.DataFrame) -> list[str]:
         notes.append("“paper”: the paper's own number, below it its difference to the paper's f.")
     if (table["paper_dataset"] != "").any():
         theirs = ", ".join(sorted(set(table["paper_dataset"]) - {""}))
-        notes.append(f"* of another data set, {theirs}: compare gains, not levels.")
+        notes.append(f"* of other data than ours, all of {theirs}: compare gains, not levels.")
     return notes + [f"Paper: {note}." for note in dict.fromkeys(table["paper_note"]) if note]
 
 

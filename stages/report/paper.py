@@ -21,6 +21,9 @@ from stages.errors import InputError
 LAYERS_OF_H = {"vgg16": (1000, 100)}
 """Hidden layers of the paper's H where they are not 300 and 100."""
 
+PAPER_DATA = {"cifar10": ("test", 10_000, 1), "cifar10c": ("test", 950_000, 95)}
+"""Data set -> the split, rows and cells that the paper's numbers are of."""
+
 
 @dataclass(frozen=True)
 class PaperNumber:
@@ -62,6 +65,26 @@ def _by_key() -> dict[tuple[str | None, str, str | None, str], PaperNumber]:
     return dict(zip(zip(*columns, strict=True), numbers, strict=True))
 
 
+def other_data(theirs: str, card: Mapping[str, Any]) -> str:
+    """What a result was judged on, as far as the paper's number is of other data; else nothing.
+
+    Args:
+        theirs: the data set of the paper's number.
+        card: of the result.
+    """
+    name, split = card["dataset"]["name"], card["dataset"].get("split")
+    if name != theirs:
+        return str(name)
+    of_split, n_rows, n_cells = PAPER_DATA[theirs]
+    here = {
+        f"{split or 'no'} split (theirs: {of_split})": split != of_split,
+        f"{card['rows']:,} rows (theirs: {n_rows:,})": card["rows"] != n_rows,
+        f"{card['cells']['count']} cells (theirs: {n_cells})": card["cells"]["count"] != n_cells,
+    }
+    told = ", ".join(text for text, is_other in here.items() if is_other)
+    return f"{name} with {told}" if told else ""
+
+
 def paper_row(table: str | None, network: str, head: Mapping[str, Any] | None) -> str | None:
     """Which row of the paper's table a head is; f where there is none, ``None`` for no row.
 
@@ -80,33 +103,36 @@ def paper_row(table: str | None, network: str, head: Mapping[str, Any] | None) -
     layers = tuple(spec.get("layers", ()))
     reads = spec.get("reads", "reflection")
     if table == "table-8":
-        return _row_of_table_8(str(head.get("predictor")), spec, layers, reads)
-    if not _is_mlp_on_reflection(head, reads) or layers != LAYERS_OF_H.get(network, (300, 100)):
+        return _row_of_table_8(head, spec, layers, reads)
+    is_mlp = head.get("predictor", "mlp") == "mlp"
+    if not is_mlp or not _is_on_reflection(spec, reads):
+        return None
+    if layers != LAYERS_OF_H.get(network, (300, 100)):
         return None
     if table == "table-7":
         return str(spec.get("loss"))
     return "H" if spec.get("loss") == "mse-m" else None
 
 
-def _is_mlp_on_reflection(head: Mapping[str, Any], reads: str) -> bool:
+def _is_on_reflection(spec: Mapping[str, Any], reads: str) -> bool:
     """Made as the paper makes it: one backward pass, scaled between -1 and 1."""
-    spec = head.get("spec", {})
     return (
-        head.get("predictor", "mlp") == "mlp"
-        and reads == "reflection"
+        reads == "reflection"
         and spec.get("variant", "single-pass") == "single-pass"
         and spec.get("scaling", "minmax") == "minmax"
     )
 
 
 def _row_of_table_8(
-    predictor: str, spec: Mapping[str, Any], layers: tuple[int, ...], reads: str
+    head: Mapping[str, Any], spec: Mapping[str, Any], layers: tuple[int, ...], reads: str
 ) -> str | None:
-    if predictor == "neighbours":
-        return f"{spec.get('k', 10)}-NN on {'f' if reads == 'features' else 'r_x'}"
-    if reads == "reflection" and spec.get("loss") == "mse-m":
-        width = spec["n_classes"] * spec["feature_dim"]
-        return "H " + "-".join(map(str, (width, *layers, spec["n_classes"])))
-    if reads == "features" and spec.get("scaling") == "none":
-        return "f_L " + "-".join(map(str, (spec["feature_dim"], *layers, spec["n_classes"])))
-    return None
+    is_h = _is_on_reflection(spec, reads) and spec.get("loss") == "mse-m"
+    is_plain = reads == "features" and spec.get("scaling") == "none"
+    if head.get("predictor") == "neighbours":
+        what = "r_x" if is_h else "f" if is_plain else None
+        return f"10-NN on {what}" if what and spec.get("k") == 10 else None
+    if head.get("predictor", "mlp") != "mlp" or not (is_h or is_plain):
+        return None
+    width = spec["feature_dim"] * (spec["n_classes"] if is_h else 1)
+    sizes = "-".join(map(str, (width, *layers, spec["n_classes"])))
+    return f"{'H' if is_h else 'f_L'} {sizes}"

@@ -7,16 +7,25 @@ from typing import Any
 
 import pandas as pd
 
-from stages.report.comparison import spoken
+from stages.metrics.bootstrap import MIN_RESAMPLES
+from stages.report.paper import other_data
 from stages.report.results import Judged
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 
 Row = dict[str, str]
 
-PAPER_EPOCHS = 200
+PAPER_F = {"epochs": 200, "augmentation": "flip", "precision": "fp32"}
+PAPER_H = {
+    "epochs": 200,
+    "weight_decay": 5e-3,
+    "precision": "fp32",
+    "rows": "all",
+    "batch_rows": 128,
+}
+"""What the paper trains with; batch and precision, which it does not name, as we read it."""
+
 ENOUGH_SEEDS = 3
-_PAPER_RECIPE_TABLES = ("table-3", "table-5", "table-7", "table-8")
 _UNTOLD = ("network", "n_classes", "feature_dim", "reads", "layers", "seeds", "seed")
 
 
@@ -80,16 +89,15 @@ def versions_used(judged: Sequence[Judged]) -> dict[str, str]:
 
 
 def shortcomings(
-    store: FeatureStore, judged: Sequence[Judged], table: pd.DataFrame | None, paper: str | None
+    store: FeatureStore, judged: Sequence[Judged], table: pd.DataFrame | None
 ) -> list[str]:
     """What a reader must know before comparing: data, recipe, seeds, rows left out."""
     return [
         *_other_data(judged, table),
-        *(_other_recipe(store, judged) if paper in _PAPER_RECIPE_TABLES else []),
+        *_other_recipe(store, judged, table),
         *_few_seeds(judged),
         *_left_out(judged),
         *_no_intervals(judged, table),
-        *_astray(table),
     ]
 
 
@@ -99,32 +107,45 @@ def _other_data(judged: Sequence[Judged], table: pd.DataFrame | None) -> list[st
     theirs = sorted({name for name in table["paper_dataset"] if name})
     if not theirs:
         return []
-    ours = sorted({found.dataset for found in judged} - set(theirs))
+    ours = sorted({other_data(name, found.card) for name in theirs for found in judged} - {""})
     return [
-        f"Other data: the paper's numbers are of {', '.join(theirs)}, ours of {', '.join(ours)}. "
-        "Compare gains, not levels."
+        f"Other data: the paper's numbers are of all of {', '.join(theirs)}, ours of "
+        f"{'; '.join(ours)}. Compare gains, not levels."
     ]
 
 
-def _other_recipe(store: FeatureStore, judged: Sequence[Judged]) -> list[str]:
-    short = {
-        f"{found.card['model']} for {recipe['epochs']}"
-        for found in judged
-        if (recipe := _training_of(store, found).get("recipe", {})).get("epochs", PAPER_EPOCHS)
-        != PAPER_EPOCHS
-    }
-    short |= {
-        f"{label} for {head['params']['epochs']}"
-        for found in judged
-        for label, head in found.heads.items()
-        if head.get("params", {}).get("epochs", PAPER_EPOCHS) != PAPER_EPOCHS
-    }
-    if not short:
+def _other_recipe(
+    store: FeatureStore, judged: Sequence[Judged], table: pd.DataFrame | None
+) -> list[str]:
+    """How those were trained beside whom a number of the paper stands."""
+    if table is None:
+        return []
+    beside = set(table.loc[table["paper"].notna(), "contender"])
+    here = {}
+    for found in judged:
+        if "f" in beside:
+            recipe = _training_of(store, found).get("recipe", {})
+            here[str(found.card["model"])] = _other_facts(recipe, PAPER_F)
+        for label in beside & set(found.heads):
+            head = found.heads[label]
+            if head.get("predictor", "mlp") == "mlp":
+                facts = {**head.get("params", {}), "rows": head.get("rows", "all")}
+                here[label] = here.get(label) or _other_facts(facts, PAPER_H)
+    told = [f"{name}: {facts}" for name, facts in sorted(here.items()) if facts]
+    if not told:
         return []
     return [
-        f"Other training: the paper trains every network for {PAPER_EPOCHS} epochs, here "
-        f"{', '.join(sorted(short))}."
+        f"Other training, in brackets the paper's (batch and precision as we read it): "
+        f"{'; '.join(told)}."
     ]
+
+
+def _other_facts(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_short(facts[name])} ({_short(value)})"
+        for name, value in theirs.items()
+        if facts.get(name, value) != value
+    )
 
 
 def _few_seeds(judged: Sequence[Judged]) -> list[str]:
@@ -148,23 +169,9 @@ def _left_out(judged: Sequence[Judged]) -> list[str]:
 
 
 def _no_intervals(judged: Sequence[Judged], table: pd.DataFrame | None) -> list[str]:
-    if table is None or all(found.card["n_resamples"] for found in judged):
+    if table is None or all(found.card["n_resamples"] >= MIN_RESAMPLES for found in judged):
         return []
-    return ["Some results have no intervals: the bootstrap was left out."]
-
-
-def _astray(table: pd.DataFrame | None) -> list[str]:
-    if table is None:
-        return []
-    has_interval = table["gain_low"].notna() & table["gain_high"].notna()
-    holds = table["gain"].between(table["gain_low"], table["gain_high"])
-    metrics = table.loc[has_interval & ~holds, "metric"].unique()
-    if not len(metrics):
-        return []
-    return [
-        f"Some intervals of {', '.join(map(spoken, metrics))} do not hold their own estimate "
-        "(resampling raises an error over small bins): they give no verdict."
-    ]
+    return [f"Some results have no intervals: fewer than {MIN_RESAMPLES} resamples."]
 
 
 def _training_of(store: FeatureStore, found: Judged) -> Mapping[str, Any]:

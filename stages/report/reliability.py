@@ -8,7 +8,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.report.drawing import WIDTH, panels_of
+from stages.report.drawing import (
+    MAX_PANELS,
+    WIDTH,
+    legend_above,
+    line_style,
+    name_scales,
+    panels_of,
+    sheet,
+)
 from stages.report.palette import PAPER, SOFT, Style, styles_of
 
 FEW = 0.005
@@ -18,7 +26,13 @@ _N_COLUMNS = 4
 
 
 def draw_reliability(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
-    """A diagram for each entry and contender: accuracy by bin above, share of rows below."""
+    """A diagram for each entry and contender, or, where they are too many, for each entry."""
+    n_panels = len(bins[[*axes, "predictor"]].drop_duplicates())
+    return _one_each(bins, axes) if n_panels <= MAX_PANELS else _together(bins, axes)
+
+
+def _one_each(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    """Accuracy by bin above, share of rows below."""
     styles = styles_of(bins["predictor"])
     found = panels_of(bins, [*axes, "predictor"])
     n_columns = min(_N_COLUMNS, max(len(found), 3))
@@ -34,6 +48,24 @@ def draw_reliability(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
         _diagram(above, below, pooled(part), style)
         above.set_title(title, color=style.colour, fontsize=8.5)
         _scales(above, below, is_first=column == 0)
+    return figure
+
+
+def _together(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    """The contenders of an entry as lines in one diagram, without shares of rows."""
+    styles = styles_of(bins["predictor"])
+    found = panels_of(bins, axes)
+    figure, panels = sheet(len(found), height={1: 5.0, 2: 3.5, 4: 3.5}.get(len(found), 2.5))
+    for panel, (title, part) in zip(panels, found, strict=True):
+        _diagonal(panel)
+        for name, rows in part.groupby("predictor", sort=False):
+            points, style = pooled(rows), styles[str(name)]
+            line = {**line_style(style), "marker": ""}
+            panel.plot(points["confidence"], points["accuracy"], **line)
+            _points(panel, points, style)
+        panel.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), title=title)
+    name_scales(panels, x="confidence", y="accuracy")
+    legend_above(figure, styles, styles)
     return figure
 
 
@@ -53,15 +85,33 @@ def pooled(bins: pd.DataFrame) -> pd.DataFrame:
 
 
 def _diagram(above: Axes, below: Axes, points: pd.DataFrame, style: Style) -> None:
-    above.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, dashes=(3, 2), zorder=1)
+    _diagonal(above)
     x, y = points["confidence"], points["accuracy"]
     above.vlines(x, y.combine(x, min), y.combine(x, max), color=style.colour, alpha=0.45, zorder=2)
     above.plot(x, y, color=style.colour, linewidth=1.3, zorder=3)
-    fill = [PAPER if share < FEW else style.colour for share in points["share"]]
-    above.scatter(x, y, s=16, c=fill, edgecolors=style.colour, linewidths=1.0, zorder=4)
+    _points(above, points, style)
     width = points["high"] - points["low"]
     below.bar(
         points["low"], points["share"], width * 0.9, align="edge", color=style.colour, alpha=0.75
+    )
+
+
+def _diagonal(panel: Axes) -> None:
+    panel.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, dashes=(3, 2), zorder=1)
+
+
+def _points(panel: Axes, points: pd.DataFrame, style: Style) -> None:
+    """A mark for each bin, hollow where it has few rows."""
+    fill = [PAPER if share < FEW else style.colour for share in points["share"]]
+    panel.scatter(
+        points["confidence"],
+        points["accuracy"],
+        s=16,
+        c=fill,
+        marker=style.marker,
+        edgecolors=style.colour,
+        linewidths=1.0,
+        zorder=style.z + 0.5,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.journal import Journal
+from stages.errors import InputError
 from stages.report.comparison import comparison_of, sentences, strong_one
 from stages.report.figures import FIGURES, draw_figure, fitting_figures
 from stages.report.page import (
@@ -38,6 +39,9 @@ from store.catalog import FeatureStore
 from store.plan import Plan, fingerprint
 
 VERSION = 1
+PAGE, MARKDOWN, TABLE, FIGURES_FOLDER = "report.html", "report.md", "table.csv", "figures"
+COPIED = (PAGE, MARKDOWN, TABLE, *(f"{FIGURES_FOLDER}/{name}.svg" for name in FIGURES))
+"""All the files that a report may have."""
 
 
 def report_plan(
@@ -125,7 +129,6 @@ def build_report(
     if report.refuse_other(plan) and report.is_complete():
         return report
     axes = tuple(entries[0].axes)
-    paper = None if table is None else table.paper
     numbers = None if table is None else table_of(judged, table)
     drawings = _drawings(judged, figures, axes)
     page = Page(
@@ -133,7 +136,7 @@ def build_report(
         about=about,
         **_compared(judged, numbers, axes),
         table=None if numbers is None else table_grid(numbers, axes),
-        shortcomings=[*shortcomings(store, judged, numbers, paper), *notes],
+        shortcomings=[*shortcomings(store, judged, numbers), *notes],
         drawings=drawings,
         definitions=_definitions(judged, numbers, figures),
         provenance={
@@ -151,15 +154,38 @@ def build_report(
     return report
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ``InputError`` where a report cannot be copied: a file, or a folder of other files."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise InputError(f"--out {folder}: {there} is a file, expected a folder")
+    if (folder / FIGURES_FOLDER).is_file():
+        raise InputError(f"--out {folder}: {folder / FIGURES_FOLDER} is a file, expected a folder")
+    found = {*folder.glob("*"), *(folder / FIGURES_FOLDER).glob("*")} - {folder / FIGURES_FOLDER}
+    for path in sorted(found):
+        name = path.relative_to(folder).as_posix()
+        if name not in COPIED or not path.is_file():
+            raise InputError(
+                f"--out {folder}: it holds {name}, which is no part of a report: name a new "
+                "folder, or that of an earlier report"
+            )
+
+
 def copy_report(report: Artifact, folder: Path) -> list[Path]:
-    """Copy a report's files, each checked against its card, below a folder; gives their places."""
-    places = []
-    for key in report.card()["files"]:
+    """Copy a report's files, each checked against its card, below a folder; gives their places.
+
+    Files of an earlier report that this one does not have are removed.
+    """
+    check_folder(folder)
+    files = {key: report.read(key) for key in report.card()["files"]}
+    for key in COPIED:
+        if key not in files:
+            (folder / key).unlink(missing_ok=True)
+    for key, data in files.items():
         place = folder / key
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(report.read(key))
-        places.append(place)
-    return places
+        place.write_bytes(data)
+    return [folder / key for key in files]
 
 
 def _compared(
@@ -173,7 +199,7 @@ def _compared(
     comparison = comparison_of(frame_over(judged, "differences"), metrics, axes)
     return {
         "strong": strong,
-        "sentences": sentences(comparison, axes),
+        "sentences": sentences(comparison, axes, n_entries=len(judged)),
         "comparison": comparison_grid(comparison, axes),
     }
 
@@ -205,12 +231,15 @@ def _definitions(
 
 def _files(page: Page, numbers: pd.DataFrame | None) -> dict[str, bytes]:
     files = {
-        "report.html": html_of(page),
-        "report.md": markdown_of(page),
-        **{f"figures/{drawing.name}.svg": standalone(drawing.svg) for drawing in page.drawings},
+        PAGE: html_of(page),
+        MARKDOWN: markdown_of(page),
+        **{
+            f"{FIGURES_FOLDER}/{drawing.name}.svg": standalone(drawing.svg)
+            for drawing in page.drawings
+        },
     }
     if numbers is not None:
-        files["table.csv"] = numbers.to_csv(index=False)
+        files[TABLE] = numbers.to_csv(index=False)
     return {key: text.encode() for key, text in files.items()}
 
 

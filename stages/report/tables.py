@@ -10,7 +10,7 @@ import pandas as pd
 
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
-from stages.report.paper import check_paper_table, paper_number, paper_row
+from stages.report.paper import check_paper_table, other_data, paper_number, paper_row
 from stages.report.results import Judged
 
 HIGHER_IS_BETTER = ("accuracy", "log_likelihood")
@@ -43,8 +43,8 @@ def table_of(judged: Sequence[Judged], spec: TableSpec) -> pd.DataFrame:
     Returns:
         The axes, ``contender``, ``metric``; ``mean`` and ``std`` over ``n_seeds`` seeds, ``low``
         and ``high``; ``gain``, ``gain_low``, ``gain_high`` over f; ``paper``, the paper's number,
-        and ``paper_gain``, its difference to the paper's f; ``paper_dataset`` where that is
-        another one than ours, and ``paper_note``. All but counts are fractions; NaN is "none".
+        and ``paper_gain``, its difference to the paper's f; ``paper_dataset`` where ours is
+        another or a part of it, and ``paper_note``. All but counts are fractions; NaN is "none".
 
     Raises:
         InputError: a metric that a result does not have.
@@ -80,7 +80,7 @@ def _beside_the_paper(rows: pd.DataFrame, found: Judged, paper: str | None) -> p
         row = paper_row(paper, found.network, found.heads.get(contender)) if paper else None
         number = paper_number(paper, found.network, row, metric)
         of_f = paper_number(paper, found.network, "f", metric)
-        is_other = not math.isnan(number.value) and number.dataset != found.dataset
+        is_other = bool(number.dataset and other_data(number.dataset, found.card))
         facts.append(
             {
                 "paper": number.value,

@@ -153,8 +153,8 @@ def _described(request: ModelRequest, source: ImageSource) -> tuple[ModelCard, b
     assert request.network is not None  # what choose has seen
     if request.weights is None:
         raise InputError(
-            f"network {request.network}: it needs its trained weights; give --weights FILE, or "
-            "train it with `intro-pipe train-sensing`"
+            f"network {request.network}: it needs its trained weights; give --weights FILE, name a "
+            "model of the store with --model, or train one with `intro-pipe train-sensing`"
         )
     module = build_network(request.network, source.n_classes or None)
     load_weights(module, request.weights)
