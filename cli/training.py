@@ -128,7 +128,7 @@ def train_sensing(
         f"{test_accuracy} on test, M = {card['M']:.4f}; "
         f"{report.n_units_run} epochs run now"
     )
-    text += f"; snapshots {snapshots[0]} to {snapshots[-1]}" if snapshots else ""
+    text += f"; {len(snapshots)} snapshots, last {snapshots[-1]}" if snapshots else ""
     emit({"model": title, "snapshots": snapshots, **_facts(card)}, text, as_json=as_json)
 
 

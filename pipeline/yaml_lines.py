@@ -112,8 +112,9 @@ def read_yaml(text: str, name: str) -> YamlText:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = " ".join(part for part in (error.context, error.problem) if part)
+        said = f"this is no YAML (mind the indentation): {said}"
         line = mark.line + 1 if mark else 1
-        raise RecipeError(f"{name}:{line}: this is no YAML: {said}") from error
+        raise RecipeError(f"{name}:{line}: {said}") from error
     except RecursionError as error:
         raise RecipeError(f"{name}:1: this is nested too deeply: write it flatter") from error
     except (yaml.YAMLError, ValueError) as error:  # a control character, an impossible date

@@ -236,6 +236,12 @@ def test_a_result_is_found_by_as_much_of_its_name_as_tells_it(
         find_result(place, "nothing")
 
 
+def test_an_analysis_does_not_stand_in_the_way(place: FeatureStore, result: Artifact) -> None:
+    other = place.artifact("result", f"{result.name.rpartition('-')[0]}-analysis-0123456789ab")
+    other.claim({"stage": {"name": "analyse"}})
+    assert find_result(place, "shapes-test").name == result.name
+
+
 def test_several_results_are_told_apart_by_name(result: Artifact, paper_data: Artifact) -> None:
     axes = [entry.axes for entry in entries_of([result, paper_data])]
     assert axes == [{"result": "shapes-test@net"}, {"result": "cifar10c-test@net"}]

@@ -152,8 +152,9 @@ def fisher_picture(by_group: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(9.5, 3.2), layout="constrained")
         for ax, (quantity, label) in zip(figure.subplots(1, 3), _FISHER.items(), strict=True):
             if "corruption" in corrupted:
-                for _, line in corrupted.groupby("corruption"):
-                    ax.plot(line["severity"], line[quantity], color="0.8", linewidth=0.7)
+                for at, (_, line) in enumerate(corrupted.groupby("corruption")):
+                    named = {} if at else {"label": "each corruption"}
+                    ax.plot(line["severity"], line[quantity], color="0.8", linewidth=0.7, **named)
             mean = corrupted.groupby("severity")[quantity].mean()
             ax.plot(mean.index, mean, color="C0", linewidth=2, marker="o", label="corrupted, mean")
             for clean in by_group.loc[is_clean, quantity]:

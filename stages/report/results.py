@@ -80,6 +80,8 @@ def find_result(store: FeatureStore, name: str) -> Artifact:
     """
     there = store.artifacts("result")
     matches = [found for found in there if found.name.startswith(name)]
+    if len(matches) > 1:  # an analysis is a result too, and has no such tables
+        matches = [found for found in matches if found.name == name or _is_judged(found)]
     for found in matches:
         if found.name == name or len(matches) == 1:
             return found
@@ -91,6 +93,10 @@ def find_result(store: FeatureStore, name: str) -> Artifact:
         )
     names = ", ".join(found.name for found in matches)
     raise AmbiguousNameError(f"'{name}' may be any of {names}: write more of the name")
+
+
+def _is_judged(result: Artifact) -> bool:
+    return bool(result.plan()["stage"]["name"] == "evaluate")
 
 
 def entries_of(results: Sequence[Artifact]) -> list[Entry]:
