@@ -13,7 +13,7 @@ help: ## Show these targets
 
 install: $(INSTALLED) ## Make .venv and install intro-pipe with its tools
 
-demo: $(INSTALLED) ## Run the whole chain on handwritten digits, offline (about a minute)
+demo: $(INSTALLED) ## Run the whole chain on handwritten digits, offline (a minute or two)
 	$(BIN)/intro-pipe demo
 
 test: $(INSTALLED) ## Run the tests

@@ -50,7 +50,7 @@ def demo(
     as_json: options.AsJson = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Run the whole chain on scikit-learn's digits, offline, in about a minute."""
+    """Run the whole chain on scikit-learn's digits, offline, in a minute or two."""
     from cli.demo import run_demo
 
     run_demo(store, as_json=as_json, dry_run=dry_run)
