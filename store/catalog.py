@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,18 @@ class FeatureStore:
     def artifacts(self, kind: str) -> tuple[Artifact, ...]:
         """Every artifact of that kind, finished or not, by name."""
         return tuple(self.artifact(kind, name) for name in self._folders(f"{kind}s"))
+
+    def made_by(self, kind: str, plan: Plan) -> list[Artifact]:
+        """The artifacts of that plan, whatever they are called, the finished ones first.
+
+        Damaged ones are passed over.
+        """
+        found = []
+        for artifact in self.artifacts(kind):
+            with suppress(DamagedError):
+                if not any(differences(plan, artifact.plan())):
+                    found.append(artifact)
+        return sorted(found, key=lambda artifact: not artifact.is_complete())
 
     def _folders(self, below: str) -> list[str]:
         names = self.storage.folders(below)

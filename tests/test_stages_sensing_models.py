@@ -18,7 +18,6 @@ from stages.sensing.card import ModelCard
 from stages.sensing.model import load_sensing
 from stages.sensing.models import (
     choose_model,
-    find_model,
     train_model,
     training_plan,
     weights_path,
@@ -126,28 +125,10 @@ def test_the_plan_is_that_of_versions_without_held_out_rows(home: Path) -> None:
 
 
 def test_a_model_is_found_by_its_plan_whatever_it_is_called(home: Path) -> None:
-    assert find_model(store_of(home), plan_of(home)) is None
     train(home, name="some-name")
-    found = find_model(store_of(home), plan_of(home))
-    assert found is not None
-    assert found.name == "some-name"
-    assert find_model(store_of(home), plan_of(home, params_from("quick", epochs=5))) is None
-
-
-def test_a_finished_model_is_found_before_one_that_was_begun(home: Path) -> None:
-    store = store_of(home).prepare()
-    store.artifact("model", "a-begun").claim(plan_of(home))
-    assert find_model(store, plan_of(home)) == store.artifact("model", "a-begun")
-    train(home, name="b-finished")
-    assert find_model(store, plan_of(home)) == store.artifact("model", "b-finished")
-
-
-def test_a_damaged_model_does_not_keep_others_from_being_found(home: Path) -> None:
-    train(home, name="z")
     store = store_of(home)
-    store.artifact("model", "a").claim(plan_of(home))
-    Path(store.location, "models", "a", "plan.json").write_text("{")
-    assert find_model(store, plan_of(home)) == store.artifact("model", "z")
+    assert store.made_by("model", plan_of(home)) == [store.artifact("model", "some-name")]
+    assert store.made_by("model", plan_of(home, params_from("quick", epochs=5))) == []
 
 
 def test_snapshots_are_never_chosen_unasked(home: Path) -> None:
@@ -221,7 +202,7 @@ def test_a_snapshot_is_a_model_with_a_card_of_its_own(home: Path) -> None:
     card = ModelCard.from_dict(facts["card"])
     assert (card.name, card.extra["epoch"], facts["epoch"]) == ("net-epoch-001", 1, 1)
     assert [sorted(entry) for entry in facts["history"]] == [["accuracy", "loss", "seconds"]]
-    assert find_model(store, snapshot_plan(plan_of(home), 1)) == artifact
+    assert store.made_by("model", snapshot_plan(plan_of(home), 1)) == [artifact]
     load_sensing(card, weights_path(store, card.name))
 
 

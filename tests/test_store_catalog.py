@@ -274,3 +274,19 @@ def test_artifacts_are_listed_by_name(store: FeatureStore) -> None:
     for name in ("b", "a"):
         store.artifact("head", name).claim({"seed": 0})
     assert [artifact.name for artifact in store.artifacts("head")] == ["a", "b"]
+
+
+def test_artifacts_are_found_by_their_plan_the_finished_first(store: FeatureStore) -> None:
+    for name, plan in (("b", {"seed": 0}), ("c", {"seed": 0}), ("a", {"seed": 1})):
+        store.artifact("head", name).claim(plan)
+    store.artifact("head", "c").write({}, {})
+    assert [head.name for head in store.made_by("head", {"seed": 0})] == ["c", "b"]
+    assert store.made_by("head", {"seed": 2}) == []
+    assert store.made_by("model", {"seed": 0}) == []
+
+
+def test_a_damaged_artifact_does_not_keep_others_from_being_found(store: FeatureStore) -> None:
+    for name in ("a", "z"):
+        store.artifact("model", name).claim({"seed": 0})
+    store.artifact("model", "a").storage.write("plan.json", b"{")
+    assert [model.name for model in store.made_by("model", {"seed": 0})] == ["z"]

@@ -20,9 +20,8 @@ from stages.introspection.train import WEIGHTS_KEY, HeadParams, TrainHead
 from stages.reflection.losses import DEFAULT_LOSS, softmax
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
-from store.errors import DamagedError
 from store.featureset import FeatureSet
-from store.plan import Plan, canonical_json
+from store.plan import Plan
 
 Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """Features ``[n, d]`` and logits ``[n, N]`` to probabilities ``[n, N]``."""
@@ -248,13 +247,6 @@ def fit_neighbours(
     return _keep(store, artifact, plan, feature_set, facts, len(fitted), journal)
 
 
-def find_head(store: FeatureStore, plan: Plan) -> Artifact | None:
-    """The head of that plan, whatever it is called: a finished one before one that was begun."""
-    wanted = canonical_json(plan)
-    fitting = [head for head in store.artifacts("head") if _plan_json(head) == wanted]
-    return next((head for head in fitting if head.is_complete()), next(iter(fitting), None))
-
-
 def choose_head(store: FeatureStore, feature_set: FeatureSet, name: str | None) -> Artifact:
     """The head of that name, or the only one that belongs to this network.
 
@@ -387,10 +379,3 @@ def _origin(feature_set: FeatureSet) -> dict[str, str]:
         "model": model["name"],
         "model_weights_sha256": model["weights_sha256"],
     }
-
-
-def _plan_json(artifact: Artifact) -> bytes | None:
-    try:
-        return canonical_json(artifact.plan())
-    except DamagedError:
-        return None

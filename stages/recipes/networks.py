@@ -15,7 +15,6 @@ from stages.recipes.params import SnapshotParams, TrainSensingParams
 from stages.recipes.tasks import task_of
 from stages.sensing.build import build_network, located
 from stages.sensing.models import (
-    find_model,
     model_name,
     train_model,
     training_plan,
@@ -25,8 +24,7 @@ from stages.sensing.recipe import TrainParams, params_from
 from stages.sensing.snapshots import snapshot_epochs, snapshot_name, snapshot_plan
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
-from store.errors import DamagedError
-from store.plan import Plan, differences, fingerprint
+from store.plan import Plan, fingerprint
 
 
 def training_task(context: Context, params: TrainSensingParams, _: Inputs) -> Task:
@@ -71,12 +69,12 @@ def _model_of(
     """
     name = f"{model_name(recipe.network)}-{fingerprint(plan)[:8]}"
     if keep_every is None:
-        return find_model(store, plan) or store.artifact("model", name)
+        return next(iter(store.made_by("model", plan)), store.artifact("model", name))
     epochs = snapshot_epochs(recipe.epochs, keep_every)
     possible = (store.artifact("model", each) for each in _names(f"{name}-every-{keep_every}"))
     mine = next(model for model in possible if not _has_lost(store, model, epochs))
-    others = [model for model in store.artifacts("model") if model.name != mine.name]
-    fitting = (model for model in others if _is_fitting(store, model, plan, epochs))
+    finished = (model for model in store.made_by("model", plan) if model.is_complete())
+    fitting = (model for model in finished if not _has_lost(store, model, epochs))
     return mine if mine.is_complete() else next(fitting, mine)
 
 
@@ -84,15 +82,6 @@ def _names(name: str) -> Iterator[str]:
     """The name, then those for the same again."""
     yield name
     yield from (f"{name}-again-{number}" for number in count(1))
-
-
-def _is_fitting(store: FeatureStore, model: Artifact, plan: Plan, epochs: range) -> bool:
-    """Whether a model is finished, of that plan, and has the snapshots of all these epochs."""
-    try:
-        has_plan = model.is_complete() and not any(differences(plan, model.plan()))
-    except DamagedError:  # another model's plan: no reason to stop here
-        return False
-    return has_plan and not _has_lost(store, model, epochs)
 
 
 def _has_lost(store: FeatureStore, model: Artifact, epochs: range) -> bool:

@@ -15,10 +15,9 @@ from stages.data.source import ImageSource, source_facts
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard
 from stages.sensing.recipe import TrainParams, planned_params
-from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import DamagedError
-from store.plan import Plan, differences
+from store.plan import Plan
 
 WEIGHTS_KEY = "weights.safetensors"
 TRAINING_VERSION = 1
@@ -59,21 +58,6 @@ def choose_model(store: FeatureStore, family: str, name: str | None) -> ModelCar
         f"no model for {family} in {store.location}: train one with `intro-pipe train-sensing "
         f"--dataset {family}`, or bring one with --network and --weights"
     )
-
-
-def find_model(store: FeatureStore, plan: Plan) -> Artifact | None:
-    """The model of that plan, whatever it is called; a finished one before one that was begun.
-
-    Damaged ones are passed over.
-    """
-    begun = None
-    for artifact in store.artifacts("model"):
-        with suppress(DamagedError):
-            if not any(differences(plan, artifact.plan())):
-                if artifact.is_complete():
-                    return artifact
-                begun = begun or artifact
-    return begun
 
 
 @dataclass(frozen=True, slots=True)
