@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cli.output import emit, table
 from stages.introspection.head import HeadSpec
+from stages.introspection.recipe import HeadParams, Precision
 from stages.introspection.stacked import StackedMlp
-from stages.introspection.train import HeadParams, Precision, TrainHead
+from stages.introspection.train import TrainHead
 from store.catalog import FeatureStore
 
 BATCH_ROWS, WEIGHT_DECAY, LEARNING_RATE, MOMENTUM = 128, 5e-4, 0.1, 0.9

@@ -21,7 +21,7 @@ def contenders_of(
 ) -> list[Contender]:
     """The heads named as ``[LABEL=]NAME``; the model's only one, as H, where none is named."""
     from stages.applications.evaluation import Contender
-    from stages.introspection.heads import choose_head
+    from stages.introspection.predictors import choose_head
 
     if not heads:
         return [Contender("H", choose_head(store, feature_set, None))]

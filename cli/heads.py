@@ -86,7 +86,7 @@ def train_head(
     """
     from pipeline.journal import Journal
     from stages.introspection.heads import ROWS, head_plan, head_spec, train_head, training_rows
-    from stages.introspection.train import PRECISIONS, HeadParams
+    from stages.introspection.recipe import PRECISIONS, HeadParams
     from store.catalog import FeatureStore
 
     place = FeatureStore(store)

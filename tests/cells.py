@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.journal import Journal
 from stages.introspection.heads import head_spec, train_head
-from stages.introspection.train import HeadParams
+from stages.introspection.recipe import HeadParams
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.featureset import FeatureSet

@@ -3,7 +3,7 @@
 from pipeline.journal import Journal
 from stages.applications.evaluation import Contender, evaluate
 from stages.introspection.heads import fit_temperature, head_spec, train_head
-from stages.introspection.train import HeadParams
+from stages.introspection.recipe import HeadParams
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet

@@ -16,7 +16,7 @@ from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
 from stages.introspection.heads import head_spec, train_head
-from stages.introspection.train import HeadParams
+from stages.introspection.recipe import HeadParams
 from stages.reflection.extract import Extract, extract
 from stages.sensing.models import choose_model, weights_path
 from store.catalog import FeatureStore

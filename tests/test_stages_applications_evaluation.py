@@ -18,7 +18,8 @@ from stages.applications.evaluation import (
 )
 from stages.errors import InputError
 from stages.introspection.head import predict_probabilities
-from stages.introspection.heads import fit_temperature, open_head
+from stages.introspection.heads import fit_temperature
+from stages.introspection.predictors import open_head
 from stages.metrics.calibration import METRICS
 from store.catalog import FeatureStore
 from store.errors import NotFoundError

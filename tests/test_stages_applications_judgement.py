@@ -11,7 +11,7 @@ from stages.applications.evaluation import VERSION
 from stages.applications.judgement import Judgement, Predictor, images_of, judged
 from stages.applications.recognition import query
 from stages.errors import InputError
-from stages.introspection.heads import sensing_probabilities
+from stages.introspection.predictors import sensing_probabilities
 from stages.metrics.bootstrap import Resampling, interval
 from stages.metrics.calibration import METRICS, summary
 from stages.metrics.sums import sums

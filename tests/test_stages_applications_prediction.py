@@ -22,14 +22,9 @@ from stages.applications.prediction import images_in, predict
 from stages.data.registry import SourceSpec
 from stages.errors import DataNotFoundError, InputError
 from stages.introspection.head import Head, HeadSpec
-from stages.introspection.heads import (
-    fit_neighbours,
-    fit_temperature,
-    head_spec,
-    predictors,
-    train_head,
-)
-from stages.introspection.train import HeadParams
+from stages.introspection.heads import fit_neighbours, fit_temperature, head_spec, train_head
+from stages.introspection.predictors import predictors
+from stages.introspection.recipe import HeadParams
 from stages.reflection.extract import Extract, extract
 from stages.sensing.model import Sensing, describe
 from stages.sensing.models import choose_model, weights_path

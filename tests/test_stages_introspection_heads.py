@@ -10,20 +10,22 @@ from clouds import N_CLASSES, N_ROWS, a_model, clouds
 from pipeline.journal import Journal
 from pipeline.loop import LoopReport
 from stages.errors import DataNotFoundError, InputError
-from stages.introspection import heads
 from stages.introspection.heads import (
-    check_model,
-    choose_head,
     fit_neighbours,
     fit_temperature,
     head_plan,
     head_spec,
-    open_head,
-    predictors,
     temperature_plan,
     train_head,
 )
-from stages.introspection.train import HeadParams
+from stages.introspection.predictors import (
+    check_model,
+    choose_head,
+    open_head,
+    predictors,
+    sensing_probabilities,
+)
+from stages.introspection.recipe import HeadParams
 from stages.reflection.losses import softmax
 from stages.sensing.recipe import held_out_rows
 from store.catalog import FeatureStore
@@ -232,7 +234,7 @@ def test_open_head_is_for_networks(store: FeatureStore, found: FeatureSet) -> No
 
 def test_sensing_probabilities_are_those_of_f() -> None:
     logits = np.array([[1.0, 2.0, 3.0]], np.float32)
-    found = heads.sensing_probabilities(np.zeros((1, 4), np.float32), logits)
+    found = sensing_probabilities(np.zeros((1, 4), np.float32), logits)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, softmax(logits.astype(np.float64)))
 

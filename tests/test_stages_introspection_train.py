@@ -10,7 +10,8 @@ from safetensors.torch import load
 from stages.errors import InputError, StageError
 from stages.introspection.head import Head, HeadSpec, load_head, predict_probabilities
 from stages.introspection.reading import READS
-from stages.introspection.train import HeadParams, HeadState, TrainHead
+from stages.introspection.recipe import HeadParams
+from stages.introspection.train import HeadState, TrainHead
 
 
 def a_problem(n: int = 600, n_classes: int = 4, feature_dim: int = 8):

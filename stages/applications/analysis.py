@@ -18,9 +18,10 @@ import pandas as pd
 
 from pipeline.journal import Journal
 from pipeline.progress import Progress
-from stages.applications.means import Group, Means, group_means
+from stages.applications.means import Means, group_means
 from stages.applications.pictures import encoded, fisher_picture, gradient_picture, panel
 from stages.applications.quantities import definitions
+from stages.applications.recognition import Group
 from stages.errors import InputError
 from stages.reflection.losses import LOSSES, checked_loss
 from store.artifacts import Artifact
@@ -130,8 +131,8 @@ def _make(artifact: Artifact, choice: Choice) -> None:
     average = _average(by_group, list(definitions(losses)))
     rows = [choice.row] if choice.row is not None else rows_to_draw(choice.feature_sets[0])
     files = {
-        "by-group.parquet": _parquet(by_group),
-        "average.parquet": _parquet(average),
+        "by-group.parquet": by_group.to_parquet(index=False),
+        "average.parquet": average.to_parquet(index=False),
         **_pictures(choice, by_group, rows),
     }
     model = choice.feature_sets[0].plan["inputs"]["model"]
@@ -190,7 +191,7 @@ def _check_one_model(feature_sets: Sequence[FeatureSet]) -> None:
             )
 
 
-def _with_M(choice: Choice) -> tuple[dict[str, float | None], str]:  # noqa: N802
+def _with_M(choice: Choice) -> tuple[dict[str, float | None], str]:  # noqa: N802 - the paper's name
     """Each loss with its ``M``, and in words where that is from."""
     feature_set = choice.feature_sets[0]
     M, where_from = feature_set.plan["inputs"]["model"].get("M"), "the model's card"
@@ -263,9 +264,3 @@ def _title(choice: Choice, found: Mapping[str, Mapping[Group, Means]]) -> str:
         many = f", mean over {len(groups)} groups of {by}" if len(groups) > 1 else ""
         parts.append(f"{each.plan['name']} ({n_rows:,} rows{many})")
     return " beside ".join(parts)
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
-    sink = io.BytesIO()
-    frame.to_parquet(sink, index=False)
-    return sink.getvalue()

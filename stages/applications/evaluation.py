@@ -22,7 +22,7 @@ from pipeline.journal import Journal
 from pipeline.progress import Progress
 from stages.applications.judgement import REFERENCE, Judgement, Predictor, cell_columns, judged
 from stages.errors import InputError
-from stages.introspection.heads import check_model, predictors, sensing_probabilities
+from stages.introspection.predictors import check_model, predictors, sensing_probabilities
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import DEFINITIONS, STATISTICS
 from stages.metrics.sums import N_BINS
@@ -96,7 +96,9 @@ def evaluate(
         found = judged(feature_set, judges, resampling, tick=shown.advance)
     card = _card(feature_set, contenders, judges, resampling, found)
     card["seconds"] = round(time.monotonic() - started, 1)
-    result.write({_key(name): _parquet(getattr(found, name)) for name in TABLES}, card)
+    result.write(
+        {_key(name): getattr(found, name).to_parquet(index=False) for name in TABLES}, card
+    )
     return open_evaluation(result)
 
 
@@ -240,9 +242,3 @@ def _facts(head: Artifact) -> dict[str, Any]:  # Any: JSON
 
 def _key(table: str) -> str:
     return f"{table.replace('_', '-')}.parquet"
-
-
-def _parquet(table: pd.DataFrame) -> bytes:
-    sink = io.BytesIO()
-    table.to_parquet(sink, index=False)
-    return sink.getvalue()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import InputError
-from stages.introspection.heads import open_head
+from stages.introspection.predictors import open_head
 from stages.sensing.card import ModelCard
 from stages.sensing.model import Sensing, load_sensing
 from stages.sensing.models import weights_path

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stages.applications.recognition import Group, each_shard, groups_of
 from stages.errors import InputError
-from stages.introspection.heads import Predict
+from stages.introspection.predictors import Predict
 from stages.metrics.bootstrap import Resampling, interval, resample
 from stages.metrics.calibration import METRICS, summary
 from stages.metrics.sums import CalibrationSums, judge, rows_by_group

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import dask
 import numpy as np
-from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from stages.applications.quantities import Quantities, row_quantities
+from stages.applications.recognition import Group, each_shard, groups_of
+from stages.metrics.sums import rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
-
-Group = tuple[Any, ...]
-"""The values of the grouping columns, in their order."""
 
 _BLOCK_ELEMENTS = 2**19
 """Probabilities worked on at once, 4 MiB in float64: a handful of arrays of that size are alive."""
@@ -91,12 +87,12 @@ def group_means(
         n_rows: take that many rows, evenly spaced; all where it is None.
         tick: told the rows of each shard that is done.
     """
-    feature_set.require_complete()
-    job = _Job(feature_set, dict(losses), tuple(by), spaced(feature_set.n_rows, n_rows), tick)
-    tasks = [delayed(job.means_of)(shard) for shard in feature_set.shard_set.shards]
-    parts: list[dict[Group, Means]] = list(dask.compute(*tasks, scheduler="threads"))
-    groups = sorted({group for part in parts for group in part})
-    return {group: merged(part[group] for part in parts if group in part) for group in groups}
+    job = _Job(feature_set, dict(losses), tuple(by), spaced(feature_set.n_rows, n_rows))
+    means: dict[Group, Means] = {}
+    for part in each_shard(feature_set, job.means_of, tick):
+        for group, found in part.items():
+            means[group] = merged([means[group], found] if group in means else [found])
+    return {group: means[group] for group in sorted(means)}
 
 
 def spaced(n_rows: int, n_wanted: int | None) -> NDArray[np.int64]:
@@ -116,25 +112,21 @@ class _Job:
     losses: dict[str, float | None]
     by: tuple[str, ...]
     rows: NDArray[np.int64]
-    tick: Callable[[int], None]
 
     def means_of(self, shard: Shard) -> dict[Group, Means]:
         """The means of the groups that have rows in a shard."""
         wanted = self.rows[(self.rows >= shard.start) & (self.rows < shard.stop)] - shard.start
-        found = {}
-        if len(wanted):
-            samples = self.feature_set.read_samples(shard).to_pandas()
-            samples = samples.reset_index(drop=True).iloc[wanted]
-            features, logits = (
-                self.feature_set.read_chunk(name, shard) for name in ("features", "logits")
-            )
-            labels = samples["label"].to_numpy(np.int64)
-            for group, positions in _groups(samples, self.by):
-                rows = wanted[positions]
-                parts = self._blocks(features[rows], logits[rows], labels[positions])
-                found[group] = merged(parts)
-        self.tick(shard.n_rows)
-        return found
+        if not len(wanted):
+            return {}
+        samples = self.feature_set.read_samples(shard).to_pandas().iloc[wanted]
+        features, logits = (
+            self.feature_set.read_chunk(name, shard)[wanted] for name in ("features", "logits")
+        )
+        labels = samples["label"].to_numpy(np.int64)
+        return {
+            group: merged(self._blocks(features[rows], logits[rows], labels[rows]))
+            for group, rows in rows_by_group(groups_of(samples, self.by)).items()
+        }
 
     def _blocks(
         self,
@@ -150,13 +142,3 @@ class _Job:
             found = row_quantities(f[is_read], z[is_read], y[is_read], self.losses)
             n_read = int(is_read.sum())
             yield means_of(found, n_read, len(z) - n_read)
-
-
-def _groups(samples: Any, by: tuple[str, ...]) -> Iterator[tuple[Group, NDArray[np.int64]]]:
-    """Each group and the positions of its rows in a data frame."""
-    if not by:
-        yield (), np.arange(len(samples))
-        return
-    positions = samples[list(by)].reset_index(drop=True)
-    for group, part in positions.groupby(list(by), sort=False):
-        yield tuple(group), part.index.to_numpy()

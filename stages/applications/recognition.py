@@ -17,7 +17,7 @@ from dask.delayed import delayed
 from dask.system import CPU_COUNT
 
 from stages.errors import InputError
-from stages.introspection.heads import Predict, sensing_probabilities
+from stages.introspection.predictors import Predict, sensing_probabilities
 from stages.metrics.calibration import METRICS
 from stages.metrics.sums import CalibrationSums, merged, sums_by_group
 from store.featureset import FeatureSet

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from stages.errors import InputError, StageError
 from stages.introspection.batches import Batches
 from stages.introspection.head import Head, HeadSpec, load_head
 from stages.introspection.reading import usable_rows
+from stages.introspection.recipe import HeadParams
 from stages.introspection.stacked import StackedMlp
 
 COLLAPSED_SHARE = 0.98
@@ -28,67 +29,8 @@ TIMES_CHANCE = 1.5
 """... it is right so many times as often as naming the largest class is: then it is only slow."""
 
 WEIGHTS_KEY = "weights.safetensors"
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _EVALUATION_ROWS = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class HeadParams:
-    """How a head is trained; the defaults are the paper's (appendix C.1), batch size is ours.
-
-    Attributes:
-        epochs: passes over the training rows.
-        batch_rows: rows of a step; the last batch of an epoch may be smaller.
-        learning_rate: of the first epochs; times ``decay`` at each of ``milestones``.
-        milestones: shares of the epochs, 60, 120 and 160 of 200.
-        momentum, weight_decay: of SGD.
-        seeds: one head each, with its own initial weights, order of the rows and dropout.
-        precision: ``bf16`` multiplies in bfloat16; weights, momentum and predictions are float32.
-    """
-
-    epochs: int = 200
-    batch_rows: int = 128
-    learning_rate: float = 0.1
-    decay: float = 0.2
-    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
-    momentum: float = 0.9
-    weight_decay: float = 5e-3
-    seeds: tuple[int, ...] = (0,)
-    precision: Precision = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_rows < 1:
-            raise InputError(
-                "head training: expected epochs >= 1 and batch rows >= 1, found "
-                f"{self.epochs} and {self.batch_rows}"
-            )
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(
-                f"head training: expected different seeds >= 0, found {list(self.seeds)}"
-            )
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f"head training: expected precision {' or '.join(PRECISIONS)}, "
-                f"found {self.precision!r}"
-            )
-        is_number = math.isfinite(self.learning_rate) and math.isfinite(self.weight_decay)
-        is_fit = self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.momentum < 1
-        if not (is_number and is_fit):
-            raise InputError(
-                "head training: expected learning rate > 0, weight decay >= 0, momentum in [0, 1); "
-                f"found {self.learning_rate}, {self.weight_decay}, {self.momentum}"
-            )
-
-    def learning_rate_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
-        return self.learning_rate * self.decay**passed
-
-    def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """Plain values, for JSON."""
-        return {**asdict(self), "milestones": list(self.milestones), "seeds": list(self.seeds)}
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from stages.introspection.heads import (
     temperature_plan,
     train_head,
 )
-from stages.introspection.train import HeadParams
+from stages.introspection.recipe import HeadParams
 from stages.recipes.context import Context, Inputs
 from stages.recipes.params import FitNeighboursParams, FitTemperatureParams, TrainHeadParams
 from stages.recipes.tasks import task_of

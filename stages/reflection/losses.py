@@ -48,7 +48,6 @@ class Loss:
     """
 
     name: str
-    torch_name: str
     formula: str
     off: float = 0.0
     on: float | None = 1.0
@@ -62,17 +61,17 @@ class Loss:
 # Formulas are δ_j of the single pass. Losses and reductions: the torch.nn class named beside;
 # which losses, and which of them take M: Table 7 and appendix C.4.1 of the paper.
 _LOSSES = (
-    Loss("ce", "CrossEntropyLoss", "N p_j - 1"),
-    Loss("mse-m", "MSELoss", "(2/N)(z_j - M)", on=None),
-    Loss("bce", "BCEWithLogitsLoss", "(sigmoid(z_j) - 1)/N"),
-    Loss("l1", "L1Loss", "sign(z_j - 1)/N"),
-    Loss("l1-m", "L1Loss", "sign(z_j - M)/N", on=None),
-    Loss("smooth-l1", "SmoothL1Loss", "clip(z_j - 1, -1, 1)/N"),
-    Loss("smooth-l1-m", "SmoothL1Loss", "clip(z_j - M, -1, 1)/N", on=None),
-    Loss("nll", "NLLLoss on raw logits", "-1"),
-    Loss("nll-logsoftmax", "NLLLoss on log-softmax", "N p_j - 1"),
-    Loss("soft-margin", "SoftMarginLoss, one-hot coded -1/+1", "-sigmoid(-z_j)/N", off=-1.0),
-    Loss("soft-margin-01", "SoftMarginLoss, one-hot coded 0/1", "-sigmoid(-z_j)/N"),
+    Loss("ce", "N p_j - 1"),  # CrossEntropyLoss
+    Loss("mse-m", "(2/N)(z_j - M)", on=None),  # MSELoss
+    Loss("bce", "(sigmoid(z_j) - 1)/N"),  # BCEWithLogitsLoss
+    Loss("l1", "sign(z_j - 1)/N"),  # L1Loss
+    Loss("l1-m", "sign(z_j - M)/N", on=None),  # L1Loss
+    Loss("smooth-l1", "clip(z_j - 1, -1, 1)/N"),  # SmoothL1Loss
+    Loss("smooth-l1-m", "clip(z_j - M, -1, 1)/N", on=None),  # SmoothL1Loss
+    Loss("nll", "-1"),  # NLLLoss on raw logits
+    Loss("nll-logsoftmax", "N p_j - 1"),  # NLLLoss on log-softmax
+    Loss("soft-margin", "-sigmoid(-z_j)/N", off=-1.0),  # SoftMarginLoss, one-hot coded -1/+1
+    Loss("soft-margin-01", "-sigmoid(-z_j)/N"),  # SoftMarginLoss, one-hot coded 0/1
 )
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in _LOSSES}
 """The nine losses of Table 7, with both readings of NLL and both one-hot codings of SoftMargin."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from stages.introspection.head import HeadSpec
 from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.report.paper import other_data
 from stages.report.results import Judged
@@ -203,14 +204,8 @@ def _kind_of(head: Mapping[str, Any]) -> str:
         reads += f", {scaling}"
     if head["predictor"] == "neighbours":
         return f"{spec['k']} nearest neighbours on {reads}"
-    layers = "-".join(map(str, (_n_inputs(spec), *spec["layers"], spec["n_classes"])))
+    layers = "-".join(map(str, HeadSpec.from_dict(spec).sizes))
     return f"{layers} on {reads}"
-
-
-def _n_inputs(spec: Mapping[str, Any]) -> int:
-    width, n_classes = int(spec["feature_dim"]), int(spec["n_classes"])
-    of = {"features": width, "features+logits": width + n_classes}
-    return of.get(str(spec.get("reads")), width * n_classes)
 
 
 def _parameters_of(head: Mapping[str, Any]) -> str:
