@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check wheel clean
+.PHONY: help install demo test soak check wheel clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ demo: $(INSTALLED) ## Run the whole chain on handwritten digits, offline (a minu
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/pytest
+
+soak: $(INSTALLED) ## Look for what a kill can break: 100,000 stories, 300 real rounds (an hour)
+	$(BIN)/python tests/simulation.py --seeds 100000
+	$(BIN)/python tests/campaign.py --rounds 300
 
 check: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff format --check

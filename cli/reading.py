@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
         "--metric accuracy --metric ece"
     )(query)
     app.command("ls", epilog="Example: intro-pipe ls --json")(ls)
-    app.command(epilog="Example: intro-pipe status")(status)
+    app.command(epilog="Example: intro-pipe status --watch")(status)
     app.command(epilog="Example: intro-pipe verify cifar10c@resnet18")(verify)
 
 
@@ -127,22 +127,32 @@ def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = F
     emit(rows, text, as_json=as_json)
 
 
-def status(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:
-    """Say what is complete, what is partial or at work, and how the last runs ended."""
-    from pipeline.journal import runs
+def status(
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow the runs that are at work, until they end.")
+    ] = False,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="What each shard of the newest run cost, and where.")
+    ] = False,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what is complete, partial or at work, what workers do, and how the last runs ended."""
+    from cli.running import follow, runs_told, shards_told
     from store.catalog import FeatureStore
     from store.contents import contents
 
     place = FeatureStore(store).require()
+    if watch:
+        follow(place.location)
+        return
+    if shards:
+        emit(*shards_told(place.location), as_json=as_json)
+        return
     rows = contents(place)
-    past = [
-        {"outcome": run.outcome, "command": "intro-pipe " + " ".join(run.command)}
-        for _, run in zip(range(10), runs(place.location), strict=False)
-    ]
+    past, text_of_runs = runs_told(place.location)
     text = table(rows, ["kind", "name", "state", "detail"]) if rows else f"{store} is empty"
-    if past:
-        text += f"\n\nlast runs, newest first\n{table(past)}"
-    emit({"contents": rows, "runs": past}, text, as_json=as_json)
+    emit({"contents": rows, "runs": past}, text + text_of_runs, as_json=as_json)
 
 
 def verify(

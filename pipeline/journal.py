@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import JournalError
 from store.errors import WriteError
+from store.machine import ThisMachine
 
 FOLDER = "journal"
 VARIABLES = "INTRO_PIPE_"
@@ -43,14 +43,15 @@ class Journal:
     def begin(self) -> "Journal":
         """Write down that the run has work to do; a second call does nothing."""
         if not self.path.exists():
+            here = ThisMachine()
             self.note(
                 "started",
                 command=list(self.command),
                 folder=str(Path.cwd()),
                 environment={k: v for k, v in os.environ.items() if k.startswith(VARIABLES)},
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                process_started=_started(os.getpid()),
+                host=here.host,
+                pid=here.pid,
+                process_started=here.started(here.pid),
             )
         return self
 
@@ -96,6 +97,7 @@ class Run:
     environment: dict[str, str]
     outcome: str
     started: float
+    events: tuple[dict[str, Any], ...] = ()
 
 
 def runs(store: str) -> Iterator[Run]:
@@ -111,6 +113,7 @@ def runs(store: str) -> Iterator[Run]:
                 first.get("environment", {}),
                 outcome,
                 first["time"],
+                tuple(events),
             )
 
 
@@ -136,23 +139,11 @@ def _ending(error: BaseException) -> str:
 
 def _state_of(started: dict[str, Any]) -> str:
     """Whether a run without an outcome is still going on, as far as this machine can tell."""
-    if started.get("host") != socket.gethostname():
+    here = ThisMachine()
+    if started.get("host") != here.host:
         return "unfinished"
-    since = _started(started["pid"])
+    since = here.started(started["pid"])
     return "running" if since and since == started.get("process_started") else "unfinished"
-
-
-def _started(pid: int) -> str:
-    """When a process began, in ticks since the machine did: tells a reused pid. Empty if gone.
-
-    A zombie is gone. Where there is no /proc every process is: a run at work is then kept apart by
-    its lease alone.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
 
 
 def _event(line: str) -> dict[str, Any] | None:

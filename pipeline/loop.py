@@ -104,23 +104,27 @@ def run_loop(
     fresh = None if is_begun else stage.start()
     store.prepare()
     artifact.claim(plan)
-    with Lease(artifact.storage, purpose=title):
+    with Lease(artifact.storage, purpose=title) as lease:
         journal.begin()
         history, state = _last_checkpoint(stage, artifact.storage, fresh)
         first = len(history)
+        left = stage.n_units - first
+        journal.note("work", title=title, unit=stage.unit_name, units=left)
         if keep and history:
             keep(state, history)
         n_rows = stage.rows_per_unit * (stage.n_units - first)
         with Progress(title, n_rows, unit=rows, stream=stream) as progress:
             for unit in range(first, stage.n_units):
                 history.append(_step(stage, state, unit, progress))
-                _checkpoint(stage, artifact.storage, state, history)
+                _checkpoint(stage, artifact.storage, state, history, lease)
                 if keep:
                     keep(state, history)
                 journal.note(stage.unit_name, index=unit, **history[-1])
         files, found = stage.finish(state)
-        card = artifact.write(files, {**(facts or {}), **found, "history": history})
-        _sweep(artifact.storage, keep=None)
+        staged = artifact.stage(files, {**(facts or {}), **found, "history": history})
+        lease.check()
+        card = artifact.publish(staged)
+        _forget(artifact.storage, keep=None)
     return LoopReport(card, history, stage.n_units - first, time.monotonic() - started)
 
 
@@ -141,14 +145,19 @@ def _step(stage: LoopStage, state: Any, unit: int, progress: Progress) -> dict[s
     return {**metrics, "seconds": round(seconds, 3)}
 
 
-def _checkpoint(stage: LoopStage, storage: Storage, state: Any, history: History) -> None:
+def _checkpoint(
+    stage: LoopStage, storage: Storage, state: Any, history: History, lease: Lease
+) -> None:
     """The state first, then the note that vouches for it; older ones are dropped after that."""
     unit = len(history) - 1
     data = stage.save(state)
-    storage.write(_state_key(unit), data)
-    note = {"history": history, "sha256": checksum(data)}
-    storage.write(_note_key(unit), readable_json(note))
-    _sweep(storage, keep=unit)
+    note = readable_json({"history": history, "sha256": checksum(data)})
+    files = {_state_key(unit): data, _note_key(unit): note}
+    staged = {key: storage.stage(key, content) for key, content in files.items()}
+    lease.check()
+    for key, name in staged.items():
+        storage.publish(name, key)
+    _forget(storage, keep=unit)
 
 
 def _last_checkpoint(stage: LoopStage, storage: Storage, fresh: Any) -> tuple[History, Any]:
@@ -172,7 +181,8 @@ def _vouched_checkpoints(storage: Storage) -> Iterator[tuple[History, bytes]]:
             continue  # an older checkpoint, or none, costs time but no correctness
 
 
-def _sweep(storage: Storage, *, keep: int | None) -> None:
+def _forget(storage: Storage, *, keep: int | None) -> None:
+    """Remove the checkpoints but one."""
     kept = {_state_key(keep), _note_key(keep)} if keep is not None else set()
     for key in storage.keys(CHECKPOINTS):
         if key not in kept:

@@ -52,7 +52,7 @@ class Tally:
         held = self.paces.get(outcome.lane)
         if held is not None and held.shard == outcome.shard:
             del self.paces[outcome.lane]
-        self.advance(outcome.shard.n_rows if outcome.receipt is not None else 0)
+        self.advance(outcome.shard.n_rows if outcome.staged is not None else 0)
 
     @property
     def n_done(self) -> int:

@@ -162,7 +162,9 @@ class RecipeRun:
             if status.problem is not None:
                 raise status.problem
             if status.task is not None and not status.is_complete:  # another run may have made it
-                say(f"{title}: {instance.kind.name}, {status.detail}")
+                is_stale = status.state == State.STALE
+                why = "to be made again" if is_stale else status.detail
+                say(f"{title}: {instance.kind.name}, {why}")
                 status.task.run(journal)
                 status = self._status(instance)
             if not status.is_complete:

@@ -3,16 +3,18 @@
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TextIO
 
 from pipeline.errors import RunFailedError
-from pipeline.executors import Executor
+from pipeline.executors import Executor, Watch
 from pipeline.journal import Journal
 from pipeline.progress import Progress
 from pipeline.stage import MapStage
-from pipeline.worker import Outcome, Work
+from pipeline.worker import Outcome, Pace, Work
+from store.errors import StoreError, WriteError
 from store.lease import Lease
+from store.machine import Machine
 from store.shards import Shard
 from store.shardset import ShardSet
 
@@ -25,6 +27,8 @@ MAX_FRUITLESS = 10
 
 Those that would fail the same way again do not count: they cost one attempt each.
 """
+
+PACE_EVERY_S = 10.0
 
 FREE_FAILURES = 10
 """Bad samples that never stop a run, so that a small set is not held to a fraction of a row."""
@@ -58,6 +62,7 @@ def run_map(
     *,
     title: str,
     stream: TextIO | None = None,
+    machine: Machine | None = None,
 ) -> RunReport:
     """Compute the missing shards of a set. Where none is missing, nothing starts.
 
@@ -69,9 +74,9 @@ def run_map(
     missing = shard_set.missing()
     if not missing:
         return RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
-    with Lease(shard_set.storage, purpose=title) as lease:
-        journal.begin()
-        shard_set.sweep()
+    with Lease(shard_set.storage, purpose=title, machine=machine) as lease:
+        missing = shard_set.missing()  # a driver before this one may have gone on until now
+        journal.begin().note("work", title=title, unit="shard", units=len(missing))
         return _Run(stage, shard_set, executor, journal, lease, title, stream).run(missing)
 
 
@@ -96,7 +101,7 @@ class _Run:
         self._stream = stream
         self._n_failed_before = shard_set.n_failed_rows()
         self._n_failed_rows = 0
-        self._computed: list[Shard] = []
+        self._computed: dict[int, Shard] = {}
         self._failed: list[Outcome] = []
         self._attempts: Counter[int] = Counter()
         self._fruitless: Counter[int] = Counter()
@@ -106,22 +111,23 @@ class _Run:
         started = time.monotonic()
         todo = deque(shards)
         with Progress(self._title, sum(s.n_rows for s in shards), stream=self._stream) as progress:
-            for outcome in self._executor.run(self._work, todo, progress.watch):
+            watch = self._watched(progress.watch)
+            for ended in self._executor.run(self._work, todo, watch):
+                self._lease.check()
+                outcome = self._published(ended)
                 self._note(outcome)
                 progress.end(outcome)
-                if outcome.receipt is not None:
+                if outcome.staged is not None:
                     self._keep(outcome)
                 elif self._is_tried_again(outcome):
                     progress.note(f"shard {outcome.shard.index} is tried again: {outcome.error}")
                     todo.append(outcome.shard)
                 else:
                     self._failed.append(outcome)
-                if not self._lease.is_held():
-                    raise RunFailedError("another driver took over this set: this one stops")
         self._check_inputs()
         if self._failed:
             raise self._failure()
-        n_rows = sum(shard.n_rows for shard in self._computed)
+        n_rows = sum(shard.n_rows for shard in self._computed.values())
         return RunReport(
             len(self._work.shard_set.shards),
             len(self._computed),
@@ -130,18 +136,53 @@ class _Run:
             time.monotonic() - started,
         )
 
+    def _watched(self, watch: Watch) -> Watch:
+        """Let the journal know now and then where each worker is, for who looks from elsewhere."""
+        noted = time.monotonic()
+
+        def watch_and_note(paces: Sequence[Pace]) -> None:
+            nonlocal noted
+            watch(paces)
+            if paces and time.monotonic() - noted >= PACE_EVERY_S:
+                noted = time.monotonic()
+                lanes = [
+                    {"lane": pace.lane, "shard": pace.shard.index, "rows": pace.n_rows}
+                    for pace in paces
+                ]
+                self._journal.note("at work", lanes=lanes)
+
+        return watch_and_note
+
+    def _published(self, outcome: Outcome) -> Outcome:
+        """The outcome, its shard in place; one of failure where it cannot be published.
+
+        The lease was seen after the worker staged the shard: see ``ShardSet.publish``.
+        """
+        if outcome.staged is None:
+            return outcome
+        began = time.perf_counter()
+        try:
+            self._work.shard_set.publish(outcome.staged)
+        except WriteError as error:
+            raise RunFailedError(f"{error}; what was finished before is kept") from error
+        except StoreError as error:  # swept by a driver that gave up meanwhile, or a torn receipt
+            return replace(outcome, staged=None, error=str(error))
+        return replace(outcome, costs={**outcome.costs, "publish": time.perf_counter() - began})
+
     def _check_inputs(self) -> None:
         """Take back what this run computed, if its inputs are no longer the planned ones."""
         try:
             self._work.stage.check(self._work.shard_set.plan)
         except ValueError:
-            for shard in self._computed:
+            self._lease.check()
+            for shard in self._computed.values():
                 self._work.shard_set.discard(shard)
             raise
 
     def _keep(self, outcome: Outcome) -> None:
-        self._computed.append(outcome.shard)
-        self._n_failed_rows += outcome.n_failed_rows
+        if outcome.shard.index not in self._computed:  # a worker may answer twice
+            self._computed[outcome.shard.index] = outcome.shard
+            self._n_failed_rows += outcome.n_failed_rows
         self._stop_if_hopeless()
 
     def _is_tried_again(self, outcome: Outcome) -> bool:
@@ -156,8 +197,14 @@ class _Run:
         return True
 
     def _note(self, outcome: Outcome) -> None:
-        facts = {"shard": outcome.shard.index, "lane": outcome.lane, "seconds": outcome.seconds}
-        if outcome.receipt is not None:
+        facts = {
+            "shard": outcome.shard.index,
+            "lane": outcome.lane,
+            "where": outcome.where,
+            "seconds": round(outcome.seconds, 3),
+            "costs": {name: round(seconds, 3) for name, seconds in outcome.costs.items()},
+        }
+        if outcome.staged is not None:
             self._journal.note("shard", **facts, failed_rows=outcome.n_failed_rows)
         else:
             self._journal.note("shard failed", **facts, error=outcome.error, trace=outcome.trace)

@@ -1,7 +1,7 @@
 """A stage is a value that says what is computed; the runner says how and where."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from store.plan import Plan
@@ -15,11 +15,15 @@ Tick = Callable[[int], None]
 class ShardOutput:
     """What a shard came to: whole files, and facts for its receipt.
 
-    ``files`` maps a path, relative to the set's folder, to the whole content.
+    Attributes:
+        files: path, relative to the set's folder -> the whole content.
+        facts: for the receipt.
+        costs: seconds that went into parts of the work, such as waiting for what was read.
     """
 
     files: Mapping[str, bytes]
     facts: Mapping[str, Any]
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 class MapStage(Protocol):

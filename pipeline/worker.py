@@ -1,16 +1,21 @@
-"""A worker: sets a stage up once, then computes and commits one shard after another."""
+"""A worker: sets a stage up once, then computes and stages one shard after another."""
 
+import os
 import platform
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 from pipeline.stage import MapStage
 from store.errors import StoreError, WriteError
 from store.shards import Shard
-from store.shardset import ShardSet
+from store.shardset import ShardSet, StagedShard
+
+_WHERE = f"{platform.node()}:{os.getpid()}"
 
 MAX_SETUPS = 3
 """A worker that could not be set up so often stops the run: it would fail with every shard."""
@@ -29,24 +34,27 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a shard ended: with a receipt, or with a one-line error and its traceback.
+    """How a shard ended: staged, to be published, or with a one-line error and its traceback.
 
     ``is_final``: trying again would fail the same way. ``stops_run``: so would every other shard.
+    ``costs`` has the seconds of its parts, ``where`` the process that did it.
     """
 
     shard: Shard
     lane: int
     seconds: float
-    receipt: dict[str, Any] | None = None
+    staged: StagedShard | None = None
     error: str = ""
     trace: str = ""
     is_final: bool = False
     stops_run: bool = False
+    where: str = ""
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def n_failed_rows(self) -> int:
         """Rows of the shard that are NaN because their sample could not be read."""
-        return len((self.receipt or {}).get("failed", {}))
+        return len(self.staged.receipt.get("failed", {})) if self.staged else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +79,18 @@ class Worker:
         self._pace: Pace | None = None
 
     def run(self, shard: Shard) -> Outcome:
-        """Compute and commit a shard. The one place where an exception becomes an outcome."""
+        """Compute and stage a shard. The one place where an exception becomes an outcome."""
         started = time.perf_counter()
         self._pace = Pace(self._lane, shard, 0)
         try:
-            receipt = self._receipt(shard, started)
+            costs: dict[str, float] = {}
+            staged = self._staged(shard, costs)
         except (Exception, SystemExit) as error:  # whatever it is, the other shards go on
             return self._failure(shard, time.perf_counter() - started, error)
         finally:
             self._pace = None
-        return Outcome(shard, self._lane, time.perf_counter() - started, receipt)
+        seconds = time.perf_counter() - started
+        return Outcome(shard, self._lane, seconds, staged, where=_WHERE, costs=costs)
 
     def pace(self) -> Pace | None:
         """The shard at work and its rows done so far; asked for while ``run`` is busy."""
@@ -99,24 +109,52 @@ class Worker:
             trace=traceback.format_exc(),
             is_final=is_final,
             stops_run=is_useless or isinstance(error, WriteError),
+            where=_WHERE,
         )
 
-    def _receipt(self, shard: Shard, started: float) -> dict[str, Any]:
+    def _staged(self, shard: Shard, costs: dict[str, float]) -> StagedShard:
+        """The shard, staged; ``costs`` gets the seconds of setup, of compute, of write."""
         stage, shard_set = self._work.stage, self._work.shard_set
+        clock = _Clock(costs)
         if not self._is_set_up:
             self._n_setups += 1
             self._state = stage.setup(self._n_threads)
             stage.check(shard_set.plan)  # after it: what was opened before is seen too
             self._is_set_up = True
+            clock.note("setup")
         output = stage.compute(self._state, shard, self._tick)
+        clock.note("compute", output.costs)
         facts = {
             **output.facts,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(sum(costs.values()), 3),
             "python": platform.python_version(),
-            "versions": {name: version(name) for name in VERSIONS_OF},
+            "versions": _versions(),
         }
-        return shard_set.commit(shard, output.files, facts)
+        staged = shard_set.stage(shard, output.files, facts)
+        clock.note("write")
+        return staged
 
     def _tick(self, n_rows: int) -> None:
         if self._pace is not None:
             self._pace = Pace(self._lane, self._pace.shard, self._pace.n_rows + n_rows)
+
+
+class _Clock:
+    """Notes what has passed since it was looked at last."""
+
+    def __init__(self, costs: dict[str, float]) -> None:
+        self._costs = costs
+        self._then = time.perf_counter()
+
+    def note(self, name: str, parts: Mapping[str, float] | None = None) -> None:
+        """The seconds go to ``name``, but for those of its ``parts``."""
+        now = time.perf_counter()
+        parts = parts or {}
+        self._costs.update(parts)
+        self._costs[name] = now - self._then - sum(parts.values())
+        self._then = now
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONS_OF}

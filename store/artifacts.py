@@ -12,6 +12,14 @@ from store.shardset import PLAN_KEY
 from store.storage import Storage
 
 
+@dataclass(frozen=True, slots=True)
+class StagedArtifact:
+    """Files that are written and have no place yet: key -> staged name, the card last."""
+
+    names: Mapping[str, str]
+    card: dict[str, Any]  # Any: JSON
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A folder with ``plan.json``, data files and ``<kind>.json``, the card, written last.
@@ -61,13 +69,25 @@ class Artifact:
 
         A card that is there already goes first: it does not vouch for the new files.
         """
-        self.storage.remove(self.card_key)
-        for key, data in files.items():
-            self.storage.write(key, data)
+        return self.publish(self.stage(files, facts))
+
+    def stage(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> "StagedArtifact":
+        """Write the files and the card where nobody looks, to be published."""
         vouched = {key: vouch(data) for key, data in files.items()}
-        data = sealed({**facts, "files": vouched})
-        self.storage.write(self.card_key, data)
-        return unsealed(data)
+        card = sealed({**facts, "files": vouched})
+        whole = {**files, self.card_key: card}
+        names = {key: self.storage.stage(key, data) for key, data in whole.items()}
+        return StagedArtifact(names, unsealed(card))
+
+    def publish(self, staged: "StagedArtifact") -> dict[str, Any]:
+        """Put what was staged into its place, the card last; gives the card.
+
+        Where there is a lease it must have been seen after staging, see ``ShardSet.publish``.
+        """
+        self.storage.remove(self.card_key)
+        for key, name in staged.names.items():
+            self.storage.publish(name, key)
+        return staged.card
 
     def card(self) -> dict[str, Any]:
         """The card; raises ``NotFoundError`` where the artifact is missing or not finished.

@@ -33,6 +33,10 @@ class LeaseError(StoreError, BlockingIOError):
     """Another driver is at work on this set."""
 
 
+class SweptError(StoreError):
+    """What was staged is gone: another driver has taken over, and nothing more can be published."""
+
+
 class WriteError(StoreError, OSError):
     """The disk is full, read-only or broken; nothing was left half done."""
 

@@ -1,58 +1,76 @@
-"""One driver per set: a lease file with host, pid and heartbeat."""
+"""One driver per set: numbered leases, each with a host, a process and a heartbeat."""
 
 import json
-import os
 import secrets
-import socket
-import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-from store.errors import LeaseError, StoreError
+from store.errors import LeaseError, StoreError, SweptError
+from store.machine import Machine, ThisMachine
 from store.plan import readable_json
 from store.storage import Storage
 
-LEASE_KEY = "lease.json"
+LEASES = "lease"
+"""Folder of the leases; the one with the highest number counts."""
+
 HEARTBEAT_S = 10.0
 EXPIRY_S = 60.0
-"""A lease whose heartbeat is older than this belongs to a dead driver."""
-
-SETTLE_S = 0.2
-"""Two that take a dead driver's lease over at once wait this long to see who wrote last."""
-
+"""A heartbeat that is older than this, by our clock, is doubted."""
 
 _FACTS: dict[str, Callable[[Any], Any]] = {
     "host": str,
+    "kernel": str,
     "pid": int,
+    "process_started": str,
     "token": str,
     "purpose": str,
     "heartbeat": float,
+    "is_released": bool,
 }
 
 
 class Lease:
     """Held inside a ``with`` block; a second holder is refused with a message that names the first.
 
-    A lease is taken over where its process is gone (same host) or its heartbeat has stopped.
+    A lease is taken by creating the next number, which one driver alone can do, and is lost when
+    there is a higher one. So a driver that wakes up after it was given up can neither take its
+    lease back nor touch another's; and what it has staged is swept by its successor first of all.
+    Who stages, then checks the lease, then publishes, can therefore never publish beside another.
     """
 
-    def __init__(self, storage: Storage, *, purpose: str) -> None:
+    def __init__(self, storage: Storage, *, purpose: str, machine: Machine | None = None) -> None:
         self._storage = storage
+        self._machine = machine or ThisMachine()
         self._facts = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            "host": self._machine.host,
+            "kernel": self._machine.kernel,
+            "pid": self._machine.pid,
+            "process_started": self._machine.started(self._machine.pid),
             "token": secrets.token_hex(8),
             "purpose": purpose,
         }
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._number = 0
+        self._stop: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
-        if not self._storage.create(LEASE_KEY, self._content()):
-            self._take_over()
-        self._thread.start()
+        while not self._number:
+            last = _last(self._storage)
+            self._refuse_if_held(last)
+            with suppress(SweptError):  # another one is faster, and sweeps
+                if self._storage.create(_key(last + 1), self._content()):
+                    self._number = last + 1
+        try:
+            self._storage.sweep()
+            for number in _numbers(self._storage):
+                if number < self._number:
+                    self._storage.remove(_key(number))
+        except BaseException:
+            self._release()
+            raise
+        self._stop = self._machine.every(HEARTBEAT_S, self._beat)
         return self
 
     def __exit__(
@@ -61,66 +79,89 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stopped.set()
-        self._thread.join()
-        if self.is_held():
-            self._storage.remove(LEASE_KEY)
+        self._stop()
+        self._release()
 
-    def is_held(self) -> bool:
-        """Whether the file still names us; a driver that lost its lease must stop."""
-        return _read(self._storage).get("token") == self._facts["token"]
+    def check(self) -> None:
+        """Raise ``LeaseError`` where another driver has taken over: this one must stop."""
+        if _last(self._storage) != self._number:
+            raise LeaseError(
+                f"another driver took over {self._storage.location}: this one stops, and what was "
+                "finished is kept"
+            )
 
-    def _content(self) -> bytes:
-        return readable_json({**self._facts, "heartbeat": time.time()})
+    def _content(self, *, is_released: bool = False) -> bytes:
+        facts = {"heartbeat": self._machine.time(), "is_released": is_released}
+        return readable_json({**self._facts, **facts})
 
-    def _take_over(self) -> None:
-        holder = _read(self._storage)
-        if holder and is_alive(holder):
+    def _refuse_if_held(self, number: int) -> None:
+        holder = _read(self._storage, number)
+        if holder and (is_alive(holder, self._machine) or self._is_beating(holder, number)):
             raise LeaseError(
                 f"{self._storage.location} is being written by {holder['purpose']} "
                 f"(pid {holder['pid']} on {holder['host']}): wait for it, or stop it first; "
-                f"if it is gone for good, remove {LEASE_KEY} there"
+                f"if it is gone for good, remove {_key(number)} there"
             )
-        self._storage.write(LEASE_KEY, self._content())
-        time.sleep(SETTLE_S)
-        if not self.is_held():
-            raise LeaseError(f"{self._storage.location}: another driver took the lease just now")
+
+    def _is_beating(self, holder: dict[str, Any], number: int) -> bool:
+        """Whether a doubtful holder beats while we watch: its clock, or ours, may be wrong."""
+        if holder["is_released"] or _is_neighbour(holder, self._machine):
+            return False
+        self._machine.sleep(2 * HEARTBEAT_S)
+        return _read(self._storage, number) not in ({}, holder)
+
+    def _release(self) -> None:
+        with suppress(StoreError):  # a full disk: the next driver sees that this process is gone
+            self._storage.write(_key(self._number), self._content(is_released=True))
 
     def _beat(self) -> None:
-        while not self._stopped.wait(HEARTBEAT_S):
-            try:
-                if not self.is_held():
-                    return
-                self._storage.write(LEASE_KEY, self._content())
-            except (StoreError, OSError):
-                continue  # a missed beat is no reason to stop; the next one may get through
+        with suppress(StoreError):  # a missed beat is no reason to stop; the next may get through
+            self._storage.write(_key(self._number), self._content())
 
 
 def holder_of(storage: Storage) -> dict[str, Any] | None:
     """Who is writing the set now, ``None`` where nobody is."""
-    holder = _read(storage)
-    return holder if holder and is_alive(holder) else None
+    holder = _read(storage, _last(storage))
+    return holder if holder and is_alive(holder, ThisMachine()) else None
 
 
-def is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the holder of a lease still works: its process lives, and its heart beats."""
-    if time.time() - holder["heartbeat"] > EXPIRY_S:
+def is_alive(holder: dict[str, Any], machine: Machine) -> bool:
+    """Whether the holder of a lease still works: its process lives, or its heart beats.
+
+    Of a neighbour, a process of the same kernel, the kernel knows; clocks do not matter.
+    """
+    if holder["is_released"]:
         return False
-    if holder["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(holder["pid"], 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # it lives, under another user
-    return True
+    if _is_neighbour(holder, machine):
+        began: str = holder["process_started"]
+        return machine.started(holder["pid"]) == began
+    heartbeat: float = holder["heartbeat"]
+    return abs(machine.time() - heartbeat) <= EXPIRY_S
 
 
-def _read(storage: Storage) -> dict[str, Any]:
-    """The lease, empty where there is none or where the file is not one."""
+def _is_neighbour(holder: dict[str, Any], machine: Machine) -> bool:
+    return bool(holder["kernel"]) and holder["kernel"] == machine.kernel
+
+
+def _key(number: int) -> str:
+    return f"{LEASES}/{number:08d}.json"
+
+
+def _numbers(storage: Storage) -> list[int]:
+    """Of the leases there are, ascending; files that are none are passed over."""
+    stems = [PurePosixPath(key).stem for key in storage.keys(LEASES)]
+    numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+    return sorted(number for number in numbers if storage.size(_key(number)) is not None)
+
+
+def _last(storage: Storage) -> int:
+    return max(_numbers(storage), default=0)
+
+
+def _read(storage: Storage, number: int) -> dict[str, Any]:
+    """A lease, empty where there is none or where the file is not one."""
     try:
-        content = json.loads(storage.read(LEASE_KEY))
+        content = json.loads(storage.read(_key(number)))
         facts = {name: kind(content[name]) for name, kind in _FACTS.items()}
     except (StoreError, ValueError, KeyError, TypeError):
         return {}

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from store.errors import DamagedError, FormatError, NotFoundError, PlanMismatchError
+from store.errors import (
+    DamagedError,
+    FormatError,
+    NotFoundError,
+    PlanMismatchError,
+    WriteError,
+)
 from store.plan import Plan, differences, fingerprint, readable_json
 from store.seal import sealed, unsealed, vouch
 from store.shards import Shard, shards_of
-from store.storage import TEMPORARY_SUFFIX, Storage
+from store.storage import Storage
 
 PLAN_KEY = "plan.json"
 RECEIPTS = "receipts"
@@ -23,6 +29,15 @@ MAX_SHARDS = 100_000
 def receipt_key(shard: Shard) -> str:
     """Where the receipt of a shard lies; zero-padded, so that names sort as rows do."""
     return f"{RECEIPTS}/{shard.index:05d}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StagedShard:
+    """A shard whose files have no place yet: key -> staged name, and the receipt."""
+
+    shard: Shard
+    names: dict[str, str]
+    receipt: dict[str, Any]  # Any: JSON
 
 
 @dataclass(frozen=True)
@@ -111,41 +126,68 @@ class ShardSet:
         done = self.done()
         return (self.receipt(shard) for shard in self.shards if shard.index in done)
 
+    def stage(
+        self, shard: Shard, files: Mapping[str, bytes], facts: Mapping[str, Any]
+    ) -> "StagedShard":
+        """Write the files of a shard where nobody looks: a worker's half of a commit.
+
+        Any number of workers may stage the same shard, and die over it.
+        """
+        facts = {**facts, "host": platform.node(), "written_at": round(time.time(), 3)}
+        staged = StagedShard(shard, {}, self._receipt_of(shard, files, facts))
+        try:
+            for key, data in files.items():
+                staged.names[key] = self.storage.stage(key, data)
+        except WriteError:
+            self.drop(staged)  # above all where the disk is full
+            raise
+        return staged
+
+    def publish(self, staged: "StagedShard") -> dict[str, Any]:
+        """Put a staged shard into its place, its receipt last: the driver's half of a commit.
+
+        Gives the receipt. A shard that has one already is left as it is.
+
+        Only who holds the lease may publish, and must have seen the lease after the shard was
+        staged. The receipt is staged before any file moves: so whoever takes the lease over, and
+        sweeps, has stopped this publication wherever it is, and ``SweptError`` is raised.
+        """
+        key = receipt_key(staged.shard)
+        if self.storage.size(key) is not None:
+            self.drop(staged)
+            return self.receipt(staged.shard)
+        receipt = self.storage.stage(key, sealed(staged.receipt))
+        try:
+            for place, name in staged.names.items():
+                self.storage.publish(name, place)
+            if self.storage.publish_new(receipt, key):
+                return staged.receipt
+        finally:
+            self.storage.drop(receipt)
+            self.drop(staged)
+        theirs = self.receipt(staged.shard)
+        if theirs["files"] != staged.receipt["files"]:
+            self.discard(staged.shard)
+            raise DamagedError(
+                f"{self._named(key)}: two drivers wrote this shard at once, with different bytes; "
+                "it is to be computed again"
+            )
+        return theirs
+
     def commit(
         self, shard: Shard, files: Mapping[str, bytes], facts: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Write the files of a shard, then its receipt, last; gives the receipt.
+        """Stage a shard and publish it: for who is worker and driver in one."""
+        return self.publish(self.stage(shard, files, facts))
 
-        A shard that has its receipt already is left as it is. Each file replaces what a dead writer
-        may have left under its name as a whole, so a torn file cannot get in the way. Where another
-        writer was faster with other bytes, the shard is taken back to missing: ``DamagedError``.
-        """
-        if self.storage.size(receipt_key(shard)) is not None:
-            return self.receipt(shard)
-        for key, data in files.items():
-            self.storage.write(key, data)
-        facts = {**facts, "host": platform.node(), "written_at": round(time.time(), 3)}
-        receipt = self._receipt_of(shard, files, facts)
-        if self.storage.create(receipt_key(shard), sealed(receipt)):
-            return receipt
-        theirs = self.receipt(shard)
-        if theirs["files"] != receipt["files"]:
-            self.discard(shard)
-            raise DamagedError(
-                f"{self._named(receipt_key(shard))}: two workers wrote this shard at once, "
-                "with different bytes; it is to be computed again"
-            )
-        return theirs
+    def drop(self, staged: "StagedShard") -> None:
+        """Forget a staged shard."""
+        for name in staged.names.values():
+            self.storage.drop(name)
 
     def n_failed_rows(self) -> int:
         """Rows whose sample could not be read, by the receipts there are."""
         return sum(len(receipt.get("failed", {})) for receipt in self.receipts())
-
-    def sweep(self) -> None:
-        """Remove the unfinished writes of dead writers; only for who holds the lease."""
-        for key in self.storage.keys():  # noqa: SIM118 - not a dictionary
-            if key.endswith(TEMPORARY_SUFFIX):
-                self.storage.remove(key)
 
     def discard(self, shard: Shard) -> None:
         """Take a shard back to missing: its data is replaced when it is redone."""

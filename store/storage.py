@@ -1,4 +1,4 @@
-"""Bytes under keys: the one place that touches the disk, and the seam for object stores.
+"""Bytes under keys: the seam for object stores, above that for file systems.
 
 A key is a relative path with forward slashes. ``LocalStorage`` keeps each key in a file; a class
 for object stores needs the same methods, and nothing else of the project changes.
@@ -6,18 +6,17 @@ for object stores needs the same methods, and nothing else of the project change
 
 import errno
 import hashlib
-import os
-import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from store.errors import NotFoundError, WriteError
+from store.disk import LOCAL_DISK, Disk
+from store.errors import NotFoundError, StoreError, SweptError, WriteError
 
-TEMPORARY_SUFFIX = ".partial"
-"""How a file is called until it is whole; a kill leaves these, and nothing reads them."""
+STAGING = ".staging"
+"""Where values wait to be published; a kill leaves some there, and nothing reads them."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
@@ -25,7 +24,6 @@ _REASONS = {
     errno.EROFS: "the file system is read-only: choose another place with --store",
     errno.EACCES: "no permission to write there: choose another place with --store",
     errno.EPERM: "no permission to write there: choose another place with --store",
-    errno.EEXIST: "a part of that path is a file: choose another place with --store",
     errno.ENOTDIR: "a part of that path is a file: choose another place with --store",
 }
 
@@ -40,7 +38,12 @@ def checksum(data: bytes) -> str:
 
 
 class Storage(Protocol):
-    """Whole values under keys. A write is seen whole or not at all, and is durable on return."""
+    """Whole values under keys. A write is seen whole or not at all, and is durable on return.
+
+    A write has two halves. ``stage`` keeps the value where nobody looks, ``publish`` gives it its
+    key. Between them lies the fence: ``sweep`` drops whatever is staged, and who had staged it can
+    publish no more.
+    """
 
     @property
     def location(self) -> str:
@@ -58,6 +61,24 @@ class Storage(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Put the value only if the key is free; says whether it was."""
 
+    def stage(self, key: str, data: bytes) -> str:
+        """Keep a value that is to have this key; gives the name to publish it by."""
+
+    def publish(self, staged: str, key: str) -> None:
+        """Put a staged value in place of whatever was there; raises ``SweptError``."""
+
+    def publish_new(self, staged: str, key: str) -> bool:
+        """Put a staged value only if the key is free; says whether it was; ``SweptError``."""
+
+    def staged(self) -> list[str]:
+        """The names of what is staged, sorted."""
+
+    def drop(self, staged: str) -> None:
+        """Forget a staged value; it may be gone."""
+
+    def sweep(self) -> None:
+        """Drop all that is staged; for who has just taken the lease."""
+
     def remove(self, key: str) -> None:
         """Forget the key; it may be absent."""
 
@@ -65,7 +86,7 @@ class Storage(Protocol):
         """Length of the value in bytes, ``None`` where there is none."""
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Every key below ``prefix``, sorted, unfinished writes included."""
+        """Every key below ``prefix``, sorted; staged values have none yet."""
 
     def folders(self, prefix: str = "") -> list[str]:
         """The names right below ``prefix`` that have keys below them, sorted."""
@@ -73,9 +94,10 @@ class Storage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalStorage:
-    """Keys are files below a folder: written beside, synced, renamed, folder synced."""
+    """Keys are files below a folder: staged and synced, then renamed, the folder synced."""
 
     root: str
+    disk: Disk = LOCAL_DISK
 
     @property
     def location(self) -> str:
@@ -84,118 +106,140 @@ class LocalStorage:
 
     def child(self, prefix: str) -> "LocalStorage":
         """The storage below ``prefix``."""
-        return LocalStorage(str(Path(self.root, prefix)))
+        return LocalStorage(self._path(prefix), self.disk)
 
     def read(self, key: str) -> bytes:
         """The content of the file; raises ``NotFoundError``."""
         try:
-            return Path(self.root, key).read_bytes()
+            return self.disk.read(self._path(key))
         except FileNotFoundError as error:
             raise NotFoundError(f"{self.root}: there is no {key}") from error
 
     def write(self, key: str, data: bytes) -> None:
         """Replace the file as a whole; raises ``WriteError`` with the way out."""
-        with self._beside(key, data) as (partial, place):
-            partial.replace(place)
-            _sync_folder(place.parent)
+        staged = self.stage(key, data)
+        try:
+            self.publish(staged, key)
+        except BaseException:
+            self.drop(staged)
+            raise
 
     def create(self, key: str, data: bytes) -> bool:
         """Write the file unless it exists; two that try at once never both succeed."""
-        with self._beside(key, data) as (partial, place):
+        staged = self.stage(key, data)
+        try:
+            return self.publish_new(staged, key)
+        finally:
+            self.drop(staged)
+
+    def stage(self, key: str, data: bytes) -> str:
+        """Write a synced file where nobody looks; raises ``WriteError``, and leaves nothing then.
+
+        It is named after its key, for people who find it there.
+        """
+        staged = f"{Path(key).name}.{self.disk.unused_name()}"
+        try:
+            with _told(self._path(key)):
+                self._make_folders(Path(self.root, STAGING))
+                self.disk.put(self._path(STAGING, staged), data)
+        except WriteError:
+            self.drop(staged)
+            raise
+        return staged
+
+    def publish(self, staged: str, key: str) -> None:
+        """Rename a staged file into its place; raises ``SweptError``, ``WriteError``."""
+        place = Path(self.root, key)
+        with _told(str(place)):
+            self._make_folders(place.parent)
+            with self._unless_swept(staged):
+                self.disk.rename(self._path(STAGING, staged), str(place))
+            self.disk.sync_folder(str(place.parent))
+
+    def publish_new(self, staged: str, key: str) -> bool:
+        """Link a staged file to its place unless that is taken; ``SweptError``, ``WriteError``."""
+        place = Path(self.root, key)
+        with _told(str(place)):
+            self._make_folders(place.parent)
             try:
-                os.link(partial, place)  # unlike a rename, a link refuses an existing name
+                with self._unless_swept(staged):  # unlike a rename, a link refuses an existing name
+                    self.disk.link(self._path(STAGING, staged), str(place))
             except FileExistsError:
                 return False
-            _sync_folder(place.parent)
-            return True
+            self.disk.sync_folder(str(place.parent))
+        self.drop(staged)
+        return True
+
+    def staged(self) -> list[str]:
+        """The names of what is staged, sorted."""
+        return sorted(Path(path).name for path in self.disk.files(self._path(STAGING)))
+
+    def drop(self, staged: str) -> None:
+        """Unlink a staged file; it may be gone, and if it cannot be it waits for the next sweep."""
+        with suppress(OSError):
+            self.disk.unlink(self._path(STAGING, staged))
+
+    def sweep(self) -> None:
+        """Unlink all that is staged; raises ``WriteError``."""
+        for name in self.staged():
+            self.remove(f"{STAGING}/{name}")
 
     def remove(self, key: str) -> None:
         """Unlink the file; it may be absent."""
-        place = Path(self.root, key)
-        try:
-            place.unlink(missing_ok=True)
-        except OSError as error:
-            raise _write_error(place, error) from error
+        with _told(self._path(key)), suppress(FileNotFoundError):
+            self.disk.unlink(self._path(key))
 
     def size(self, key: str) -> int | None:
         """Size of the file in bytes, ``None`` where there is none."""
-        try:
-            return Path(self.root, key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return self.disk.size(self._path(key))
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Every file below ``prefix``, as a sorted list of keys."""
-        top = Path(self.root, prefix)
-        names = (
-            str(Path(folder, name).relative_to(self.root).as_posix())
-            for folder, _, files in os.walk(top, onerror=_raise_unless_absent)
-            for name in files
-        )
-        return iter(sorted(names))
+        """Every file below ``prefix`` but the staged ones, as a sorted list of keys."""
+        paths = self.disk.files(self._path(prefix))
+        keys = (Path(path).relative_to(self.root).as_posix() for path in paths)
+        return iter(sorted(key for key in keys if not key.startswith(f"{STAGING}/")))
 
     def folders(self, prefix: str = "") -> list[str]:
         """The names of the folders right below ``prefix``, sorted."""
-        top = Path(self.root, prefix)
-        return sorted(path.name for path in top.iterdir() if path.is_dir()) if top.is_dir() else []
+        return sorted(name for name in self.disk.folders(self._path(prefix)) if name != STAGING)
 
-    def _beside(self, key: str, data: bytes) -> "_Partial":
-        return _Partial(Path(self.root, key), data)
+    def _path(self, *parts: str) -> str:
+        return str(Path(self.root, *parts))
 
-
-class _Partial:
-    """A synced file beside its place, gone at exit unless it was renamed."""
-
-    def __init__(self, place: Path, data: bytes) -> None:
-        self.place = place
-        self.data = data
-        self.partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-
-    def __enter__(self) -> tuple[Path, Path]:
+    @contextmanager
+    def _unless_swept(self, staged: str) -> Iterator[None]:
         try:
-            _make_folders(self.place.parent)
-            with self.partial.open("wb") as file:
-                file.write(self.data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            self._clear()
-            raise _write_error(self.place, error) from error
-        return self.partial, self.place
+            yield
+        except FileNotFoundError as error:
+            raise SweptError(
+                f"{self.root}: {staged} was swept away before it was published: another driver "
+                "has taken over, or repaired the set"
+            ) from error
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._clear()
-        if isinstance(error, OSError) and not isinstance(error, WriteError):
-            raise _write_error(self.place, error) from error
+    def _make_folders(self, folder: Path) -> None:
+        """Make a folder durable with its parents: a synced file in one that is not can vanish.
 
-    def _clear(self) -> None:
-        with suppress(OSError):
-            self.partial.unlink(missing_ok=True)
-
-
-def _raise_unless_absent(error: OSError) -> None:
-    """A folder that cannot be listed is not an empty one: what is done would be done again."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
+        That a folder is there proves nothing: who made it may have died before it was synced.
+        """
+        path = str(folder)
+        is_above = not folder.is_relative_to(self.root)
+        if self.disk.is_folder(path) and (is_above or path in self.disk.durable_folders):
+            return
+        self._make_folders(folder.parent)
+        with suppress(FileExistsError):
+            self.disk.make_folder(path)
+        with suppress(PermissionError):  # the parent of the root may be one that we cannot read
+            self.disk.sync_folder(str(folder.parent))
+        self.disk.durable_folders.add(path)
 
 
-def _make_folders(folder: Path) -> None:
-    """Make ``folder`` durable with its parents: a synced file in an unsynced folder can vanish."""
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """Make a ``WriteError``, with the way out, of whatever the disk says."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_error(place: Path, error: OSError) -> WriteError:
-    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-    return WriteError(error.errno or errno.EIO, f"cannot write {place}: {reason}")
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise WriteError(error.errno or errno.EIO, f"cannot write {place}: {reason}") from error

@@ -11,12 +11,12 @@ from store.catalog import FeatureStore
 from store.encoding import chunk_key, metadata_files, samples_key
 from store.errors import DamagedError, StoreError
 from store.featureset import FeatureSet
-from store.lease import LEASE_KEY, Lease
+from store.lease import LEASES, Lease
 from store.plan import is_plan
 from store.schema import Schema
 from store.shards import Shard
 from store.shardset import PLAN_KEY, ShardSet, receipt_key
-from store.storage import TEMPORARY_SUFFIX, Storage, checksum
+from store.storage import STAGING, Storage, checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,13 @@ def verify_feature_set(
     for shard in shard_set.shards:
         yield from _shard_problems(feature_set, shard, keys_of[shard.index], there)
         tick(shard.n_rows)
-    known = {PLAN_KEY, LEASE_KEY, *fixed, *(key for keys in keys_of.values() for key in keys)}
+    known = {PLAN_KEY, *fixed, *(key for keys in keys_of.values() for key in keys)}
     known |= {receipt_key(shard) for shard in shard_set.shards}
+    known |= set(shard_set.storage.keys(LEASES))
     for key in sorted(there - known):
-        detail = "an unfinished write" if key.endswith(TEMPORARY_SUFFIX) else "not of this set"
-        yield Problem(feature_set.name, "litter", key, detail)
+        yield Problem(feature_set.name, "litter", key, "not of this set")
+    for name in shard_set.storage.staged():
+        yield Problem(feature_set.name, "litter", f"{STAGING}/{name}", "an unfinished write")
 
 
 def verify_plans(store: FeatureStore) -> Iterator[Problem]:
@@ -221,6 +223,4 @@ def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
         for problem in problems:
             if problem.key in fixed:
                 shard_set.storage.write(problem.key, fixed[problem.key])
-            elif problem.key.endswith(TEMPORARY_SUFFIX):
-                shard_set.storage.remove(problem.key)
     return tuple(hurt[index] for index in sorted(hurt))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import PipelineError
+from pipeline.executors import LocalExecutor, RayExecutor
+from pipeline.journal import Journal
+from pipeline.runner import run_map
 from pipeline.stage import ShardOutput, Tick
+from store.catalog import FeatureStore
 from store.encoding import encode_rows
+from store.errors import StoreError
 from store.plan import Plan
 from store.schema import ArraySpec, Schema
 from store.shards import Shard
@@ -86,3 +93,19 @@ class Squares:
             raise ValueError("this one will not")
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Make a set of squares, as a command does: what a campaign kills and gives again."""
+    store, attempts, n_rows, shard_rows, pause_s, n_workers = sys.argv[1:]
+    stage = Squares(int(shard_rows), attempts, pause_s=float(pause_s))
+    shards = FeatureStore(store).prepare().create(plan_of(int(n_rows), int(shard_rows))).shard_set
+    executor = RayExecutor(n_workers=int(n_workers)) if int(n_workers) else LocalExecutor(1)
+    try:
+        run_map(stage, shards, executor, Journal.of(store, ["squares"]), title="squares")
+    except (StoreError, PipelineError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -64,16 +64,19 @@ def attempts(stage: Squares) -> list[int]:
     return [stage.attempts(index) for index in range(8)]
 
 
-def test_every_shard_has_one_outcome_and_a_receipt(
+def test_every_shard_has_one_outcome_and_is_staged(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
     work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
     shards = numbers.shard_set.shards
     outcomes = list(executor.run(work, deque(shards), lambda paces: None))
     assert sorted(outcome.shard.index for outcome in outcomes) == list(range(8))
-    assert {outcome.shard.index: outcome.receipt for outcome in outcomes} == {
-        shard.index: numbers.shard_set.receipt(shard) for shard in shards
-    }
+    assert numbers.shard_set.done() == set()
+    for outcome in outcomes:
+        assert outcome.staged is not None
+        assert numbers.shard_set.publish(outcome.staged) == outcome.staged.receipt
+    assert numbers.shard_set.is_complete()
+    assert numbers.shard_set.storage.staged() == []
 
 
 def test_a_shard_that_fails_once_is_tried_again(
@@ -133,7 +136,10 @@ def test_results_depend_neither_on_the_executor_nor_on_the_order_of_shards(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
     work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
-    list(executor.run(work, deque(reversed(numbers.shard_set.shards)), lambda paces: None))
+    shards = deque(reversed(numbers.shard_set.shards))
+    for outcome in executor.run(work, shards, lambda paces: None):
+        assert outcome.staged is not None
+        numbers.shard_set.publish(outcome.staged)
     rows = np.arange(40, dtype=np.float32)
     assert np.array_equal(numbers.read("square"), np.stack([rows, rows * rows], axis=1))
     assert numbers.frame().compute()["row"].tolist() == list(range(40))

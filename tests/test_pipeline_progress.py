@@ -11,6 +11,7 @@ import pytest
 from pipeline.progress import Progress, Tally, duration
 from pipeline.worker import Outcome, Pace
 from store.shards import Shard
+from store.shardset import StagedShard
 
 FIRST, SECOND = Shard(0, 0, 100), Shard(1, 100, 200)
 
@@ -31,7 +32,7 @@ def clock() -> Clock:
 
 
 def done(shard: Shard, lane: int = 0) -> Outcome:
-    return Outcome(shard, lane, 1.0, receipt={})
+    return Outcome(shard, lane, 1.0, StagedShard(shard, {}, {}))
 
 
 def failed(shard: Shard, lane: int = 0) -> Outcome:

@@ -21,10 +21,10 @@ from pipeline.worker import Outcome, Pace, Work
 from store.catalog import FeatureStore
 from store.errors import LeaseError
 from store.featureset import FeatureSet
-from store.lease import LEASE_KEY, Lease, holder_of
+from store.lease import Lease, holder_of
 from store.plan import Plan
 from store.shards import Shard
-from store.shardset import ShardSet
+from store.shardset import ShardSet, StagedShard
 
 LOCAL = LocalExecutor(n_threads=1)
 
@@ -51,7 +51,7 @@ class Scripted:
 
 
 def good(shard: Shard) -> Outcome:
-    return Outcome(shard, 0, 1.0, {"failed": {}})
+    return Outcome(shard, 0, 1.0, StagedShard(shard, {}, {"files": {}, "failed": {}}))
 
 
 def dead(shard: Shard) -> Outcome:
@@ -125,13 +125,14 @@ def test_the_lease_is_given_back(
 
 def test_a_driver_that_lost_its_lease_stops(shards: ShardSet, tmp_path: Path) -> None:
     def lose_lease(shard: Shard) -> Outcome:
-        shards.storage.remove(LEASE_KEY)
+        shards.storage.create("lease/00000002.json", b"another driver's")
         return good(shard)
 
     executor = Scripted(lose_lease)
-    with pytest.raises(RunFailedError, match="another driver took over this set"):
+    with pytest.raises(LeaseError, match=r"another driver took over .*: this one stops"):
         run(Squares(200, str(tmp_path)), shards, executor)
     assert executor.attempts.total() == 1
+    assert shards.done() == set()
 
 
 def test_eleven_bad_samples_in_a_thousand_stop_the_run_early(
@@ -216,14 +217,14 @@ def test_lines_of_progress_go_where_the_caller_says(shards: ShardSet, tmp_path: 
 INTERRUPTED = """
 import os, signal, sys
 from squares import Squares, plan_of
-from test_pipeline_runner import LOCAL, Scripted, good, run
+from test_pipeline_runner import LOCAL, Scripted, good, holder_of, run
 from store.catalog import FeatureStore
 
 shards = FeatureStore(sys.argv[1]).prepare().create(plan_of(20, 5)).shard_set
 try:
     run(Squares(5, sys.argv[1]), shards, Scripted(lambda s: os.kill(os.getpid(), signal.SIGINT)))
 except KeyboardInterrupt:
-    print(shards.storage.size("lease.json"))
+    print(holder_of(shards.storage))
 """
 
 

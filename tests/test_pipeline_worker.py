@@ -1,10 +1,8 @@
 """A worker sets up once, commits what it computes, and turns every error into an outcome."""
 
 import errno
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from squares import Squares
@@ -46,9 +44,12 @@ def test_a_stage_is_set_up_once_with_the_threads_it_may_use(
     assert len(list(tmp_path.glob("setup-*-1"))) == 1
 
 
-def test_an_outcome_carries_the_receipt_and_the_lane(begun: FeatureSet, tmp_path: Path) -> None:
+def test_an_outcome_carries_the_staged_shard_and_the_lane(
+    begun: FeatureSet, tmp_path: Path
+) -> None:
     (outcome,) = outcomes(Squares(4, str(tmp_path), nan_rows=(1, 2)), begun)
-    receipt: Mapping[str, Any] = outcome.receipt or {}
+    assert outcome.staged is not None
+    receipt = outcome.staged.receipt
     assert (outcome.lane, outcome.n_failed_rows, receipt["shard"]["index"]) == (3, 2, 0)
     assert set(receipt["versions"]) == {"intro-pipe", "numpy", "torch", "zarr"}
 
@@ -71,7 +72,7 @@ def test_an_error_becomes_one_line_and_a_verdict(
     error: BaseException, message: str, is_final: bool, stops_run: bool, begun: FeatureSet
 ) -> None:
     (outcome,) = outcomes(Breaks(4, "", error=error), begun)
-    assert outcome.receipt is None
+    assert outcome.staged is None
     assert (outcome.error, outcome.is_final, outcome.stops_run) == (message, is_final, stops_run)
     assert "Traceback" in outcome.trace
 

@@ -71,8 +71,8 @@ def test_duckdb_opens_the_samples_plainly(numbers: FeatureSet) -> None:
 
 
 def test_readers_do_not_mind_what_a_kill_left_behind(numbers: FeatureSet) -> None:
-    numbers.shard_set.storage.write("samples/.part-00000.parquet.0a1b.partial", b"torn")
-    numbers.shard_set.storage.write("square/c/0/.0.0a1b.partial", b"torn")
+    numbers.shard_set.storage.stage("samples/part-00000.parquet", b"torn")
+    numbers.shard_set.storage.stage("square/c/0/0", b"torn")
     assert len(pd.read_parquet(f"{numbers.shard_set.storage.location}/samples")) == 10
     assert duckdb.sql(f"select * from '{samples_glob(numbers)}'").shape == (10, 4)
     with xr.open_zarr(numbers.shard_set.storage.location) as dataset:

@@ -13,7 +13,15 @@ from conftest import Fill
 from squares import plan_of
 
 from store.catalog import FeatureStore
-from store.errors import DamagedError, FormatError, NotFoundError, PlanMismatchError, StoreError
+from store.errors import (
+    DamagedError,
+    FormatError,
+    NotFoundError,
+    PlanMismatchError,
+    StoreError,
+    SweptError,
+    WriteError,
+)
 from store.featureset import FeatureSet, create_feature_set
 from store.plan import readable_json
 from store.shards import Shard
@@ -31,22 +39,25 @@ class KilledError(BaseException):
 
 @dataclass(frozen=True)
 class DyingStorage(LocalStorage):
-    """Killed half way through its n-th write: what was written beside stays there."""
+    """Killed as it is about to publish for the n-th time: what was staged stays staged."""
 
     dies_at: int = 0
     written: list[str] = field(default_factory=list)
 
-    def write(self, key: str, data: bytes) -> None:
-        self._live(key, data)
-        super().write(key, data)
+    def publish(self, staged: str, key: str) -> None:
+        self._live(key)
+        super().publish(staged, key)
 
-    def create(self, key: str, data: bytes) -> bool:
-        self._live(key, data)
-        return super().create(key, data)
+    def publish_new(self, staged: str, key: str) -> bool:
+        self._live(key)
+        return super().publish_new(staged, key)
 
-    def _live(self, key: str, data: bytes) -> None:
+    def drop(self, staged: str) -> None:
+        if len(self.written) < self.dies_at:  # the dead tidy nothing up
+            super().drop(staged)
+
+    def _live(self, key: str) -> None:
         if len(self.written) == self.dies_at:
-            super().write(f"{key}.dead.partial", data[: len(data) // 2])
             raise KilledError
         self.written.append(key)
 
@@ -54,13 +65,13 @@ class DyingStorage(LocalStorage):
 def data_of(found: FeatureSet) -> dict[str, bytes]:
     """All files but receipts, which hold the time."""
     storage = found.shard_set.storage
-    keys = [key for key in storage.keys("") if not key.endswith(".partial")]
-    return {key: storage.read(key) for key in keys if not key.startswith("receipts/")}
+    keys = [key for key in storage.keys("") if not key.startswith(("receipts/", "lease/"))]
+    return {key: storage.read(key) for key in keys}
 
 
 def dying_set(store: FeatureStore, dies_at: int) -> tuple[DyingStorage, dict[str, Any]]:
     plan = plan_of(10, 4)
-    return DyingStorage(store.preview(plan)["location"], dies_at), plan
+    return DyingStorage(store.preview(plan)["location"], dies_at=dies_at), plan
 
 
 def run_until_killed(storage: DyingStorage, plan: Mapping[str, Any], fill: Fill) -> None:
@@ -126,31 +137,78 @@ def test_facts_cannot_stand_in_for_what_the_set_vouches_for(begun: FeatureSet) -
 
 
 class OvertakenStorage(LocalStorage):
-    """Another worker commits the shard while this one is about to write its receipt."""
+    """Another driver commits the shard while this one is about to publish its receipt."""
 
-    def create(self, key: str, data: bytes) -> bool:
+    def publish_new(self, staged: str, key: str) -> bool:
         if key.startswith("receipts/"):
             place = LocalStorage(self.root)
             shard = Shard(0, 0, 4)
             ShardSet(place, plan_of(10, 4)).commit(shard, {"a": b"theirs"}, {})
-        return super().create(key, data)
+        return super().publish_new(staged, key)
 
 
-def test_two_workers_that_write_a_shard_at_once_with_other_bytes_leave_it_missing(
+def test_two_drivers_that_write_a_shard_at_once_with_other_bytes_leave_it_missing(
     begun: FeatureSet,
 ) -> None:
     ours = ShardSet(OvertakenStorage(begun.shard_set.storage.location), begun.plan)
-    with pytest.raises(DamagedError, match="two workers wrote this shard at once"):
+    with pytest.raises(DamagedError, match="two drivers wrote this shard at once"):
         ours.commit(ours.shards[0], {"a": b"ours"}, {})
     assert 0 not in ours.done()
 
 
-def test_two_workers_that_write_a_shard_at_once_with_the_same_bytes_are_both_right(
+def test_two_drivers_that_write_a_shard_at_once_with_the_same_bytes_are_both_right(
     begun: FeatureSet,
 ) -> None:
     ours = ShardSet(OvertakenStorage(begun.shard_set.storage.location), begun.plan)
     receipt = ours.commit(ours.shards[0], {"a": b"theirs"}, {})
     assert receipt == ours.receipt(ours.shards[0])
+
+
+def test_what_is_staged_is_not_there_until_it_is_published(begun: FeatureSet) -> None:
+    shards = begun.shard_set
+    staged = shards.stage(shards.shards[0], {"a": b"1"}, {})
+    assert (shards.done(), shards.storage.size("a")) == (set(), None)
+    shards.publish(staged)
+    assert (shards.done(), shards.storage.read("a")) == ({0}, b"1")
+
+
+def test_a_shard_that_was_staged_twice_is_published_once(begun: FeatureSet) -> None:
+    shards = begun.shard_set
+    first, second = (shards.stage(shards.shards[0], {"a": data}, {}) for data in (b"1", b"2"))
+    assert shards.publish(first) == shards.publish(second)
+    assert shards.storage.read("a") == b"1"
+    assert shards.storage.staged() == []
+
+
+@pytest.mark.parametrize("n_published", range(3))
+def test_a_driver_whose_staged_files_were_swept_publishes_no_receipt(
+    begun: FeatureSet, n_published: int
+) -> None:
+    """Its successor sweeps while it publishes: after none, one or both of its files."""
+
+    class Swept(LocalStorage):
+        def publish(self, staged: str, key: str) -> None:
+            if key == f"file-{n_published}":
+                self.sweep()
+            super().publish(staged, key)
+
+        def publish_new(self, staged: str, key: str) -> bool:
+            if n_published == 2:
+                self.sweep()
+            return super().publish_new(staged, key)
+
+    sleeper = ShardSet(Swept(begun.shard_set.storage.location), begun.plan)
+    with pytest.raises(SweptError, match="swept away before it was published"):
+        sleeper.commit(sleeper.shards[0], {"file-0": b"0", "file-1": b"1"}, {})
+    assert sleeper.done() == set()
+
+
+def test_a_stage_that_the_disk_cannot_hold_leaves_nothing(tiny_disk: Path) -> None:
+    found = FeatureStore(str(tiny_disk)).prepare().create(plan_of(10, 4))
+    shards = found.shard_set
+    with pytest.raises(WriteError, match="the disk is full"):
+        shards.stage(shards.shards[0], {"a": b"1", "b": bytes(2**20)}, {})
+    assert shards.storage.staged() == []
 
 
 def test_a_discarded_shard_is_missing(numbers: FeatureSet) -> None:
@@ -285,6 +343,6 @@ def test_a_run_on_a_full_disk_leaves_a_store_that_is_not_wrong_and_goes_on(
     with pytest.raises(StoreError, match="the disk is full"):
         fill(found)
     problems = list(verify_feature_set(found))
-    assert [problem.kind for problem in problems] == ["data without receipt", "missing shard"]
+    assert [problem.kind for problem in problems] == ["missing shard", "missing shard"]
     ballast.unlink()
     assert list(verify_feature_set(fill(found))) == []

@@ -1,6 +1,7 @@
 """Bytes under keys: whole or not at all."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from store.errors import NotFoundError, WriteError
+from store.disk import LocalDisk
+from store.errors import NotFoundError, SweptError, WriteError
 from store.storage import LocalStorage, checksum
 
 WRITER = """
@@ -123,3 +125,32 @@ def test_a_read_only_disk_is_refused_with_the_way_out(tiny_disk: Path) -> None:
 def test_the_checksum_is_sha256() -> None:
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert checksum(b"abc") == expected  # the first example of FIPS 180-2, appendix B.1
+
+
+def test_a_folder_that_someone_else_made_is_synced_too(tmp_path: Path) -> None:
+    """Who made it may have died before it was synced."""
+    synced: list[str] = []
+
+    class Seen(LocalDisk):
+        def sync_folder(self, path: str) -> None:
+            synced.append(str(Path(path).relative_to(tmp_path)))
+            super().sync_folder(path)
+
+    (tmp_path / "set" / "receipts").mkdir(parents=True)
+    storage = LocalStorage(str(tmp_path / "set"), Seen())
+    storage.write("receipts/00000.json", b"")
+    assert {".", "set", "set/receipts"} <= set(synced)
+
+
+def test_a_staged_value_has_no_key_and_can_be_swept(storage: LocalStorage) -> None:
+    staged = storage.stage("folder/key", b"1")
+    assert (list(storage.keys()), storage.staged()) == ([], [staged])
+    assert staged.startswith("key.")
+    storage.sweep()
+    assert storage.staged() == []
+    with pytest.raises(SweptError, match="another driver has taken over"):
+        storage.publish(staged, "folder/key")
+
+
+def test_a_storage_travels_to_another_process(storage: LocalStorage) -> None:
+    assert pickle.loads(pickle.dumps(storage)) == storage

@@ -52,7 +52,8 @@ def corrupt_task(context: Context, params: CorruptParams, _: Inputs) -> Task:
 
 def _is_from_elsewhere(folder: Path) -> bool:
     """Whether a folder holds a set that was not written here: it is taken as it is."""
-    return folder.is_dir() and find_set(LocalStorage(str(folder))) is None and any(folder.iterdir())
+    storage = LocalStorage(str(folder))
+    return find_set(storage) is None and next(storage.keys(), None) is not None
 
 
 def _refuse_what_is_for_writing(params: CorruptParams) -> None:

@@ -6,6 +6,7 @@ network's last layer; every gradient of every loss is made of them when it is us
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -134,7 +135,9 @@ class Extract:
         arrays = {s.name: np.empty((shard.n_rows, *s.row_shape), s.dtype) for s in schema.arrays}
         parts: list[Rows] = []
         crc = 0
-        for at, rows in _read_ahead(state.source, shard, state.batch_rows):
+        waited = 0.0
+        for at, rows, seconds in _read_ahead(state.source, shard, state.batch_rows):
+            waited += seconds
             crc = google_crc32c.extend(crc, rows.images.tobytes())
             for name, values in state.vectors(rows.images).items():
                 arrays[name][at : at + len(values)] = values
@@ -153,6 +156,7 @@ class Extract:
                 "device": self.device,
                 "batch_rows": state.batch_rows,
             },
+            {"read": waited},
         )
 
 
@@ -256,18 +260,25 @@ class _State:
         return {name: values.cpu().numpy() for name, values in found.items()}
 
 
-def _read_ahead(source: ImageSource, shard: Shard, batch_rows: int) -> Iterator[tuple[int, Rows]]:
-    """The batches of a shard with their offset in it; the next one is read while one is used."""
+def _read_ahead(
+    source: ImageSource, shard: Shard, batch_rows: int
+) -> Iterator[tuple[int, Rows, float]]:
+    """The batches of a shard with their offset in it, and the seconds that they were waited for.
+
+    The next one is read while one is used.
+    """
     starts = range(shard.start, shard.stop, batch_rows)
     with ThreadPoolExecutor(1) as reader:
-        ahead = None
-        for start in starts:
-            future = reader.submit(source.read, start, min(start + batch_rows, shard.stop))
-            if ahead is not None:
-                yield ahead[0] - shard.start, ahead[1].result()
-            ahead = start, future
-        if ahead is not None:
-            yield ahead[0] - shard.start, ahead[1].result()
+        reads = (
+            (start, reader.submit(source.read, start, min(start + batch_rows, shard.stop)))
+            for start in starts
+        )
+        ahead = next(reads, None)
+        while ahead is not None:
+            (start, future), ahead = ahead, next(reads, None)
+            began = time.perf_counter()
+            rows = future.result()
+            yield start - shard.start, rows, time.perf_counter() - began
 
 
 def _failed_rows(parts: Sequence[Rows]) -> dict[int, str]:

@@ -1,0 +1,132 @@
+"""The calls of a file system that the store makes, and no others: the seam for a simulated one."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Protocol
+
+
+class Disk(Protocol):
+    """Files and folders by path. Whatever goes wrong is an ``OSError`` with its number."""
+
+    @property
+    def durable_folders(self) -> set[str]:
+        """Folders whose names this process has synced; it may forget them."""
+
+    def unused_name(self) -> str:
+        """A name that no other process will think of."""
+
+    def read(self, path: str) -> bytes:
+        """The content of a file."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file, and sync its content. Its name is durable once the folder is synced."""
+
+    def rename(self, path: str, target: str) -> None:
+        """Give a file another name, in place of what had that name."""
+
+    def link(self, path: str, target: str) -> None:
+        """Give a file a second name; ``FileExistsError`` where that is taken."""
+
+    def unlink(self, path: str) -> None:
+        """Take a name away; ``FileNotFoundError`` where there is none."""
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder in one that exists; ``FileExistsError`` where there is one."""
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in a folder durable."""
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, ``None`` where there is none."""
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder."""
+
+    def files(self, top: str) -> list[str]:
+        """The paths of all files below a folder, none where there is no folder."""
+
+    def folders(self, top: str) -> list[str]:
+        """The names of the folders right below a folder, none where there is none."""
+
+
+class LocalDisk:
+    """The file systems of this machine; there is one, ``LOCAL_DISK``, in every process."""
+
+    def __init__(self) -> None:
+        self.durable_folders: set[str] = set()
+
+    def __reduce__(self) -> str:
+        return "LOCAL_DISK"
+
+    def unused_name(self) -> str:
+        """A name that no other process will think of."""
+        return secrets.token_hex(8)
+
+    def read(self, path: str) -> bytes:
+        """The content of a file."""
+        return Path(path).read_bytes()
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file, and sync its content. Its name is durable once the folder is synced."""
+        with Path(path).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rename(self, path: str, target: str) -> None:
+        """Give a file another name, in place of what had that name."""
+        Path(path).replace(target)
+
+    def link(self, path: str, target: str) -> None:
+        """Give a file a second name; ``FileExistsError`` where that is taken."""
+        os.link(path, target)
+
+    def unlink(self, path: str) -> None:
+        """Take a name away; ``FileNotFoundError`` where there is none."""
+        Path(path).unlink()
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder in one that exists; ``FileExistsError`` where there is one."""
+        Path(path).mkdir()
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in a folder durable."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, ``None`` where there is none."""
+        try:
+            return Path(path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder."""
+        return Path(path).is_dir()
+
+    def files(self, top: str) -> list[str]:
+        """The paths of all files below a folder, none where there is no folder."""
+        return [
+            str(Path(folder, name))
+            for folder, _, names in os.walk(top, onerror=_raise_unless_absent)
+            for name in names
+        ]
+
+    def folders(self, top: str) -> list[str]:
+        """The names of the folders right below a folder, none where there is none."""
+        place = Path(top)
+        return [path.name for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
+
+
+LOCAL_DISK = LocalDisk()
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one: what is done would be done again."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

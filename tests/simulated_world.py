@@ -1,0 +1,193 @@
+"""Processes, clocks and a scheduler, all from one seed: a seed replays a schedule exactly.
+
+Production code runs in greenlets. It gives control back before every step on the disk, whenever it
+sleeps and whenever it waits; who goes on then, and what breaks, is drawn from the seed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from greenlet import getcurrent, greenlet
+
+EPOCH_S = 1e9
+
+
+class KilledError(BaseException):
+    """A process has been killed: nothing in it may go on, and nobody catches this."""
+
+
+@dataclass(eq=False)
+class Process:
+    """A process of a host; ``stalled_until``: the time at which it may go on."""
+
+    host: "Host"
+    pid: int
+    name: str
+    is_alive: bool = True
+    stalled_until: float = 0.0
+
+
+@dataclass(eq=False)
+class Host:
+    """A machine; its clock is off by ``clock_error``, and each boot is another kernel."""
+
+    name: str
+    n_boots: int = 1
+    clock_error: float = 0.0
+
+
+@dataclass(eq=False)
+class Task:
+    """Something that a process does; it goes on at ``wakes_at``, once ``condition`` is true."""
+
+    process: Process
+    green: greenlet
+    wakes_at: float = 0.0
+    condition: Callable[[], bool] | None = None
+
+    def is_ready(self, now: float) -> bool:
+        return max(self.wakes_at, self.process.stalled_until) <= now and (
+            self.condition is None or self.condition()
+        )
+
+
+@dataclass
+class World:
+    """The scheduler. ``errors`` are what tasks died of, apart from being killed.
+
+    A step takes ``step_s`` on average: where that is long, the disk is as slow as the work, and
+    much happens between two steps of a process.
+    """
+
+    rng: Random
+    step_s: float = 0.002
+    now: float = 0.0
+    n_steps: int = 0
+    tasks: list[Task] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._scheduler = getcurrent()
+
+    def process(self, host: Host, name: str) -> Process:
+        """A new process, with a pid of its own."""
+        made = Process(host, len(self.processes) + 1, name)
+        self.processes.append(made)
+        return made
+
+    def spawn(self, process: Process, work: Callable[[], None]) -> None:
+        """Let a process do something beside what it does already."""
+
+        def run() -> None:
+            try:
+                work()
+            except KilledError:
+                pass
+            except BaseException as error:  # whatever it is, it is to be looked at
+                self.errors.append(error)
+
+        self.tasks.append(Task(process, greenlet(run, parent=self._scheduler)))
+
+    def step(self) -> bool:
+        """Let one task go on to its next step; false where none ever can."""
+        self.tasks = [task for task in self.tasks if not task.green.dead]
+        ready = [task for task in self.tasks if task.is_ready(self.now)]
+        if not ready:
+            later = [max(task.wakes_at, task.process.stalled_until) for task in self.tasks]
+            later = [moment for moment in later if moment > self.now]
+            if not later:
+                return False
+            self.now = min(later)
+            return True
+        self.n_steps += 1
+        self.now += self.rng.expovariate(1 / self.step_s)
+        task = self.rng.choice(ready)
+        task.condition = None
+        task.green.switch()
+        return True
+
+    def pause(self) -> None:
+        """Give control back to the scheduler; who has been killed does not come back."""
+        task = self.current
+        if task.process.is_alive:
+            self._scheduler.switch()
+        if not task.process.is_alive:
+            raise KilledError
+
+    def sleep(self, seconds: float) -> None:
+        """Go on in so many seconds."""
+        self.current.wakes_at = self.now + seconds
+        self.pause()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Go on once it is true."""
+        self.current.condition = condition
+        self.pause()
+
+    def kill(self, process: Process) -> None:
+        """Nothing of it goes on: what it has begun stays as it is."""
+        if not process.is_alive:
+            return
+        process.is_alive = False
+        for task in self.tasks:
+            if task.process is process and task.green and not task.green.dead:
+                task.green.switch()  # it finds itself dead, and unwinds without touching the disk
+        self.tasks = [task for task in self.tasks if task.process is not process]
+
+    @property
+    def current(self) -> Task:
+        """Who is at it."""
+        green = getcurrent()
+        return next(task for task in self.tasks if task.green is green)
+
+
+@dataclass(frozen=True)
+class SimulatedMachine:
+    """Implements ``store.machine.Machine`` for one process."""
+
+    world: World
+    process: Process
+
+    @property
+    def host(self) -> str:
+        return self.process.host.name
+
+    @property
+    def kernel(self) -> str:
+        return f"{self.process.host.name} {self.process.host.n_boots}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def time(self) -> float:
+        return EPOCH_S + self.world.now + self.process.host.clock_error
+
+    def sleep(self, seconds: float) -> None:
+        self.world.sleep(seconds)
+
+    def started(self, pid: int) -> str:
+        return f"as number {pid}" if self.world.processes[pid - 1].is_alive else ""
+
+    def every(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
+        is_stopped = is_busy = False
+
+        def beat() -> None:
+            nonlocal is_busy
+            while not is_stopped:
+                self.world.sleep(seconds)
+                is_busy = True
+                if not is_stopped:
+                    action()
+                is_busy = False
+
+        def stop() -> None:
+            nonlocal is_stopped
+            is_stopped = True
+            self.world.wait(lambda: not is_busy)
+
+        self.world.spawn(self.process, beat)
+        return stop

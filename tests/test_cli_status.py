@@ -1,0 +1,79 @@
+"""`status`: what is there, what runs do, what shards cost."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from squares import Squares, plan_of
+from typer.testing import CliRunner
+
+from cli.app import app
+from pipeline.executors import LocalExecutor
+from pipeline.journal import Journal
+from pipeline.runner import run_map
+from store.catalog import FeatureStore
+
+AT_WORK = """
+import sys, time
+from pipeline.journal import Journal
+
+journal = Journal.of(sys.argv[1], ["extract"]).begin()
+journal.note("work", title="extract numbers", unit="shard", units=7)
+journal.note("at work", lanes=[{"lane": 0, "shard": 3, "rows": 12}])
+print("begun", flush=True)
+sys.stdin.read()
+"""
+
+Status = Callable[..., str]
+
+
+@pytest.fixture
+def status(store: FeatureStore) -> Status:
+    def said(*options: str) -> str:
+        found = CliRunner().invoke(app, ["status", *options, "--store", store.location])
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    return said
+
+
+@pytest.fixture
+def at_work(store: FeatureStore):
+    """A run in a process of its own, which ends when its stdin does."""
+    command = [sys.executable, "-c", AT_WORK, store.location]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_what_a_run_at_work_does_is_told(status: Status, at_work: "subprocess.Popen[str]") -> None:
+    text = status()
+    assert "running  intro-pipe extract" in text
+    assert "extract numbers: 0 of 7 shards in this run" in text
+    assert "worker 0: shard 3, row 12 of it, for 0 s" in text
+
+
+def test_watching_ends_with_the_last_run_at_work(
+    status: Status, at_work: "subprocess.Popen[str]"
+) -> None:
+    at_work.stdin.close()  # it ends while it is watched, or was just over
+    assert status("--watch").endswith("no run is at work\n")
+
+
+def test_the_cost_of_every_shard_of_the_newest_run_is_told(
+    store: FeatureStore, status: Status, tmp_path: Path
+) -> None:
+    assert "no run in this store has computed a shard" in status("--shards")
+    shards = store.create(plan_of(30, 10)).shard_set
+    stage = Squares(10, str(tmp_path), {1: ("fail",)})
+    with Journal.of(store.location, ["test"]).outcome() as journal:
+        run_map(stage, shards, LocalExecutor(1), journal, title="squares")
+    header, *lines = status("--shards").splitlines()
+    assert header.split()[:4] == ["shard", "attempt", "where", "seconds"]
+    assert {"compute", "write", "publish", "error"} <= set(header.split())
+    assert len(lines) == 4
+    assert lines[1].endswith("RuntimeError: this one may pass")

@@ -1,0 +1,185 @@
+"""The store's protocol under the simulator; and the simulator itself, with a rule switched off.
+
+`make soak` tells many more stories than fit here.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from simulated_disk import SimulatedDisk
+from simulation import FAULTS, simulate
+
+from pipeline.worker import Worker
+from store.lease import Lease
+from store.seal import sealed
+from store.shards import Shard
+from store.shardset import ShardSet, StagedShard, receipt_key
+from store.storage import LocalStorage
+
+N_STORIES = 2000
+N_HONEST = 4000
+"""A broken rule must be found out within so many stories; most are in the first few hundred."""
+
+
+def first_violation(folder: Path, seeds: range) -> str:
+    stories = (simulate(seed, str(folder)) for seed in seeds)
+    return next((story.violation for story in stories if story.violation), "")
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_story_loses_doubles_or_mixes_a_shard(part: int, tmp_path: Path) -> None:
+    n_stories = N_STORIES // 4
+    assert first_violation(tmp_path, range(part * n_stories, (part + 1) * n_stories)) == ""
+
+
+def test_much_goes_wrong_in_the_stories(tmp_path: Path) -> None:
+    happened = Counter[str]()
+    for seed in range(300):
+        happened += simulate(seed, str(tmp_path)).happened
+    assert set(happened) == set(FAULTS)
+
+
+def test_a_seed_tells_the_same_story_again(tmp_path: Path) -> None:
+    def told(seed: int) -> list[str]:
+        return simulate(seed, str(tmp_path), keeps_trace=True).world.trace
+
+    assert any("***" in line for seed in range(5) for line in told(seed))
+    assert all(told(seed) == told(seed) for seed in range(5))
+
+
+# What follows switches off one rule of the store each.
+
+
+def receipt_first(patch: pytest.MonkeyPatch) -> None:
+    def publish(self: ShardSet, staged: StagedShard) -> dict[str, Any]:
+        key = receipt_key(staged.shard)
+        self.storage.create(key, sealed(staged.receipt))
+        for place, name in staged.names.items():
+            self.storage.publish(name, place)
+        return staged.receipt
+
+    patch.setattr(ShardSet, "publish", publish)
+
+
+def workers_publish(patch: pytest.MonkeyPatch) -> None:
+    """As before version 0.3: each worker put its shard into its place by itself."""
+
+    def staged(self: Worker, shard: Shard, started: float) -> StagedShard:
+        found = once(self, shard, started)
+        self._work.shard_set.publish(found)
+        return found
+
+    once = Worker._staged
+    patch.setattr(Worker, "_staged", staged)
+
+
+def nobody_sweeps(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LocalStorage, "sweep", lambda self: None)
+
+
+def nobody_checks_the_lease(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lease, "check", lambda self: None)
+
+
+def in_place(patch: pytest.MonkeyPatch) -> None:
+    """Files are written where they belong, not beside."""
+
+    def stage(self: ShardSet, shard: Shard, files: Mapping[str, bytes], facts: Any) -> Any:
+        staged = StagedShard(shard, {}, self._receipt_of(shard, files, facts))
+        disk = self.storage.disk  # type: ignore[attr-defined]
+        for key, data in files.items():
+            path = Path(self.storage.location, key)
+            self.storage._make_folders(path.parent)  # type: ignore[attr-defined]
+            disk.put(str(path), data)
+            disk.sync_folder(str(path.parent))
+        return staged
+
+    patch.setattr(ShardSet, "stage", stage)
+
+
+def files_are_not_synced(patch: pytest.MonkeyPatch) -> None:
+    def put(self: SimulatedDisk, path: str, data: bytes) -> None:
+        once(self, path, data)
+        self.names[path].is_synced = False
+
+    once = SimulatedDisk.put
+    patch.setattr(SimulatedDisk, "put", put)
+
+
+def folders_are_not_synced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimulatedDisk, "sync_folder", lambda self, path: None)
+
+
+def folders_of_others_are_trusted(patch: pytest.MonkeyPatch) -> None:
+    """A folder that is there is taken for durable, whoever made it."""
+
+    def make(self: LocalStorage, folder: Path) -> None:
+        if not self.disk.is_folder(str(folder)):
+            once(self, folder)
+
+    once = LocalStorage._make_folders
+    patch.setattr(LocalStorage, "_make_folders", make)
+
+
+def shards_share_a_file(patch: pytest.MonkeyPatch) -> None:
+    def files_of(shard: Shard) -> tuple[str, str]:
+        return "features/c/0/0", f"samples/part-{shard.index:05d}.parquet"
+
+    patch.setattr("simulation.files_of", files_of)
+
+
+def receipts_are_staged_last(patch: pytest.MonkeyPatch) -> None:
+    """The receipt is staged after the data has moved: a sweep comes too late for it."""
+
+    def publish(self: ShardSet, staged: StagedShard) -> dict[str, Any]:
+        key = receipt_key(staged.shard)
+        if self.storage.size(key) is None:
+            for place, name in staged.names.items():
+                self.storage.publish(name, place)
+            self.storage.write(key, sealed(staged.receipt))
+        return staged.receipt
+
+    patch.setattr(ShardSet, "publish", publish)
+
+
+RULES = [
+    receipt_first,
+    workers_publish,
+    nobody_sweeps,
+    nobody_checks_the_lease,
+    in_place,
+    files_are_not_synced,
+    folders_are_not_synced,
+    folders_of_others_are_trusted,
+    shards_share_a_file,
+    receipts_are_staged_last,
+]
+
+
+@pytest.mark.parametrize("switch_off", RULES, ids=lambda rule: rule.__name__)
+def test_the_simulator_finds_out_a_store_without_one_of_its_rules(
+    switch_off: Callable[[pytest.MonkeyPatch], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    switch_off(monkeypatch)
+    assert first_violation(tmp_path, range(N_HONEST)) != ""
+
+
+def test_a_power_cut_takes_what_was_not_synced() -> None:
+    outcomes = set()
+    for seed in range(50):
+        disk = SimulatedDisk(Random(seed))
+        disk.make_folder("/a")
+        disk.sync_folder("/")
+        disk.put("/a/kept", b"kept")
+        disk.sync_folder("/a")
+        disk.put("/a/torn", b"torn")
+        disk.lose_power()
+        assert disk.read("/a/kept") == b"kept"
+        outcomes.add("/a/torn" in disk.names)
+    assert outcomes == {True, False}
