@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import analysis, data, heads, reading, recipes, report, runs, training
+from cli import analysis, checking, data, heads, reading, recipes, report, runs, training
 
 app = typer.Typer(
     name="intro-pipe",
@@ -47,6 +47,7 @@ data.add_to(app)
 training.add_to(app)
 heads.add_to(app)
 reading.add_to(app)
+checking.add_to(app)
 analysis.add_to(app)
 report.add_to(app)
 recipes.add_to(app)

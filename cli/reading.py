@@ -1,4 +1,4 @@
-"""Commands that read the store: evaluate, query, ls, status, verify."""
+"""Commands that read the store: evaluate, query, ls, status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def add_to(app: typer.Typer) -> None:
     )(query)
     app.command("ls", epilog="Example: intro-pipe ls --json")(ls)
     app.command(epilog="Example: intro-pipe status --watch")(status)
-    app.command(epilog="Example: intro-pipe verify cifar10c@resnet18")(verify)
 
 
 def evaluate(
@@ -153,59 +152,3 @@ def status(
     past, text_of_runs = runs_told(place.location)
     text = table(rows, ["kind", "name", "state", "detail"]) if rows else f"{store} is empty"
     emit({"contents": rows, "runs": past}, text + text_of_runs, as_json=as_json)
-
-
-def verify(
-    features: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Feature sets, or folders that `corrupt` wrote. (default: all of the store)"
-        ),
-    ] = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Take hurt shards back, to be computed again.")
-    ] = False,
-    dry_run: options.DryRun = False,
-    store: options.Store = options.DEFAULT_STORE,
-    as_json: options.AsJson = False,
-) -> None:
-    """Read every byte and hold it against the receipts. Exit code 1 where something is wrong."""
-    from dataclasses import asdict
-    from pathlib import Path
-
-    from pipeline.progress import Progress
-    from store.catalog import ARTIFACT_KINDS, FeatureStore
-    from store.shardset import ShardSet
-    from store.storage import LocalStorage
-    from store.verify import repair as take_back
-    from store.verify import verify_artifact, verify_feature_set, verify_files, verify_plans
-
-    place = FeatureStore(store)
-    if not features:
-        place.require()
-    folders = [name for name in features or [] if (Path(name) / "plan.json").is_file()]
-    named = [place.resolve(name) for name in features or [] if name not in folders]
-    sets = named if features else list(place.feature_sets())
-    kinds = () if features else ARTIFACT_KINDS
-    artifacts = [artifact for kind in kinds for artifact in place.artifacts(kind)]
-    problems = [] if features else list(verify_plans(place))
-    problems += [problem for artifact in artifacts for problem in verify_artifact(artifact)]
-    for folder in folders:
-        problems += verify_files(ShardSet.open(LocalStorage(folder)))
-    with Progress("verify", sum(len(found) for found in sets), unit="rows") as progress:
-        for found in sets:
-            here = list(verify_feature_set(found, progress.advance))
-            problems += here
-            if repair and not dry_run and (shards := take_back(found.shard_set, here)):
-                note(f"{found.name}: {len(shards)} shards taken back; run extract again")
-    wrong = [problem for problem in problems if not problem.is_harmless]
-    summary = (
-        f"checked {len(sets) + len(folders)} sets and {len(artifacts)} models, heads, results and "
-        f"reports: {len(wrong)} wrong, {len(problems) - len(wrong)} to note"
-    )
-    rows = [asdict(problem) | {"harmless": problem.is_harmless} for problem in problems]
-    shown = table(rows, ["set_name", "kind", "key", "detail"])
-    text = f"{shown}\n{summary}" if rows else summary
-    emit({"problems": rows, "wrong": len(wrong)}, text, as_json=as_json)
-    if wrong:
-        sys.exit(1)

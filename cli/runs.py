@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import options
 from cli.output import note
+
+if TYPE_CHECKING:
+    from pipeline.journal import Run
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,20 +30,29 @@ def resume(
 
     It computes only what is missing, like any command that is given a second time.
     """
-    from pipeline.journal import VARIABLES, last_unfinished
+    from pipeline.journal import last_unfinished
     from store.catalog import FeatureStore
 
     place = FeatureStore(store).require().location
     run = last_unfinished(place)
-    command = [*run.command, *(["--json"] if as_json and "--json" not in run.command else [])]
-    if "--store" in command:  # the store may have been moved since
-        command[command.index("--store") + 1] = place
-    note(f"in {run.folder}: intro-pipe {' '.join(command)}")
+    command, environment = command_of(run, place)
+    command += ["--json"] if as_json and "--json" not in command else []
+    note(f"in {run.folder}: intro-pipe {' '.join(command[3:])}")
     if not dry_run:
         os.chdir(run.folder)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(VARIABLES)}
-        environment = {**kept, **run.environment, "INTRO_PIPE_STORE": place}
-        os.execve(sys.executable, [sys.executable, "-m", "cli.app", *command], environment)
+        os.execve(sys.executable, command, environment)
+
+
+def command_of(run: Run, location: str) -> tuple[list[str], dict[str, str]]:
+    """What gives the command of a run again, as a process: its words, and its whole environment."""
+    from pipeline.journal import VARIABLES
+
+    words = list(run.command)
+    if "--store" in words:  # the store may have been moved since
+        words[words.index("--store") + 1] = location
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(VARIABLES)}
+    environment = {**kept, **run.environment, "INTRO_PIPE_STORE": location}
+    return [sys.executable, "-m", "cli.app", *words], environment
 
 
 def demo(

@@ -4,6 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import PurePath
 from typing import TextIO
 
 from pipeline.errors import RunFailedError
@@ -76,7 +77,8 @@ def run_map(
         return RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     with Lease(shard_set.storage, purpose=title, machine=machine) as lease:
         missing = shard_set.missing()  # a driver before this one may have gone on until now
-        journal.begin().note("work", title=title, unit="shard", units=len(missing))
+        place = PurePath(shard_set.storage.location).name
+        journal.begin().note("work", title=title, place=place, unit="shard", units=len(missing))
         return _Run(stage, shard_set, executor, journal, lease, title, stream).run(missing)
 
 

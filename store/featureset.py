@@ -178,7 +178,7 @@ class FeatureSet:
     def _damaged(self, key: str, error: Exception) -> DamagedError:
         return DamagedError(
             f"{self.shard_set.storage.location}/{key} is damaged ({error}): "
-            f"see `intro-pipe verify {self.name} --repair`"
+            f"see `intro-pipe repair {self.name}`"
         )
 
 

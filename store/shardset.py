@@ -118,7 +118,7 @@ class ShardSet:
         except ValueError as error:
             raise DamagedError(
                 f"{self._named(receipt_key(shard))} cannot be trusted ({error}): see "
-                "`intro-pipe verify --repair`"
+                "`intro-pipe repair`"
             ) from error
 
     def receipts(self) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,9 @@ from store.shards import Shard
 from store.shardset import PLAN_KEY, ShardSet, receipt_key
 from store.storage import STAGING, Storage, checksum
 
+QUARANTINE = "quarantine"
+"""Folder of a set with the files that were taken out of it because they were hurt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -61,7 +64,7 @@ def verify_feature_set(
         tick(shard.n_rows)
     known = {PLAN_KEY, *fixed, *(key for keys in keys_of.values() for key in keys)}
     known |= {receipt_key(shard) for shard in shard_set.shards}
-    known |= set(shard_set.storage.keys(LEASES))
+    known |= {*shard_set.storage.keys(LEASES), *shard_set.storage.keys(QUARANTINE)}
     for key in sorted(there - known):
         yield Problem(feature_set.name, "litter", key, "not of this set")
     for name in shard_set.storage.staged():
@@ -211,16 +214,22 @@ def _nan_problems(
 def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
     """Take every hurt shard back to missing, so that the same command computes it again.
 
+    Its hurt files are kept under ``quarantine/``, for who wants to know what happened to them.
     Array metadata is written again, unfinished writes are swept; files that are not of the set are
     left alone, and so is the plan, which the same command mends. Raises ``LeaseError`` where a
     driver is at work.
     """
     hurt = {p.shard.index: p.shard for p in problems if p.shard is not None and not p.is_harmless}
-    fixed = _metadata_of(shard_set)
-    with Lease(shard_set.storage, purpose="repair"):
+    storage = shard_set.storage
+    fixed = _metadata_of(shard_set) if "schema" in shard_set.plan else {}
+    with Lease(storage, purpose="repair"):
+        for problem in problems:
+            is_there = storage.size(problem.key) is not None
+            if problem.shard is not None and not problem.is_harmless and is_there:
+                storage.write(f"{QUARANTINE}/{problem.key}", storage.read(problem.key))
         for shard in hurt.values():
             shard_set.discard(shard)
         for problem in problems:
             if problem.key in fixed:
-                shard_set.storage.write(problem.key, fixed[problem.key])
+                storage.write(problem.key, fixed[problem.key])
     return tuple(hurt[index] for index in sorted(hurt))

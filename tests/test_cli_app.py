@@ -33,6 +33,7 @@ COMMANDS = [
     "ls",
     "status",
     "verify",
+    "repair",
     "resume",
     "demo",
 ]
@@ -248,8 +249,12 @@ def test_verify_ends_with_one_where_a_byte_was_changed_and_repair_mends_it(home:
     chunk.write_bytes(bytes(content))
     broken = run("verify", name, "--json", code=1, **places(home))
     assert json.loads(broken.stdout)["problems"][0]["kind"] == "altered"
-    run("verify", name, "--repair", code=1, **places(home))
-    assert "1 of 3 shards computed now" in extract(home, *words).stdout
+    planned = run("repair", name, "--dry-run", code=1, **places(home))
+    assert "1 shards would be taken back" in planned.stderr
+    mended = run("repair", name, **places(home))
+    assert "1 of 1 hurt sets mended" in mended.stdout
+    assert '"n_computed": 1,' in mended.stderr
+    assert (chunk.parents[3] / "quarantine/features/c/1/0").read_bytes() == content
     run("verify", name, **places(home))
 
 
@@ -262,7 +267,7 @@ def test_a_device_that_is_not_there_is_refused_and_leaves_the_name_free(home: Pa
 
 
 def test_a_store_that_is_not_there_is_no_empty_store(home: Path, tmp_path: Path) -> None:
-    for command in ("ls", "status", "verify", "resume"):
+    for command in ("ls", "status", "verify", "repair", "resume"):
         line = refusal(home, command, "--store", str(tmp_path / "slip"))
         assert "there is no store at" in line
 

@@ -29,7 +29,7 @@ def found_in(found: FeatureSet) -> list[tuple[str, str]]:
 def vouched_for(found: FeatureSet) -> list[str]:
     """All keys but leases, which say who was at work."""
     keys = found.shard_set.storage.keys("")
-    return [key for key in keys if not key.startswith("lease/")]
+    return [key for key in keys if not key.startswith(("lease/", "quarantine/"))]
 
 
 def data_of(found: FeatureSet) -> dict[str, bytes]:
@@ -47,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 
 
 def mended(found: FeatureSet, problems: list[Problem]) -> FeatureSet:
-    """As a person would: `verify --repair`, then the same command."""
+    """As `intro-pipe repair` does: take hurt shards back, then the same command."""
     repair(found.shard_set, problems)
     store = FeatureStore(str(Path(found.shard_set.storage.location).parents[1]))
     return fill(store.create(found.plan), nan_rows=(3,))
