@@ -110,7 +110,7 @@ def corrupt(
     """
     from pipeline.journal import Journal
     from stages.data.corrupt import Corrupt
-    from stages.data.corruption_set import corruption_folder, write_corrupted
+    from stages.data.corruption_set import BYTES_OF_IMAGE, corruption_folder, write_corrupted
     from stages.data.known import data_root_path
     from stages.data.registry import SourceSpec
     from store.catalog import FeatureStore
@@ -127,7 +127,7 @@ def corrupt(
     workforce, _ = options.executor_of(executor, 0, workers, address)
     if dry_run:
         plan = stage.plan()
-        n_bytes = plan["n_rows"] * 32 * 32 * 3
+        n_bytes = plan["n_rows"] * BYTES_OF_IMAGE
         text = f"would write {plan['n_rows']:,} images ({size(n_bytes)}) to {folder}"
         emit({"folder": folder, "bytes": n_bytes, "plan": plan}, text, as_json=as_json)
         return

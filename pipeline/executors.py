@@ -4,8 +4,9 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ Watch = Callable[[Sequence[Pace]], None]
 """Told now and then how far each busy lane is."""
 
 POLL_S = 0.5
+
+HANG_S = 900.0
+"""A worker that has got no row further for so long is killed, whatever it says."""
 
 CONNECT_S = 5.0
 """How long a cluster may take to answer; Ray itself waits 80 s for one that is not there."""
@@ -205,7 +209,7 @@ def _handed_out(
     running: dict[Any, tuple[int, Shard]] = {}
     called = {_call(actor): lane for lane, actor in enumerate(actors)}
     idle: deque[int] = deque()
-    pace_of: dict[int, Any] = {}
+    paces = _Paces(ray, actors)
     error: Exception | None = None
     while todo or running:
         while todo and idle:
@@ -229,7 +233,8 @@ def _handed_out(
             else:
                 called[_call(actors[lane])] = lane
                 yield _death(shard, lane, error, f"worker {lane} died")
-        watch(_paces(ray, actors, running, pace_of))
+        watch(paces.ask(running.values()))
+        paces.kill_the_hung(running.values())
 
 
 def _call(actor: Any) -> Any:
@@ -257,21 +262,39 @@ def _last_line(error: BaseException | None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def _paces(
-    ray: Any,
-    actors: Sequence[Any],
-    running: dict[Any, tuple[int, Shard]],
-    pace_of: dict[int, Any],
-) -> list[Pace]:
-    """The answers that have come in; an actor that does not answer is asked no second time."""
-    paces = []
-    for lane, shard in running.values():
-        if lane in pace_of:
-            ready, _ = ray.wait([pace_of[lane]], timeout=0)
-            if not ready:
-                continue
-            pace, _ = _answer(ray, pace_of.pop(lane))
-            if pace is not None and pace.shard == shard:  # not of the one before
-                paces.append(pace)
-        pace_of[lane] = actors[lane].pace.options(concurrency_group="pace").remote()
-    return paces
+class _Paces:
+    """How far the lanes are: each is asked while it computes, and watched for standing still."""
+
+    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
+        self._ray = ray
+        self._actors = actors
+        self._asked: dict[int, Any] = {}
+        self._last: dict[int, tuple[Pace, float]] = {}
+
+    def ask(self, running: Iterable[tuple[int, Shard]]) -> list[Pace]:
+        """The answers that have come in; an actor that does not answer is asked no second time."""
+        paces = []
+        for lane, shard in running:
+            start = Pace(lane, shard, 0)
+            if lane not in self._last or self._last[lane][0].shard != shard:
+                self._last[lane] = start, time.monotonic()
+            if lane in self._asked:
+                ready, _ = self._ray.wait([self._asked[lane]], timeout=0)
+                if not ready:
+                    continue
+                pace, _ = _answer(self._ray, self._asked.pop(lane))
+                if pace is not None and pace.shard == shard:  # not of the one before
+                    paces.append(pace)
+                    if pace != self._last[lane][0]:
+                        self._last[lane] = pace, time.monotonic()
+            actor = self._actors[lane]
+            self._asked[lane] = actor.pace.options(concurrency_group="pace").remote()
+        return paces
+
+    def kill_the_hung(self, running: Iterable[tuple[int, Shard]]) -> None:
+        """Kill the actors that have stood at one row for too long: their shards are handed on."""
+        for lane, _ in running:
+            if time.monotonic() - self._last[lane][1] > HANG_S:
+                self._last[lane] = self._last[lane][0], time.monotonic()
+                self._asked.pop(lane, None)
+                self._ray.kill(self._actors[lane], no_restart=False)

@@ -43,7 +43,8 @@ class Squares:
     """Row i holds (i, i*i). ``script`` maps a shard to what happens to its attempts, in order.
 
     A script entry is "ok", "fail" (an error that may pass), "final" (one that will not), or "kill"
-    (the process dies). Attempts are counted in files under ``folder``, so that they survive kills.
+    (the process dies) or "hang" (it stops, and says nothing any more). Attempts are counted in
+    files under ``folder``, so that they survive kills.
     """
 
     chunk_rows: int
@@ -93,6 +94,8 @@ class Squares:
             raise ValueError("this one will not")
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if action == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def main() -> None:

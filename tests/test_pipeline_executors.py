@@ -210,6 +210,17 @@ def test_a_killed_worker_costs_only_the_shard_it_held(numbers: FeatureSet, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
+def test_the_shard_of_a_worker_that_hangs_is_handed_on(
+    numbers: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.executors.HANG_S", 3.0)  # a quarter of an hour is long for a test
+    stage = Squares(5, str(tmp_path), {2: ("hang",)})
+    assert run(stage, numbers, RayExecutor(n_workers=2)).n_computed == 8
+    assert attempts(stage) == [1, 1, 2, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_finished(
     numbers: FeatureSet, tmp_path: Path
 ) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 from pipeline.executors import Executor
 from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
+from pipeline.space import check_space
 from stages.data.corrupt import Corrupt, labels_npy
+from stages.data.corruptions.pixels import SIDE
 from stages.errors import InputError
 from store.catalog import FeatureStore
 from store.shardset import ShardSet, find_set
 from store.storage import LocalStorage
 
 LABELS_KEY = "labels.npy"
+BYTES_OF_IMAGE = SIDE * SIDE * 3
 
 
 def corruption_folder(stage: Corrupt, data_root: Path) -> str:
@@ -46,6 +49,8 @@ def write_corrupted(
     has_labels = there is not None and storage.size(LABELS_KEY) is not None
     fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open(), stage.n_severities)}
     executor.check()
+    n_left = plan["n_rows"] if there is None else sum(shard.n_rows for shard in there.missing())
+    check_space(folder, n_left * BYTES_OF_IMAGE)
     store.prepare()  # a store that cannot be written is found out before the folder is
     shard_set = ShardSet.create(storage, plan, fixed)
     if shard_set.is_complete():

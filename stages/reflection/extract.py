@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.executors import Executor
 from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
+from pipeline.space import check_space
 from pipeline.stage import ShardOutput, Tick
 from stages.data.registry import SourceSpec
 from stages.data.source import ImageSource, Rows, check_planned, source_facts
@@ -180,6 +181,7 @@ def extract(
         n_failed = there.shard_set.n_failed_rows()
         return there, RunReport(len(there.shard_set.shards), 0, 0, n_failed, 0.0)
     executor.check()
+    check_space(store.location, store.preview(plan)["bytes_to_write"])
     feature_set = store.prepare().create(plan)
     take_in()
     title = f"extract {feature_set.plan['name']}"
