@@ -38,6 +38,9 @@ N_ROWS, SHARD_ROWS, PAUSE_S = 200, 10, 0.02
 N_SHARDS = N_ROWS // SHARD_ROWS
 N_WORKERS = 2
 MARK = "INTRO_PIPE_CAMPAIGN"
+UNCOMPARED = ("receipts", "lease", "quarantine")
+"""Folders that say when and by whom something was done, or keep what was hurt."""
+
 MAX_TRIES = 4
 DISK_BYTES = 96 * 1024
 """Too little for the set, so that the disk runs full under way."""
@@ -316,9 +319,9 @@ def reference_in(folder: Path) -> dict[str, bytes]:
 
 
 def files_of(found: FeatureSet) -> dict[str, bytes]:
-    """All files but receipts, which hold times, and leases."""
+    """The files of the set that must always be the same."""
     storage = found.shard_set.storage
-    keys = [key for key in storage.keys("") if key.split("/")[0] not in ("receipts", "lease")]
+    keys = [key for key in storage.keys("") if key.split("/")[0] not in UNCOMPARED]
     return {key: storage.read(key) for key in keys}
 
 
