@@ -58,6 +58,7 @@ def repair(
     Models, heads and results are not touched: remove them, and make them again.
     """
     from store.catalog import FeatureStore
+    from store.errors import LeaseError
     from store.verify import repair as take_back
 
     place = FeatureStore(store)
@@ -68,7 +69,10 @@ def repair(
         if hurt or shard_set is None:  # a lost plan is written by the same command too
             taken[name] = sorted(hurt)
         if shard_set is not None and problems and not dry_run:
-            take_back(shard_set, problems)
+            try:
+                take_back(shard_set, problems)
+            except LeaseError as error:  # the others can be mended all the same
+                note(str(error))
     note(checked.text)
     again = _commands_of(place, list(taken))
     n_mended = 0
@@ -95,7 +99,7 @@ def _computed_again(
     if dry_run:
         return False
     ended = subprocess.run(command, cwd=run.folder, env=environment, stdout=sys.stderr, check=False)
-    return ended.returncode == 0
+    return ended.returncode == 0 and not _check(place, [name]).wrong
 
 
 @dataclass(frozen=True)
@@ -169,11 +173,10 @@ def _commands_of(place: FeatureStore, names: Sequence[str]) -> dict[str, Run]:
 
     from pipeline.journal import runs
 
-    wanted = {PurePath(name).name: name for name in names}
     found: dict[str, Run] = {}
     for run in runs(place.location):
         for event in run.events:
-            name = wanted.get(event.get("place", ""))
-            if name is not None:
+            where = event.get("place", "")
+            for name in {where, PurePath(where).name} & set(names):  # a store may have been moved
                 found.setdefault(name, run)
     return found

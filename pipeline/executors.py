@@ -211,10 +211,14 @@ def _handed_out(
     idle: deque[int] = deque()
     paces = _Paces(ray, actors)
     error: Exception | None = None
-    while todo or running:
+    outcomes: deque[Outcome] = deque()
+    while todo or running or outcomes:
         while todo and idle:
             lane, shard = idle.popleft(), todo.popleft()
             running[actors[lane].run.remote(shard)] = (lane, shard)
+        if outcomes:  # what the caller does with them takes time: the lanes are at work meanwhile
+            yield outcomes.popleft()
+            continue
         if not running and not called:
             yield _death(todo.popleft(), 0, error, "no worker can be started", stops_run=True)
             continue
@@ -229,10 +233,10 @@ def _handed_out(
             lane, shard = running.pop(reference)
             if error is None:
                 idle.append(lane)
-                yield answer
+                outcomes.append(answer)
             else:
                 called[_call(actors[lane])] = lane
-                yield _death(shard, lane, error, f"worker {lane} died")
+                outcomes.append(_death(shard, lane, error, f"worker {lane} died"))
         watch(paces.ask(running.values()))
         paces.kill_the_hung(running.values())
 

@@ -98,13 +98,14 @@ def run_loop(
     started = time.monotonic()
     is_begun = artifact.refuse_other(plan)
     if is_begun and artifact.is_complete():
-        card = artifact.card()
-        return LoopReport(card, card["history"], 0, 0.0)
+        return _finished(artifact)
     # What cannot start is refused before anything is written.
     fresh = None if is_begun else stage.start()
     store.prepare()
     artifact.claim(plan)
     with Lease(artifact.storage, purpose=title) as lease:
+        if artifact.is_complete():  # another driver has finished it meanwhile
+            return _finished(artifact)
         journal.begin()
         history, state = _last_checkpoint(stage, artifact.storage, fresh)
         first = len(history)
@@ -124,8 +125,14 @@ def run_loop(
         staged = artifact.stage(files, {**(facts or {}), **found, "history": history})
         lease.check()
         card = artifact.publish(staged)
-        _forget(artifact.storage, keep=None)
+        _forget(artifact.storage, before=stage.n_units)
     return LoopReport(card, history, stage.n_units - first, time.monotonic() - started)
+
+
+def _finished(artifact: Artifact) -> LoopReport:
+    artifact.storage.sync()  # who wrote the card may have died before that
+    card = artifact.card()
+    return LoopReport(card, card["history"], 0, 0.0)
 
 
 def n_units_done(artifact: Artifact) -> int:
@@ -153,11 +160,11 @@ def _checkpoint(
     data = stage.save(state)
     note = readable_json({"history": history, "sha256": checksum(data)})
     files = {_state_key(unit): data, _note_key(unit): note}
-    staged = {key: storage.stage(key, content) for key, content in files.items()}
+    staged = storage.stage_all(files)
     lease.check()
     for key, name in staged.items():
         storage.publish(name, key)
-    _forget(storage, keep=unit)
+    _forget(storage, before=unit)
 
 
 def _last_checkpoint(stage: LoopStage, storage: Storage, fresh: Any) -> tuple[History, Any]:
@@ -177,15 +184,17 @@ def _vouched_checkpoints(storage: Storage) -> Iterator[tuple[History, bytes]]:
             data = storage.read(_state_key(len(note["history"]) - 1))
             if checksum(data) == note["sha256"]:
                 yield list(note["history"]), data
-        except (ValueError, KeyError, NotFoundError):
+        except (ValueError, KeyError, TypeError, NotFoundError):
             continue  # an older checkpoint, or none, costs time but no correctness
 
 
-def _forget(storage: Storage, *, keep: int | None) -> None:
-    """Remove the checkpoints but one."""
-    kept = {_state_key(keep), _note_key(keep)} if keep is not None else set()
+def _forget(storage: Storage, *, before: int) -> None:
+    """Remove the checkpoints of earlier units; never a later one, which another may have written.
+
+    A driver that slept here does not know how far its successor is.
+    """
     for key in storage.keys(CHECKPOINTS):
-        if key not in kept:
+        if key < _state_key(before)[: -len(".safetensors")]:
             storage.remove(key)
 
 

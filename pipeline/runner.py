@@ -4,7 +4,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import PurePath
 from typing import TextIO
 
 from pipeline.errors import RunFailedError
@@ -74,10 +73,12 @@ def run_map(
     """
     missing = shard_set.missing()
     if not missing:
+        shard_set.confirm()
         return RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     with Lease(shard_set.storage, purpose=title, machine=machine) as lease:
+        shard_set.confirm()
         missing = shard_set.missing()  # a driver before this one may have gone on until now
-        place = PurePath(shard_set.storage.location).name
+        place = shard_set.storage.location
         journal.begin().note("work", title=title, place=place, unit="shard", units=len(missing))
         return _Run(stage, shard_set, executor, journal, lease, title, stream).run(missing)
 
@@ -111,7 +112,24 @@ class _Run:
     def run(self, shards: Sequence[Shard]) -> RunReport:
         """Compute the shards; raises ``RunFailedError`` where some cannot be."""
         started = time.monotonic()
-        todo = deque(shards)
+        try:
+            self._compute(deque(shards))
+        finally:  # whatever ended it, Ctrl-C too
+            self._check_inputs()
+        if self._failed:
+            raise self._failure()
+        n_rows = sum(shard.n_rows for shard in self._computed.values())
+        return RunReport(
+            len(self._work.shard_set.shards),
+            len(self._computed),
+            n_rows,
+            self._n_failed_rows,
+            time.monotonic() - started,
+        )
+
+    def _compute(self, todo: deque[Shard]) -> None:
+        """Compute the shards, those that fail again at the end of the queue."""
+        shards = tuple(todo)
         with Progress(self._title, sum(s.n_rows for s in shards), stream=self._stream) as progress:
             watch = self._watched(progress.watch)
             for ended in self._executor.run(self._work, todo, watch):
@@ -126,17 +144,6 @@ class _Run:
                     todo.append(outcome.shard)
                 else:
                     self._failed.append(outcome)
-        self._check_inputs()
-        if self._failed:
-            raise self._failure()
-        n_rows = sum(shard.n_rows for shard in self._computed.values())
-        return RunReport(
-            len(self._work.shard_set.shards),
-            len(self._computed),
-            n_rows,
-            self._n_failed_rows,
-            time.monotonic() - started,
-        )
 
     def _watched(self, watch: Watch) -> Watch:
         """Let the journal know now and then where each worker is, for who looks from elsewhere."""
@@ -190,7 +197,6 @@ class _Run:
     def _is_tried_again(self, outcome: Outcome) -> bool:
         """Whether another try may help; raises ``RunFailedError`` where no shard will do better."""
         if outcome.stops_run:
-            self._check_inputs()
             raise RunFailedError(f"{outcome.error}; what was finished before is kept")
         self._attempts[outcome.shard.index] += 1
         if outcome.is_final or self._attempts[outcome.shard.index] == MAX_ATTEMPTS:

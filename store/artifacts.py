@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from store.errors import DamagedError, NotFoundError, PlanMismatchError
+from store.lease import Lease
 from store.plan import Plan, differences, readable_json
 from store.seal import sealed, unsealed, vouch
 from store.shardset import PLAN_KEY
@@ -46,8 +47,8 @@ class Artifact:
 
     def claim(self, plan: Plan) -> None:
         """Write the plan before the work starts; refuse a place that holds another one."""
-        self.refuse_other(plan)
-        self.storage.create(PLAN_KEY, readable_json(plan))
+        if not self.storage.create(PLAN_KEY, readable_json(plan)):
+            self.refuse_other(plan)
 
     def refuse_other(self, plan: Plan) -> bool:
         """Raise ``PlanMismatchError`` where the place holds another plan; says if it holds this."""
@@ -67,24 +68,29 @@ class Artifact:
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write the files, then the card with their checksums; gives the card.
 
-        A card that is there already goes first: it does not vouch for the new files.
+        Where someone else has finished it meanwhile, that one stays. Raises ``LeaseError`` where
+        someone else is writing it.
         """
-        return self.publish(self.stage(files, facts))
+        with Lease(self.storage, purpose=f"write {self.kind} {self.name}") as lease:
+            if self.is_complete():
+                return self.card()
+            staged = self.stage(files, facts)
+            lease.check()
+            return self.publish(staged)
 
     def stage(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> "StagedArtifact":
         """Write the files and the card where nobody looks, to be published."""
         vouched = {key: vouch(data) for key, data in files.items()}
         card = sealed({**facts, "files": vouched})
-        whole = {**files, self.card_key: card}
-        names = {key: self.storage.stage(key, data) for key, data in whole.items()}
-        return StagedArtifact(names, unsealed(card))
+        return StagedArtifact(
+            self.storage.stage_all({**files, self.card_key: card}), unsealed(card)
+        )
 
     def publish(self, staged: "StagedArtifact") -> dict[str, Any]:
         """Put what was staged into its place, the card last; gives the card.
 
-        Where there is a lease it must have been seen after staging, see ``ShardSet.publish``.
+        Only for who holds the lease, and has seen it after staging: see ``ShardSet.publish``.
         """
-        self.storage.remove(self.card_key)
         for key, name in staged.names.items():
             self.storage.publish(name, key)
         return staged.card

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from store.errors import LeaseError, StoreError, SweptError
-from store.machine import Machine, ThisMachine
+from store.machine import HIDDEN, Machine, ThisMachine
 from store.plan import readable_json
 from store.storage import Storage
 
@@ -19,6 +19,9 @@ LEASES = "lease"
 HEARTBEAT_S = 10.0
 EXPIRY_S = 60.0
 """A heartbeat that is older than this, by our clock, is doubted."""
+
+_TOKENS: set[str] = set()
+"""Of the leases that this process holds: what else bears its pid was not given back."""
 
 _FACTS: dict[str, Callable[[Any], Any]] = {
     "host": str,
@@ -44,12 +47,13 @@ class Lease:
     def __init__(self, storage: Storage, *, purpose: str, machine: Machine | None = None) -> None:
         self._storage = storage
         self._machine = machine or ThisMachine()
+        self._token = secrets.token_hex(8)
         self._facts = {
             "host": self._machine.host,
             "kernel": self._machine.kernel,
             "pid": self._machine.pid,
             "process_started": self._machine.started(self._machine.pid),
-            "token": secrets.token_hex(8),
+            "token": self._token,
             "purpose": purpose,
         }
         self._number = 0
@@ -62,6 +66,11 @@ class Lease:
             with suppress(SweptError):  # another one is faster, and sweeps
                 if self._storage.create(_key(last + 1), self._content()):
                     self._number = last + 1
+            if self._number and _last(self._storage) != self._number:
+                # While we watched, others came and went, and our number was free again.
+                self._storage.remove(_key(self._number))
+                self._number = 0
+        _TOKENS.add(self._token)
         try:
             self._storage.sweep()
             for number in _numbers(self._storage):
@@ -99,8 +108,8 @@ class Lease:
         if holder and (is_alive(holder, self._machine) or self._is_beating(holder, number)):
             raise LeaseError(
                 f"{self._storage.location} is being written by {holder['purpose']} "
-                f"(pid {holder['pid']} on {holder['host']}): wait for it, or stop it first; "
-                f"if it is gone for good, remove {_key(number)} there"
+                f"(pid {holder['pid']} on {holder['host']}): wait for it, or stop it first; if it "
+                f"is gone, it is given up {EXPIRY_S:.0f} s after its last heartbeat"
             )
 
     def _is_beating(self, holder: dict[str, Any], number: int) -> bool:
@@ -108,15 +117,21 @@ class Lease:
         if holder["is_released"] or _is_neighbour(holder, self._machine):
             return False
         self._machine.sleep(2 * HEARTBEAT_S)
-        return _read(self._storage, number) not in ({}, holder)
+        seen = _read(self._storage, number)
+        return seen not in ({}, holder) and not seen["is_released"]
 
     def _release(self) -> None:
-        with suppress(StoreError):  # a full disk: the next driver sees that this process is gone
-            self._storage.write(_key(self._number), self._content(is_released=True))
+        _TOKENS.discard(self._token)  # on a full disk this must do for this process
+        self._rewrite(is_released=True)
 
     def _beat(self) -> None:
-        with suppress(StoreError):  # a missed beat is no reason to stop; the next may get through
-            self._storage.write(_key(self._number), self._content())
+        self._rewrite()
+
+    def _rewrite(self, *, is_released: bool = False) -> None:
+        """Write our own number again, if it is still ours; a miss is no reason to stop."""
+        with suppress(StoreError, OSError):
+            if _read(self._storage, self._number).get("token") == self._token:
+                self._storage.write(_key(self._number), self._content(is_released=is_released))
 
 
 def holder_of(storage: Storage) -> dict[str, Any] | None:
@@ -133,8 +148,11 @@ def is_alive(holder: dict[str, Any], machine: Machine) -> bool:
     if holder["is_released"]:
         return False
     if _is_neighbour(holder, machine):
-        began: str = holder["process_started"]
-        return machine.started(holder["pid"]) == began
+        if holder["pid"] == machine.pid and holder["host"] == machine.host:
+            return holder["token"] in _TOKENS
+        began = machine.started(holder["pid"])
+        if began != HIDDEN:
+            return began != "" and began == holder["process_started"]
     heartbeat: float = holder["heartbeat"]
     return abs(machine.time() - heartbeat) <= EXPIRY_S
 
@@ -163,6 +181,6 @@ def _read(storage: Storage, number: int) -> dict[str, Any]:
     try:
         content = json.loads(storage.read(_key(number)))
         facts = {name: kind(content[name]) for name, kind in _FACTS.items()}
-    except (StoreError, ValueError, KeyError, TypeError):
+    except (StoreError, ValueError, KeyError, TypeError, OverflowError):
         return {}
     return facts if facts["pid"] > 0 else {}

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+HIDDEN = "hidden"
+
 
 class Machine(Protocol):
     """A clock, and what is known about processes here."""
@@ -32,7 +34,10 @@ class Machine(Protocol):
         """Wait."""
 
     def started(self, pid: int) -> str:
-        """When a process of this machine began, which tells a reused pid; empty if it is gone."""
+        """When a process of this machine began, which tells a reused pid; empty if it is gone.
+
+        ``HIDDEN`` where it is there and that is all we may know.
+        """
 
     def every(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
         """Do something again and again beside the work; gives what stops it."""
@@ -67,7 +72,7 @@ class ThisMachine:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
-            return ""
+            return HIDDEN if _is_another_users(pid) else ""
         return "" if fields[0] == "Z" else fields[19]
 
     def every(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
@@ -86,3 +91,14 @@ class ThisMachine:
             thread.join()
 
         return stop
+
+
+def _is_another_users(pid: int) -> bool:
+    """Whether a process is there that we may not look at, as where /proc hides those of others."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

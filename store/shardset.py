@@ -13,7 +13,6 @@ from store.errors import (
     FormatError,
     NotFoundError,
     PlanMismatchError,
-    WriteError,
 )
 from store.plan import Plan, differences, fingerprint, readable_json
 from store.seal import sealed, unsealed, vouch
@@ -36,7 +35,7 @@ class StagedShard:
     """A shard whose files have no place yet: key -> staged name, and the receipt."""
 
     shard: Shard
-    names: dict[str, str]
+    names: Mapping[str, str]
     receipt: dict[str, Any]  # Any: JSON
 
 
@@ -134,14 +133,8 @@ class ShardSet:
         Any number of workers may stage the same shard, and die over it.
         """
         facts = {**facts, "host": platform.node(), "written_at": round(time.time(), 3)}
-        staged = StagedShard(shard, {}, self._receipt_of(shard, files, facts))
-        try:
-            for key, data in files.items():
-                staged.names[key] = self.storage.stage(key, data)
-        except WriteError:
-            self.drop(staged)  # above all where the disk is full
-            raise
-        return staged
+        receipt = self._receipt_of(shard, files, facts)
+        return StagedShard(shard, self.storage.stage_all(files), receipt)
 
     def publish(self, staged: "StagedShard") -> dict[str, Any]:
         """Put a staged shard into its place, its receipt last: the driver's half of a commit.
@@ -190,8 +183,16 @@ class ShardSet:
         return sum(len(receipt.get("failed", {})) for receipt in self.receipts())
 
     def discard(self, shard: Shard) -> None:
-        """Take a shard back to missing: its data is replaced when it is redone."""
+        """Take a shard back to missing, durably: its data is replaced when it is redone."""
         self.storage.remove(receipt_key(shard))
+        self.storage.sync(RECEIPTS)
+
+    def confirm(self) -> None:
+        """Make the receipts durable that are there: for who is about to say that they are.
+
+        Who wrote the last one may have died before that.
+        """
+        self.storage.sync(RECEIPTS)
 
     def _receipt_of(
         self, shard: Shard, files: Mapping[str, bytes], facts: Mapping[str, Any]

@@ -6,7 +6,7 @@ for object stores needs the same methods, and nothing else of the project change
 
 import errno
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,9 @@ class Storage(Protocol):
     def stage(self, key: str, data: bytes) -> str:
         """Keep a value that is to have this key; gives the name to publish it by."""
 
+    def stage_all(self, values: Mapping[str, bytes]) -> dict[str, str]:
+        """Stage values by their keys, or none of them; gives the names by key."""
+
     def publish(self, staged: str, key: str) -> None:
         """Put a staged value in place of whatever was there; raises ``SweptError``."""
 
@@ -80,7 +83,10 @@ class Storage(Protocol):
         """Drop all that is staged; for who has just taken the lease."""
 
     def remove(self, key: str) -> None:
-        """Forget the key; it may be absent."""
+        """Forget the key; it may be absent. A power cut may bring it back, until ``sync``."""
+
+    def sync(self, prefix: str = "") -> None:
+        """Make durable which keys there are right below ``prefix``, whoever wrote them."""
 
     def size(self, key: str) -> int | None:
         """Length of the value in bytes, ``None`` where there is none."""
@@ -147,6 +153,18 @@ class LocalStorage:
             raise
         return staged
 
+    def stage_all(self, values: Mapping[str, bytes]) -> dict[str, str]:
+        """Write a synced file for each value; where one fails, above all on a full disk, none."""
+        staged: dict[str, str] = {}
+        try:
+            for key, data in values.items():
+                staged[key] = self.stage(key, data)
+        except BaseException:
+            for name in staged.values():
+                self.drop(name)
+            raise
+        return staged
+
     def publish(self, staged: str, key: str) -> None:
         """Rename a staged file into its place; raises ``SweptError``, ``WriteError``."""
         place = Path(self.root, key)
@@ -189,6 +207,11 @@ class LocalStorage:
         with _told(self._path(key)), suppress(FileNotFoundError):
             self.disk.unlink(self._path(key))
 
+    def sync(self, prefix: str = "") -> None:
+        """Sync the folder, if it is there; raises ``WriteError``."""
+        with _told(self._path(prefix)), suppress(FileNotFoundError):
+            self.disk.sync_folder(self._path(prefix))
+
     def size(self, key: str) -> int | None:
         """Size of the file in bytes, ``None`` where there is none."""
         return self.disk.size(self._path(key))
@@ -222,14 +245,19 @@ class LocalStorage:
         That a folder is there proves nothing: who made it may have died before it was synced.
         """
         path = str(folder)
-        is_above = not folder.is_relative_to(self.root)
-        if self.disk.is_folder(path) and (is_above or path in self.disk.durable_folders):
+        is_known = path in self.disk.durable_folders and self.disk.is_folder(path)
+        if is_known or folder.parent == folder:
             return
         self._make_folders(folder.parent)
         with suppress(FileExistsError):
             self.disk.make_folder(path)
-        with suppress(PermissionError):  # the parent of the root may be one that we cannot read
+        try:
             self.disk.sync_folder(str(folder.parent))
+        except OSError as error:
+            # Above our root there may be folders that we cannot open, or that cannot be synced.
+            is_above = not folder.parent.is_relative_to(self.root)
+            if not is_above or error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL):
+                raise
         self.disk.durable_folders.add(path)
 
 

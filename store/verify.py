@@ -1,6 +1,7 @@
 """Verification: what is on disk against what the receipts vouch for, and back."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,11 @@ from store.lease import LEASES, Lease
 from store.plan import is_plan
 from store.schema import Schema
 from store.shards import Shard
-from store.shardset import PLAN_KEY, ShardSet, receipt_key
+from store.shardset import PLAN_KEY, RECEIPTS, ShardSet, receipt_key
 from store.storage import STAGING, Storage, checksum
+
+OF_FILES = ("missing", "truncated", "altered", "unreadable", "receipt without data")
+"""Kinds of problems that a look at the receipt and its files shows again."""
 
 QUARANTINE = "quarantine"
 """Folder of a set with the files that were taken out of it because they were hurt."""
@@ -26,9 +30,9 @@ QUARANTINE = "quarantine"
 class Problem:
     """Something that is not as the plan and the receipts say.
 
-    ``kind`` is one of: missing, truncated, altered, damaged receipt, receipt without data, data
-    without receipt, unexplained NaN, missing shard, litter, altered plan. ``shard`` is ``None`` for
-    files of the set as a whole. ``is_harmless``: nothing that a reader gets is wrong.
+    ``kind`` is one of: missing, truncated, altered, unreadable, damaged receipt, receipt without
+    data, data without receipt, unexplained NaN, missing shard, litter, altered plan. ``shard`` is
+    ``None`` for files of the set as a whole. ``is_harmless``: nothing that a reader gets is wrong.
     """
 
     set_name: str
@@ -58,7 +62,10 @@ def verify_feature_set(
         shard.index: [*(chunk_key(spec, shard) for spec in schema.arrays), samples_key(shard)]
         for shard in shard_set.shards
     }
-    there = set(shard_set.storage.keys())
+    # Receipts first: of a driver at work we then see data without a receipt, never the reverse.
+    receipts = set(shard_set.storage.keys(RECEIPTS))
+    data = {key for key in shard_set.storage.keys("") if not key.startswith(f"{RECEIPTS}/")}
+    there = receipts | data
     for shard in shard_set.shards:
         yield from _shard_problems(feature_set, shard, keys_of[shard.index], there)
         tick(shard.n_rows)
@@ -84,18 +91,24 @@ def verify_files(
     name = shard_set.storage.location
     done = shard_set.done()
     for shard in shard_set.shards:
-        if shard.index not in done:
+        if shard.index in done:
+            yield from _vouched_problems(shard_set, shard)
+        else:
             yield Problem(name, "missing shard", receipt_key(shard), "not computed yet", shard)
-            continue
-        try:
-            receipt = shard_set.receipt(shard)
-        except StoreError as error:
-            yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
-            continue
-        for key, expected in receipt["files"].items():
-            if found := _difference(shard_set.storage, key, expected):
-                yield Problem(name, found[0], key, found[1], shard)
         tick(shard.n_rows)
+
+
+def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
+    """What is wrong with the receipt of a shard, or with the files that it vouches for."""
+    name = shard_set.storage.location
+    try:
+        receipt = shard_set.receipt(shard)
+    except (StoreError, OSError) as error:
+        yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
+        return
+    for key, expected in receipt["files"].items():
+        if found := _difference(shard_set.storage, key, expected):
+            yield Problem(name, found[0], key, found[1], shard)
 
 
 def verify_artifact(artifact: Artifact) -> Iterator[Problem]:
@@ -149,7 +162,7 @@ def _shard_problems(
         return
     try:
         receipt = shard_set.receipt(shard)
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
         return
     if receipt.get("shard") != {"index": shard.index, "start": shard.start, "stop": shard.stop}:
@@ -189,7 +202,11 @@ def _difference(storage: Storage, key: str, expected: Mapping[str, Any]) -> tupl
     if size != expected["bytes"]:
         kind = "truncated" if size < expected["bytes"] else "altered"
         return kind, f"{size} bytes, {expected['bytes']} were written"
-    if (found := checksum(storage.read(key))) != expected["sha256"]:
+    try:
+        found = checksum(storage.read(key))
+    except OSError as error:
+        return "unreadable", error.strerror or str(error)
+    if found != expected["sha256"]:
         return "altered", f"sha256 {found[:12]}…, {expected['sha256'][:12]}… was written"
     return None
 
@@ -201,7 +218,7 @@ def _nan_problems(
     for spec in feature_set.schema.arrays:
         try:
             values = feature_set.read_chunk(spec.name, shard).reshape(shard.n_rows, -1)
-        except DamagedError as error:
+        except (DamagedError, OSError) as error:
             yield Problem(feature_set.name, "altered", chunk_key(spec, shard), str(error), shard)
             continue
         rows = shard.start + np.flatnonzero(np.isnan(values).any(axis=1))
@@ -222,14 +239,24 @@ def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
     hurt = {p.shard.index: p.shard for p in problems if p.shard is not None and not p.is_harmless}
     storage = shard_set.storage
     fixed = _metadata_of(shard_set) if "schema" in shard_set.plan else {}
-    with Lease(storage, purpose="repair"):
+    with Lease(storage, purpose="repair") as lease:
+        hurt = {index: hurt[index] for index in hurt if _is_still_hurt(shard_set, index, problems)}
         for problem in problems:
-            is_there = storage.size(problem.key) is not None
-            if problem.shard is not None and not problem.is_harmless and is_there:
-                storage.write(f"{QUARANTINE}/{problem.key}", storage.read(problem.key))
+            if problem.shard is not None and problem.shard.index in hurt:
+                with suppress(OSError):  # what cannot be read, or kept, is not kept
+                    storage.write(f"{QUARANTINE}/{problem.key}", storage.read(problem.key))
         for shard in hurt.values():
+            lease.check()
             shard_set.discard(shard)
         for problem in problems:
             if problem.key in fixed:
                 storage.write(problem.key, fixed[problem.key])
     return tuple(hurt[index] for index in sorted(hurt))
+
+
+def _is_still_hurt(shard_set: ShardSet, index: int, problems: list[Problem]) -> bool:
+    """Whether nobody has computed a shard again since it was found to be hurt."""
+    of_shard = [p for p in problems if p.shard is not None and p.shard.index == index]
+    if any(p.kind not in OF_FILES for p in of_shard if not p.is_harmless):
+        return True
+    return any(True for _ in _vouched_problems(shard_set, shard_set.shards[index]))

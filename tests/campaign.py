@@ -67,7 +67,9 @@ class Round:
 
     def start(self) -> subprocess.Popen[str]:
         """The command, in a process group of its own."""
-        words = (self.store, self.attempts, N_ROWS, SHARD_ROWS, PAUSE_S, self.n_workers)
+        # On Ray the work must last longer than it takes to notice that a node is gone.
+        pause_s = PAUSE_S if self.n_workers == 0 else 20 * PAUSE_S
+        words = (self.store, self.attempts, N_ROWS, SHARD_ROWS, pause_s, self.n_workers)
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("squares.py")), *map(str, words)],
             env={**os.environ, MARK: self.mark},
@@ -75,6 +77,8 @@ class Round:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Who runs in the background of a shell ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.started.append(process)
         return process

@@ -4,7 +4,8 @@ The runner, the worker, the lease and the store are those of production; the dis
 the scheduler are simulated. ``simulate(seed)`` tells one story: some drivers, one after the other
 and beside each other, with what goes wrong drawn from the seed; then all processes end, nothing
 goes wrong any more, and one last driver runs. Whenever the set is looked at, every receipt must
-vouch for the bytes that lie there; at the end every shard must be there, once.
+vouch for the bytes that lie there, and once a driver has told that the set is complete no shard may
+be missing; at the end every shard must be there, once.
 
     python tests/simulation.py --seeds 1000            # from seed 0
     python tests/simulation.py --first 4711 --seeds 1 --trace
@@ -57,6 +58,7 @@ FAULTS = (
     "give up",
     "overlap",
     "replace",
+    "die publishing",
 )
 DISK_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS)
 
@@ -196,7 +198,8 @@ class Story:
         self.failing = self.rng.choice([0.0, 0.0, 0.1])
         self.twice = self.rng.choice([0.0, 0.1])
         self.disk_errors: list[int] = []
-        self.is_to_be_replaced = False
+        self.is_to_be_replaced = self.is_to_die = False
+        self.is_told_complete = False
         self.drivers: list[Process] = []
         favourite = self.rng.choice(FAULTS)  # the same fault again and again reaches further
         self.fault_at = {
@@ -213,7 +216,7 @@ class Story:
             if self.world.n_steps % 50 == 0:
                 self._look()
             if not any(driver.is_alive for driver in self.drivers):
-                if self._is_complete() or len(self.drivers) >= MAX_LIVES:
+                if self.is_told_complete or len(self.drivers) >= MAX_LIVES:
                     break
                 self.world.now += self.rng.choice([0.0, 1.0, 100.0])
                 self._start_driver()
@@ -227,7 +230,8 @@ class Story:
             self._happen("power cut")
         for process in list(self.world.processes):
             self.world.kill(process)
-        self.fault_at, self.disk_errors, self.is_to_be_replaced = {}, [], False
+        self.fault_at, self.disk_errors = {}, []
+        self.is_to_be_replaced = self.is_to_die = False
         self.failing = self.twice = 0.0
         self._look()
         was_complete = self._is_complete()
@@ -262,6 +266,7 @@ class Story:
                 ending = type(error).__name__
                 self._note(f"{process.name}: {ending}: {error}")
             self.endings[ending] += 1
+            self.is_told_complete |= ending == "complete"
             self._note(f"{process.name} ends: {ending}")
             for lane in self.lanes.get(process.pid, []):  # they were its children
                 lane.process.is_alive = False
@@ -320,6 +325,8 @@ class Story:
             self._start_driver()
         elif fault == "replace":
             self.is_to_be_replaced = True
+        elif fault == "die publishing":
+            self.is_to_die = True
 
     def _replace(self, driver: Process) -> None:
         """As it publishes it falls asleep; another host takes over, and it wakes up again."""
@@ -342,6 +349,10 @@ class Story:
         is_publishing = operation in ("rename", "link") and process in self.drivers
         if self.is_to_be_replaced and is_publishing and self.rng.random() < 0.3:
             self._replace(process)
+        if self.is_to_die and operation == "sync folder" and process in self.drivers:
+            share = 0.5 if path.endswith("/receipts") else 0.05
+            self.is_to_die = self.rng.random() >= share
+            process.is_alive = self.is_to_die
         self.world.pause()
         self._note(f"{process.name}: {operation} {path.removeprefix(ROOT)}")
         if self.disk_errors and operation not in ("size", "list") and self.rng.random() < 0.3:
@@ -354,6 +365,10 @@ class Story:
             raise ViolationError(f"{type(error).__name__}: {error}") from error
         for shard in self._shards():
             receipt = self._content(receipt_key(shard))
+            if receipt is None and self.is_told_complete:
+                raise ViolationError(
+                    f"shard {shard.index} is gone: a driver had told that it is there"
+                )
             if receipt is None:
                 continue
             try:

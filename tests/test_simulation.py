@@ -146,7 +146,23 @@ def receipts_are_staged_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ShardSet, "publish", publish)
 
 
+def receipts_are_not_durable(patch: pytest.MonkeyPatch) -> None:
+    def sync_folder(self: SimulatedDisk, path: str) -> None:
+        if not path.endswith("/receipts"):
+            once(self, path)
+
+    once = SimulatedDisk.sync_folder
+    patch.setattr(SimulatedDisk, "sync_folder", sync_folder)
+
+
+def nobody_confirms(patch: pytest.MonkeyPatch) -> None:
+    """Receipts that a dead driver could not sync any more are taken for durable."""
+    patch.setattr(ShardSet, "confirm", lambda self: None)
+
+
 RULES = [
+    receipts_are_not_durable,
+    nobody_confirms,
     receipt_first,
     workers_publish,
     nobody_sweeps,

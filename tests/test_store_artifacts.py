@@ -1,10 +1,14 @@
 """Whole artifacts: the card last, another plan refused, damage noticed."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
-from store.errors import DamagedError, NotFoundError, PlanMismatchError, WriteError
+from store.errors import DamagedError, LeaseError, NotFoundError, PlanMismatchError, SweptError
+from store.lease import Lease
+from store.storage import LocalStorage
 
 PLAN = {"network": "cnn2", "seed": 0}
 
@@ -61,9 +65,38 @@ def test_a_plan_or_card_that_is_garbage_is_damage(model: Artifact, key: str, dat
         {"plan.json": model.plan, "model.json": model.card}[key]()
 
 
-def test_an_old_card_does_not_vouch_for_new_files(model: Artifact) -> None:
-    model.write({"weights": b"1"}, {})
-    model.storage.write("folder/file", b"")
-    with pytest.raises(WriteError):
-        model.write({"weights": b"2", "folder": b"in the way"}, {})
+def test_what_is_finished_stays_as_it_is(model: Artifact) -> None:
+    first = model.write({"weights": b"1"}, {"by": "the first"})
+    assert model.write({"weights": b"2"}, {"by": "the second"}) == first
+    assert model.read("weights") == b"1"
+
+
+def test_two_do_not_write_at_once(model: Artifact) -> None:
+    with (
+        Lease(model.storage, purpose="train cnn2"),
+        pytest.raises(LeaseError, match="being written by train cnn2"),
+    ):
+        model.write({"weights": b"1"}, {})
     assert not model.is_complete()
+
+
+def test_a_driver_that_was_replaced_leaves_the_card_of_its_successor(model: Artifact) -> None:
+    sleeper = model.stage({"weights": b"1"}, {"by": "the sleeper"})
+    card = model.write({"weights": b"2"}, {"by": "its successor"})
+    with pytest.raises(SweptError):
+        model.publish(sleeper)
+    assert (model.card(), model.read("weights")) == (card, b"2")
+
+
+def test_of_two_plans_that_claim_a_name_at_once_one_is_refused(store: FeatureStore) -> None:
+    @dataclass(frozen=True)
+    class Slow(LocalStorage):
+        """Another claims the name while this one is about to."""
+
+        def create(self, key: str, data: bytes) -> bool:
+            Artifact(LocalStorage(self.root), "model").claim({"k": 5})
+            return super().create(key, data)
+
+    slow = Artifact(Slow(store.artifact("model", "other").storage.location), "model")
+    with pytest.raises(PlanMismatchError, match="k: 50, there 5"):
+        slow.claim({"k": 50})

@@ -148,13 +148,13 @@ def test_a_flipped_byte_of_a_chunk_is_not_read(numbers: FeatureSet) -> None:
     data = bytearray(numbers.shard_set.storage.read(key))
     data[5] ^= 1
     numbers.shard_set.storage.write(key, bytes(data))
-    with pytest.raises(DamagedError, match=r"square/c/1/0 is damaged .*verify numbers-test"):
+    with pytest.raises(DamagedError, match=r"square/c/1/0 is damaged .*repair numbers-test"):
         numbers.read("square")
 
 
 def test_a_missing_chunk_is_damage_not_rows_of_nan(numbers: FeatureSet) -> None:
     numbers.shard_set.storage.remove(chunk_key(numbers.schema.arrays[0], Shard(0, 0, 4)))
-    with pytest.raises(DamagedError, match="verify numbers-test"):
+    with pytest.raises(DamagedError, match="repair numbers-test"):
         numbers.read("square")
 
 

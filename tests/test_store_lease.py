@@ -16,7 +16,7 @@ import pytest
 import store.lease
 from store.errors import LeaseError
 from store.lease import EXPIRY_S, HEARTBEAT_S, Lease, holder_of
-from store.machine import ThisMachine
+from store.machine import HIDDEN, ThisMachine
 from store.plan import readable_json
 from store.storage import LocalStorage
 
@@ -144,7 +144,7 @@ def test_a_live_process_of_this_kernel_is_believed_whatever_the_clock(
 ) -> None:
     write_lease(storage, kernel="ours")
     for now in (1e9 + 86_400, 1e9 - 86_400):
-        with pytest.raises(LeaseError, match=r"if it is gone for good, remove lease/00000001\.js"):
+        with pytest.raises(LeaseError, match="given up 60 s after its last heartbeat"):
             take(storage, Stand(now=now, processes={7: "at noon", 1: "at dawn"}))
 
 
@@ -189,7 +189,7 @@ def test_a_lost_lease_is_noticed_and_left_to_its_holder(storage: LocalStorage) -
 
 def test_a_driver_that_woke_up_cannot_take_its_lease_back(storage: LocalStorage) -> None:
     sleeper = take(storage, Stand())
-    winner = take(storage, Stand(processes={}))
+    winner = take(storage, Stand(pid=8, processes={8: "at one"}))
     sleeper._beat()  # it was about to, when it fell asleep
     sleeper.__exit__(None, None, None)
     winner.check()
@@ -243,6 +243,36 @@ def test_a_lease_with_facts_of_another_kind_holds_nothing(
 ) -> None:
     write_lease(storage, **facts)
     assert holder_of(storage) is None
+
+
+def test_a_lease_that_this_process_could_not_give_back_does_not_keep_it_out(
+    storage: LocalStorage,
+) -> None:
+    """On a full disk: the file still names a process that is alive, this one."""
+    here = ThisMachine()
+    facts = {"host": here.host, "kernel": here.kernel, "pid": here.pid}
+    write_lease(storage, **facts, process_started=here.started(here.pid))
+    with Lease(storage, purpose="other") as lease:
+        lease.check()
+
+
+def test_a_process_that_may_not_be_looked_at_is_judged_by_its_heart(storage: LocalStorage) -> None:
+    write_lease(storage, kernel="ours")
+    hidden = {7: "at noon", 1: HIDDEN}
+    with pytest.raises(LeaseError):
+        take(storage, Stand(processes=hidden))
+
+
+def test_a_number_that_became_free_while_we_watched_is_not_taken(storage: LocalStorage) -> None:
+    """Others came and went: 2 is free again, and 3 is at work."""
+    write_lease(storage)
+    machine = Stand(now=1e9 + EXPIRY_S + 1)
+    machine.meanwhile = lambda: write_lease(
+        storage, "lease/00000003.json", heartbeat=machine.now, token="at work"
+    )
+    with pytest.raises(LeaseError):
+        take(storage, machine)
+    assert "lease/00000002.json" not in storage.keys("lease")
 
 
 def test_a_pid_that_no_process_can_have_is_dead(storage: LocalStorage) -> None:

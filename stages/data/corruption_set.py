@@ -54,6 +54,7 @@ def write_corrupted(
     store.prepare()  # a store that cannot be written is found out before the folder is
     shard_set = ShardSet.create(storage, plan, fixed)
     if shard_set.is_complete():
+        shard_set.confirm()
         return shard_set, RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
     return shard_set, report

@@ -178,6 +178,7 @@ def extract(
     plan = stage.plan()
     there = store.find(plan)
     if there is not None and there.shard_set.is_complete():
+        there.shard_set.confirm()
         n_failed = there.shard_set.n_failed_rows()
         return there, RunReport(len(there.shard_set.shards), 0, 0, n_failed, 0.0)
     executor.check()
