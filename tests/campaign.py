@@ -364,6 +364,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="first round: its number is its seed")
     parser.add_argument("--rounds", type=int, default=300, help="how many")
     parser.add_argument("--ray", type=float, default=0.15, help="share of rounds on Ray")
+    parser.add_argument("--only", choices=[*LOCAL_FAULTS, *RAY_FAULTS], help="this fault alone")
     chosen = parser.parse_args()
     verdicts: list[Verdict] = []
     with TemporaryDirectory() as top:
@@ -372,7 +373,7 @@ def main() -> None:
         for seed in range(chosen.first, chosen.first + chosen.rounds):
             folder = Path(top) / str(seed)
             folder.mkdir()
-            fault = fault_of(seed, chosen.ray)
+            fault = chosen.only or fault_of(seed, chosen.ray)
             verdict = run_round(seed, folder, reference, fault)
             verdicts.append(verdict)
             told = "good" if verdict.is_good else f"BAD {verdict}"
