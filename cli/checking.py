@@ -120,6 +120,7 @@ class _Checked:
 
     @property
     def text(self) -> str:
+        """A line for each problem, and the sum."""
         summary = (
             f"checked {len(self.sets)} sets and {self.n_artifacts} models, heads, results and "
             f"reports: {len(self.wrong)} wrong, {len(self.problems) - len(self.wrong)} to note"
