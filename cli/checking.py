@@ -64,23 +64,27 @@ def repair(
     place = FeatureStore(store)
     checked = _check(place, features or [])
     taken: dict[str, list[int]] = {}
+    n_busy = 0
     for name, shard_set, problems in checked.sets:
         hurt = {p.shard.index for p in problems if p.shard is not None and not p.is_harmless}
-        if hurt or shard_set is None:  # a lost plan is written by the same command too
-            taken[name] = sorted(hurt)
         if shard_set is not None and problems and not dry_run:
             try:
                 take_back(shard_set, problems)
             except LeaseError as error:  # the others can be mended all the same
                 note(str(error))
+                n_busy += bool(hurt)
+                continue
+        if hurt or shard_set is None:  # a lost plan is written by the same command too
+            taken[name] = sorted(hurt)
     note(checked.text)
     again = _commands_of(place, list(taken))
     n_mended = 0
     for name, shards in taken.items():
         n_mended += _computed_again(place, name, shards, again.get(name), dry_run=dry_run)
     n_others = len(checked.of_artifacts)
-    n_left = len(taken) - n_mended + n_others
-    text = f"{n_mended} of {len(taken)} hurt sets mended, {n_others} other problems"
+    n_hurt = len(taken) + n_busy
+    n_left = n_hurt - n_mended + n_others
+    text = f"{n_mended} of {n_hurt} hurt sets mended, {n_others} other problems"
     emit({**checked.to_dict(), "taken_back": taken, "left": n_left}, text, as_json=as_json)
     if n_left:
         sys.exit(1)

@@ -138,9 +138,12 @@ def status(
 ) -> None:
     """Say what is complete, partial or at work, what workers do, and how the last runs ended."""
     from cli.running import follow, runs_told, shards_told
+    from stages.errors import InputError
     from store.catalog import FeatureStore
     from store.contents import contents
 
+    if watch and (shards or as_json):
+        raise InputError("--watch is for people: leave out --shards and --json, or --watch")
     place = FeatureStore(store).require()
     if watch:
         follow(place.location)

@@ -29,6 +29,7 @@ Those that would fail the same way again do not count: they cost one attempt eac
 """
 
 PACE_EVERY_S = 10.0
+"""How often the journal is told where the workers are."""
 
 FREE_FAILURES = 10
 """Bad samples that never stop a run, so that a small set is not held to a fraction of a row."""
@@ -129,8 +130,8 @@ class _Run:
 
     def _compute(self, todo: deque[Shard]) -> None:
         """Compute the shards, those that fail again at the end of the queue."""
-        shards = tuple(todo)
-        with Progress(self._title, sum(s.n_rows for s in shards), stream=self._stream) as progress:
+        n_rows = sum(shard.n_rows for shard in todo)
+        with Progress(self._title, n_rows, stream=self._stream) as progress:
             watch = self._watched(progress.watch)
             for ended in self._executor.run(self._work, todo, watch):
                 self._lease.check()

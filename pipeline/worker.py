@@ -16,6 +16,7 @@ from store.shards import Shard
 from store.shardset import ShardSet, StagedShard
 
 _WHERE = f"{platform.node()}:{os.getpid()}"
+"""This process, as the journal names it."""
 
 MAX_SETUPS = 3
 """A worker that could not be set up so often stops the run: it would fail with every shard."""

@@ -155,9 +155,11 @@ class ShardSet:
                 self.storage.publish(name, place)
             if self.storage.publish_new(receipt, key):
                 return staged.receipt
+        except BaseException:
+            self.drop(staged)
+            raise
         finally:
             self.storage.drop(receipt)
-            self.drop(staged)
         theirs = self.receipt(staged.shard)
         if theirs["files"] != staged.receipt["files"]:
             self.discard(staged.shard)

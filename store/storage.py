@@ -71,7 +71,10 @@ class Storage(Protocol):
         """Put a staged value in place of whatever was there; raises ``SweptError``."""
 
     def publish_new(self, staged: str, key: str) -> bool:
-        """Put a staged value only if the key is free; says whether it was; ``SweptError``."""
+        """Put a staged value only if the key is free; says whether it was; ``SweptError``.
+
+        The staged value stays; ``drop`` it.
+        """
 
     def staged(self) -> list[str]:
         """The names of what is staged, sorted."""
@@ -185,7 +188,6 @@ class LocalStorage:
             except FileExistsError:
                 return False
             self.disk.sync_folder(str(place.parent))
-        self.drop(staged)
         return True
 
     def staged(self) -> list[str]:

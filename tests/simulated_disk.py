@@ -1,8 +1,9 @@
 """A disk in memory that forgets at a power cut whatever was not synced, and fails when told to.
 
-It keeps to what POSIX promises and no more. A file's content survives once the file was synced,
-its name once its folder was. Of the rest each change is kept or lost on its own, in no order: a
-file may be there with half of its bytes, a later rename without an earlier one.
+A file's content survives once the file was synced, its name once its folder was. Of the rest each
+change is kept or lost on its own, in no order: a file may be there with half of its bytes, a later
+rename without an earlier one. A rename between folders is one change, as file systems with a
+journal have it.
 """
 
 import errno

@@ -51,7 +51,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
     def ended(*words: str | Path, code: int = 0, stream: str = "out") -> str:
         monkeypatch.setenv("INTRO_PIPE_STORE", str(home / "store"))
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *map(str, words)])  # what main() reads
         with pytest.raises(SystemExit) as end:
             main()
         printed = capsys.readouterr()

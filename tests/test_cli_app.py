@@ -14,6 +14,7 @@ from small_data import train_small, write_npz_set
 
 from stages.sensing.build import build_network
 from store.catalog import FeatureStore
+from store.lease import Lease
 
 COMMANDS = [
     "datasets",
@@ -256,6 +257,19 @@ def test_verify_ends_with_one_where_a_byte_was_changed_and_repair_mends_it(home:
     assert '"n_computed": 1,' in mended.stderr
     assert (chunk.parents[3] / "quarantine/features/c/1/0").read_bytes() == content
     run("verify", name, **places(home))
+
+
+def test_repair_leaves_a_set_at_work_alone_and_says_so(home: Path) -> None:
+    words = ["--dataset", "pixels", "--model", "cnn2", "--shard-rows", "30"]
+    name = json.loads(extract(home, *words, "--json").stdout)["feature_set"]
+    found = FeatureStore(str(home / "store")).resolve(name)
+    found.shard_set.storage.remove("logits/c/0/0")
+    with Lease(found.shard_set.storage, purpose="extract pixels"):
+        ended = run("repair", name, code=1, **places(home))
+    assert "being written by extract pixels" in ended.stderr
+    assert "0 of 1 hurt sets mended" in ended.stdout
+    assert "taken back" not in ended.stderr
+    run("repair", name, **places(home))
 
 
 def test_a_device_that_is_not_there_is_refused_and_leaves_the_name_free(home: Path) -> None:

@@ -21,7 +21,7 @@ def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setenv("INTRO_PIPE_STORE", store.location)
 
     def command(words: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])  # what main() reads
         with pytest.raises(SystemExit) as ended:
             main()
         said = capsys.readouterr()
@@ -78,7 +78,7 @@ def test_a_temperature_of_training_images_is_noted(
 ) -> None:
     clouds(store, f"clouds-{split}")
     words = ["fit-temperature", "--features", f"clouds-{split}@net", "--store", store.location]
-    monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])
+    monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])  # what main() reads
     with pytest.raises(SystemExit):
         main()
     assert ("surer there than on new ones" in capsys.readouterr().err) == is_noted

@@ -126,7 +126,7 @@ def said(place, monkeypatch, capsys):
     monkeypatch.setenv("INTRO_PIPE_STORE", str(place / "store"))
 
     def command(*words):
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])  # what main() reads
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, *capsys.readouterr()

@@ -36,7 +36,7 @@ def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setenv("INTRO_PIPE_STORE", store.location)
 
     def command(words: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])  # what main() reads
         with pytest.raises(SystemExit) as ended:
             main()
         said = capsys.readouterr()

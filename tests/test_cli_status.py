@@ -13,6 +13,7 @@ from cli.app import app
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from pipeline.runner import run_map
+from stages.errors import InputError
 from store.catalog import FeatureStore
 
 AT_WORK = """
@@ -77,3 +78,10 @@ def test_the_cost_of_every_shard_of_the_newest_run_is_told(
     assert {"compute", "write", "publish", "error"} <= set(header.split())
     assert len(lines) == 4
     assert lines[1].endswith("RuntimeError: this one may pass")
+
+
+def test_watching_is_for_people(store: FeatureStore) -> None:
+    with pytest.raises(InputError, match="--watch is for people"):
+        CliRunner().invoke(
+            app, ["status", "--watch", "--json", "--store", store.location], catch_exceptions=False
+        )

@@ -90,10 +90,10 @@ def in_place(patch: pytest.MonkeyPatch) -> None:
 
     def stage(self: ShardSet, shard: Shard, files: Mapping[str, bytes], facts: Any) -> Any:
         staged = StagedShard(shard, {}, self._receipt_of(shard, files, facts))
-        disk = self.storage.disk  # type: ignore[attr-defined]
+        disk = self.storage.disk
         for key, data in files.items():
             path = Path(self.storage.location, key)
-            self.storage._make_folders(path.parent)  # type: ignore[attr-defined]
+            self.storage._make_folders(path.parent)
             disk.put(str(path), data)
             disk.sync_folder(str(path.parent))
         return staged
