@@ -213,7 +213,7 @@ def _handed_out(
     error: Exception | None = None
     outcomes: deque[Outcome] = deque()
     while todo or running or outcomes:
-        while todo and idle:
+        while todo and idle and not any(outcome.stops_run for outcome in outcomes):
             lane, shard = idle.popleft(), todo.popleft()
             running[actors[lane].run.remote(shard)] = (lane, shard)
         if outcomes:  # what the caller does with them takes time: the lanes are at work meanwhile

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -189,6 +190,18 @@ def test_a_setup_that_will_never_work_stops_the_run_at_once(
     with pytest.raises(RunFailedError, match="ValueError: no such weights; what was finished"):
         run(stage, numbers, executor)
     assert len((tmp_path / "setups").read_text()) <= 2  # once on every worker
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_who_stops_the_run_is_given_nothing_more(numbers: FeatureSet, tmp_path: Path) -> None:
+    work = Work(NeverReady(5, str(tmp_path)), numbers.shard_set)
+    todo = deque(numbers.shard_set.shards)
+    for outcome in RayExecutor(n_workers=1).run(work, todo, lambda _: None):
+        assert outcome.stops_run
+        time.sleep(1.0)  # a worker that holds another shard would begin with it meanwhile
+        break
+    assert (tmp_path / "setups").read_text() == "."
 
 
 def test_a_setup_that_may_work_is_tried_three_times(
