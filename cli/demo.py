@@ -13,6 +13,7 @@ from typing import Any
 
 from cli.output import emit, note
 from pipeline.errors import RunFailedError
+from stages.errors import InputError
 
 STEPS = (
     (
@@ -58,8 +59,11 @@ STEPS = (
 def run_demo(store: str, *, as_json: bool, dry_run: bool) -> None:
     """Run the steps one after the other, in a store of their own; a second time is a no-op.
 
-    Raises ``RunFailedError`` where a step fails; its own message stands above.
+    Raises ``RunFailedError`` where a step fails; its own message stands above. Raises
+    ``InputError`` for a URL.
     """
+    if "://" in store:
+        raise InputError(f"--store {store}: the demo keeps its images there too, give a folder")
     folder = Path(store).absolute()
     places = {"INTRO_PIPE_STORE": str(folder), "INTRO_PIPE_DATA": str(folder / "data")}
     if dry_run:

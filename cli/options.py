@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 DEFAULT_STORE = "intro-pipe-store"
 
 Store = Annotated[
-    str, typer.Option("--store", envvar="INTRO_PIPE_STORE", help="Folder of the feature store.")
+    str,
+    typer.Option(
+        "--store", envvar="INTRO_PIPE_STORE", help="Folder or URL (s3://…) of the feature store."
+    ),
 ]
 DataRoot = Annotated[
     str | None,

@@ -1,6 +1,5 @@
 """The journal: one JSON-lines file per run, with the command, the events and the outcome."""
 
-import errno
 import json
 import os
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from pipeline.errors import JournalError
 from store.errors import WriteError
 from store.machine import ThisMachine
+from store.storage import Log, storage_at
 
 FOLDER = "journal"
 VARIABLES = "INTRO_PIPE_"
@@ -29,7 +29,7 @@ class Journal:
     A run may be many stages, as a recipe is: they share its journal, and the run ends once.
     """
 
-    path: Path
+    log: Log
     command: tuple[str, ...] = ()
 
     @classmethod
@@ -38,11 +38,12 @@ class Journal:
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
         # Names sort by time; two runs of one process in the same second get two files.
         stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(seconds))}-{nanoseconds:09d}"
-        return cls(Path(store, FOLDER, f"{stamp}-{os.getpid()}.jsonl"), tuple(command))
+        key = f"{FOLDER}/{stamp}-{os.getpid()}.jsonl"
+        return cls(storage_at(store).log(key), tuple(command))
 
     def begin(self) -> "Journal":
         """Write down that the run has work to do; a second call does nothing."""
-        if not self.path.exists():
+        if not self.is_begun():
             here = ThisMachine()
             self.note(
                 "started",
@@ -55,6 +56,10 @@ class Journal:
             )
         return self
 
+    def is_begun(self) -> bool:
+        """Whether anything was written down."""
+        return self.log.exists()
+
     @contextmanager
     def outcome(self) -> Iterator["Journal"]:
         """Note how the block ends: "done", or with the error that goes on rising.
@@ -65,24 +70,18 @@ class Journal:
         try:
             yield self
         except BaseException as error:
-            if self.path.exists():
+            if self.is_begun():
                 with suppress(WriteError):  # a full disk: that of the block is the one to tell
                     self.note(_ending(error), error=f"{type(error).__name__}: {error}")
+                    self.log.flush()
             raise
-        if self.path.exists():
+        if self.is_begun():
             self.note("done")
+            self.log.flush()
 
     def note(self, event: str, **facts: Any) -> None:
         """Append an event; raises ``WriteError``."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise WriteError(
-                error.errno or errno.EIO, f"cannot write {self.path}: {error.strerror}"
-            ) from error
+        self.log.add(json.dumps({"time": round(time.time(), 3), "event": event, **facts}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +101,10 @@ class Run:
 
 def runs(store: str) -> Iterator[Run]:
     """The runs of a store, newest first; torn lines of a killed run are passed over."""
-    for path in sorted(Path(store, FOLDER).glob("*.jsonl"), reverse=True):
-        events = [event for line in path.read_text("utf-8").splitlines() if (event := _event(line))]
+    storage = storage_at(store)
+    for key in sorted(storage.keys(FOLDER), reverse=True):
+        lines = storage.read(key).decode(errors="replace").splitlines()
+        events = [event for line in lines if (event := _event(line))]
         if events and events[0].get("event") == "started":
             first, last = events[0], events[-1]["event"]
             outcome = last if last in ENDINGS else _state_of(first)

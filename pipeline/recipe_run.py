@@ -170,7 +170,7 @@ class RecipeRun:
             if not status.is_complete:
                 raise RunFailedError(f"it has ended and is not there: {status.detail}")
         except Exception as error:
-            if is_begun := journal.path.exists():
+            if is_begun := journal.is_begun():
                 say(f"{title} failed; what was finished is kept: `intro-pipe resume` goes on")
             # What is refused after other work was done is no slip in the command: it is resumed.
             if isinstance(error, ValueError) and type(error) is not ValueError and is_begun:
@@ -179,7 +179,7 @@ class RecipeRun:
         self._done[instance.label] = status
         seconds = time.monotonic() - started
         say(f"{title}: {status.detail}, {duration(seconds)}")
-        if journal.path.exists():
+        if journal.is_begun():
             journal.note("step", name=instance.label, seconds=round(seconds, 3))
 
     def _status(self, instance: Instance) -> Status:

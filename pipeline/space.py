@@ -7,7 +7,12 @@ from pipeline.errors import ResourceError
 
 
 def check_space(folder: str, n_bytes: int) -> None:
-    """Raise ``ResourceError`` where the disk of a folder, there or not yet, has too little room."""
+    """Raise ``ResourceError`` where the disk of a folder, there or not yet, has too little room.
+
+    A URL has none that could be asked for.
+    """
+    if "://" in folder:
+        return
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent

@@ -91,8 +91,10 @@ class Artifact:
 
         Only for who holds the lease, and has seen it after staging: see ``ShardSet.publish``.
         """
-        for key, name in staged.names.items():
-            self.storage.publish(name, key)
+        names = dict(staged.names)
+        card = names.pop(self.card_key)
+        self.storage.publish_all(names)
+        self.storage.publish(card, self.card_key)
         return staged.card
 
     def card(self) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """The store as people see it: sets, models and heads by name, with a unique-prefix rule."""
 
+import errno
 import json
+import re
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from store.errors import (
     DamagedError,
     FormatError,
     NotFoundError,
+    StoreError,
     WriteError,
 )
 from store.featureset import FeatureSet, create_feature_set
@@ -20,7 +24,7 @@ from store.plan import Plan, differences, fingerprint, is_plan, readable_json
 from store.schema import Schema
 from store.shards import shards_of
 from store.shardset import PLAN_KEY, ShardSet
-from store.storage import LocalStorage
+from store.storage import Storage, storage_at
 
 FORMAT = 1
 """Of the layout on disk; a store of a newer one is refused."""
@@ -38,7 +42,7 @@ MAX_NAME_BYTES = 200
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """A folder of feature sets, models, heads, results, reports and journals.
+    """A folder, or a URL, of feature sets, models, heads, results, reports and journals.
 
     >>> FeatureStore("store").open("cifar10c@resnet18").array("logits")  # doctest: +SKIP
     """
@@ -46,10 +50,12 @@ class FeatureStore:
     location: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "location", str(self.location))  # a Path will do
-        if "://" in self.location:
-            raise FormatError(f"{self.location}: only local folders can hold a store so far")
-        object.__setattr__(self, "location", str(Path(self.location).expanduser().absolute()))
+        place = str(self.location)  # a Path will do
+        if "://" in place:
+            place = re.sub("(?<=[^/:])/+$", "", place)
+        else:
+            place = str(Path(place).expanduser().absolute())
+        object.__setattr__(self, "location", place)
         if (found := self._format()) is not None and found > FORMAT:
             raise FormatError(
                 f"{self.location} has store format {found}, this intro-pipe reads up to {FORMAT}: "
@@ -57,9 +63,9 @@ class FeatureStore:
             )
 
     @property
-    def storage(self) -> LocalStorage:
+    def storage(self) -> Storage:
         """The bytes below the store's root."""
-        return LocalStorage(self.location)
+        return storage_at(self.location)
 
     def require(self) -> "FeatureStore":
         """The store itself; raises ``NotFoundError`` where there is none: a slip of the pen."""
@@ -71,12 +77,23 @@ class FeatureStore:
         return self
 
     def prepare(self) -> "FeatureStore":
-        """Make the store where there is none; raises ``WriteError`` where it cannot be written."""
-        probe = ".writable"
+        """Make the store where there is none.
+
+        Raises ``WriteError`` where it cannot be written, or where a key that is taken can be taken
+        again: of two drivers one must be refused.
+        """
         if self._format() is None:
             self.storage.create(STORE_KEY, readable_json({"format": FORMAT}))
+        probe = f".writable-{secrets.token_hex(8)}"
         self.storage.write(probe, b"")
+        is_taken_again = self.storage.create(probe, b"again")
         self.storage.remove(probe)
+        if is_taken_again:
+            raise WriteError(
+                errno.ENOTSUP,
+                f"{self.location} cannot hold a store: it writes a key anew although it was to "
+                "refuse that (If-None-Match), and so cannot keep two drivers apart",
+            )
         return self
 
     def create(self, plan: Plan) -> FeatureSet:
@@ -197,6 +214,8 @@ class FeatureStore:
             return int(content["format"])
         except NotFoundError:
             return None
+        except StoreError:  # no place for a store
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise FormatError(
                 f"{self.location}/{STORE_KEY} does not name a store format: is this a store?"

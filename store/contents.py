@@ -31,7 +31,7 @@ def _of_feature_set(found: FeatureSet) -> dict[str, Any]:
         "name": found.name,
         "state": state,
         "rows": found.n_rows,
-        "bytes": _bytes(found.shard_set.storage),
+        "bytes": found.shard_set.storage.n_bytes(),
         "detail": detail or f"{n_shards - n_missing} of {n_shards} shards{_unreadable(found)}",
     }
 
@@ -50,7 +50,7 @@ def _of_damaged_set(store: FeatureStore, name: str) -> dict[str, Any]:
         "name": name,
         "state": "damaged",
         "rows": None,
-        "bytes": _bytes(store.storage.child(f"{FEATURES}/{name}")),
+        "bytes": store.storage.child(f"{FEATURES}/{name}").n_bytes(),
         "detail": "plan.json was altered; the same extract command writes it again",
     }
 
@@ -62,7 +62,7 @@ def _of_artifact(artifact: Artifact) -> dict[str, Any]:
         "name": artifact.name,
         "state": state,
         "rows": None,
-        "bytes": _bytes(artifact.storage),
+        "bytes": artifact.storage.n_bytes(),
         "detail": detail,
     }
 
@@ -71,7 +71,3 @@ def _state(storage: Storage, *, is_complete: bool) -> tuple[str, str]:
     if holder := holder_of(storage):
         return "running", f"{holder['purpose']}, pid {holder['pid']} on {holder['host']}"
     return ("complete", "") if is_complete else ("partial", "")
-
-
-def _bytes(storage: Storage) -> int:
-    return sum(storage.size(key) or 0 for key in storage.keys(""))  # a driver may rename them

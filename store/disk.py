@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Protocol
 
@@ -101,9 +102,10 @@ class LocalDisk:
     def size(self, path: str) -> int | None:
         """Bytes of a file, ``None`` where there is none."""
         try:
-            return Path(path).stat().st_size
+            found = Path(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder."""

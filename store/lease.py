@@ -42,6 +42,9 @@ class Lease:
     there is a higher one. So a driver that wakes up after it was given up can neither take its
     lease back nor touch another's; and what it has staged is swept by its successor first of all.
     Who stages, then checks the lease, then publishes, can therefore never publish beside another.
+
+    Numbers are never given out again, nor taken away: whether there is a next one can be asked of
+    the key itself, where the listings of an object store may lag behind.
     """
 
     def __init__(self, storage: Storage, *, purpose: str, machine: Machine | None = None) -> None:
@@ -60,22 +63,10 @@ class Lease:
         self._stop: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
-        while not self._number:
-            last = _last(self._storage)
-            self._refuse_if_held(last)
-            with suppress(SweptError):  # another one is faster, and sweeps
-                if self._storage.create(_key(last + 1), self._content()):
-                    self._number = last + 1
-            if self._number and _last(self._storage) != self._number:
-                # While we watched, others came and went, and our number was free again.
-                self._storage.remove(_key(self._number))
-                self._number = 0
-        _TOKENS.add(self._token)
+        _TOKENS.add(self._token)  # before anyone can read it
         try:
+            self._take()
             self._storage.sweep()
-            for number in _numbers(self._storage):
-                if number < self._number:
-                    self._storage.remove(_key(number))
         except BaseException:
             self._release()
             raise
@@ -93,11 +84,22 @@ class Lease:
 
     def check(self) -> None:
         """Raise ``LeaseError`` where another driver has taken over: this one must stop."""
-        if _last(self._storage) != self._number:
+        if self._is_there(self._number + 1) or not self._is_there(self._number):
             raise LeaseError(
                 f"another driver took over {self._storage.location}: this one stops, and what was "
                 "finished is kept"
             )
+
+    def _take(self) -> None:
+        while not self._number:
+            last = _last(self._storage)
+            self._refuse_if_held(last)
+            with suppress(SweptError):  # another one is faster, and sweeps
+                if self._storage.create(_key(last + 1), self._content()):
+                    self._number = last + 1
+
+    def _is_there(self, number: int) -> bool:
+        return self._storage.size(_key(number)) is not None
 
     def _content(self, *, is_released: bool = False) -> bytes:
         facts = {"heartbeat": self._machine.time(), "is_released": is_released}
@@ -165,15 +167,15 @@ def _key(number: int) -> str:
     return f"{LEASES}/{number:08d}.json"
 
 
-def _numbers(storage: Storage) -> list[int]:
-    """Of the leases there are, ascending; files that are none are passed over."""
-    stems = [PurePosixPath(key).stem for key in storage.keys(LEASES)]
-    numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
-    return sorted(number for number in numbers if storage.size(_key(number)) is not None)
-
-
 def _last(storage: Storage) -> int:
-    return max(_numbers(storage), default=0)
+    """The highest number, 0 where there is none; files that are no leases are passed over."""
+    names = {PurePosixPath(key).name for key in storage.keys(LEASES)}
+    stems = [PurePosixPath(name).stem for name in names]
+    numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+    last = max((number for number in numbers if f"{number:08d}.json" in names), default=0)
+    while storage.size(_key(last + 1)) is not None:  # not listed yet
+        last += 1
+    return last
 
 
 def _read(storage: Storage, number: int) -> dict[str, Any]:

@@ -151,8 +151,7 @@ class ShardSet:
             return self.receipt(staged.shard)
         receipt = self.storage.stage(key, sealed(staged.receipt))
         try:
-            for place, name in staged.names.items():
-                self.storage.publish(name, place)
+            self.storage.publish_all(staged.names)
             if self.storage.publish_new(receipt, key):
                 return staged.receipt
         except BaseException:

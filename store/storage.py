@@ -1,7 +1,7 @@
 """Bytes under keys: the seam for object stores, above that for file systems.
 
-A key is a relative path with forward slashes. ``LocalStorage`` keeps each key in a file; a class
-for object stores needs the same methods, and nothing else of the project changes.
+A key is a relative path with forward slashes. ``LocalStorage`` keeps each key in a file,
+``store.objects.ObjectStorage`` in an object; nothing else of the project knows which.
 """
 
 import errno
@@ -70,6 +70,9 @@ class Storage(Protocol):
     def publish(self, staged: str, key: str) -> None:
         """Put a staged value in place of whatever was there; raises ``SweptError``."""
 
+    def publish_all(self, names: Mapping[str, str]) -> None:
+        """Publish staged values by their keys, in any order; where one fails, some may be there."""
+
     def publish_new(self, staged: str, key: str) -> bool:
         """Put a staged value only if the key is free; says whether it was; ``SweptError``.
 
@@ -94,11 +97,39 @@ class Storage(Protocol):
     def size(self, key: str) -> int | None:
         """Length of the value in bytes, ``None`` where there is none."""
 
+    def n_bytes(self) -> int:
+        """Bytes of all values, staged ones too."""
+
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every key below ``prefix``, sorted; staged values have none yet."""
 
     def folders(self, prefix: str = "") -> list[str]:
         """The names right below ``prefix`` that have keys below them, sorted."""
+
+    def log(self, key: str) -> "Log":
+        """A value that one writer lets grow line by line."""
+
+
+class Log(Protocol):
+    """A text that grows by lines. Nothing depends on it: a kill may take the last lines."""
+
+    def exists(self) -> bool:
+        """Whether it was begun."""
+
+    def add(self, line: str) -> None:
+        """Add a line; raises ``WriteError``."""
+
+    def flush(self) -> None:
+        """Let others see all of it; raises ``WriteError``."""
+
+
+def storage_at(location: str) -> Storage:
+    """The storage at a folder or a URL; raises ``FormatError`` for a URL that can be none."""
+    if "://" not in location:
+        return LocalStorage(location)
+    from store.objects import ObjectStorage
+
+    return ObjectStorage(location)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +208,11 @@ class LocalStorage:
                 self.disk.rename(self._path(STAGING, staged), str(place))
             self.disk.sync_folder(str(place.parent))
 
+    def publish_all(self, names: Mapping[str, str]) -> None:
+        """Rename staged files into their places; raises ``SweptError``, ``WriteError``."""
+        for key, staged in names.items():
+            self.publish(staged, key)
+
     def publish_new(self, staged: str, key: str) -> bool:
         """Link a staged file to its place unless that is taken; ``SweptError``, ``WriteError``."""
         place = Path(self.root, key)
@@ -218,6 +254,11 @@ class LocalStorage:
         """Size of the file in bytes, ``None`` where there is none."""
         return self.disk.size(self._path(key))
 
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        paths = self.disk.files(self.root)
+        return sum(self.disk.size(path) or 0 for path in paths)  # a driver may rename them
+
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every file below ``prefix`` but the staged ones, as a sorted list of keys."""
         paths = self.disk.files(self._path(prefix))
@@ -227,6 +268,10 @@ class LocalStorage:
     def folders(self, prefix: str = "") -> list[str]:
         """The names of the folders right below ``prefix``, sorted."""
         return sorted(name for name in self.disk.folders(self._path(prefix)) if name != STAGING)
+
+    def log(self, key: str) -> "FileLog":
+        """A file that grows line by line."""
+        return FileLog(Path(self.root, key))
 
     def _path(self, *parts: str) -> str:
         return str(Path(self.root, *parts))
@@ -261,6 +306,27 @@ class LocalStorage:
             if not is_above or error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL):
                 raise
         self.disk.durable_folders.add(path)
+
+
+@dataclass(frozen=True, slots=True)
+class FileLog:
+    """A file of lines, not synced."""
+
+    path: Path
+
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
+
+    def add(self, line: str) -> None:
+        """Append a line; raises ``WriteError``."""
+        with _told(str(self.path)):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def flush(self) -> None:
+        """Others see every line already."""
 
 
 @contextmanager

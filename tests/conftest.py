@@ -1,18 +1,26 @@
 """Small real stores: a set of ten numbers and their squares in shards of 4, 4 and 2 rows."""
 
+import hashlib
+import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import fsspec.config
 import pytest
 from squares import Squares, plan_of
 
+from store import objects
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.shards import Shard
+
+if TYPE_CHECKING:
+    from bucket import Gate
 
 Fill = Callable[..., FeatureSet]
 
@@ -55,6 +63,37 @@ def fill(found: FeatureSet, shards: Iterable[Shard] | None = None, **options: An
 @pytest.fixture(name="fill")
 def fill_fixture() -> Fill:
     return fill
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """A real S3 API on the loopback, with an empty bucket called bucket."""
+    from bucket import serve_bucket
+
+    with serve_bucket("bucket") as port:
+        yield port
+
+
+@pytest.fixture
+def gate(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator["Gate"]:
+    """The way to the bucket that this process and its children take; it lets everything pass."""
+    from bucket import Gate, environment
+
+    with Gate(s3_port).served() as gate:
+        for name, value in environment(gate.server_port).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setitem(fsspec.config.conf, "s3", json.loads(os.environ["FSSPEC_S3"]))
+        monkeypatch.setattr(objects, "WAITS_S", (0.01, 0.02, 0.05, 0.1, 0.2, 0.4))
+        monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)  # that is our business
+        objects._file_system.cache_clear()  # it knows another way
+        yield gate
+        objects._file_system.cache_clear()
+
+
+@pytest.fixture
+def place(gate: "Gate", request: pytest.FixtureRequest) -> str:
+    """The URL of an empty place in the bucket."""
+    return f"s3://bucket/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from store.plan import Plan
 from store.seal import unsealed, vouch
 from store.shards import Shard
 from store.shardset import ShardSet, receipt_key
-from store.storage import LocalStorage
+from store.storage import FileLog, LocalStorage
 
 ROOT = "/store/features/set"
 MAX_STEPS = 60_000
@@ -284,7 +284,7 @@ class Story:
             Texts(self),
             shard_set,
             Lanes(self, process, self.n_lanes),
-            Journal(Path(self.folder, f"{process.pid}.jsonl")),
+            Journal(FileLog(Path(self.folder, f"{process.pid}.jsonl"))),
             title=process.name,
             stream=io.StringIO(),
             machine=machine,

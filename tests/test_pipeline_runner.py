@@ -25,6 +25,7 @@ from store.lease import Lease, holder_of
 from store.plan import Plan
 from store.shards import Shard
 from store.shardset import ShardSet, StagedShard
+from store.storage import FileLog
 
 LOCAL = LocalExecutor(n_threads=1)
 
@@ -193,7 +194,7 @@ def test_a_read_only_store_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path
     stage, executor = Squares(10, str(tmp_path)), Scripted(good)
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     with pytest.raises(OSError, match="the file system is read-only: choose another place"):
-        run_map(stage, shards, executor, Journal(tmp_path / "journal"), title="squares")
+        run_map(stage, shards, executor, Journal(FileLog(tmp_path / "journal")), title="squares")
     assert executor.n_runs == 0
 
 
@@ -201,7 +202,7 @@ def test_every_outcome_stands_in_the_journal(shards: ShardSet, tmp_path: Path) -
     journal = journal_of(shards)
     stage = Squares(200, str(tmp_path), {4: ("fail",)})
     run_map(stage, shards, LOCAL, journal, title="squares")
-    text = journal.path.read_text()
+    text = journal.log.path.read_text()
     assert text.count('"event": "shard",') == 5
     assert text.count('"event": "shard failed"') == 1
     assert "RuntimeError: this one may pass" in text

@@ -165,7 +165,7 @@ def test_a_set_without_a_label_is_refused_before_anything_is_written(store: Feat
     journal = journal_of(store)
     with pytest.raises(InputError, match="expected labelled rows, found none among 84"):
         evaluate(store, cells(store, has_labels=False), [], journal=journal)
-    assert not journal.path.exists()
+    assert not journal.is_begun()
     assert not Path(store.location, "results").exists()
 
 
@@ -198,7 +198,7 @@ def test_two_contenders_of_one_label_are_refused_before_anything_is_written(
     twice = contenders(store, H="h") * 2
     with pytest.raises(InputError, match="found 'H'"):
         evaluate(store, found, twice, journal=journal)
-    assert not journal.path.exists()
+    assert not journal.is_begun()
     assert not Path(store.location, "results").exists()
 
 

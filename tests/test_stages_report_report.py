@@ -177,7 +177,7 @@ def test_the_same_report_is_written_once(place: FeatureStore, result: Artifact) 
     before = Path(first.storage.location, "report.html").stat().st_mtime_ns
     again = build(place, result, "once", command="intro-pipe report", journal=journal)
     assert Path(again.storage.location, "report.html").stat().st_mtime_ns == before
-    assert not journal.path.exists()
+    assert not journal.is_begun()
 
 
 def test_two_reports_of_one_plan_are_the_same_bytes(place: FeatureStore, result: Artifact) -> None:

@@ -46,11 +46,6 @@ def test_a_folder_that_is_no_store_is_refused(store: FeatureStore, data: bytes) 
         FeatureStore(store.location)
 
 
-def test_urls_are_refused_for_now() -> None:
-    with pytest.raises(FormatError, match="only local folders"):
-        FeatureStore("s3://bucket/store")
-
-
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="cannot be read: Not a directory"):

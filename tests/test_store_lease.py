@@ -90,11 +90,18 @@ def test_nobody_holds_it_after_an_error(storage: LocalStorage) -> None:
     assert holder_of(storage) is None
 
 
-def test_numbers_only_grow_and_one_file_stays(storage: LocalStorage) -> None:
+def test_numbers_only_grow(storage: LocalStorage) -> None:
     for _ in range(3):
         with Lease(storage, purpose="extract") as lease:
             lease.check()
-    assert list(storage.keys()) == ["lease/00000003.json"]
+    assert list(storage.keys()) == [f"lease/0000000{number}.json" for number in (1, 2, 3)]
+
+
+def test_a_lease_that_someone_removed_is_lost(storage: LocalStorage) -> None:
+    with Lease(storage, purpose="extract") as lease:
+        storage.remove(FIRST)
+        with pytest.raises(LeaseError, match="another driver took over"):
+            lease.check()
 
 
 def test_who_takes_it_sweeps_what_others_have_staged(storage: LocalStorage) -> None:
@@ -225,7 +232,7 @@ def test_a_lease_file_with_garbage_holds_nothing_and_counts(
     assert holder_of(storage) is None
     with Lease(storage, purpose="other") as lease:
         lease.check()
-    assert list(storage.keys()) == ["lease/00000002.json"]
+    assert storage.size("lease/00000002.json") is not None
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "x.json", "1.json", "²²²²²²²².json"])
@@ -263,16 +270,15 @@ def test_a_process_that_may_not_be_looked_at_is_judged_by_its_heart(storage: Loc
         take(storage, Stand(processes=hidden))
 
 
-def test_a_number_that_became_free_while_we_watched_is_not_taken(storage: LocalStorage) -> None:
-    """Others came and went: 2 is free again, and 3 is at work."""
+def test_who_is_overtaken_while_it_watches_is_refused(storage: LocalStorage) -> None:
     write_lease(storage)
     machine = Stand(now=1e9 + EXPIRY_S + 1)
     machine.meanwhile = lambda: write_lease(
-        storage, "lease/00000003.json", heartbeat=machine.now, token="at work"
+        storage, "lease/00000002.json", heartbeat=machine.now, token="at work"
     )
     with pytest.raises(LeaseError):
         take(storage, machine)
-    assert "lease/00000002.json" not in storage.keys("lease")
+    assert "lease/00000003.json" not in storage.keys("lease")
 
 
 def test_a_pid_that_no_process_can_have_is_dead(storage: LocalStorage) -> None:

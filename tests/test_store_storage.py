@@ -13,7 +13,8 @@ import pytest
 
 from store.disk import LocalDisk
 from store.errors import NotFoundError, SweptError, WriteError
-from store.storage import LocalStorage, checksum
+from store.objects import ObjectStorage
+from store.storage import LocalStorage, Storage, checksum
 
 WRITER = """
 import sys
@@ -27,12 +28,20 @@ while True:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> LocalStorage:
+def folder(tmp_path: Path) -> LocalStorage:
     return LocalStorage(str(tmp_path))
 
 
+@pytest.fixture(params=["folder", "bucket"])
+def storage(request: pytest.FixtureRequest) -> Storage:
+    if request.param == "folder":
+        folder: Storage = request.getfixturevalue("folder")
+        return folder
+    return ObjectStorage(request.getfixturevalue("place"))
+
+
 @pytest.mark.parametrize("key", ["a", "a/b/c", "with space/ü日本", "features/c/0/0"])
-def test_what_was_written_is_read_back(storage: LocalStorage, key: str) -> None:
+def test_what_was_written_is_read_back(storage: Storage, key: str) -> None:
     storage.write(key, b"one")
     storage.write(key, b"other")
     assert storage.read(key) == b"other"
@@ -40,25 +49,25 @@ def test_what_was_written_is_read_back(storage: LocalStorage, key: str) -> None:
     assert list(storage.keys()) == [key]
 
 
-def test_an_absent_key_has_no_size_and_cannot_be_read(storage: LocalStorage) -> None:
+def test_an_absent_key_has_no_size_and_cannot_be_read(storage: Storage) -> None:
     assert storage.size("nothing") is None
     with pytest.raises(NotFoundError, match="there is no nothing"):
         storage.read("nothing")
 
 
-def test_an_absent_key_may_be_removed(storage: LocalStorage) -> None:
+def test_an_absent_key_may_be_removed(storage: Storage) -> None:
     storage.remove("nothing")
     assert list(storage.keys("nothing")) == []
 
 
-def test_creation_leaves_what_is_there(storage: LocalStorage) -> None:
+def test_creation_leaves_what_is_there(storage: Storage) -> None:
     assert storage.create("key", b"first")
     assert not storage.create("key", b"second")
     assert storage.read("key") == b"first"
     assert list(storage.keys()) == ["key"]
 
 
-def test_of_many_creators_one_succeeds(storage: LocalStorage) -> None:
+def test_of_many_creators_one_succeeds(storage: Storage) -> None:
     contents = [str(index).encode() for index in range(16)]
     with ThreadPoolExecutor(16) as pool:
         created = list(pool.map(lambda data: storage.create("new/key", data), contents))
@@ -66,45 +75,45 @@ def test_of_many_creators_one_succeeds(storage: LocalStorage) -> None:
     assert storage.read("new/key") == contents[created.index(True)]
 
 
-def test_a_child_keeps_its_keys_below(storage: LocalStorage) -> None:
+def test_a_child_keeps_its_keys_below(storage: Storage) -> None:
     storage.child("a").child("b").write("key", b"")
     assert list(storage.keys()) == ["a/b/key"]
     assert list(storage.keys("a")) == ["a/b/key"]
 
 
-def test_a_killed_writer_leaves_the_old_value_or_the_new_one(storage: LocalStorage) -> None:
-    command = [sys.executable, "-c", WRITER, storage.root]
+def test_a_killed_writer_leaves_the_old_value_or_the_new_one(folder: LocalStorage) -> None:
+    command = [sys.executable, "-c", WRITER, folder.root]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
         time.sleep(0.1)
         writer.send_signal(signal.SIGKILL)
-    assert storage.read("value") in (b"a" * 300_000, b"b" * 300_000)
+    assert folder.read("value") in (b"a" * 300_000, b"b" * 300_000)
 
 
 @pytest.mark.parametrize("key", ["file/key", "file/below/key"])
-def test_a_key_below_a_file_is_refused_with_the_way_out(storage: LocalStorage, key: str) -> None:
-    storage.write("file", b"")
+def test_a_key_below_a_file_is_refused_with_the_way_out(folder: LocalStorage, key: str) -> None:
+    folder.write("file", b"")
     with pytest.raises(WriteError, match="a part of that path is a file: choose another place"):
-        storage.write(key, b"")
+        folder.write(key, b"")
 
 
-def test_a_key_that_is_a_folder_is_refused_and_nothing_is_left(storage: LocalStorage) -> None:
-    storage.write("folder/key", b"")
+def test_a_key_that_is_a_folder_is_refused_and_nothing_is_left(folder: LocalStorage) -> None:
+    folder.write("folder/key", b"")
     with pytest.raises(WriteError, match="cannot write"):
-        storage.write("folder", b"")
+        folder.write("folder", b"")
     with pytest.raises(WriteError, match="cannot write"):
-        storage.remove("folder")
-    assert list(storage.keys()) == ["folder/key"]
+        folder.remove("folder")
+    assert list(folder.keys()) == ["folder/key"]
 
 
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
-    storage: LocalStorage,
+    folder: LocalStorage,
 ) -> None:
-    place = Path(storage.root, "receipts")
+    place = Path(folder.root, "receipts")
     place.symlink_to(place)
     with pytest.raises(OSError, match="symbolic links"):
-        storage.keys("receipts")
+        folder.keys("receipts")
 
 
 def test_a_full_disk_keeps_the_old_value_and_leaves_nothing_beside(tiny_disk: Path) -> None:
@@ -142,7 +151,7 @@ def test_a_folder_that_someone_else_made_is_synced_too(tmp_path: Path) -> None:
     assert {str(tmp_path / each) for each in ("", "set", "set/receipts")} <= set(synced)
 
 
-def test_a_staged_value_has_no_key_and_can_be_swept(storage: LocalStorage) -> None:
+def test_a_staged_value_has_no_key_and_can_be_swept(storage: Storage) -> None:
     staged = storage.stage("folder/key", b"1")
     assert (list(storage.keys()), storage.staged()) == ([], [staged])
     assert staged.startswith("key.")
@@ -152,5 +161,51 @@ def test_a_staged_value_has_no_key_and_can_be_swept(storage: LocalStorage) -> No
         storage.publish(staged, "folder/key")
 
 
-def test_a_storage_travels_to_another_process(storage: LocalStorage) -> None:
+def test_a_storage_travels_to_another_process(storage: Storage) -> None:
     assert pickle.loads(pickle.dumps(storage)) == storage
+
+
+def test_what_was_staged_is_published_together(storage: Storage) -> None:
+    names = storage.stage_all({"a/one": b"1", "a/two": b"2"})
+    storage.publish_all(names)
+    assert [(key, storage.read(key)) for key in storage.keys("")] == [
+        ("a/one", b"1"),
+        ("a/two", b"2"),
+    ]
+    assert storage.staged() == []
+
+
+def test_a_new_key_is_published_once(storage: Storage) -> None:
+    first, second = storage.stage("key", b"first"), storage.stage("key", b"second")
+    assert storage.publish_new(first, "key")
+    assert not storage.publish_new(second, "key")
+    assert (storage.read("key"), storage.staged()) == (b"first", sorted([first, second]))
+
+
+def test_what_was_swept_cannot_become_a_new_key(storage: Storage) -> None:
+    staged = storage.stage("key", b"")
+    storage.sweep()
+    with pytest.raises(SweptError):
+        storage.publish_new(staged, "key")
+    assert storage.size("key") is None
+
+
+def test_keys_are_listed_by_folders_and_not_by_beginnings(storage: Storage) -> None:
+    for key in ("a/x", "ab/y", "a/b/z", "c"):
+        storage.write(key, b"12")
+    assert list(storage.keys("a")) == ["a/b/z", "a/x"]
+    assert (storage.folders(), storage.folders("a"), storage.folders("no")) == (
+        ["a", "ab"],
+        ["b"],
+        [],
+    )
+    assert (storage.size("a"), storage.n_bytes()) == (None, 8)
+
+
+def test_a_log_grows_line_by_line(storage: Storage) -> None:
+    log = storage.log("journal/run.jsonl")
+    assert not log.exists()
+    for line in ("one", "two", "three"):
+        log.add(line)
+    log.flush()
+    assert storage.read("journal/run.jsonl") == b"one\ntwo\nthree\n"

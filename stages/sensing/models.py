@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
@@ -175,8 +174,8 @@ def training_sources(
 
 
 def weights_path(store: FeatureStore, name: str) -> str:
-    """The file with a model's weights, which workers load and check against its card."""
-    return str(Path(store.artifact("model", name).storage.location, WEIGHTS_KEY))
+    """The place of a model's weights, which workers load and check against its card."""
+    return f"{store.artifact('model', name).storage.location}/{WEIGHTS_KEY}"
 
 
 def training_plan(params: TrainParams, train: SourceSpec, last_layer: str | None) -> Plan:

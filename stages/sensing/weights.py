@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from stages.errors import DataNotFoundError, InputError
+from store.storage import storage_at
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 """Keys under which training scripts put the state dict."""
@@ -24,13 +25,15 @@ _PREFIXES = ("module.", "_orig_mod.")
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into ``module``, in place; every weight must fit.
 
+    ``path`` is a file, or the URL of a safetensors file in a store.
+
     Raises:
         DataNotFoundError: no such file.
         InputError: the file holds code, is damaged, or belongs to another architecture; the first
             key that differs is named.
     """
     weights = read_state_dict(path)
-    _check_fit(module, weights, Path(path))
+    _check_fit(module, weights, path)
     # Old checkpoints lack the batch counters of BatchNorm, which evaluation never reads.
     module.load_state_dict(weights, strict=False)
 
@@ -59,11 +62,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         DataNotFoundError: no such file.
         InputError: the file holds code, is damaged, or holds no state dict.
     """
+    if "://" in str(path):
+        return _read_stored(str(path))
     path = Path(path)
     if not path.is_file():
         raise DataNotFoundError(f"weights {path}: no such file; give a .safetensors or .pt file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return _without_prefixes(_unwrapped(content, path))
+
+
+def _read_stored(url: str) -> dict[str, Tensor]:
+    folder, _, name = url.rpartition("/")
+    try:
+        return dict(load(storage_at(folder).read(name)))
+    except SafetensorError as error:
+        raise InputError(f"weights {url}: not a whole safetensors file ({error})") from error
 
 
 def _read_safetensors(path: Path) -> object:
@@ -131,7 +144,7 @@ def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def _check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     _check_classes(module, weights, path)
     wanted = module.state_dict()
     for name, tensor in wanted.items():
@@ -146,7 +159,7 @@ def _check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
         raise InputError(_other_network(path, found, wanted, weights))
 
 
-def _check_classes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def _check_classes(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Say it in so many words when only the rows of one linear layer differ."""
     wanted = module.state_dict()
     differing = {
@@ -168,7 +181,7 @@ def _check_classes(module: nn.Module, weights: Mapping[str, Tensor], path: Path)
 
 
 def _other_network(
-    path: Path, found: str, wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    path: str | Path, found: str, wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> str:
     n_differing = len(wanted.keys() ^ weights.keys()) + sum(
         weights[name].shape != wanted[name].shape for name in wanted.keys() & weights.keys()
