@@ -176,12 +176,10 @@ def _commands_of(place: FeatureStore, names: Sequence[str]) -> dict[str, Run]:
     """The newest run of the store's journal that worked on each of these sets."""
     from pathlib import PurePath
 
-    from pipeline.journal import runs
+    from pipeline.journal import newest_at
 
     found: dict[str, Run] = {}
-    for run in runs(place.location):
-        for event in run.events:
-            where = event.get("place", "")
-            for name in {where, PurePath(where).name} & set(names):  # a store may have been moved
-                found.setdefault(name, run)
+    for where, (_, run) in newest_at(place.location).items():
+        for name in {where, PurePath(where).name} & set(names):  # a store may have been moved
+            found.setdefault(name, run)
     return found

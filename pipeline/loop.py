@@ -110,7 +110,8 @@ def run_loop(
         history, state = _last_checkpoint(stage, artifact.storage, fresh)
         first = len(history)
         left = stage.n_units - first
-        journal.note("work", title=title, unit=stage.unit_name, units=left)
+        place = artifact.storage.location
+        journal.note("work", title=title, place=place, unit=stage.unit_name, units=left)
         if keep and history:
             keep(state, history)
         n_rows = stage.rows_per_unit * (stage.n_units - first)
