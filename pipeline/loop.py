@@ -10,14 +10,12 @@ from typing import Any, Protocol, TextIO
 from pipeline.journal import Journal
 from pipeline.progress import Progress
 from pipeline.stage import Tick
-from store.artifacts import Artifact
+from store.artifacts import CHECKPOINTS, Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 from store.lease import Lease
 from store.plan import Plan, readable_json
 from store.storage import Storage, checksum
-
-CHECKPOINTS = "checkpoints"
 
 
 class LoopStage(Protocol):

@@ -21,6 +21,9 @@ from store.storage import Storage
 
 PLAN_KEY = "plan.json"
 RECEIPTS = "receipts"
+BESIDE = "beside"
+"""Fact of a receipt: fixed files that its rows are read with, and what vouches for them."""
+
 MAX_SHARDS = 100_000
 """File names number shards with five digits, so that names sort as rows do."""
 
