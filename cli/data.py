@@ -14,6 +14,7 @@ from cli.output import emit, note, size, table
 
 if TYPE_CHECKING:
     from pipeline.runner import RunReport
+    from store.featureset import FeatureSet
 
 
 def add_to(app: typer.Typer) -> None:
@@ -260,13 +261,20 @@ def extract(
         feature_set, report = make(place, stage, workforce, journal, chosen.take_in)
     for line in place.siblings(feature_set):
         note(line)
-    text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {_work_done(report, 'shards')}"
+    work = _rows_mended(feature_set) if retry else _work_done(report, "shards")
+    text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {work}"
     if report.n_failed_rows:
         text += (
             f"; {report.n_failed_rows} images could not be read: see the column `status`, and "
             "--retry-failed once they can be"
         )
     emit({"feature_set": feature_set.name, **report.to_dict()}, text, as_json=as_json)
+
+
+def _rows_mended(feature_set: FeatureSet) -> str:
+    receipts = list(feature_set.shard_set.receipts())
+    n_mended = sum(len(each.get("retried", {}).keys() - each["failed"].keys()) for each in receipts)
+    return f"{n_mended} of them failed once and are there now"
 
 
 def _work_done(report: RunReport, units: str) -> str:
