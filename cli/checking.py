@@ -67,27 +67,44 @@ def repair(
     n_busy = 0
     for name, shard_set, problems in checked.sets:
         hurt = {p.shard.index for p in problems if p.shard is not None and not p.is_harmless}
+        is_hurt = any(p.needs_command for p in problems)
         if shard_set is not None and problems and not dry_run:
             try:
                 take_back(shard_set, problems)
             except LeaseError as error:  # the others can be mended all the same
                 note(str(error))
-                n_busy += bool(hurt)
+                n_busy += is_hurt
                 continue
-        if hurt or shard_set is None:  # a lost plan is written by the same command too
+        if is_hurt:  # the same command writes a lost plan and lost labels too
             taken[name] = sorted(hurt)
+    if not dry_run:
+        _sweep_artifacts(place, checked.of_artifacts)
     note(checked.text)
     again = _commands_of(place, list(taken))
     n_mended = 0
     for name, shards in taken.items():
         n_mended += _computed_again(place, name, shards, again.get(name), dry_run=dry_run)
-    n_others = len(checked.of_artifacts)
+    n_others = sum(not problem.is_harmless for problem in checked.of_artifacts)
     n_hurt = len(taken) + n_busy
     n_left = n_hurt - n_mended + n_others
     text = f"{n_mended} of {n_hurt} hurt sets mended, {n_others} other problems"
     emit({**checked.to_dict(), "taken_back": taken, "left": n_left}, text, as_json=as_json)
     if n_left:
         sys.exit(1)
+
+
+def _sweep_artifacts(place: FeatureStore, problems: Sequence[Problem]) -> None:
+    """Drop what kills have left staged in models, heads, results and reports."""
+    from store.errors import LeaseError
+    from store.verify import sweep
+
+    for name in {each.set_name for each in problems if each.kind == "litter"}:
+        kind, _, title = name.partition(" ")
+        try:
+            if kind != "the":  # in the store's own folder nobody holds a lease
+                sweep(place.artifact(kind, title).storage)
+        except LeaseError as error:
+            note(str(error))
 
 
 def _computed_again(
@@ -147,17 +164,23 @@ def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
 
     from pipeline.progress import Progress
     from store.catalog import ARTIFACT_KINDS
-    from store.shardset import ShardSet
+    from store.shardset import RECEIPTS, ShardSet
     from store.storage import LocalStorage
-    from store.verify import verify_artifact, verify_feature_set, verify_files, verify_plans
+    from store.verify import (
+        verify_artifact,
+        verify_feature_set,
+        verify_files,
+        verify_plans,
+        verify_root,
+    )
 
     if not features:
         place.require()
-    folders = [name for name in features if (Path(name) / "plan.json").is_file()]
+    folders = [name for name in features if (Path(name) / RECEIPTS).is_dir()]
     named = [place.resolve(name) for name in features if name not in folders]
     sets = named if features else list(place.feature_sets())
     kinds = () if features else ARTIFACT_KINDS
-    artifacts = [artifact for kind in kinds for artifact in place.artifacts(kind)]
+    artifacts = [place.artifact(kind, name) for kind in kinds for name in place.begun(f"{kind}s")]
     checked: list[tuple[str, ShardSet | None, list[Problem]]] = [
         (problem.set_name, None, [problem]) for problem in ([] if features else verify_plans(place))
     ]
@@ -168,7 +191,8 @@ def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
         for found in sets:
             problems = list(verify_feature_set(found, progress.advance))
             checked.append((found.name, found.shard_set, problems))
-    of_artifacts = [problem for artifact in artifacts for problem in verify_artifact(artifact)]
+    of_artifacts = [] if features else list(verify_root(place))
+    of_artifacts += [problem for artifact in artifacts for problem in verify_artifact(artifact)]
     return _Checked(checked, of_artifacts, len(artifacts))
 
 
@@ -176,12 +200,10 @@ def _commands_of(place: FeatureStore, names: Sequence[str]) -> dict[str, Run]:
     """The newest run of the store's journal that worked on each of these sets."""
     from pathlib import PurePath
 
-    from pipeline.journal import runs
+    from pipeline.journal import newest_at
 
     found: dict[str, Run] = {}
-    for run in runs(place.location):
-        for event in run.events:
-            where = event.get("place", "")
-            for name in {where, PurePath(where).name} & set(names):  # a store may have been moved
-                found.setdefault(name, run)
+    for where, (_, run) in newest_at(place.location).items():
+        for name in {where, PurePath(where).name} & set(names):  # a store may have been moved
+            found.setdefault(name, run)
     return found

@@ -14,6 +14,7 @@ from cli.output import emit, note, size, table
 
 if TYPE_CHECKING:
     from pipeline.runner import RunReport
+    from store.featureset import FeatureSet
 
 
 def add_to(app: typer.Typer) -> None:
@@ -183,6 +184,14 @@ def extract(
         int, typer.Option(min=1, help="Images in a shard: the unit of writing and resuming.")
     ] = 10_000,
     limit: options.Limit = None,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Compute only those rows again whose image could not be read. Where files were "
+            "mended since, rows of all other images are taken over.",
+        ),
+    ] = False,
     store: options.Store = options.DEFAULT_STORE,
     data_root: options.DataRoot = None,
     executor: options.ExecutorName = "ray",
@@ -201,6 +210,7 @@ def extract(
     from stages.data.registry import SourceSpec
     from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
     from stages.reflection.named_layer import NamedLayer
+    from stages.reflection.retry import retry_failed, sets_to_retry
     from stages.sensing.models import ModelRequest, choose
     from store.catalog import FeatureStore
 
@@ -229,7 +239,16 @@ def extract(
         NamedLayer(layer, layer_loss, project) if layer else None,
     )
     if dry_run:
-        preview = place.preview(stage.plan())
+        plan = stage.plan()
+        preview = place.preview(plan)
+        if retry:
+            there, before = sets_to_retry(place, plan)
+            preview["rows_to_retry"] = there.shard_set.n_failed_rows() if there else 0
+            preview["taken_from"] = before.name if before else None
+            note(
+                f"would try {preview['rows_to_retry']:,} rows again; what is missing would be "
+                f"taken from {preview['taken_from'] or 'no other set'}, where images are the same"
+            )
         text = (
             f"would extract {preview['rows_to_do']:,} of {preview['n_rows']:,} images "
             f"({preview['shards_to_do']} shards, {size(preview['bytes_to_write'])}) "
@@ -238,13 +257,24 @@ def extract(
         emit({**preview, "executor": workforce.description}, text, as_json=as_json)
         return
     with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
-        feature_set, report = extract(place, stage, workforce, journal, chosen.take_in)
+        make = retry_failed if retry else extract
+        feature_set, report = make(place, stage, workforce, journal, chosen.take_in)
     for line in place.siblings(feature_set):
         note(line)
-    text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {_work_done(report, 'shards')}"
+    work = _rows_mended(feature_set) if retry else _work_done(report, "shards")
+    text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {work}"
     if report.n_failed_rows:
-        text += f"; {report.n_failed_rows} images could not be read: see the column `status`"
+        text += (
+            f"; {report.n_failed_rows} images could not be read: see the column `status`, and "
+            "--retry-failed once they can be"
+        )
     emit({"feature_set": feature_set.name, **report.to_dict()}, text, as_json=as_json)
+
+
+def _rows_mended(feature_set: FeatureSet) -> str:
+    receipts = list(feature_set.shard_set.receipts())
+    n_mended = sum(len(each.get("retried", {}).keys() - each["failed"].keys()) for each in receipts)
+    return f"{n_mended} of them failed once and are there now"
 
 
 def _work_done(report: RunReport, units: str) -> str:

@@ -122,7 +122,10 @@ def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = F
 
     rows = contents(FeatureStore(store).require())
     shown = [{**row, "size": size(row["bytes"])} for row in rows]
-    text = table(shown, ["kind", "name", "state", "rows", "size"]) if rows else f"{store} is empty"
+    columns = ["kind", "name", "state", "rows", "size"]
+    if any(row["state"] != "complete" for row in rows):
+        columns.append("detail")
+    text = table(shown, columns) if rows else f"{store} is empty"
     emit(rows, text, as_json=as_json)
 
 
@@ -136,11 +139,14 @@ def status(
     store: options.Store = options.DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what is complete, partial or at work, what workers do, and how the last runs ended."""
+    """Say what is complete, partial, stale or damaged and why, and how the last runs ended.
+
+    What is at work says what its workers do. Files are looked at, not read: `verify` does that.
+    """
     from cli.running import follow, runs_told, shards_told
+    from cli.states import states
     from stages.errors import InputError
     from store.catalog import FeatureStore
-    from store.contents import contents
 
     if watch and (shards or as_json):
         raise InputError("--watch is for people: leave out --shards and --json, or --watch")
@@ -151,7 +157,7 @@ def status(
     if shards:
         emit(*shards_told(place.location), as_json=as_json)
         return
-    rows = contents(place)
+    rows = states(place)
     past, text_of_runs = runs_told(place.location)
     text = table(rows, ["kind", "name", "state", "detail"]) if rows else f"{store} is empty"
     emit({"contents": rows, "runs": past}, text + text_of_runs, as_json=as_json)

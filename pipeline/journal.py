@@ -118,6 +118,16 @@ def runs(store: str) -> Iterator[Run]:
             )
 
 
+def newest_at(store: str) -> dict[str, tuple[str, Run]]:
+    """Each place that runs worked at, with the title of the last one's work there and that run."""
+    found: dict[str, tuple[str, Run]] = {}
+    for run in runs(store):
+        for event in run.events:
+            if "place" in event:
+                found.setdefault(event["place"], (event["title"], run))
+    return found
+
+
 def last_unfinished(store: str) -> Run:
     """The newest run that neither it nor a later one brought to its end; else ``JournalError``."""
     done: set[tuple[str, ...]] = set()

@@ -10,14 +10,12 @@ from typing import Any, Protocol, TextIO
 from pipeline.journal import Journal
 from pipeline.progress import Progress
 from pipeline.stage import Tick
-from store.artifacts import Artifact
+from store.artifacts import CHECKPOINTS, Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 from store.lease import Lease
 from store.plan import Plan, readable_json
 from store.storage import Storage, checksum
-
-CHECKPOINTS = "checkpoints"
 
 
 class LoopStage(Protocol):
@@ -110,7 +108,8 @@ def run_loop(
         history, state = _last_checkpoint(stage, artifact.storage, fresh)
         first = len(history)
         left = stage.n_units - first
-        journal.note("work", title=title, unit=stage.unit_name, units=left)
+        place = artifact.storage.location
+        journal.note("work", title=title, place=place, unit=stage.unit_name, units=left)
         if keep and history:
             keep(state, history)
         n_rows = stage.rows_per_unit * (stage.n_units - first)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TextIO
 
@@ -62,26 +62,30 @@ def run_map(
     journal: Journal,
     *,
     title: str,
+    redo: Sequence[Shard] = (),
     stream: TextIO | None = None,
     machine: Machine | None = None,
 ) -> RunReport:
     """Compute the missing shards of a set. Where none is missing, nothing starts.
+
+    Those of ``redo`` are computed too, and stay as they are until their new bytes are staged.
 
     A shard that fails is tried three times, unless it would fail the same way again; the others are
     finished first. Where the inputs changed meanwhile, the shards of this run are taken back.
     Raises ``RunFailedError`` where shards failed for good, ``ValueError`` where inputs changed,
     ``LeaseError`` where another driver is at work.
     """
-    missing = shard_set.missing()
-    if not missing:
+    if not shard_set.missing() and not redo:
         shard_set.confirm()
         return RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     with Lease(shard_set.storage, purpose=title, machine=machine) as lease:
         shard_set.confirm()
         missing = shard_set.missing()  # a driver before this one may have gone on until now
+        todo = sorted({*missing, *redo}, key=lambda shard: shard.index)
         place = shard_set.storage.location
-        journal.begin().note("work", title=title, place=place, unit="shard", units=len(missing))
-        return _Run(stage, shard_set, executor, journal, lease, title, stream).run(missing)
+        journal.begin().note("work", title=title, place=place, unit="shard", units=len(todo))
+        running = _Run(stage, shard_set, executor, journal, lease, title, stream)
+        return running.run(todo, {shard.index for shard in redo})
 
 
 class _Run:
@@ -103,16 +107,21 @@ class _Run:
         self._lease = lease
         self._title = title
         self._stream = stream
-        self._n_failed_before = shard_set.n_failed_rows()
+        self._redo: Collection[int] = ()
+        self._n_failed_before = 0
         self._n_failed_rows = 0
         self._computed: dict[int, Shard] = {}
         self._failed: list[Outcome] = []
         self._attempts: Counter[int] = Counter()
         self._fruitless: Counter[int] = Counter()
 
-    def run(self, shards: Sequence[Shard]) -> RunReport:
-        """Compute the shards; raises ``RunFailedError`` where some cannot be."""
+    def run(self, shards: Sequence[Shard], redo: Collection[int] = ()) -> RunReport:
+        """Compute the shards, in ``redo`` those again; ``RunFailedError`` where some cannot be."""
+        self._redo = redo
         started = time.monotonic()
+        failed_before = self._work.shard_set.failed_rows()
+        todo = {shard.index for shard in shards}
+        self._n_failed_before = sum(n for index, n in failed_before.items() if index not in todo)
         try:
             self._compute(deque(shards))
         finally:  # whatever ended it, Ctrl-C too
@@ -172,7 +181,9 @@ class _Run:
             return outcome
         began = time.perf_counter()
         try:
-            self._work.shard_set.publish(outcome.staged)
+            index = outcome.shard.index
+            replaces = index in self._redo and index not in self._computed
+            self._work.shard_set.publish(outcome.staged, replaces=replaces)
         except WriteError as error:
             raise RunFailedError(f"{error}; what was finished before is kept") from error
         except StoreError as error:  # swept by a driver that gave up meanwhile, or a torn receipt

@@ -12,6 +12,9 @@ from store.seal import sealed, unsealed, vouch
 from store.shardset import PLAN_KEY
 from store.storage import Storage
 
+CHECKPOINTS = "checkpoints"
+"""Folder of what an unfinished artifact goes on from."""
+
 
 @dataclass(frozen=True, slots=True)
 class StagedArtifact:
@@ -81,7 +84,8 @@ class Artifact:
     def stage(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> "StagedArtifact":
         """Write the files and the card where nobody looks, to be published."""
         vouched = {key: vouch(data) for key, data in files.items()}
-        card = sealed({**facts, "files": vouched})
+        plan = vouch(self.storage.read(PLAN_KEY))
+        card = sealed({**facts, "plan": plan, "files": vouched})
         return StagedArtifact(
             self.storage.stage_all({**files, self.card_key: card}), unsealed(card)
         )

@@ -83,7 +83,7 @@ class FeatureStore:
         again: of two drivers one must be refused.
         """
         if self._format() is None:
-            self.storage.create(STORE_KEY, readable_json({"format": FORMAT}))
+            self.storage.create(STORE_KEY, store_file())
         probe = f".writable-{secrets.token_hex(8)}"
         self.storage.write(probe, b"")
         is_taken_again = self.storage.create(probe, b"again")
@@ -143,8 +143,8 @@ class FeatureStore:
                 yield found
 
     def damaged_sets(self) -> list[str]:
-        """Names of the feature sets whose ``plan.json`` was altered: they cannot be opened."""
-        return [folder for folder in self._folders(FEATURES) if self._set_in(folder) is None]
+        """Names of the feature sets that cannot be opened: ``plan.json`` is lost or altered."""
+        return [folder for folder in self.begun(FEATURES) if self._set_in(folder) is None]
 
     def open(self, name: str) -> FeatureSet:
         """The complete feature set that answers to ``name``.
@@ -194,6 +194,11 @@ class FeatureStore:
                     found.append(artifact)
         return sorted(found, key=lambda artifact: not artifact.is_complete())
 
+    def begun(self, below: str) -> list[str]:
+        """The names of the folders right below a folder that hold something, a plan or not."""
+        names = self.storage.folders(below)
+        return [n for n in names if next(self.storage.keys(f"{below}/{n}"), None) is not None]
+
     def _folders(self, below: str) -> list[str]:
         names = self.storage.folders(below)
         return [n for n in names if self.storage.size(f"{below}/{n}/{PLAN_KEY}") is not None]
@@ -222,6 +227,11 @@ class FeatureStore:
             ) from error
         except OSError as error:
             raise WriteError(f"{self.location} cannot be read: {error.strerror}") from error
+
+
+def store_file() -> bytes:
+    """What ``store.json`` holds."""
+    return readable_json({"format": FORMAT})
 
 
 def _folder_of(plan: Plan) -> str:

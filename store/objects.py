@@ -180,10 +180,11 @@ class ObjectStorage:
             return None
         return int(facts["size"]) if facts["type"] == "file" else None
 
-    def n_bytes(self) -> int:
-        """Bytes of all objects."""
+    def sizes(self) -> dict[str, int]:
+        """Key -> length in bytes, from listings alone."""
         found = self._asked("", lambda: self._files.find(self._path(""), detail=True))
-        return sum(facts["size"] for facts in found.values())
+        sizes = {self._key(path): int(facts["size"]) for path, facts in found.items()}
+        return {key: n for key, n in sizes.items() if not key.startswith(f"{STAGING}/")}
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every object below ``prefix`` but the staged ones, as a sorted list of keys."""
@@ -214,9 +215,11 @@ class ObjectStorage:
         return data
 
     def _listed(self, prefix: str) -> list[str]:
-        root = self._files._strip_protocol(self.url)
         found = self._asked(prefix, lambda: self._files.find(self._path(prefix)))
-        return sorted(path.removeprefix(f"{root}/") for path in found)
+        return sorted(map(self._key, found))
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(f"{self._files._strip_protocol(self.url)}/")
 
     def _copy(self, staged: str, key: str, **condition: str) -> None:
         try:

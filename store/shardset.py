@@ -21,6 +21,9 @@ from store.storage import Storage
 
 PLAN_KEY = "plan.json"
 RECEIPTS = "receipts"
+BESIDE = "beside"
+"""Fact of a receipt: fixed files that its rows are read with, and what vouches for them."""
+
 MAX_SHARDS = 100_000
 """File names number shards with five digits, so that names sort as rows do."""
 
@@ -136,21 +139,26 @@ class ShardSet:
         receipt = self._receipt_of(shard, files, facts)
         return StagedShard(shard, self.storage.stage_all(files), receipt)
 
-    def publish(self, staged: "StagedShard") -> dict[str, Any]:
+    def publish(self, staged: "StagedShard", *, replaces: bool = False) -> dict[str, Any]:
         """Put a staged shard into its place, its receipt last: the driver's half of a commit.
 
-        Gives the receipt. A shard that has one already is left as it is.
+        Gives the receipt. A shard that has one already is left as it is, unless this one
+        ``replaces`` it with other bytes: then it is missing from when all of this one is staged
+        until its receipt is there.
 
         Only who holds the lease may publish, and must have seen the lease after the shard was
         staged. The receipt is staged before any file moves: so whoever takes the lease over, and
         sweeps, has stopped this publication wherever it is, and ``SweptError`` is raised.
         """
         key = receipt_key(staged.shard)
-        if self.storage.size(key) is not None:
+        is_there = self.storage.size(key) is not None
+        if is_there and not (replaces and self._is_other(staged)):
             self.drop(staged)
             return self.receipt(staged.shard)
         receipt = self.storage.stage(key, sealed(staged.receipt))
         try:
+            if is_there:
+                self.discard(staged.shard)
             self.storage.publish_all(staged.names)
             if self.storage.publish_new(receipt, key):
                 return staged.receipt
@@ -179,9 +187,15 @@ class ShardSet:
         for name in staged.names.values():
             self.storage.drop(name)
 
+    def failed_rows(self) -> dict[int, int]:
+        """Shard index -> rows whose sample could not be read, by the receipts there are."""
+        receipts = self.receipts()
+        found = {each["shard"]["index"]: len(each.get("failed", {})) for each in receipts}
+        return {index: n_rows for index, n_rows in found.items() if n_rows}
+
     def n_failed_rows(self) -> int:
-        """Rows whose sample could not be read, by the receipts there are."""
-        return sum(len(receipt.get("failed", {})) for receipt in self.receipts())
+        """Their number in all shards."""
+        return sum(self.failed_rows().values())
 
     def discard(self, shard: Shard) -> None:
         """Take a shard back to missing, durably: its data is replaced when it is redone."""
@@ -205,6 +219,13 @@ class ShardSet:
             "files": {key: vouch(data) for key, data in files.items()},
         }
         return dict(json.loads(readable_json({**receipt, **facts, **receipt})))
+
+    def _is_other(self, staged: "StagedShard") -> bool:
+        """Whether a staged shard has other bytes than the one that is there."""
+        try:
+            return bool(self.receipt(staged.shard)["files"] != staged.receipt["files"])
+        except DamagedError:
+            return True
 
     def _named(self, key: str) -> str:
         return f"{self.storage.location}/{key}"

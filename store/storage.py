@@ -97,8 +97,8 @@ class Storage(Protocol):
     def size(self, key: str) -> int | None:
         """Length of the value in bytes, ``None`` where there is none."""
 
-    def n_bytes(self) -> int:
-        """Bytes of all values, staged ones too."""
+    def sizes(self) -> dict[str, int]:
+        """Key -> length in bytes, of every value that has a key."""
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every key below ``prefix``, sorted; staged values have none yet."""
@@ -254,10 +254,9 @@ class LocalStorage:
         """Size of the file in bytes, ``None`` where there is none."""
         return self.disk.size(self._path(key))
 
-    def n_bytes(self) -> int:
-        """Bytes of all files."""
-        paths = self.disk.files(self.root)
-        return sum(self.disk.size(path) or 0 for path in paths)  # a driver may rename them
+    def sizes(self) -> dict[str, int]:
+        """Key -> length in bytes; a driver may rename files meanwhile."""
+        return {key: n for key in self.keys() if (n := self.size(key)) is not None}
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every file below ``prefix`` but the staged ones, as a sorted list of keys."""

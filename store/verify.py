@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from store.artifacts import Artifact
-from store.catalog import FeatureStore
+from store.artifacts import CHECKPOINTS, Artifact
+from store.catalog import STORE_KEY, FeatureStore, store_file
 from store.encoding import chunk_key, metadata_files, samples_key
 from store.errors import DamagedError, StoreError
 from store.featureset import FeatureSet
@@ -16,11 +16,13 @@ from store.lease import LEASES, Lease
 from store.plan import is_plan
 from store.schema import Schema
 from store.shards import Shard
-from store.shardset import PLAN_KEY, RECEIPTS, ShardSet, receipt_key
+from store.shardset import BESIDE, PLAN_KEY, RECEIPTS, ShardSet, receipt_key
 from store.storage import STAGING, Storage, checksum
 
 OF_FILES = ("missing", "truncated", "altered", "unreadable", "receipt without data")
 """Kinds of problems that a look at the receipt and its files shows again."""
+
+MAKE_AGAIN = "remove the folder and make it again"
 
 QUARANTINE = "quarantine"
 """Folder of a set with the files that were taken out of it because they were hurt."""
@@ -31,8 +33,8 @@ class Problem:
     """Something that is not as the plan and the receipts say.
 
     ``kind`` is one of: missing, truncated, altered, unreadable, damaged receipt, receipt without
-    data, data without receipt, unexplained NaN, missing shard, litter, altered plan. ``shard`` is
-    ``None`` for files of the set as a whole. ``is_harmless``: nothing that a reader gets is wrong.
+    data, data without receipt or card, unexplained NaN, missing shard, litter, altered plan.
+    ``shard`` is ``None`` for files of the set as a whole.
     """
 
     set_name: str
@@ -44,7 +46,12 @@ class Problem:
     @property
     def is_harmless(self) -> bool:
         """Left by a kill or not computed yet; the same command goes on, ``repair`` sweeps."""
-        return self.kind in ("data without receipt", "litter", "missing shard")
+        return self.kind in ("data without receipt", "data without card", "litter", "missing shard")
+
+    @property
+    def needs_command(self) -> bool:
+        """Whether the command that made the set must mend it; array metadata needs none."""
+        return not self.is_harmless and not self.key.endswith("zarr.json")
 
 
 def verify_feature_set(
@@ -74,8 +81,7 @@ def verify_feature_set(
     known |= {*shard_set.storage.keys(LEASES), *shard_set.storage.keys(QUARANTINE)}
     for key in sorted(there - known):
         yield Problem(feature_set.name, "litter", key, "not of this set")
-    for name in shard_set.storage.staged():
-        yield Problem(feature_set.name, "litter", f"{STAGING}/{name}", "an unfinished write")
+    yield from _litter(feature_set.name, shard_set.storage)
 
 
 def verify_plans(store: FeatureStore) -> Iterator[Problem]:
@@ -84,18 +90,38 @@ def verify_plans(store: FeatureStore) -> Iterator[Problem]:
         yield _altered_plan(name)
 
 
+def verify_root(store: FeatureStore) -> Iterator[Problem]:
+    """Every problem of what lies in the store's own folder."""
+    if store.storage.read(STORE_KEY) != store_file():
+        yield Problem("the store", "altered", STORE_KEY, "write it anew, as docs/store.md shows it")
+    yield from _litter("the store", store.storage)
+
+
+def _litter(name: str, storage: Storage) -> Iterator[Problem]:
+    """What a kill has left staged, or what someone stages just now."""
+    for staged in storage.staged():
+        yield Problem(name, "litter", f"{STAGING}/{staged}", "an unfinished write")
+
+
 def verify_files(
     shard_set: ShardSet, tick: Callable[[int], None] = lambda _: None
 ) -> Iterator[Problem]:
     """Every problem in the files that receipts vouch for, whatever they hold."""
     name = shard_set.storage.location
     done = shard_set.done()
+    beside: dict[str, Any] = {}
     for shard in shard_set.shards:
         if shard.index in done:
             yield from _vouched_problems(shard_set, shard)
+            with suppress(StoreError, OSError):  # a damaged receipt was told of just now
+                beside |= shard_set.receipt(shard).get(BESIDE, {})
         else:
             yield Problem(name, "missing shard", receipt_key(shard), "not computed yet", shard)
         tick(shard.n_rows)
+    for key, expected in beside.items():
+        if found := _difference(shard_set.storage, key, expected):
+            yield Problem(name, found[0], key, found[1])
+    yield from _litter(name, shard_set.storage)
 
 
 def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
@@ -106,24 +132,42 @@ def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
     except (StoreError, OSError) as error:
         yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
         return
+    if receipt.get("plan") != shard_set.fingerprint:
+        detail = f"{PLAN_KEY} is not that of {receipt_key(shard)}: remove the folder, make it again"
+        yield Problem(name, "altered plan", PLAN_KEY, detail)
+        return
     for key, expected in receipt["files"].items():
         if found := _difference(shard_set.storage, key, expected):
             yield Problem(name, found[0], key, found[1], shard)
 
 
 def verify_artifact(artifact: Artifact) -> Iterator[Problem]:
-    """Every problem of a finished model, head or result; an unfinished one has none yet."""
-    name = f"{artifact.kind} {artifact.name}"
+    """Every problem of a model, head, result or report; an unfinished one promises nothing yet."""
+    name, storage = f"{artifact.kind} {artifact.name}", artifact.storage
+    yield from _litter(name, storage)
+    if storage.size(PLAN_KEY) is None:
+        yield Problem(name, "missing", PLAN_KEY, MAKE_AGAIN)
+        return
     if not artifact.is_complete():
+        for key in storage.keys(""):
+            if key != PLAN_KEY and not key.startswith((f"{LEASES}/", f"{CHECKPOINTS}/")):
+                yield Problem(name, "data without card", key, "not counted as finished")
         return
     try:
-        files = artifact.card()["files"]
-    except StoreError as error:
+        card = artifact.card()
+    except (StoreError, OSError) as error:
         yield Problem(name, "altered", artifact.card_key, str(error))
         return
-    for key, expected in files.items():
-        if found := _difference(artifact.storage, key, expected):
-            yield Problem(name, found[0], key, f"{found[1]}; remove the folder and make it again")
+    plan = {PLAN_KEY: card["plan"]} if "plan" in card else {}  # cards of 0.2 have none
+    for key, expected in {**plan, **card["files"]}.items():
+        if found := _difference(storage, key, expected):
+            yield Problem(name, found[0], key, f"{found[1]}; {MAKE_AGAIN}")
+
+
+def sweep(storage: Storage) -> None:
+    """Drop what a kill has left staged; raises ``LeaseError`` where someone is at work."""
+    with Lease(storage, purpose="repair"):
+        pass  # who takes a lease sweeps
 
 
 def _altered_plan(name: str) -> Problem:
@@ -232,9 +276,9 @@ def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
     """Take every hurt shard back to missing, so that the same command computes it again.
 
     Its hurt files are kept under ``quarantine/``, for who wants to know what happened to them.
-    Array metadata is written again, unfinished writes are swept; files that are not of the set are
-    left alone, and so is the plan, which the same command mends. Raises ``LeaseError`` where a
-    driver is at work.
+    Array metadata is written again, other hurt files of the whole set are taken out, unfinished
+    writes are swept; files that are not of the set are left alone, and so is the plan, which the
+    same command mends. Raises ``LeaseError`` where a driver is at work.
     """
     hurt = {p.shard.index: p.shard for p in problems if p.shard is not None and not p.is_harmless}
     storage = shard_set.storage
@@ -243,15 +287,22 @@ def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
         hurt = {index: hurt[index] for index in hurt if _is_still_hurt(shard_set, index, problems)}
         for problem in problems:
             if problem.shard is not None and problem.shard.index in hurt:
-                with suppress(OSError):  # what cannot be read, or kept, is not kept
-                    storage.write(f"{QUARANTINE}/{problem.key}", storage.read(problem.key))
+                _put_away(storage, problem.key)
         for shard in hurt.values():
             lease.check()
             shard_set.discard(shard)
         for problem in problems:
             if problem.key in fixed:
                 storage.write(problem.key, fixed[problem.key])
+            elif problem.shard is None and problem.kind in OF_FILES and problem.key != PLAN_KEY:
+                _put_away(storage, problem.key)
+                storage.remove(problem.key)
     return tuple(hurt[index] for index in sorted(hurt))
+
+
+def _put_away(storage: Storage, key: str) -> None:
+    with suppress(OSError):  # what cannot be read, or kept, is not kept
+        storage.write(f"{QUARANTINE}/{key}", storage.read(key))
 
 
 def _is_still_hurt(shard_set: ShardSet, index: int, problems: list[Problem]) -> bool:

@@ -169,6 +169,11 @@ def test_status_shows_an_interrupted_set_and_resume_finishes_it(home: Path) -> N
     assert run("resume", code=2, **places(home)).stderr.count("\n") == 1
 
 
+def test_nothing_can_be_tried_again_of_a_set_that_is_not_there(home: Path) -> None:
+    words = ["extract", "--dataset", "pixels", "--limit", "7", "--retry-failed"]
+    assert "has no rows" in refusal(home, *words)
+
+
 def test_a_missing_data_set_says_how_to_get_it(home: Path) -> None:
     line = refusal(home, "extract", "--dataset", "cifar10c")
     assert "intro-pipe datasets --download cifar10c" in line

@@ -1,20 +1,31 @@
 """`status`: what is there, what runs do, what shards cost."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from small_data import write_npz, write_npz_set
 from squares import Squares, plan_of
 from typer.testing import CliRunner
 
 from cli.app import app
+from pipeline.errors import RunFailedError
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from pipeline.runner import run_map
+from pipeline.stage import ShardOutput, Tick
+from stages.data.corrupt import Corrupt
+from stages.data.corruption_set import write_corrupted
+from stages.data.registry import SourceSpec
 from stages.errors import InputError
 from store.catalog import FeatureStore
+from store.shards import Shard
 
 AT_WORK = """
 import sys, time
@@ -55,7 +66,7 @@ def test_what_a_run_at_work_does_is_told(status: Status, at_work: "subprocess.Po
     text = status()
     assert "running  intro-pipe extract" in text
     assert "extract numbers: 0 of 7 shards in this run" in text
-    assert "worker 0: shard 3, row 12 of it, for 0 s" in text
+    assert "worker 0: shard 3, row 12 of it, for " in text
 
 
 def test_watching_ends_with_the_last_run_at_work(
@@ -85,3 +96,51 @@ def test_watching_is_for_people(store: FeatureStore) -> None:
         CliRunner().invoke(
             app, ["status", "--watch", "--json", "--store", store.location], catch_exceptions=False
         )
+
+
+@dataclass(frozen=True)
+class Broken(Squares):
+    """Its third shard cannot be had."""
+
+    def compute(self, state: int, shard: Shard, tick: Tick) -> ShardOutput:
+        if shard.index == 2:
+            raise ValueError("no such number")
+        return super().compute(state, shard, tick)
+
+
+def row_of(status: Status, name: str) -> dict[str, Any]:
+    (row,) = [each for each in json.loads(status("--json"))["contents"] if name in each["name"]]
+    return dict(row)
+
+
+def test_a_partial_set_says_what_is_missing_and_how_the_run_ended(
+    store: FeatureStore, status: Status, tmp_path: Path
+) -> None:
+    shards = store.create(plan_of(30, 10)).shard_set
+    stage = Broken(10, str(tmp_path))
+    journal = Journal.of(store.location, ["test"])
+    with pytest.raises(RunFailedError), journal.outcome():
+        run_map(stage, shards, LocalExecutor(1), journal, title="squares")
+    row = row_of(status, "numbers")
+    assert row["state"] == "partial"
+    assert row["detail"].startswith(
+        "2 of 3 shards, missing 2; RunFailedError: 1 of 3 shards failed"
+    )
+
+
+def test_a_set_whose_data_set_changed_is_stale_and_so_is_a_corrupted_one(
+    store: FeatureStore, status: Status, tmp_path: Path
+) -> None:
+    """The journal tells where the images were, relative to the folder of the run."""
+    clean = write_npz_set(tmp_path / "tiny", 4, 4)
+    corrupt = Corrupt(SourceSpec(str(clean), "test", ""), ("contrast",))
+    place = str(tmp_path / "tiny-c")
+    words = ["corrupt", "--dataset", str(clean), "--split", "test"]
+    write_corrupted(store, corrupt, place, LocalExecutor(1), Journal.of(store.location, words))
+    assert row_of(status, "tiny-c")["state"] == "complete"
+    write_npz(clean / "test.npz", 5)
+    row = row_of(status, "tiny-c")
+    assert (row["kind"], row["state"]) == ("corrupted", "stale")
+    assert row["detail"].startswith("1 of 1 shards; its data set has changed: other ")
+    shutil.rmtree(place)
+    assert row_of(status, "tiny-c")["state"] == "missing"

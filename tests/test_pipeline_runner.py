@@ -16,7 +16,7 @@ from squares import Squares, plan_of
 from pipeline.errors import RunFailedError
 from pipeline.executors import Executor, LocalExecutor, Watch
 from pipeline.journal import Journal
-from pipeline.runner import RunReport, run_map
+from pipeline.runner import FREE_FAILURES, RunReport, run_map
 from pipeline.worker import Outcome, Pace, Work
 from store.catalog import FeatureStore
 from store.errors import LeaseError
@@ -84,6 +84,23 @@ def test_a_report_counts_what_this_run_did(shards: ShardSet, tmp_path: Path) -> 
     counted = (report.n_shards, report.n_computed, report.n_rows_computed, report.n_failed_rows)
     assert counted == (5, 5, 1000, 1)
     assert report.to_dict()["rows_per_s"] == pytest.approx(1000 / report.seconds)
+
+
+def test_shards_to_redo_replace_those_that_are_there(shards: ShardSet, tmp_path: Path) -> None:
+    run(Squares(200, str(tmp_path), nan_rows=(3,)), shards)
+    others = list(shards.receipts())[1:]
+    stage, redo = Squares(200, str(tmp_path)), shards.shards[:1]
+    report = run_map(stage, shards, LOCAL, journal_of(shards), title="squares", redo=redo)
+    assert (report.n_computed, report.n_failed_rows, shards.n_failed_rows()) == (1, 0, 0)
+    assert list(shards.receipts())[1:] == others
+
+
+def test_rows_that_fail_when_redone_are_counted_once(shards: ShardSet, tmp_path: Path) -> None:
+    stage = Squares(200, str(tmp_path), nan_rows=tuple(range(FREE_FAILURES)))
+    run(stage, shards)
+    redo = shards.shards[:1]
+    run_map(stage, shards, LOCAL, journal_of(shards), title="squares", redo=redo)
+    assert shards.n_failed_rows() == FREE_FAILURES
 
 
 def test_a_rerun_starts_no_executor_and_takes_no_lease(shards: ShardSet, tmp_path: Path) -> None:

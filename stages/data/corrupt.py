@@ -8,7 +8,7 @@ severities instead of 5. ``labels.npy`` is the same for all of them and is writt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, ClassVar, get_args
@@ -25,9 +25,12 @@ from stages.data.registry import SourceSpec
 from stages.data.source import ImageSource, Rows, check_planned, source_facts
 from stages.errors import InputError
 from store.plan import Plan
+from store.seal import vouch
 from store.shards import Shard
+from store.shardset import BESIDE
 
 READ_ROWS = 1_000
+LABELS_KEY = "labels.npy"
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,9 @@ class Corrupt:
         name, n_images = self._name_of(shard, state.n_rows), state.n_rows
         buffer, images = _npy_buffer((self.n_severities * n_images, SIDE, SIDE, 3))
         by_severity = images.reshape(self.n_severities, n_images, SIDE, SIDE, 3)
-        crc, failed = 0, {}
+        crc, failed, labels = 0, {}, []
         for start, rows in _chunks(state):
+            labels.append(rows.columns["label"])
             crc = google_crc32c.extend(crc, rows.images.tobytes())
             self._corrupt_chunk(name, start, rows, by_severity, tick)
             for offset, reason in rows.failed.items():
@@ -126,6 +130,7 @@ class Corrupt:
             "source_crc32c": f"{crc:08x}",
             "failed": {str(row): failed[row] for row in sorted(failed)},
             "versions": library_versions(),
+            BESIDE: {LABELS_KEY: vouch(_labels_file(labels, self.n_severities))},
         }
         return ShardOutput({f"{name}.npy": buffer.getvalue()}, facts)
 
@@ -163,14 +168,19 @@ def labels_npy(source: ImageSource, n_severities: int) -> bytes:
         InputError: an image has no label, or one that a byte cannot hold.
     """
     _check(source)
-    labels = np.concatenate([rows.columns["label"] for _, rows in _chunks(source)])
+    parts = [rows.columns["label"] for _, rows in _chunks(source)]
+    labels = np.concatenate(parts)
     for row in np.flatnonzero((labels < 0) | (labels > 255))[:1]:
         raise InputError(
             f"{source.name} {source.split}: the label of row {row} is {labels[row]}, expected 0 to "
             "255; corrupt a labelled data set"
         )
+    return _labels_file(parts, n_severities)
+
+
+def _labels_file(parts: Sequence[NDArray[np.int64]], n_severities: int) -> bytes:
     buffer = BytesIO()
-    np.save(buffer, np.tile(labels.astype(np.uint8), n_severities))
+    np.save(buffer, np.tile(np.concatenate(parts).astype(np.uint8), n_severities))
     return buffer.getvalue()
 
 

@@ -8,14 +8,13 @@ from pipeline.executors import Executor
 from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
 from pipeline.space import check_space
-from stages.data.corrupt import Corrupt, labels_npy
+from stages.data.corrupt import LABELS_KEY, Corrupt, labels_npy
 from stages.data.corruptions.pixels import SIDE
 from stages.errors import InputError
 from store.catalog import FeatureStore
 from store.shardset import ShardSet, find_set
 from store.storage import LocalStorage
 
-LABELS_KEY = "labels.npy"
 BYTES_OF_IMAGE = SIDE * SIDE * 3
 
 

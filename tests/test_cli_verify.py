@@ -1,0 +1,146 @@
+"""`verify` names whatever is hurt in a store or beside it, and `repair` sweeps what kills left."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import fill
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import write_npz_set
+from squares import plan_of
+from typer.testing import CliRunner
+
+from cli.app import app
+from pipeline.executors import LocalExecutor
+from pipeline.journal import Journal
+from stages.data.corrupt import Corrupt
+from stages.data.corruption_set import write_corrupted
+from stages.data.registry import SourceSpec
+from store.catalog import ARTIFACT_KINDS, FeatureStore
+from store.lease import Lease
+from store.storage import LocalStorage
+
+NOT_VOUCHED_FOR = ("journal", "lease", "recipes", "quarantine")
+"""What nothing depends on."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one of everything, and a corrupted set beside it."""
+    folder = tmp_path_factory.mktemp("home")
+    store = FeatureStore(str(folder / "store")).prepare()
+    fill(store.create(plan_of(10, 4)))
+    for kind in ARTIFACT_KINDS:
+        artifact = store.artifact(kind, "first")
+        artifact.claim({"seed": 0})
+        artifact.write({"weights": b"weights", "figures/a.svg": b"<svg/>"}, {"M": 2.5})
+    clean = write_npz_set(folder / "tiny", 4, 4)
+    stage = Corrupt(SourceSpec(str(clean), "test", ""), ("brightness", "contrast"))
+    given = f"corrupt --dataset {clean} --corruptions brightness,contrast --executor local"
+    journal = Journal.of(store.location, [*given.split(), "--out", str(folder / "tiny-c")])
+    write_corrupted(store, stage, str(folder / "tiny-c"), LocalExecutor(1), journal)
+    return folder
+
+
+def vouched_for(home: Path) -> list[Path]:
+    return sorted(
+        path
+        for below in ("store", "tiny-c")
+        for path in (home / below).rglob("*")
+        if path.is_file() and not set(path.relative_to(home).parts) & set(NOT_VOUCHED_FOR)
+    )
+
+
+def told(home: Path, command: str = "verify") -> tuple[int, str]:
+    """Exit codes and words of a command, for the store and for the corrupted set."""
+    code, text = 0, ""
+    for names in ([], [str(home / "tiny-c")]):
+        words = [command, *names, "--store", str(home / "store"), "--json"]
+        ended = CliRunner().invoke(app, words)
+        code, text = max(code, ended.exit_code), text + ended.output + str(ended.exception)
+    return code, text
+
+
+def flipped(data: bytes, at: float, mask: int) -> bytes:
+    hurt = bytearray(data)
+    hurt[int(at * len(data))] ^= mask
+    return bytes(hurt)
+
+
+Places = st.tuples(st.integers(0, 999), st.floats(0, 1, exclude_max=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(Places, st.sampled_from(["flip", "cut", "remove"]), st.integers(1, 255))
+def test_whatever_is_hurt_wherever_it_lies_is_named(
+    home: Path, place: tuple[int, float], fault: str, mask: int
+) -> None:
+    files = vouched_for(home)
+    path = files[place[0] % len(files)]
+    whole = path.read_bytes()
+    path.unlink()
+    if fault != "remove":
+        at = int(place[1] * len(whole))
+        path.write_bytes(flipped(whole, place[1], mask) if fault == "flip" else whole[:at])
+    try:
+        _, text = told(home)
+    finally:
+        path.write_bytes(whole)
+    assert _is_named(path, text), (path, fault, text)
+
+
+def _is_named(path: Path, text: str) -> bool:
+    """By its name; a receipt or a card that is gone shows in the data that nothing vouches for."""
+    is_last = path.parent.name == "receipts" or path.stem in ARTIFACT_KINDS
+    return path.name in text or (is_last and ("without" in text or "missing shard" in text))
+
+
+def test_a_whole_store_has_nothing_to_name(home: Path) -> None:
+    code, text = told(home)
+    assert code == 0
+    assert '"kind"' not in text
+
+
+@pytest.fixture
+def litter(home: Path) -> Iterator[list[LocalStorage]]:
+    """Places in which a kill has left a staged file."""
+    places = ["store/features", "store/models", "store/reports"]
+    folders = [next((home / place).iterdir()) for place in places] + [home / "tiny-c"]
+    storages = [LocalStorage(str(folder)) for folder in folders]
+    for storage in storages:
+        storage.stage("weights", b"torn")
+    yield storages
+    for storage in storages:
+        storage.sweep()
+
+
+def test_what_kills_left_staged_is_told_and_swept(home: Path, litter: list[LocalStorage]) -> None:
+    code, text = told(home)
+    assert (code, text.count('"litter"')) == (0, len(litter))
+    told(home, "repair")
+    assert [storage.staged() for storage in litter] == [[]] * len(litter)
+    assert told(home)[1].count('"litter"') == 0
+
+
+def test_what_someone_stages_who_is_at_work_is_left_alone(
+    home: Path, litter: list[LocalStorage]
+) -> None:
+    model = litter[1]
+    with Lease(model, purpose="train first"):
+        model.stage("weights", b"torn")
+        told(home, "repair")
+        assert len(model.staged()) == 1
+
+
+def test_hurt_labels_of_a_corrupted_set_are_written_again_by_its_command(home: Path) -> None:
+    labels = home / "tiny-c" / "labels.npy"
+    whole = labels.read_bytes()
+    labels.write_bytes(flipped(whole, 0.99, 1))
+    words = ["repair", str(home / "tiny-c"), "--store", str(home / "store")]
+    ended = subprocess.run([sys.executable, "-m", "cli.app", *words], check=False)
+    assert ended.returncode == 0
+    assert labels.read_bytes() == whole
+    assert (home / "tiny-c" / "quarantine" / "labels.npy").exists()
