@@ -1,6 +1,5 @@
 """The store as people see it: sets, models and heads by name, with a unique-prefix rule."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from store.errors import (
     WriteError,
 )
 from store.featureset import FeatureSet, create_feature_set
-from store.plan import Plan, differences, fingerprint, is_plan, readable_json
+from store.plan import Plan, differences, fingerprint, is_plan, read_object, readable_json
 from store.schema import Schema
 from store.shards import shards_of
 from store.shardset import PLAN_KEY, ShardSet
@@ -178,8 +177,8 @@ class FeatureStore:
         return sorted(found, key=lambda artifact: not artifact.is_complete())
 
     def _folders(self, below: str) -> list[str]:
-        names = self.storage.folders(below)
-        return [n for n in names if self.storage.size(f"{below}/{n}/{PLAN_KEY}") is not None]
+        place = self.storage.child(below)  # it may be a link to another disk, and so may each set
+        return [n for n in place.folders() if place.child(n).size(PLAN_KEY) is not None]
 
     def _set_in(self, folder: str) -> FeatureSet | None:
         """The set of a folder; ``None`` where its plan is not there, or not that of its name."""
@@ -188,16 +187,19 @@ class FeatureStore:
             return None
         if not is_plan(storage.read(PLAN_KEY), folder.rpartition("-")[2]):
             return None
-        found = FeatureSet(ShardSet.open(storage))
+        try:
+            found = FeatureSet(ShardSet.open(storage))
+            found.check()
+        except FormatError:  # its name fits what it says, but that is no plan
+            return None
         return found if found.name == folder else None
 
     def _format(self) -> int | None:
         try:
-            content: dict[str, Any] = json.loads(self.storage.read(STORE_KEY))
-            return int(content["format"])
+            return int(read_object(self.storage.read(STORE_KEY))["format"])
         except NotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise FormatError(
                 f"{self.location}/{STORE_KEY} does not name a store format: is this a store?"
             ) from error
