@@ -181,7 +181,7 @@ def _commands_of(place: FeatureStore, names: Sequence[str]) -> dict[str, Run]:
     found: dict[str, Run] = {}
     for run in runs(place.location):
         for event in run.events:
-            where = event.get("place", "")
+            where = str(event.get("place", ""))
             for name in {where, PurePath(where).name} & set(names):  # a store may have been moved
                 found.setdefault(name, run)
     return found

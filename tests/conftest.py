@@ -71,3 +71,11 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a tiny disk cannot be mounted: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_home_is_touched() -> Iterator[None]:
+    """The networks that tests name are written down in a place that goes away."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", folder)
+        yield

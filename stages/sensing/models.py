@@ -15,6 +15,7 @@ from stages.data.source import ImageSource, source_facts
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard
 from stages.sensing.recipe import TrainParams, planned_params
+from stages.sensing.trust import require_trust, trust
 from store.catalog import FeatureStore
 from store.errors import DamagedError
 from store.plan import Plan
@@ -104,12 +105,14 @@ def choose(store: FeatureStore, request: ModelRequest, source: SourceSpec) -> Ch
                 "elsewhere: give --network too, or leave them out for a model of the store"
             )
         card = choose_model(store, source.open().family, request.model)
+        require_trust(card.network, f"model {card.name}")
         if "source_sha256" in card.extra:
             from stages.sensing.model import check_code
 
             check_code(card)
         source = dataclasses.replace(source, image_size=card.image_size)
         return Chosen(source, card, weights_path(store, card.name), lambda: None)
+    trust(request.network)
     source = dataclasses.replace(source, image_size=request.image_size or source.image_size)
     card, content = _described(request, source.open())
     artifact = store.artifact("model", card.name)
@@ -219,6 +222,7 @@ def train_model(
     from stages.sensing.snapshots import Snapshots
     from stages.sensing.train import TrainSensing
 
+    trust(params.network)
     params = dataclasses.replace(params, network=located(params.network))
     plan = training_plan(params, train, last_layer)
     stage = TrainSensing(name, params, train, test, device, last_layer=last_layer)
