@@ -1,5 +1,6 @@
 """The store as people see it: sets, models and heads by name, with a unique-prefix rule."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class FeatureStore:
         object.__setattr__(self, "location", str(self.location))  # a Path will do
         if "://" in self.location:
             raise FormatError(f"{self.location}: only local folders can hold a store so far")
-        object.__setattr__(self, "location", str(Path(self.location).expanduser().absolute()))
+        place = os.path.expanduser(self.location)  # noqa: PTH111 - Path's fails on a home that is not there
+        object.__setattr__(self, "location", str(Path(place).absolute()))
         if (found := self._format()) is not None and found > FORMAT:
             raise FormatError(
                 f"{self.location} has store format {found}, this intro-pipe reads up to {FORMAT}: "

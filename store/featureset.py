@@ -69,7 +69,7 @@ class FeatureSet:
     @cached_property
     def schema(self) -> Schema:
         """Arrays and columns."""
-        return Schema.from_json(dict(self.plan["schema"]))
+        return Schema.from_json(self.plan.get("schema"))
 
     def check(self) -> None:
         """Raise ``FormatError`` where the plan lacks what the store reads of it.

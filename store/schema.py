@@ -54,7 +54,7 @@ class Schema:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Schema":
+    def from_json(cls, value: Any) -> "Schema":
         """The inverse of ``to_json``; raises ``FormatError`` for what cannot be a schema."""
         try:
             arrays = tuple(

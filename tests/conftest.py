@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from squares import Squares, plan_of
 
 from store.catalog import FeatureStore
@@ -15,6 +16,11 @@ from store.featureset import FeatureSet
 from store.shards import Shard
 
 Fill = Callable[..., FeatureSet]
+
+# An example may wait for a busy machine; `make soak` asks for the long one.
+settings.register_profile("short", deadline=None)
+settings.register_profile("soak", max_examples=5_000, deadline=None)
+settings.load_profile("short")
 
 
 @pytest.fixture

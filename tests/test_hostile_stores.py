@@ -77,11 +77,8 @@ def test_a_receipt_that_vouches_for_files_elsewhere_is_damaged(
 
 
 def files_in(numbers: FeatureSet) -> list[Path]:
-    return [
-        p
-        for p in Path(numbers.shard_set.storage.location).rglob("*")
-        if p.is_file() and not p.is_symlink()
-    ]
+    paths = Path(numbers.shard_set.storage.location).rglob("*")
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
 def test_a_card_that_vouches_for_files_elsewhere_is_damaged(

@@ -92,7 +92,7 @@ def open_introspective(
     artifact = store.artifact("head", head)
     head_card = artifact.card()
     name = model or head_card["model"]
-    card = ModelCard.from_dict(store.artifact("model", name).card()["card"])
+    card = ModelCard.from_dict(store.artifact("model", name).card().get("card", {}))
     if card.weights_sha256 != head_card["model_weights_sha256"]:
         raise InputError(
             f"head '{head}' belongs to model '{head_card['model']}' "

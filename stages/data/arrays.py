@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 import zlib
 from functools import lru_cache, partial
@@ -25,6 +26,10 @@ _NO_ARRAYS = (
     EOFError,
     OSError,
     MemoryError,  # a header can promise any shape
+    OverflowError,
+    SyntaxError,  # it is read as a literal of Python's: no code, but with Python's errors
+    TypeError,
+    tokenize.TokenError,
     NotImplementedError,  # a zip of another kind: encrypted, or packed by another method
     RuntimeError,
     zipfile.BadZipFile,
@@ -93,7 +98,7 @@ def open_npy(path: Path) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{path}: no such file") from error
-    except (ValueError, EOFError, OSError) as error:
+    except _NO_ARRAYS as error:
         raise InputError(
             f"{path}: expected a whole npy file of numbers, found {path.stat().st_size} bytes that "
             f"do not make one ({_one_line(error)}); write or copy it again"

@@ -73,7 +73,7 @@ def _refuse_what_is_for_writing(params: CorruptParams) -> None:
 def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Task:
     """Send images through the model."""
     model: Artifact = inputs["model"]
-    card = ModelCard.from_dict(model.card()["card"])
+    card = ModelCard.from_dict(model.card().get("card", {}))
     source = context.source(
         inputs.get("images") or params.dataset or "",
         params.split,

@@ -29,9 +29,9 @@ def models_of(store: FeatureStore) -> tuple[ModelCard, ...]:
     """The cards of the finished models of a store, by name."""
     cards = []
     for artifact in store.artifacts("model"):
-        with suppress(DamagedError):  # a damaged model is no reason to refuse the others
+        with suppress(DamagedError, InputError):  # one that is damaged does not harm the others
             if artifact.is_complete():
-                cards.append(ModelCard.from_dict(artifact.card()["card"]))
+                cards.append(ModelCard.from_dict(artifact.card().get("card", {})))
     return tuple(cards)
 
 
@@ -45,7 +45,7 @@ def choose_model(store: FeatureStore, family: str, name: str | None) -> ModelCar
         InputError: there are several; names them.
     """
     if name is not None:
-        return ModelCard.from_dict(store.artifact("model", name).card()["card"])
+        return ModelCard.from_dict(store.artifact("model", name).card().get("card", {}))
     models = (card for card in models_of(store) if card.family == family)
     fitting = [card for card in models if "epoch" not in card.extra]
     if len(fitting) == 1:
