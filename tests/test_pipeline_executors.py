@@ -301,6 +301,7 @@ def test_two_runs_of_one_program_print_nothing_but_results(tmp_path: Path) -> No
 
 LISTENING = """
 import os
+from contextlib import suppress
 from pathlib import Path
 from pipeline.executors import _cluster
 
@@ -312,9 +313,14 @@ def family():
         ours |= more
     return ours
 
+def links_in(folder):
+    for link in list(folder.iterdir()):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            yield os.readlink(link)
+
 def addresses():
     folders = [Path(f"/proc/{pid}/fd") for pid in family()]
-    sockets = {os.readlink(link) for each in folders for link in list(each.iterdir())}
+    sockets = {link for each in folders for link in links_in(each)}
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()

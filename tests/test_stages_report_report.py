@@ -125,8 +125,8 @@ def test_corruptions_are_text_whatever_they_are_called(place: FeatureStore) -> N
     found = cells(place, "strange", corruptions=(HOSTILE, "a\x1b[2J"))
     page = Page(text(build(place, result_of_cells(place, found), "strange"), "report.html"))
     assert "script" not in page.tags
-    assert HOSTILE in page.words
-    assert "a\\x1b[2J" in page.words
+    assert any(HOSTILE.replace("_", " ") in word for word in page.words)
+    assert any("a\\x1b[2J" in word for word in page.words)
 
 
 def test_csv_and_page_have_the_numbers_of_the_result(result: Artifact, full: Artifact) -> None:
