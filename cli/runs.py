@@ -96,8 +96,8 @@ def command_of(run: Run, location: str) -> tuple[list[str], dict[str, str]]:
 
 def _shadows_in(folder: Path) -> list[str]:
     """The modules of a folder that have the name of an installed one: Ray's workers look there."""
-    if not folder.is_dir():
-        return []
+    if not folder.is_dir() or folder.resolve() == Path(__file__).resolve().parents[1]:
+        return []  # ours are from there
     found = [*folder.glob("*.py"), *folder.glob("*.so"), *folder.glob("*.pyc")]
     found += [each.parent for each in folder.glob("*/__init__.*")]
     elsewhere = [path for path in sys.path if path and Path(path).resolve() != folder.resolve()]
