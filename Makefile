@@ -19,9 +19,10 @@ demo: $(INSTALLED) ## Run the whole chain on handwritten digits, offline (a minu
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/pytest
 
-soak: $(INSTALLED) ## Look for what a kill can break: 100,000 stories, 300 real rounds (an hour)
+soak: $(INSTALLED) ## Look for what kills and files can break: stories, rounds, fuzzing (two hours)
 	$(BIN)/python tests/simulation.py --seeds 100000
 	$(BIN)/python tests/campaign.py --rounds 300
+	$(BIN)/pytest tests/test_fuzz.py --hypothesis-profile=soak --timeout=3600
 
 check: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff format --check

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli import analysis, checking, data, heads, reading, recipes, report, runs, training
+from pipeline.terminal import printable_line
 
 app = typer.Typer(
     name="intro-pipe",
@@ -68,7 +69,7 @@ def main() -> None:
     except Exception as error:
         if not _is_ours(error):
             raise
-        print(f"intro-pipe: {error}", file=sys.stderr)
+        print(f"intro-pipe: {printable_line(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError | LookupError | FileNotFoundError) else 1)
 
 

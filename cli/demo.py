@@ -92,7 +92,7 @@ def _export(places: dict[str, str]) -> str:
 
 
 def _run(command: str, places: dict[str, str], *, as_json: bool) -> Any:  # Any: JSON
-    words = [sys.executable, "-m", "cli.app", *shlex.split(command), *(["--json"] * as_json)]
+    words = [sys.executable, "-P", "-m", "cli.app", *shlex.split(command), *(["--json"] * as_json)]
     ended = subprocess.run(
         words,
         env={**os.environ, **places},

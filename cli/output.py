@@ -8,18 +8,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.terminal import printable, printable_line
+
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def emit(result: Any, text: str, *, as_json: bool) -> None:
     """Print the result as JSON, or its text."""
-    print(json.dumps(_plain(result), indent=2, allow_nan=False) if as_json else text)
+    print(json.dumps(_plain(result), indent=2, allow_nan=False) if as_json else printable(text))
 
 
 def note(line: str) -> None:
     """A line for people that is not a result."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
@@ -35,7 +37,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str
     cells = [[_cell(row.get(name)) for name in columns] for row in rows]
     right = [all(_is_number(row.get(name)) for row in rows) for name in columns]
     widths = [max(len(name), *(len(line[at]) for line in cells)) for at, name in enumerate(columns)]
-    lines = [list(columns), *cells]
+    lines = [list(map(printable_line, columns)), *cells]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)
@@ -69,7 +71,7 @@ def _cell(value: Any) -> str:
         return "-" if math.isnan(value) else f"{value:.4f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return "-" if value is None else str(value)
+    return "-" if value is None else printable_line(str(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -141,6 +142,7 @@ def _carry_out(text: str, name: str, asked: _Asked, where: _Where) -> None:
 def _parted(changes: Sequence[str]) -> dict[str, str]:
     """``NAME=VALUE`` as a mapping; raises ``InputError``."""
     from stages.errors import InputError
+    from stages.sensing.trust import trust
 
     for change in changes:
         if "=" not in change:
@@ -153,6 +155,8 @@ def _parted(changes: Sequence[str]) -> dict[str, str]:
                 f"--set {change}: {name} is set to {settings[name]} already: leave one of them"
             )
         settings[name] = value
+        for network in re.findall(r"""[^\s,\[\]'"]+:\w+""", value):  # named as by --network
+            trust(network)
     return settings
 
 

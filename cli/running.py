@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cli.output import table
+from pipeline.terminal import printable
 
 if TYPE_CHECKING:
     from pipeline.journal import Run
@@ -45,7 +46,7 @@ def follow(location: str) -> None:
     while running := [run for run in _last_runs(location) if run.outcome == "running"]:
         lines = [line for run in running for line in _lines(run.events)]
         # Home, the lines, and nothing of what stood there before.
-        print("\033[H\033[J" * is_terminal + "\n".join(lines), flush=True)
+        print("\033[H\033[J" * is_terminal + printable("\n".join(lines)), flush=True)
         time.sleep(WATCH_EVERY_S)
     print("no run is at work")
 

@@ -79,6 +79,7 @@ def train_sensing(
     from stages.sensing.models import model_name, train_model, training_plan, training_sources
     from stages.sensing.recipe import params_from, planned_params
     from stages.sensing.snapshots import snapshot_epochs, snapshot_name
+    from stages.sensing.trust import trust
     from store.catalog import FeatureStore
 
     changes: dict[str, Any] = {
@@ -95,6 +96,7 @@ def train_sensing(
         "held_out_until": held_out_until,
     }
     params = params_from(preset, **changes)
+    trust(params.network)
     train, test = training_sources(dataset, str(data_root_path(data_root)), image_size, limit)
     title = name or model_name(params.network)
     place = FeatureStore(store)

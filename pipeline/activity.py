@@ -74,7 +74,7 @@ def activity_of(events: Sequence[Event], now: float) -> Activity | None:
         work["units"],
         sum(event["event"] == unit for event in since),
         len(failures),
-        failures[-1]["error"] if failures else "",
+        str(failures[-1].get("error", "")) if failures else "",
         _lanes(since, now),
         now - since[-1]["time"],
     )
@@ -111,8 +111,14 @@ def costs_of(events: Sequence[Event]) -> list[dict[str, Any]]:
                     "attempt": attempts[title, event["shard"]],
                     "where": event.get("where", ""),
                     "seconds": event["seconds"],
-                    **event.get("costs", {}),
+                    **_costs_in(event),
                     "error": event.get("error", ""),
                 }
             )
     return rows
+
+
+def _costs_in(event: Event) -> dict[str, float]:
+    """Seconds by kind of work, as far as they are told."""
+    costs = event.get("costs")
+    return costs if isinstance(costs, dict) else {}

@@ -167,6 +167,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
         # A cluster of our own is closed to other users by a token that lives as long as we do.
         if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # It listens on the loopback alone; Ray has this switch for systems that ask about ports.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with redirect_stdout(sys.stderr):  # Ray prints what it has to say among our results

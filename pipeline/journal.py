@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.errors import JournalError
 from store.errors import WriteError
 from store.machine import ThisMachine
+from store.plan import read_object
 from store.storage import Log, storage_at
 
 FOLDER = "journal"
@@ -100,18 +101,22 @@ class Run:
 
 
 def runs(store: str) -> Iterator[Run]:
-    """The runs of a store, newest first; torn lines of a killed run are passed over."""
+    """The runs of a store, newest first; torn lines of a killed run are passed over.
+
+    So is what is no line of ours: a store may come from someone else.
+    """
     storage = storage_at(store)
-    for key in sorted(storage.keys(FOLDER), reverse=True):
-        lines = storage.read(key).decode(errors="replace").splitlines()
+    keys = [key for key in storage.keys(FOLDER) if key.endswith(".jsonl") and storage.size(key)]
+    for key in reversed(keys):
+        lines = storage.read(key).decode("utf-8", "replace").split("\n")
         events = [event for line in lines if (event := _event(line))]
-        if events and events[0].get("event") == "started":
+        if events and events[0]["event"] == "started":
             first, last = events[0], events[-1]["event"]
             outcome = last if last in ENDINGS else _state_of(first)
             yield Run(
                 tuple(first["command"]),
                 first["folder"],
-                first.get("environment", {}),
+                first["environment"],
                 outcome,
                 first["time"],
                 tuple(events),
@@ -123,7 +128,7 @@ def newest_at(store: str) -> dict[str, tuple[str, Run]]:
     found: dict[str, tuple[str, Run]] = {}
     for run in runs(store):
         for event in run.events:
-            if "place" in event:
+            if event["event"] == "work":
                 found.setdefault(event["place"], (event["title"], run))
     return found
 
@@ -158,8 +163,65 @@ def _state_of(started: dict[str, Any]) -> str:
 
 
 def _event(line: str) -> dict[str, Any] | None:
+    """The event of a line, ``None`` where the line is torn or says something else."""
     try:
-        event: dict[str, Any] = json.loads(line)
-        return event
+        event = read_object(line)
     except ValueError:
         return None
+    facts = {"event": _is_word, "time": _is_number} | _FACTS.get(str(event.get("event")), {})
+    return event if all(key in event and fits(event[key]) for key, fits in facts.items()) else None
+
+
+def _is_word(value: object) -> bool:
+    """Whether a value can be a word of a command: whether a system call takes it."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except ValueError:
+        return False
+
+
+def _are_words(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_word, value))
+
+
+def _is_environment(value: object) -> bool:
+    """Variables of ours alone: any other could name a program, or where modules are looked for."""
+    return isinstance(value, dict) and all(
+        _is_word(name) and name.startswith(VARIABLES) and _is_word(text)
+        for name, text in value.items()
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e12
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and _is_number(value)
+
+
+def _are_lanes(value: object) -> bool:
+    keys = ("lane", "shard", "rows")
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and all(_is_count(each.get(key)) for key in keys) for each in value
+    )
+
+
+_SHARD: dict[str, Callable[[object], bool]] = {
+    "lane": _is_count,
+    "shard": _is_count,
+    "seconds": _is_number,
+}
+_FACTS: dict[str, dict[str, Callable[[object], bool]]] = {
+    "started": {
+        "command": _are_words,
+        "folder": _is_word,
+        "environment": _is_environment,
+        "pid": _is_count,
+    },
+    "work": {"title": _is_word, "place": _is_word, "unit": _is_word, "units": _is_count},
+    "at work": {"lanes": _are_lanes},
+    "shard": _SHARD,
+    "shard failed": {**_SHARD, "error": lambda value: isinstance(value, str)},
+}
+"""What those who read journals take for granted, by event."""

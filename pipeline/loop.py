@@ -1,6 +1,5 @@
 """Loops of ordered units that checkpoint: epochs of training, rounds of acquisition."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -14,7 +13,7 @@ from store.artifacts import CHECKPOINTS, Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 from store.lease import Lease
-from store.plan import Plan, readable_json
+from store.plan import Plan, read_object, readable_json
 from store.storage import Storage, checksum
 
 
@@ -179,7 +178,7 @@ def _vouched_checkpoints(storage: Storage) -> Iterator[tuple[History, bytes]]:
     notes = [key for key in storage.keys(CHECKPOINTS) if key.endswith(".json")]
     for key in reversed(notes):
         try:
-            note = json.loads(storage.read(key))
+            note = read_object(storage.read(key))
             data = storage.read(_state_key(len(note["history"]) - 1))
             if checksum(data) == note["sha256"]:
                 yield list(note["history"]), data

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.terminal import printable, printable_line
 from pipeline.worker import Outcome, Pace
 
 LINE_EVERY_S = 5.0
@@ -108,7 +109,7 @@ class Progress:
     def __init__(
         self, title: str, n_rows: int, *, unit: str = "images", stream: TextIO | None = None
     ) -> None:
-        self.title = title
+        self.title = printable_line(title)
         self.tally = Tally(n_rows, unit)
         self._stream = stream or sys.stderr
         self._live: Live | None = None
@@ -152,7 +153,7 @@ class Progress:
 
     def note(self, line: str) -> None:
         """A line that stays: something that people should know of."""
-        text = f"{self.title}: {line}"
+        text = printable(f"{self.title}: {line}")
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:

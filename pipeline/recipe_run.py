@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline.recipe import Recipe
 from pipeline.steps import Axes, Instance
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
-from store.plan import Plan, differences, readable_json
+from store.plan import Plan, differences, read_object, readable_json
 from store.shardset import PLAN_KEY
 
 FOLDER = "recipes"
@@ -222,10 +221,10 @@ class RecipeRun:
         """How what this step made last differs from what it is to make; empty if it does not."""
         place = self._made.get(label)
         try:
-            there = json.loads(self.store.storage.child(place).read(PLAN_KEY)) if place else plan
+            there = read_object(self.store.storage.child(place).read(PLAN_KEY)) if place else plan
+            found = list(differences(plan, there))
         except (NotFoundError, ValueError):
             return ""
-        found = list(differences(plan, there))
         more = f" and {len(found) - N_DIFFERENCES} more" if len(found) > N_DIFFERENCES else ""
         return f"{place} differs: {'; '.join(found[:N_DIFFERENCES])}{more}" if found else ""
 
@@ -244,7 +243,7 @@ def _record_key(name: str) -> str:
 def _record(store: FeatureStore, name: str) -> dict[str, str]:
     """Step -> where what it made last lies; empty where there is no record, or no longer one."""
     try:
-        found: Mapping[str, str] = json.loads(store.storage.read(_record_key(name)))
-        return dict(found)
+        found = read_object(store.storage.read(_record_key(name)))
+        return {step: place for step, place in found.items() if isinstance(place, str)}
     except (NotFoundError, ValueError):
         return {}

@@ -1,14 +1,13 @@
 """Whole artifacts: a network, a head, a result, a report. Files first, their card last."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from store.errors import DamagedError, NotFoundError, PlanMismatchError
 from store.lease import Lease
-from store.plan import Plan, differences, readable_json
-from store.seal import sealed, unsealed, vouch
+from store.plan import Plan, differences, read_object, readable_json
+from store.seal import check_vouched, sealed, unsealed, vouch
 from store.shardset import PLAN_KEY
 from store.storage import Storage
 
@@ -66,7 +65,7 @@ class Artifact:
 
     def plan(self) -> Plan:
         """The plan of the artifact; raises ``NotFoundError`` or ``DamagedError``."""
-        return self._checked(PLAN_KEY, lambda data: dict(json.loads(data)))
+        return self._checked(PLAN_KEY, read_object)
 
     def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write the files, then the card with their checksums; gives the card.
@@ -109,12 +108,12 @@ class Artifact:
         if not self.is_complete():
             state = "is not finished" if self.storage.size(PLAN_KEY) is not None else "is not there"
             raise NotFoundError(f"{self.kind} '{self.name}' {state} ({self.storage.location})")
-        return self._checked(self.card_key, unsealed)
+        return self._checked(self.card_key, _card_of)
 
     def read(self, key: str) -> bytes:
         """A file of the artifact, checked against the card; raises ``DamagedError``."""
         data = self.storage.read(key)
-        if vouch(data) != self.card()["files"][key]:
+        if vouch(data) != self.card()["files"].get(key):
             raise DamagedError(
                 f"{self.storage.location}/{key} is not what the card vouches for; "
                 "remove the folder and make it again"
@@ -124,8 +123,15 @@ class Artifact:
     def _checked(self, key: str, decode: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
         try:
             return decode(self.storage.read(key))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise DamagedError(
                 f"{self.storage.location}/{key} cannot be read ({error}); "
                 "remove the folder and make it again"
             ) from error
+
+
+def _card_of(data: bytes) -> dict[str, Any]:
+    """The card that some bytes hold; raises ``ValueError``."""
+    card = unsealed(data)
+    check_vouched(card.get("files"))
+    return card

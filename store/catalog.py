@@ -1,7 +1,7 @@
 """The store as people see it: sets, models and heads by name, with a unique-prefix rule."""
 
 import errno
-import json
+import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from store.errors import (
     WriteError,
 )
 from store.featureset import FeatureSet, create_feature_set
-from store.plan import Plan, differences, fingerprint, is_plan, readable_json
+from store.plan import Plan, differences, fingerprint, is_plan, read_object, readable_json
 from store.schema import Schema
 from store.shards import shards_of
 from store.shardset import PLAN_KEY, ShardSet
@@ -54,7 +54,8 @@ class FeatureStore:
         if "://" in place:
             place = re.sub("(?<=[^/:])/+$", "", place)
         else:
-            place = str(Path(place).expanduser().absolute())
+            home = os.path.expanduser(place)  # noqa: PTH111 - Path's fails on a home that is not there
+            place = str(Path(home).absolute())
         object.__setattr__(self, "location", place)
         if (found := self._format()) is not None and found > FORMAT:
             raise FormatError(
@@ -200,8 +201,8 @@ class FeatureStore:
         return [n for n in names if next(self.storage.keys(f"{below}/{n}"), None) is not None]
 
     def _folders(self, below: str) -> list[str]:
-        names = self.storage.folders(below)
-        return [n for n in names if self.storage.size(f"{below}/{n}/{PLAN_KEY}") is not None]
+        place = self.storage.child(below)  # it may be a link to another disk, and so may each set
+        return [n for n in place.folders() if place.child(n).size(PLAN_KEY) is not None]
 
     def _set_in(self, folder: str) -> FeatureSet | None:
         """The set of a folder; ``None`` where its plan is not there, or not that of its name."""
@@ -210,18 +211,21 @@ class FeatureStore:
             return None
         if not is_plan(storage.read(PLAN_KEY), folder.rpartition("-")[2]):
             return None
-        found = FeatureSet(ShardSet.open(storage))
+        try:
+            found = FeatureSet(ShardSet.open(storage))
+            found.check()
+        except FormatError:  # its name fits what it says, but that is no plan
+            return None
         return found if found.name == folder else None
 
     def _format(self) -> int | None:
         try:
-            content: dict[str, Any] = json.loads(self.storage.read(STORE_KEY))
-            return int(content["format"])
+            return int(read_object(self.storage.read(STORE_KEY))["format"])
         except NotFoundError:
             return None
         except StoreError:  # no place for a store
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise FormatError(
                 f"{self.location}/{STORE_KEY} does not name a store format: is this a store?"
             ) from error

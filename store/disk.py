@@ -1,5 +1,6 @@
 """The calls of a file system that the store makes, and no others: the seam for a simulated one."""
 
+import errno
 import os
 import secrets
 import stat
@@ -8,7 +9,10 @@ from typing import Protocol
 
 
 class Disk(Protocol):
-    """Files and folders by path. Whatever goes wrong is an ``OSError`` with its number."""
+    """Files and folders by path. Whatever goes wrong is an ``OSError`` with its number.
+
+    A file is one with bytes of its own: links, pipes and devices are none, wherever they lead.
+    """
 
     @property
     def durable_folders(self) -> set[str]:
@@ -44,6 +48,9 @@ class Disk(Protocol):
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder."""
 
+    def is_link(self, path: str) -> bool:
+        """Whether the name stands for another place."""
+
     def files(self, top: str) -> list[str]:
         """The paths of all files below a folder, none where there is no folder."""
 
@@ -66,7 +73,12 @@ class LocalDisk:
 
     def read(self, path: str) -> bytes:
         """The content of a file."""
-        return Path(path).read_bytes()
+        # Without O_NONBLOCK one would wait at a pipe for whoever writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "no file with bytes of its own", path)
+            return file.read()
 
     def put(self, path: str, data: bytes) -> None:
         """Write a file, and sync its content. Its name is durable once the folder is synced."""
@@ -102,14 +114,18 @@ class LocalDisk:
     def size(self, path: str) -> int | None:
         """Bytes of a file, ``None`` where there is none."""
         try:
-            found = Path(path).stat()
+            facts = Path(path).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder."""
         return Path(path).is_dir()
+
+    def is_link(self, path: str) -> bool:
+        """Whether the name stands for another place."""
+        return Path(path).is_symlink()
 
     def files(self, top: str) -> list[str]:
         """The paths of all files below a folder, none where there is no folder."""

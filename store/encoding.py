@@ -21,6 +21,9 @@ from store.plan import readable_json
 from store.schema import ArraySpec, Schema
 from store.shards import Shard
 
+CHECKSUM_BYTES = 4
+"""Of the CRC-32C at the end of a chunk."""
+
 
 def chunk_key(spec: ArraySpec, shard: Shard) -> str:
     """Where the chunk of a shard lies: ``features/c/3/0``."""
@@ -72,6 +75,9 @@ def encode_chunk(spec: ArraySpec, values: NDArray[Any], chunk_rows: int) -> byte
 
 def decode_chunk(spec: ArraySpec, data: bytes, chunk_rows: int) -> NDArray[Any]:
     """The inverse of ``encode_chunk``, filling included; ``ValueError`` on a bad checksum."""
+    expected = chunk_rows * spec.row_bytes + CHECKSUM_BYTES
+    if len(data) != expected:  # found out before room is made for what the plan promises
+        raise ValueError(f"expected {expected} bytes, found {len(data)}")
     array, memory = _empty_array(spec, chunk_rows, chunk_rows)
     key = chunk_key(spec, Shard(0, 0, chunk_rows)).removeprefix(f"{spec.name}/")
     memory[key] = default_buffer_prototype().buffer.from_bytes(data)
@@ -88,7 +94,8 @@ def encode_samples(schema: Schema, columns: Mapping[str, Any]) -> bytes:
 
 def decode_samples(data: bytes) -> pa.Table:
     """The inverse of ``encode_samples``; an Arrow error or ``OSError`` on a bad checksum."""
-    return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+    return table.replace_schema_metadata()  # what it says of pandas is not for us to obey
 
 
 def encode_rows(

@@ -69,7 +69,21 @@ class FeatureSet:
     @cached_property
     def schema(self) -> Schema:
         """Arrays and columns."""
-        return Schema.from_json(dict(self.plan["schema"]))
+        return Schema.from_json(self.plan.get("schema"))
+
+    def check(self) -> None:
+        """Raise ``FormatError`` where the plan lacks what the store reads of it.
+
+        A name that fits a plan proves nothing: whoever has made the store gave it both.
+        """
+        try:
+            inputs = self.plan["inputs"]
+            names = [self.plan["name"], inputs["source"]["name"], inputs["model"]["name"]]
+        except (KeyError, TypeError):
+            names = [None]
+        if not all(isinstance(name, str) for name in names):
+            raise FormatError("expected the names of the set, of its source and of its model")
+        _ = self.schema
 
     def __len__(self) -> int:
         return self.n_rows
@@ -102,8 +116,11 @@ class FeatureSet:
         """The sample columns of one shard; raises ``DamagedError``."""
         key = samples_key(shard)
         try:
-            return decode_samples(self.shard_set.storage.read(key))
-        except (pa.ArrowException, OSError) as error:
+            table = decode_samples(self.shard_set.storage.read(key))
+            if table.schema != self.schema.arrow or len(table) != shard.n_rows:
+                raise ValueError(f"{len(table)} rows of {table.schema.names}, not as planned")
+            return table
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise self._damaged(key, error) from error
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:

@@ -1,6 +1,5 @@
 """One driver per set: numbered leases, each with a host, a process and a heartbeat."""
 
-import json
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +9,7 @@ from typing import Any, Self
 
 from store.errors import LeaseError, StoreError, SweptError
 from store.machine import HIDDEN, Machine, ThisMachine
-from store.plan import readable_json
+from store.plan import read_object, readable_json
 from store.storage import Storage
 
 LEASES = "lease"
@@ -181,7 +180,7 @@ def _last(storage: Storage) -> int:
 def _read(storage: Storage, number: int) -> dict[str, Any]:
     """A lease, empty where there is none or where the file is not one."""
     try:
-        content = json.loads(storage.read(_key(number)))
+        content = read_object(storage.read(_key(number)))
         facts = {name: kind(content[name]) for name, kind in _FACTS.items()}
     except (StoreError, ValueError, KeyError, TypeError, OverflowError):
         return {}

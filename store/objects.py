@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from store.errors import FormatError, NotFoundError, StoreError, SweptError, WriteError
-from store.storage import STAGING
+from store.storage import STAGING, leads_out
 
 T = TypeVar("T")
 
@@ -208,6 +208,8 @@ class ObjectStorage:
         return _file_system(self.url.partition("://")[0], os.getpid())
 
     def _path(self, key: str) -> str:
+        if leads_out(key):
+            raise FormatError(f"{self.url}: {key!r} leads out of that place: it is no key")
         return f"{self.url}/{key}".rstrip("/")
 
     def _get(self, key: str) -> bytes:

@@ -8,6 +8,11 @@ from typing import Any
 Plan = Mapping[str, Any]
 """A JSON object. Two runs with equal plans write equal rows."""
 
+MAX_DEPTH = 50
+"""Of what is read: Python itself gives up at some hundreds, with an error of its own."""
+
+_TOO_DEEP = f"it is nested more than {MAX_DEPTH} deep"
+
 FINGERPRINT_DIGITS = 12
 """Hexadecimal digits of a fingerprint: 48 bits, enough for the sets of one store."""
 
@@ -23,6 +28,18 @@ def readable_json(value: Any) -> bytes:  # Any: whatever JSON can hold
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
+def read_object(data: bytes | str) -> dict[str, Any]:  # Any: whatever JSON can hold
+    """The JSON object that a file holds; raises ``ValueError`` where it holds anything else."""
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    _check_depth(value, MAX_DEPTH)
+    return value
+
+
 def fingerprint(value: Any) -> str:  # Any: whatever JSON can hold
     """The first twelve hexadecimal digits of the SHA-256 of the canonical JSON.
 
@@ -35,7 +52,7 @@ def fingerprint(value: Any) -> str:  # Any: whatever JSON can hold
 def is_plan(data: bytes, digest: str) -> bool:
     """Whether ``data`` is, byte for byte, a ``plan.json`` with that fingerprint."""
     try:
-        plan = json.loads(data)
+        plan = read_object(data)
         return readable_json(plan) == data and fingerprint(plan) == digest
     except ValueError:
         return False
@@ -58,6 +75,18 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
                 yield from differences(ours[key], theirs[key], below)
     elif canonical_json(ours) != canonical_json(theirs):
         yield f"{path}: {_short(ours)}, there {_short(theirs)}"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError(_TOO_DEEP)
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
 
 
 def _short(value: Any, n_characters: int = 60) -> str:

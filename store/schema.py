@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from store.errors import FormatError
+
+DTYPES = frozenset(f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (16, 32, 64))
+"""What arrays can hold: numbers, never objects, whose bytes could stand for anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
@@ -49,15 +54,26 @@ class Schema:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Schema":
-        """The inverse of ``to_json``."""
-        arrays = tuple(
-            ArraySpec(
-                spec["name"], tuple(spec["row_shape"]), spec["dtype"], tuple(spec.get("axes", ()))
+    def from_json(cls, value: Any) -> "Schema":
+        """The inverse of ``to_json``; raises ``FormatError`` for what cannot be a schema."""
+        try:
+            arrays = tuple(
+                ArraySpec(
+                    spec["name"],
+                    tuple(spec["row_shape"]),
+                    spec["dtype"],
+                    tuple(spec.get("axes", ())),
+                )
+                for spec in value["arrays"]
             )
-            for spec in value["arrays"]
+            schema = cls(arrays, tuple((name, kind) for name, kind in value["columns"]))
+            if all(_is_whole(spec) for spec in arrays) and schema.arrow:
+                return schema
+        except (AttributeError, KeyError, TypeError, ValueError):
+            pass
+        raise FormatError(
+            "expected a schema of arrays and columns, with names, shapes and types of numbers"
         )
-        return cls(arrays, tuple((name, kind) for name, kind in value["columns"]))
 
     def array(self, name: str) -> ArraySpec:
         """The array of that name; ``KeyError`` lists those there are."""
@@ -70,3 +86,10 @@ class Schema:
     def arrow(self) -> pa.Schema:
         """The columns as an Arrow schema."""
         return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in self.columns])
+
+
+def _is_whole(spec: ArraySpec) -> bool:
+    is_named = isinstance(spec.name, str) and spec.name.isidentifier()  # it names a folder
+    is_shaped = all(type(size) is int and size > 0 for size in spec.row_shape)
+    has_axes = not spec.axes or len(spec.axes) == len(spec.row_shape)
+    return is_named and is_shaped and has_axes and spec.dtype in DTYPES

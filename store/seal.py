@@ -1,11 +1,10 @@
 """What vouches for files: their sizes and checksums, in JSON that is sealed by one of its own."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from store.plan import canonical_json, readable_json
-from store.storage import checksum
+from store.plan import canonical_json, read_object, readable_json
+from store.storage import checksum, leads_out
 
 SEAL = "seal_sha256"
 
@@ -22,7 +21,23 @@ def sealed(facts: Mapping[str, Any]) -> bytes:
 
 def unsealed(data: bytes) -> dict[str, Any]:
     """The facts; raises ``ValueError`` where not every byte is as ``sealed`` wrote it."""
-    facts = json.loads(data)
-    if not isinstance(facts, dict) or facts.pop(SEAL, None) is None or data != sealed(facts):
+    facts = read_object(data)
+    if facts.pop(SEAL, None) is None or data != sealed(facts):
         raise ValueError("it was altered")
     return facts
+
+
+def check_vouched(files: object) -> None:
+    """Raise ``ValueError`` where this is not what ``vouch`` gives of files, by key.
+
+    A seal is no signature: whoever has written the file may have sealed anything.
+    """
+    if not isinstance(files, dict) or not all(_is_vouched(each) for each in files.values()):
+        raise ValueError("expected the size and the sha256 of each file")
+    if astray := [key for key in files if leads_out(key)]:
+        raise ValueError(f"{astray[0]!r} leads out of the folder")
+
+
+def _is_vouched(facts: Any) -> bool:  # Any: whatever JSON can hold
+    is_whole = isinstance(facts, dict) and facts.keys() == {"bytes", "sha256"}
+    return is_whole and type(facts["bytes"]) is int and isinstance(facts["sha256"], str)

@@ -14,8 +14,8 @@ from store.errors import (
     NotFoundError,
     PlanMismatchError,
 )
-from store.plan import Plan, differences, fingerprint, readable_json
-from store.seal import sealed, unsealed, vouch
+from store.plan import Plan, differences, fingerprint, read_object, readable_json
+from store.seal import check_vouched, sealed, unsealed, vouch
 from store.shards import Shard, shards_of
 from store.storage import Storage
 
@@ -116,7 +116,7 @@ class ShardSet:
         """The receipt of a shard; raises ``NotFoundError``, ``DamagedError`` if it was altered."""
         data = self.storage.read(receipt_key(shard))
         try:
-            return unsealed(data)
+            return _receipt_in(data)
         except ValueError as error:
             raise DamagedError(
                 f"{self._named(receipt_key(shard))} cannot be trusted ({error}): see "
@@ -189,9 +189,9 @@ class ShardSet:
 
     def failed_rows(self) -> dict[int, int]:
         """Shard index -> rows whose sample could not be read, by the receipts there are."""
-        receipts = self.receipts()
-        found = {each["shard"]["index"]: len(each.get("failed", {})) for each in receipts}
-        return {index: n_rows for index, n_rows in found.items() if n_rows}
+        done = self.done()
+        failed = {index: self.receipt(self.shards[index]).get("failed", {}) for index in done}
+        return {index: len(rows) for index, rows in sorted(failed.items()) if rows}
 
     def n_failed_rows(self) -> int:
         """Their number in all shards."""
@@ -235,19 +235,31 @@ def read_plan(storage: Storage) -> Plan:
     """The plan of a set; raises ``NotFoundError`` or ``FormatError``."""
     data = storage.read(PLAN_KEY)
     try:
-        plan = json.loads(data)
+        plan = read_object(data)
         _check(plan)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise FormatError(
             f"{storage.location}/{PLAN_KEY} is not a plan ({error}): damaged, or not ours; "
             "remove the folder and compute it again"
         ) from error
-    return dict(plan)
+    return plan
+
+
+def _receipt_in(data: bytes) -> dict[str, Any]:
+    """The receipt that some bytes hold; raises ``ValueError``."""
+    receipt = unsealed(data)
+    check_vouched(receipt.get("files"))
+    failed = receipt.get("failed", {})
+    if not isinstance(failed, dict) or not all(row.isdecimal() for row in failed):
+        raise ValueError("expected the failed rows by number")
+    return receipt
 
 
 def _check(plan: Plan) -> None:
     """Raises ``FormatError`` where a plan has no rows, or more shards than names sort by."""
-    n_rows, shard_rows = plan["n_rows"], plan["shard_rows"]
+    n_rows, shard_rows = plan.get("n_rows"), plan.get("shard_rows")
+    if type(n_rows) is not int or type(shard_rows) is not int:
+        raise FormatError("expected n_rows and shard_rows, whole numbers")
     if n_rows < 1 or shard_rows < 1:
         raise FormatError(f"{n_rows} rows in shards of {shard_rows}: expected one or more of each")
     if (n_shards := -(-n_rows // shard_rows)) > MAX_SHARDS:

@@ -9,11 +9,11 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from store.disk import LOCAL_DISK, Disk
-from store.errors import NotFoundError, StoreError, SweptError, WriteError
+from store.errors import FormatError, NotFoundError, StoreError, SweptError, WriteError
 
 STAGING = ".staging"
 """Where values wait to be published; a kill leaves some there, and nothing reads them."""
@@ -35,6 +35,12 @@ def checksum(data: bytes) -> str:
     same number, so that a chunk in another's place would pass.
     """
     return hashlib.sha256(data).hexdigest()
+
+
+def leads_out(key: str) -> bool:
+    """Whether a key, as whoever has made a store may have written it, names a place outside."""
+    path = PurePosixPath(key)
+    return path.is_absolute() or ".." in path.parts or "\0" in key
 
 
 class Storage(Protocol):
@@ -146,13 +152,15 @@ class LocalStorage:
 
     def child(self, prefix: str) -> "LocalStorage":
         """The storage below ``prefix``."""
-        return LocalStorage(self._path(prefix), self.disk)
+        return LocalStorage(str(Path(self.root, self._key(prefix))), self.disk)
 
     def read(self, key: str) -> bytes:
         """The content of the file; raises ``NotFoundError``."""
         try:
             return self.disk.read(self._path(key))
-        except FileNotFoundError as error:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EISDIR):  # a link is none
+                raise
             raise NotFoundError(f"{self.root}: there is no {key}") from error
 
     def write(self, key: str, data: bytes) -> None:
@@ -180,7 +188,7 @@ class LocalStorage:
         staged = f"{Path(key).name}.{self.disk.unused_name()}"
         try:
             with _told(self._path(key)):
-                self._make_folders(Path(self.root, STAGING))
+                self._make_folders(Path(self._folder(STAGING)))
                 self.disk.put(self._path(STAGING, staged), data)
         except WriteError:
             self.drop(staged)
@@ -201,7 +209,7 @@ class LocalStorage:
 
     def publish(self, staged: str, key: str) -> None:
         """Rename a staged file into its place; raises ``SweptError``, ``WriteError``."""
-        place = Path(self.root, key)
+        place = Path(self._path(key))
         with _told(str(place)):
             self._make_folders(place.parent)
             with self._unless_swept(staged):
@@ -215,7 +223,7 @@ class LocalStorage:
 
     def publish_new(self, staged: str, key: str) -> bool:
         """Link a staged file to its place unless that is taken; ``SweptError``, ``WriteError``."""
-        place = Path(self.root, key)
+        place = Path(self._path(key))
         with _told(str(place)):
             self._make_folders(place.parent)
             try:
@@ -228,7 +236,7 @@ class LocalStorage:
 
     def staged(self) -> list[str]:
         """The names of what is staged, sorted."""
-        return sorted(Path(path).name for path in self.disk.files(self._path(STAGING)))
+        return sorted(Path(path).name for path in self.disk.files(self._folder(STAGING)))
 
     def drop(self, staged: str) -> None:
         """Unlink a staged file; it may be gone, and if it cannot be it waits for the next sweep."""
@@ -260,20 +268,44 @@ class LocalStorage:
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every file below ``prefix`` but the staged ones, as a sorted list of keys."""
-        paths = self.disk.files(self._path(prefix))
+        paths = self.disk.files(self._folder(prefix))
         keys = (Path(path).relative_to(self.root).as_posix() for path in paths)
         return iter(sorted(key for key in keys if not key.startswith(f"{STAGING}/")))
 
     def folders(self, prefix: str = "") -> list[str]:
         """The names of the folders right below ``prefix``, sorted."""
-        return sorted(name for name in self.disk.folders(self._path(prefix)) if name != STAGING)
+        return sorted(name for name in self.disk.folders(self._folder(prefix)) if name != STAGING)
+
+    def _key(self, *parts: str) -> PurePosixPath:
+        """A key as a path; raises ``FormatError`` where it leads out of the root."""
+        key = "/".join(parts)
+        if leads_out(key):
+            raise FormatError(f"{self.root}: {key!r} leads out of that folder: it is no key")
+        return PurePosixPath(key)
 
     def log(self, key: str) -> "FileLog":
         """A file that grows line by line."""
-        return FileLog(Path(self.root, key))
+        return FileLog(Path(self._path(key)))
 
     def _path(self, *parts: str) -> str:
-        return str(Path(self.root, *parts))
+        """The path of a key; raises ``FormatError`` where that, or a link above it, leads out."""
+        key = self._key(*parts)
+        for folder in list(key.parents)[:-1]:
+            self._refuse_link(folder)
+        return str(Path(self.root, key))
+
+    def _folder(self, prefix: str) -> str:
+        """The path of a folder that is to be listed; raises ``FormatError`` likewise."""
+        path = self._path(prefix)
+        if prefix:  # the root itself may lie elsewhere
+            self._refuse_link(PurePosixPath(prefix))
+        return path
+
+    def _refuse_link(self, folder: PurePosixPath) -> None:
+        if self.disk.is_link(str(Path(self.root, folder))):
+            raise FormatError(
+                f"{self.root}/{folder} is a link, expected a folder: put the folder itself there"
+            )
 
     @contextmanager
     def _unless_swept(self, staged: str) -> Iterator[None]:

@@ -29,6 +29,7 @@ def cells(
     weights: str = "w1",
     has_cells: bool = True,
     has_labels: bool = True,
+    corruptions: tuple[str, str] = ("fog", "snow"),
 ) -> FeatureSet:
     """Rows of two corruptions at three severities in turn: six cells of the same images."""
     rng = np.random.default_rng([7, n_rows])
@@ -38,7 +39,7 @@ def cells(
     logits = features @ np.eye(WIDTH, N_CLASSES, dtype=np.float32)
     features[UNREAD], logits[UNREAD] = np.nan, np.nan
     image, cell = np.arange(n_rows) // 6, np.arange(n_rows) % 6
-    corruption, severity = np.array(["fog", "snow"])[cell % 2], cell // 2 + 1
+    corruption, severity = np.array(corruptions)[cell % 2], cell // 2 + 1
     places = zip(corruption, severity, image, strict=True)
     columns: dict[str, Any] = {
         "sample_id": [f"{where}/{level}/{number:05d}" for where, level, number in places],

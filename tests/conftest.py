@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec.config
 import pytest
+from hypothesis import settings
 from squares import Squares, plan_of
 
 from store import objects
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from bucket import Gate
 
 Fill = Callable[..., FeatureSet]
+
+# An example may wait for a busy machine; `make soak` asks for the long one.
+settings.register_profile("short", deadline=None)
+settings.register_profile("soak", max_examples=5_000, deadline=None)
+settings.load_profile("short")
 
 
 @pytest.fixture
@@ -110,3 +116,11 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a tiny disk cannot be mounted: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_home_is_touched() -> Iterator[None]:
+    """The networks that tests name are written down in a place that goes away."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", folder)
+        yield

@@ -116,6 +116,9 @@ class SimulatedDisk:
         file = self.names.get(path)
         return None if file is None or file is FOLDER else len(file.data)
 
+    def is_link(self, path: str) -> bool:
+        return False
+
     def is_folder(self, path: str) -> bool:
         return self.names.get(path) is FOLDER
 

@@ -32,7 +32,7 @@ import sys, time
 from pipeline.journal import Journal
 
 journal = Journal.of(sys.argv[1], ["extract"]).begin()
-journal.note("work", title="extract numbers", unit="shard", units=7)
+journal.note("work", title="extract numbers", place="numbers", unit="shard", units=7)
 journal.note("at work", lanes=[{"lane": 0, "shard": 3, "rows": 12}])
 print("begun", flush=True)
 sys.stdin.read()

@@ -227,6 +227,83 @@ def test_modules_are_named_by_what_they_hold():
     assert [name_of(p) for p in MODULES if empty_names & {p.stem, p.parent.name}] == []
 
 
+# Code that is not ours
+
+# What runs code, or makes objects of bytes, and the modules that may name it: each has its reason.
+DANGEROUS = {
+    "pickle": {"stages/data/cifar.py", "stages/sensing/weights.py"},  # names, behind locks
+    "subprocess": {"cli/demo.py", "cli/checking.py"},  # ourselves, without a shell
+    "yaml": {"pipeline/yaml_lines.py"},  # SafeLoader
+    "tarfile": {"stages/data/download.py"},  # filter="data"
+    "importlib.import_module": {"stages/recipes/steps.py"},  # of this package
+    "importlib": {"stages/sensing/build.py", "stages/sensing/torchvision_ops.py"},  # the user's own
+    "importlib.util": {
+        "stages/sensing/build.py",
+        "stages/sensing/trust.py",
+        "stages/sensing/torchvision_ops.py",
+        "stages/data/corruptions/frost.py",
+    },
+    "importlib.machinery.PathFinder": {"cli/runs.py"},
+} | {
+    name: set() for name in ("marshal", "shelve", "dill", "joblib", "cloudpickle", "runpy", "code")
+}
+CALLS = {
+    "eval": set(),
+    "exec": set(),
+    "compile": set(),
+    "__import__": set(),
+    "os.system": set(),
+    "os.popen": set(),
+    "os.execve": {"cli/runs.py"},
+    "spec.loader.exec_module": {"stages/sensing/build.py"},
+    "torch.load": {"stages/sensing/weights.py"},
+    "np.load": {"stages/data/arrays.py"},
+    "tar.extractall": set(),
+    "tar.extract": {"stages/data/download.py"},
+    "Markup": {"stages/report/page.py"},
+}
+SAFELY = {
+    "torch.load": {"weights_only": "True"},
+    "np.load": {"allow_pickle": "False"},
+    "tar.extract": {"filter": "'data'"},
+}
+
+
+def calls():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+                yield name_of(path), ast.unparse(node.func), options
+
+
+@pytest.mark.parametrize("name", DANGEROUS)
+def test_what_can_run_code_is_imported_where_it_is_known_to_be(name):
+    importers = {found.importer for found in IMPORTS if found.target == name}
+
+    assert importers == DANGEROUS[name]
+
+
+def test_what_can_run_code_is_called_where_it_is_known_to_be():
+    found = {name: {where for where, called, _ in calls() if called == name} for name in CALLS}
+
+    assert found == CALLS
+
+
+def test_what_can_run_code_is_called_safely():
+    careless = [
+        (where, called)
+        for where, called, options in calls()
+        if called in SAFELY and not SAFELY[called].items() <= options.items()
+    ]
+
+    assert careless == []
+
+
+def test_no_command_goes_through_a_shell():
+    assert [where for where, _, options in calls() if "shell" in options] == []
+
+
 # The command line
 
 

@@ -299,6 +299,60 @@ def test_two_runs_of_one_program_print_nothing_but_results(tmp_path: Path) -> No
     assert "A worker died or was killed" in ended.stderr
 
 
+LISTENING = """
+import os
+from contextlib import suppress
+from pathlib import Path
+from pipeline.executors import _cluster
+
+def family():
+    stats = [place.read_text() for place in Path("/proc").glob("[0-9]*/stat")]
+    parents = {int(s.split()[0]): int(s.rpartition(")")[2].split()[1]) for s in stats}
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return ours
+
+def links_in(folder):
+    for link in list(folder.iterdir()):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            yield os.readlink(link)
+
+def addresses():
+    folders = [Path(f"/proc/{pid}/fd") for pid in family()]
+    sockets = {link for each in folders for link in links_in(each)}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in sockets:
+                yield local.partition(":")[0]
+
+with _cluster(None) as ray:
+    ray.get(ray.remote(lambda: 1).remote())
+    found = sorted(set(addresses()))
+print(*found, os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
+"""
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F")
+"""As Linux writes 127.0.0.1, and the same where both protocols are served."""
+
+
+@pytest.mark.ray
+def test_a_cluster_of_our_own_listens_on_the_loopback_alone_behind_a_token() -> None:
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    ended = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        env={**environment, "RAY_ADDRESS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *found, mode, n_digits = ended.stdout.split() or [ended.stderr]
+    assert found
+    assert set(found) <= {*LOOPBACK}
+    assert (mode, n_digits) == ("token", "64")
+
+
 NOWHERE = """
 import os, time
 from pipeline.errors import ResourceError

@@ -68,7 +68,7 @@ def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_plain_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x-idx3-ubyte"
     path.write_bytes(idx_bytes(IMAGES)[:-1])
-    with pytest.raises(InputError, match="the header promises 9424 bytes"):
+    with pytest.raises(InputError, match="the header promises 9,408 values"):
         read_idx(path, 3)
 
 

@@ -119,6 +119,16 @@ def test_hostile_names_are_text(place: FeatureStore) -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {6, 7, 10}
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # there is none for a control character
+def test_corruptions_are_text_whatever_they_are_called(place: FeatureStore) -> None:
+    """They are names of files, which can hold anything; a control character is no XML."""
+    found = cells(place, "strange", corruptions=(HOSTILE, "a\x1b[2J"))
+    page = Page(text(build(place, result_of_cells(place, found), "strange"), "report.html"))
+    assert "script" not in page.tags
+    assert any(HOSTILE.replace("_", " ") in word for word in page.words)
+    assert any("a\\x1b[2J" in word for word in page.words)
+
+
 def test_csv_and_page_have_the_numbers_of_the_result(result: Artifact, full: Artifact) -> None:
     average = pd.read_parquet(io.BytesIO(result.read("average.parquet")))
     table = pd.read_csv(io.BytesIO(full.read("table.csv")))

@@ -110,10 +110,8 @@ def test_a_key_that_is_a_folder_is_refused_and_nothing_is_left(folder: LocalStor
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     folder: LocalStorage,
 ) -> None:
-    place = Path(folder.root, "receipts")
-    place.symlink_to(place)
-    with pytest.raises(OSError, match="symbolic links"):
-        folder.keys("receipts")
+    with pytest.raises(OSError, match="too long"):
+        folder.keys("x" * 300)
 
 
 def test_a_full_disk_keeps_the_old_value_and_leaves_nothing_beside(tiny_disk: Path) -> None:

@@ -16,6 +16,7 @@ from stages.introspection.predictors import open_head
 from stages.sensing.card import ModelCard
 from stages.sensing.model import Sensing, load_sensing
 from stages.sensing.models import weights_path
+from stages.sensing.trust import require_trust
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 
@@ -91,7 +92,7 @@ def open_introspective(
     artifact = store.artifact("head", head)
     head_card = artifact.card()
     name = model or head_card["model"]
-    card = ModelCard.from_dict(store.artifact("model", name).card()["card"])
+    card = ModelCard.from_dict(store.artifact("model", name).card().get("card", {}))
     if card.weights_sha256 != head_card["model_weights_sha256"]:
         raise InputError(
             f"head '{head}' belongs to model '{head_card['model']}' "
@@ -99,6 +100,7 @@ def open_introspective(
             f"({card.weights_sha256[:12]}): name the head's model, or train a head on this one"
         )
     module = _head_module(artifact, head_card, seed, device)
+    require_trust(card.network, f"model {card.name}")
     sensing = load_sensing(card, weights_path(store, name), device)
     facts = {"model": name, "head": head, "seed": seed, "predictor": head_card["predictor"]}
     return Introspective(sensing, module, facts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tokenize
 import zipfile
 import zlib
 from functools import lru_cache, partial
@@ -18,6 +20,21 @@ from stages.errors import DataNotFoundError, InputError
 
 # Labels beyond this are taken for a mistake (ids, floats read as integers) when nothing names them.
 MAX_UNNAMED_CLASSES = 65_536
+
+_NO_ARRAYS = (
+    ValueError,
+    EOFError,
+    OSError,
+    MemoryError,  # a header can promise any shape
+    OverflowError,
+    SyntaxError,  # it is read as a literal of Python's: no code, but with Python's errors
+    TypeError,
+    tokenize.TokenError,
+    NotImplementedError,  # a zip of another kind: encrypted, or packed by another method
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # what reading bytes that are no archive of arrays raises
 
 Stamp = tuple[int, int]
 
@@ -81,7 +98,7 @@ def open_npy(path: Path) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{path}: no such file") from error
-    except (ValueError, EOFError, OSError) as error:
+    except _NO_ARRAYS as error:
         raise InputError(
             f"{path}: expected a whole npy file of numbers, found {path.stat().st_size} bytes that "
             f"do not make one ({_one_line(error)}); write or copy it again"
@@ -153,13 +170,30 @@ def _npz_members(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise InputError(f"{path}: is a single array; name it .npy")
-            return {name: archive[name] for name in names if name in archive.files}
+            found = [name for name in names if name in archive.files]
+            sizes = {each.filename: each.file_size for each in archive.zip.infolist()}
+            check_memory(sum(sizes.get(f"{name}.npy", 0) for name in found), path)
+            return {name: archive[name] for name in found}
     except InputError:
         raise
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except _NO_ARRAYS as error:
         raise InputError(
             f"{path}: expected a whole npz archive of numbers ({_one_line(error)}); write it again"
         ) from error
+
+
+def check_memory(n_bytes: int, path: Path) -> None:
+    """Refuse to unpack what would fill this machine: a small file can stand for any number.
+
+    Raises:
+        InputError: it takes more than half of the memory.
+    """
+    n_there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if n_bytes > n_there // 2:
+        raise InputError(
+            f"{path}: unpacks to {n_bytes:,} bytes, expected {n_there // 2:,} at most, half of "
+            "this machine's memory; save images as .npy, which is read in parts"
+        )
 
 
 def _stamp(path: Path) -> Stamp:

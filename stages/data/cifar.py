@@ -51,6 +51,8 @@ _NO_BATCH = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
+    OverflowError,
     TypeError,
     ValueError,
 )  # what reading another pickle, or none, raises

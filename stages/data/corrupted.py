@@ -8,7 +8,6 @@ labels five times. (Hendrycks & Dietterich, ICLR 2019; record 2535967 on Zenodo.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from stages.data.resize import resize_rule, rgb_array
 from stages.data.source import ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 from store.errors import FormatError
+from store.plan import read_object
 from store.shardset import find_set
 from store.storage import LocalStorage
 
@@ -223,7 +223,7 @@ def _family(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
     if not path.is_file():
         return ("cifar10", CLASS_NAMES) if name == "cifar10c" else (name.removesuffix("-c"), ())
     try:
-        source = json.loads(path.read_text())["inputs"]["source"]
+        source = read_object(path.read_bytes())["inputs"]["source"]
         return str(source["family"]), tuple(str(each) for each in source["class_names"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(

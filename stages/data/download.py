@@ -14,6 +14,7 @@ from pathlib import Path
 from stages.data.known import data_root_path, folder_of
 from stages.data.registry import open_source
 from stages.errors import InputError, StageError
+from store.storage import leads_out
 
 Progress = Callable[[str, int, int], None]
 """Called with file name, bytes so far and bytes in all (0 = unknown)."""
@@ -42,6 +43,8 @@ class Recipe:
     folder: str
     files: tuple[Remote, ...]
     is_archive: bool
+    max_bytes: int = 2**26
+    """Of what comes and of what it unpacks to, each; more is another thing than was asked for."""
 
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -59,6 +62,7 @@ RECIPES: Mapping[str, Recipe] = {
             ),
         ),
         is_archive=True,
+        max_bytes=2**28,  # of 186 MB
     ),
     "cifar10c": Recipe(
         "CIFAR-10-C",
@@ -69,6 +73,7 @@ RECIPES: Mapping[str, Recipe] = {
             ),
         ),
         is_archive=True,
+        max_bytes=2**32,  # of 2.9 GB
     ),
     "fashion-mnist": Recipe(
         "fashion-mnist",
@@ -147,25 +152,47 @@ def _make(recipe: Recipe, beside: Path, progress: Progress | None) -> Path:
     if not recipe.is_archive:
         whole.mkdir()
         for remote in recipe.files:
-            _fetch(remote, whole / remote.name, progress)
+            _fetch(remote, whole / remote.name, recipe.max_bytes, progress)
         return whole
     for remote in recipe.files:
         archive = beside / f"archive-{remote.name}"
-        _fetch(remote, archive, progress)
-        with tarfile.open(archive) as tar:
-            tar.extractall(beside, filter="data")
+        _fetch(remote, archive, recipe.max_bytes, progress)
+        _unpack(archive, beside, recipe.max_bytes)
         archive.unlink()
     if not whole.is_dir():
         raise StageError(f"{recipe.files[0].url}: the archive holds no folder {recipe.folder}")
     return whole
 
 
-def _fetch(remote: Remote, path: Path, progress: Progress | None) -> None:
+def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
+    """Take plain files and folders out of an archive; it says of each how large it gets.
+
+    Raises:
+        StageError: it holds links, devices, names that lead out, or too much.
+    """
+    n_bytes = 0
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            n_bytes += member.size
+            if leads_out(member.name) or not (member.isfile() or member.isdir()):
+                raise StageError(
+                    f"{archive.name}: {member.name} is a link or a device, or leads out; refused"
+                )
+            if n_bytes > max_bytes:
+                raise StageError(
+                    f"{archive.name}: unpacks to more than {max_bytes:,} bytes; refused"
+                )
+            tar.extract(member, folder, filter="data")
+
+
+def _fetch(remote: Remote, path: Path, max_bytes: int, progress: Progress | None) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     n_done = 0
     with urllib.request.urlopen(remote.url, timeout=_TIMEOUT_S) as answer, path.open("wb") as file:
         n_total = int(answer.headers.get("Content-Length") or 0)
         while block := answer.read(_BLOCK_BYTES):
+            if max(n_total, n_done + len(block)) > max_bytes:
+                raise StageError(f"{remote.url}: sends more than {max_bytes:,} bytes; stopped")
             digest.update(block)
             file.write(block)
             n_done += len(block)

@@ -7,6 +7,7 @@ axis as a big-endian 32-bit integer, then the values.
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from functools import lru_cache, partial
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.arrays import check_label_range, checked_images, checked_labels
+from stages.data.arrays import check_label_range, check_memory, checked_images, checked_labels
 from stages.data.fingerprint import array_content
 from stages.data.resize import resize_rule
 from stages.data.source import ArrayReader, ReaderSource
@@ -95,23 +96,29 @@ def read_idx(path: Path, n_axes: int) -> NDArray[np.uint8]:
         InputError: it is cut short, or has another type or number of axes.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            shape = _shape(path, file.read(4 + 4 * n_axes), n_axes)
+            n_bytes = math.prod(shape)
+            check_memory(n_bytes, path)
+            data = file.read(n_bytes + 1)  # one more than there should be
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a whole gzip file ({error}); download it again") from error
-    header_bytes = 4 + 4 * n_axes
-    if len(data) < header_bytes or data[:4] != bytes((0, 0, _UINT8, n_axes)):
+    if len(data) != n_bytes:
+        found = f"{len(data):,}" if len(data) < n_bytes else "more"
         raise InputError(
-            f"{path}: expected an IDX file of bytes with {n_axes} axes, its first bytes are "
-            f"{data[:4].hex()}; download it again"
-        )
-    shape = struct.unpack(f">{n_axes}I", data[4:header_bytes])
-    expected = header_bytes + int(np.prod(shape, dtype=np.int64))
-    if len(data) != expected:
-        raise InputError(
-            f"{path}: the header promises {expected} bytes {list(shape)}, found {len(data)}; "
+            f"{path}: the header promises {n_bytes:,} values {list(shape)}, found {found}; "
             "download it again"
         )
-    return np.frombuffer(data, dtype=np.uint8, offset=header_bytes).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _shape(path: Path, header: bytes, n_axes: int) -> tuple[int, ...]:
+    if len(header) < 4 + 4 * n_axes or header[:4] != bytes((0, 0, _UINT8, n_axes)):
+        raise InputError(
+            f"{path}: expected an IDX file of bytes with {n_axes} axes, its first bytes are "
+            f"{header[:4].hex()}; download it again"
+        )
+    return struct.unpack(f">{n_axes}I", header[4:])
 
 
 def _content(load: partial[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> str:

@@ -97,7 +97,7 @@ def data_root_path(data_root: str | Path | None = None) -> Path:
     The path is absolute; nothing is made there.
     """
     given = data_root or os.environ.get("INTRO_PIPE_DATA") or "~/.cache/intro-pipe/data"
-    return Path(given).expanduser().absolute()
+    return Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 - Path's fails on a home that is not there
 
 
 def folder_of(name: str, root: Path) -> Path | None:

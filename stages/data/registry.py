@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
 
 
 def _existing_path(name: str, root: Path) -> Path:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path's fails on a home that is not there
     is_plain_name = len(path.parts) == 1 and name == path.name
     places = (root / path, path) if is_plain_name else (path,)
     for place in places:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stages.errors import InputError, StageError
 from stages.introspection.reading import Reading
 from stages.reflection.losses import DEFAULT_LOSS, softmax
+from stages.typed import typed
 
 _BATCH_ELEMENTS = 2**23
 """Most elements of dense inputs at once when predicting, 32 MiB in float32: near the caches."""
@@ -76,7 +77,7 @@ class HeadSpec:
     def from_dict(cls, plain: Mapping[str, Any]) -> HeadSpec:
         """The spec that `to_dict` gave."""
         known = {key: value for key, value in plain.items() if value is not None}
-        return cls(**{**known, "layers": tuple(plain["layers"])})
+        return typed(cls, known, "head card")
 
 
 class Head(nn.Module):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stages.errors import InputError
 from stages.reflection.losses import DEFAULT_LOSS, ArrayT, checked_loss
 from stages.reflection.rank_one import SCALINGS, RankOneGradient, last_layer_gradient
+from stages.typed import typed
 
 Reads = Literal["reflection", "features", "features+logits"]
 READS: tuple[Reads, ...] = ("reflection", "features", "features+logits")
@@ -98,7 +99,8 @@ class Reading:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Reading:
         """The reading that `to_dict` gave."""
-        return cls(**{key: value for key, value in plain.items() if value is not None})
+        known = {key: value for key, value in plain.items() if value is not None}
+        return typed(cls, known, "head card")
 
 
 def usable_rows(

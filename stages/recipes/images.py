@@ -18,6 +18,7 @@ from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
 from stages.sensing.card import ModelCard
 from stages.sensing.model import check_code
 from stages.sensing.models import weights_path
+from stages.sensing.trust import require_trust
 from store.artifacts import Artifact
 from store.plan import Plan, differences, fingerprint
 from store.shardset import find_set
@@ -72,7 +73,7 @@ def _refuse_what_is_for_writing(params: CorruptParams) -> None:
 def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Task:
     """Send images through the model."""
     model: Artifact = inputs["model"]
-    card = ModelCard.from_dict(model.card()["card"])
+    card = ModelCard.from_dict(model.card().get("card", {}))
     source = context.source(
         inputs.get("images") or params.dataset or "",
         params.split,
@@ -95,6 +96,7 @@ def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Tas
     state, detail = shards_of(there.shard_set if there else None, name)
 
     def run(journal: Journal) -> None:
+        require_trust(card.network, f"model {card.name}")
         if "source_sha256" in card.extra:
             check_code(card)
         extract(context.store, stage, context.extracting, journal)

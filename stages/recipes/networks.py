@@ -22,6 +22,7 @@ from stages.sensing.models import (
 )
 from stages.sensing.recipe import TrainParams, params_from
 from stages.sensing.snapshots import snapshot_epochs, snapshot_name, snapshot_plan
+from stages.sensing.trust import require_trust
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan, fingerprint
@@ -56,6 +57,7 @@ def _train_params(params: TrainSensingParams) -> TrainParams:
     names = {each.name for each in dataclasses.fields(TrainParams)}
     changes = {name: value for name, value in params if name in names}
     recipe = params_from(params.preset, **changes)
+    require_trust(recipe.network, "the recipe")
     return dataclasses.replace(recipe, network=located(recipe.network))
 
 

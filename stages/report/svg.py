@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from pipeline.terminal import printable
 from stages.report.palette import SETTINGS, VARIABLES
 
 _SVG = "http://www.w3.org/2000/svg"
@@ -29,7 +30,7 @@ def svg_of(figure: Figure, name: str, description: str) -> str:
     sink = io.StringIO()
     with rc_context(SETTINGS):
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(sink.getvalue())
+    root = ElementTree.fromstring(printable(sink.getvalue()))  # no XML has control characters
     _strip(root)
     _rename_marks(root, name)
     for element in root.iter():

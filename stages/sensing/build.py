@@ -17,9 +17,9 @@ from torch import nn
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.networks import network_factories
 from stages.sensing.torchvision_ops import import_torchvision
+from stages.sensing.trust import TORCHVISION
 
 DEFAULT_N_CLASSES = 10
-TORCHVISION = "torchvision:"
 
 
 def build_network(network: str, n_classes: int | None = None) -> nn.Module:

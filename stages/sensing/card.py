@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from stages.errors import InputError
+from stages.typed import typed
 
 Precision = Literal["fp32", "bf16"]
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -55,12 +56,13 @@ class ModelCard:
         """The card back from ``to_dict``, also after a trip through JSON.
 
         Raises:
-            InputError: a key is missing or unknown.
+            InputError: a key is missing or unknown, or a value is of another type.
         """
+        if not isinstance(values, Mapping):
+            raise InputError("model card: expected names and values; write it again")
         names = {item.name for item in dataclasses.fields(cls)}
         if missing := sorted(names - values.keys() - {"extra"}):
             raise InputError(f"model card: no {missing[0]!r}; write it again with train-sensing")
         if unknown := sorted(values.keys() - names):
             raise InputError(f"model card: unknown key {unknown[0]!r}; a newer version wrote it?")
-        tuples = {key: tuple(values[key]) for key in ("class_names", "mean", "std")}
-        return cls(**{**values, **tuples})
+        return typed(cls, values, "model card")

@@ -14,6 +14,7 @@ from stages.data.source import ImageSource, source_facts
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard
 from stages.sensing.recipe import TrainParams, planned_params
+from stages.sensing.trust import require_trust, trust
 from store.catalog import FeatureStore
 from store.errors import DamagedError
 from store.plan import Plan
@@ -27,9 +28,9 @@ def models_of(store: FeatureStore) -> tuple[ModelCard, ...]:
     """The cards of the finished models of a store, by name."""
     cards = []
     for artifact in store.artifacts("model"):
-        with suppress(DamagedError):  # a damaged model is no reason to refuse the others
+        with suppress(DamagedError, InputError):  # one that is damaged does not harm the others
             if artifact.is_complete():
-                cards.append(ModelCard.from_dict(artifact.card()["card"]))
+                cards.append(ModelCard.from_dict(artifact.card().get("card", {})))
     return tuple(cards)
 
 
@@ -43,7 +44,7 @@ def choose_model(store: FeatureStore, family: str, name: str | None) -> ModelCar
         InputError: there are several; names them.
     """
     if name is not None:
-        return ModelCard.from_dict(store.artifact("model", name).card()["card"])
+        return ModelCard.from_dict(store.artifact("model", name).card().get("card", {}))
     models = (card for card in models_of(store) if card.family == family)
     fitting = [card for card in models if "epoch" not in card.extra]
     if len(fitting) == 1:
@@ -103,12 +104,14 @@ def choose(store: FeatureStore, request: ModelRequest, source: SourceSpec) -> Ch
                 "elsewhere: give --network too, or leave them out for a model of the store"
             )
         card = choose_model(store, source.open().family, request.model)
+        require_trust(card.network, f"model {card.name}")
         if "source_sha256" in card.extra:
             from stages.sensing.model import check_code
 
             check_code(card)
         source = dataclasses.replace(source, image_size=card.image_size)
         return Chosen(source, card, weights_path(store, card.name), lambda: None)
+    trust(request.network)
     source = dataclasses.replace(source, image_size=request.image_size or source.image_size)
     card, content = _described(request, source.open())
     artifact = store.artifact("model", card.name)
@@ -218,6 +221,7 @@ def train_model(
     from stages.sensing.snapshots import Snapshots
     from stages.sensing.train import TrainSensing
 
+    trust(params.network)
     params = dataclasses.replace(params, network=located(params.network))
     plan = training_plan(params, train, last_layer)
     stage = TrainSensing(name, params, train, test, device, last_layer=last_layer)

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def _read_torch(path: Path) -> object:
     except (
         # What the parser of the old format raises at bytes that are no pickle.
         RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
-        AssertionError,
+        AssertionError, MemoryError, OverflowError, struct.error,
     ) as error:  # fmt: skip
         raise _damaged(path, error) from error
 
