@@ -99,6 +99,7 @@ def corrupt(
     data_root: options.DataRoot = None,
     executor: options.ExecutorName = "ray",
     workers: options.Workers = None,
+    memory: options.Memory = None,
     address: options.Address = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -124,7 +125,7 @@ def corrupt(
         options.choice(collection, ("cifar10c", "cure", "rotations"), "--collection"),
     )
     folder = out or corruption_folder(stage, root)
-    workforce, _ = options.executor_of(executor, 0, workers, address)
+    workforce, _ = options.executor_of(executor, 0, workers, address, memory)
     if dry_run:
         plan = stage.plan()
         n_bytes = plan["n_rows"] * BYTES_OF_IMAGE
@@ -188,6 +189,7 @@ def extract(
     executor: options.ExecutorName = "ray",
     gpus: options.Gpus = None,
     workers: options.Workers = None,
+    memory: options.Memory = None,
     address: options.Address = None,
     device: options.Device = None,
     dry_run: options.DryRun = False,
@@ -205,7 +207,7 @@ def extract(
     from store.catalog import FeatureStore
 
     place = FeatureStore(store)
-    workforce, default_device = options.executor_of(executor, gpus, workers, address)
+    workforce, default_device = options.executor_of(executor, gpus, workers, address, memory)
     request = ModelRequest(
         model,
         network,
