@@ -245,7 +245,7 @@ def extract(
         note(line)
     text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {_work_done(report, 'shards')}"
     if report.n_failed_rows:
-        text += f"; {report.n_failed_rows} images could not be read: see the column `status`"
+        text += f"; {report.n_failed_rows} images could not be used: see the column `status`"
     emit({"feature_set": feature_set.name, **report.to_dict()}, text, as_json=as_json)
 
 

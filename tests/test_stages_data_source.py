@@ -46,6 +46,7 @@ def test_where_no_row_can_be_read_the_error_is_raised(start: int, stop: int) -> 
         read_each(Torn(tuple(range(10))), start, stop)
 
 
-def test_memory_that_runs_out_is_not_the_row_s_fault() -> None:
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (3, 4)])
+def test_memory_that_runs_out_is_not_the_row_s_fault(start: int, stop: int) -> None:
     with pytest.raises(MemoryError):
-        read_each(Torn((3,), MemoryError), 0, 10)
+        read_each(Torn((3,), MemoryError), start, stop)

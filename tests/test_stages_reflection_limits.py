@@ -41,6 +41,8 @@ class Picky(nn.Module):
         if (first == {POISON}).any():
             raise RuntimeError("this image is too much for me\\nreally")
         if len(pixels) > self.most_rows:
+            with open(__file__ + ".log", "a") as log:
+                print(len(pixels), file=log)
             torch.empty(2**48)
         hidden = nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1)
         hidden = torch.where(first[:, None] == {HOLLOW}, torch.nan, hidden)
@@ -126,6 +128,14 @@ def test_a_network_that_fails_for_every_image_is_told_as_what_it_is(
     assert found.shard_set.done() == set()
 
 
+def test_a_batch_without_one_good_image_fails_its_shard_alone(tmp_path: Path) -> None:
+    """As where the GPU is lost under way: rows that only seem to be bad must not be kept."""
+    with pytest.raises(
+        RunFailedError, match=r"1 of 2 shards failed, 1 .*shard 0: RuntimeError: th"
+    ):
+        run(stage_of(tmp_path, POISON=list(range(8, 16))), tmp_path / "store")
+
+
 def test_poison_everywhere_stops_the_run_by_the_limit_on_bad_samples(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match="14 of 40 samples cannot be used, more than 1%"):
         run(stage_of(tmp_path, POISON=list(range(0, 40, 3))), tmp_path / "store")
@@ -149,6 +159,7 @@ def test_a_batch_that_the_machine_cannot_hold_is_halved_for_good(tmp_path: Path)
     expected = run(stage_of(tmp_path), tmp_path / "clean").read("logits")
     np.testing.assert_allclose(found.read("logits"), expected, atol=1e-5)
     assert [receipt["batch_rows"] for receipt in found.shard_set.receipts()] == [2, 2]
+    assert (tmp_path / "mine.py.log").read_text().split() == ["16", "8", "4"]
 
 
 def test_batches_get_as_small_as_the_memory_asks_for(tmp_path: Path) -> None:
