@@ -100,6 +100,7 @@ def corrupt(
     data_root: options.DataRoot = None,
     executor: options.ExecutorName = "ray",
     workers: options.Workers = None,
+    memory: options.Memory = None,
     address: options.Address = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -125,7 +126,7 @@ def corrupt(
         options.choice(collection, ("cifar10c", "cure", "rotations"), "--collection"),
     )
     folder = out or corruption_folder(stage, root)
-    workforce, _ = options.executor_of(executor, 0, workers, address)
+    workforce, _ = options.executor_of(executor, 0, workers, address, memory)
     if dry_run:
         plan = stage.plan()
         n_bytes = plan["n_rows"] * BYTES_OF_IMAGE
@@ -197,6 +198,7 @@ def extract(
     executor: options.ExecutorName = "ray",
     gpus: options.Gpus = None,
     workers: options.Workers = None,
+    memory: options.Memory = None,
     address: options.Address = None,
     device: options.Device = None,
     dry_run: options.DryRun = False,
@@ -215,7 +217,7 @@ def extract(
     from store.catalog import FeatureStore
 
     place = FeatureStore(store)
-    workforce, default_device = options.executor_of(executor, gpus, workers, address)
+    workforce, default_device = options.executor_of(executor, gpus, workers, address, memory)
     request = ModelRequest(
         model,
         network,
@@ -265,7 +267,7 @@ def extract(
     text = f"{feature_set.name}: {feature_set.n_rows:,} rows; {work}"
     if report.n_failed_rows:
         text += (
-            f"; {report.n_failed_rows} images could not be read: see the column `status`, and "
+            f"; {report.n_failed_rows} images could not be used: see the column `status`, and "
             "--retry-failed once they can be"
         )
     emit({"feature_set": feature_set.name, **report.to_dict()}, text, as_json=as_json)

@@ -53,6 +53,14 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="CPU workers. (default: all cores but one)"),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="What a worker may take, as in 2G: batches are made as small as that needs. "
+        "(default: an even share of what is free)",
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -67,12 +75,18 @@ Device = Annotated[
 
 
 def executor_of(
-    name: str, n_gpus: int | None, n_workers: int | None, address: str | None
+    name: str,
+    n_gpus: int | None,
+    n_workers: int | None,
+    address: str | None,
+    memory: str | None = None,
 ) -> tuple[Executor, str]:
     """The executor that was asked for, and the device its workers compute on."""
     from pipeline.executors import LocalExecutor, RayExecutor, n_visible_gpus
+    from pipeline.memory import bytes_of
     from stages.errors import InputError
 
+    memory_bytes = None if memory is None else bytes_of(memory)
     if name not in ("ray", "local"):
         raise InputError(f"executor '{name}': expected ray or local")
     if name == "local" and (address or n_workers or (n_gpus or 0) > 1):
@@ -86,8 +100,8 @@ def executor_of(
     device = "cuda" if n_gpus else "cpu"
     if name == "local":
         RayExecutor(n_gpus).check()  # refuses a GPU that is not there
-        return LocalExecutor(), device
-    return RayExecutor(n_gpus, n_workers, address), device
+        return LocalExecutor(memory_bytes=memory_bytes), device
+    return RayExecutor(n_gpus, n_workers, address, memory_bytes=memory_bytes), device
 
 
 def device_of(asked: str | None) -> str:

@@ -39,6 +39,7 @@ def run(
     executor: options.ExecutorName = "ray",
     gpus: options.Gpus = None,
     workers: options.Workers = None,
+    memory: options.Memory = None,
     address: options.Address = None,
     store: options.Store = options.DEFAULT_STORE,
     data_root: options.DataRoot = None,
@@ -57,7 +58,7 @@ def run(
             f"{recipe}: cannot be read as a recipe ({error}); `intro-pipe reproduce --list` has "
             "those that ship"
         ) from error
-    where = _Where(store, data_root, device, executor, gpus, workers, address)
+    where = _Where(store, data_root, device, executor, gpus, workers, address, memory)
     asked = _Asked(["run", recipe], tuple(changes or ()), status, dry_run, as_json)
     _carry_out(text, recipe, asked, where)
 
@@ -75,6 +76,7 @@ def reproduce(
     executor: options.ExecutorName = "ray",
     gpus: options.Gpus = None,
     workers: options.Workers = None,
+    memory: options.Memory = None,
     address: options.Address = None,
     store: options.Store = options.DEFAULT_STORE,
     data_root: options.DataRoot = None,
@@ -90,7 +92,7 @@ def reproduce(
         return
     if name is None:
         raise InputError("which one? `intro-pipe reproduce --list` has the recipes that ship")
-    where = _Where(store, data_root, device, executor, gpus, workers, address)
+    where = _Where(store, data_root, device, executor, gpus, workers, address, memory)
     asked = _Asked(["reproduce", name], tuple(changes or ()), status, dry_run, as_json)
     _carry_out(shipped_text(name), f"{name}.yaml", asked, where)
 
@@ -106,6 +108,7 @@ class _Where:
     gpus: int | None
     workers: int | None
     address: str | None
+    memory: str | None
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,11 @@ def _run_of(recipe: Recipe, asked: _Asked, where: _Where) -> RecipeRun:
     from stages.recipes.context import Context
     from store.catalog import FeatureStore
 
-    corrupting, _ = options.executor_of(where.executor, 0, where.workers, where.address)
+    corrupting, _ = options.executor_of(
+        where.executor, 0, where.workers, where.address, where.memory
+    )
     extracting, its_device = options.executor_of(
-        where.executor, where.gpus, where.workers, where.address
+        where.executor, where.gpus, where.workers, where.address, where.memory
     )
     store = FeatureStore(where.store)
     context = Context(

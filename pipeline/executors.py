@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import ResourceError
+from pipeline.memory import WORKERS_SHARE, free_bytes
 from pipeline.worker import Outcome, Pace, Work, Worker
 from store.shards import Shard
 
@@ -38,6 +39,9 @@ class Executor(Protocol):
     def check(self) -> None:
         """Raise ``ResourceError`` where what was asked for is not there; nothing is written yet."""
 
+    def worker_memory(self, n_shards: int) -> int:
+        """Bytes of memory that each worker may take where so many shards are to be computed."""
+
     def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
         """Take shards from ``todo`` until it is empty; yield one outcome for each.
 
@@ -50,6 +54,7 @@ class LocalExecutor:
     """A plain loop in this process, with all its cores."""
 
     n_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    memory_bytes: int | None = field(default=None, kw_only=True)
 
     @property
     def description(self) -> str:
@@ -57,7 +62,12 @@ class LocalExecutor:
         return f"this process, {self.n_threads} threads"
 
     def check(self) -> None:
-        """This process is always there."""
+        """Raise ``ResourceError`` where this machine has not the memory that was asked for."""
+        _check_memory(1, self.memory_bytes, [_for_workers()], "this machine")
+
+    def worker_memory(self, n_shards: int) -> int:  # noqa: ARG002 - one worker in any case
+        """What was asked for, else what is free here, less a reserve."""
+        return self.memory_bytes or _for_workers()
 
     def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
         """One shard after the other."""
@@ -84,12 +94,14 @@ class RayExecutor:
     """Actors on a Ray cluster: one for each GPU, or ``n_workers`` on CPUs where ``n_gpus`` is 0.
 
     ``address`` joins a cluster (``auto``, ``ray://host:10001``, ``host:6379``); without one, and
-    without ``RAY_ADDRESS``, a cluster of this machine is started and stopped with the run.
+    without ``RAY_ADDRESS``, a cluster of this machine is started and stopped with the run. Each
+    actor may take ``memory_bytes``; ``None`` is an even share of what there is.
     """
 
     n_gpus: int = 0
     n_workers: int | None = None
     address: str | None = None
+    memory_bytes: int | None = field(default=None, kw_only=True)
 
     @property
     def description(self) -> str:
@@ -99,25 +111,41 @@ class RayExecutor:
         return f"{what} on {where}"
 
     def check(self) -> None:
-        """Raise ``ResourceError`` where there is no cluster, or one with too few GPUs.
+        """Raise ``ResourceError`` where there is no cluster, or one with too little for us.
 
         A cluster of our own has this machine's; one that is joined is asked.
         """
-        if self._address or _is_connected():
+        if self._is_joining:
             with _cluster(self._address) as ray:
                 there, where = ray.cluster_resources().get("GPU", 0), "the cluster"
+                memories = _memories(ray)
         else:
             there, where = n_visible_gpus(), "this machine"
+            memories = [_for_workers()]
         if self.n_gpus > there:
             raise ResourceError(
                 f"{self.n_gpus} GPUs were asked for, {where} has {there:g}: use --gpus {there:g}"
                 ", or --address to join a larger cluster"
             )
+        _check_memory(self.n_gpus or self.n_workers or 1, self.memory_bytes, memories, where)
+
+    def worker_memory(self, n_shards: int) -> int:
+        """What was asked for, else an even share: of the cluster, or of what is free here."""
+        if self.memory_bytes:
+            return self.memory_bytes
+        if self._is_joining:
+            with _cluster(self._address) as ray:
+                memories, n_cpus = _memories(ray), int(ray.cluster_resources().get("CPU", 1))
+        else:
+            memories, n_cpus = [_for_workers()], os.cpu_count() or 1
+        return sum(memories) // self._n_workers(n_cpus, n_shards, memories)
 
     def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
         """Hand shards out as actors get free; a dead actor fails only the shard it held."""
+        is_joining = self._is_joining
         with _cluster(self._address) as ray:
-            actors = self._actors(ray, work, len(todo))
+            memories = _memories(ray) if is_joining else [_for_workers()]
+            actors = self._actors(ray, work, len(todo), memories)
             try:
                 yield from _handed_out(ray, actors, todo, watch)
             finally:
@@ -125,24 +153,64 @@ class RayExecutor:
                     ray.kill(actor)
 
     @property
+    def _is_joining(self) -> bool:
+        return self._address is not None or _is_connected()
+
+    @property
     def _address(self) -> str | None:
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
-    def _actors(self, ray: Any, work: Work, n_shards: int) -> list[Any]:
+    def _actors(self, ray: Any, work: Work, n_shards: int, memories: Sequence[int]) -> list[Any]:
         n_cpus = int(ray.cluster_resources().get("CPU", 1))
-        # One CPU stays free: actors on all of them can starve what the driver itself needs.
-        n_workers = self.n_gpus or self.n_workers or max(1, n_cpus - 1)
-        n_workers = min(n_workers, n_shards)
+        n_workers = self._n_workers(n_cpus, n_shards, memories)
         n_threads = max(1, n_cpus // n_workers)
         n_sharing = -(-n_workers // n_cpus)  # actors on each CPU: so many fit on every node
         actor = ray.remote(
             num_cpus=0 if self.n_gpus else 1 / n_sharing,
             num_gpus=1 if self.n_gpus else 0,
+            # A cluster of our own is this machine, which `check` has looked at already.
+            memory=self.memory_bytes if self._address else None,
             max_restarts=-1,
             concurrency_groups={"pace": 1},
         )(Worker)
         # The work travels with the call: what lies in the object store is lost to a restart.
         return [actor.remote(work, lane, n_threads) for lane in range(n_workers)]
+
+    def _n_workers(self, n_cpus: int, n_shards: int, memories: Sequence[int]) -> int:
+        # One CPU stays free: actors on all of them can starve what the driver itself needs.
+        most = max(1, n_cpus - 1)
+        if self.memory_bytes:
+            most = max(1, min(most, _n_fitting(self.memory_bytes, memories)))
+        return min(self.n_gpus or self.n_workers or most, n_shards)
+
+
+def _for_workers() -> int:
+    """Bytes of this machine's memory that workers may take."""
+    return int(WORKERS_SHARE * free_bytes())
+
+
+def _memories(ray: Any) -> list[int]:
+    """Bytes that workers may take on each node of a cluster."""
+    return [int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"]]
+
+
+def _n_fitting(memory_bytes: int, memories: Sequence[int]) -> int:
+    """How many workers of that size fit on nodes with these memories."""
+    return sum(memory // memory_bytes for memory in memories)
+
+
+def _check_memory(
+    n_workers: int, memory_bytes: int | None, memories: Sequence[int], where: str
+) -> None:
+    """Raise ``ResourceError`` where so many workers of that size do not fit."""
+    if memory_bytes is None or (n_fit := _n_fitting(memory_bytes, memories)) >= n_workers:
+        return
+    there = " + ".join(f"{memory / 2**30:.1f}" for memory in memories) + " GiB"
+    raise ResourceError(
+        f"{n_workers} workers of {memory_bytes / 2**30:.1f} GiB were asked for, {where} has {there}"
+        f" for workers, room for {n_fit}: give less --memory"
+        + (f", or --workers {n_fit}" if n_fit else "")
+    )
 
 
 def n_visible_gpus() -> int:
@@ -260,6 +328,8 @@ def _death(
     shard: Shard, lane: int, error: Exception | None, what: str, *, stops_run: bool = False
 ) -> Outcome:
     reason = f"{what}: {_last_line(error)}"
+    if not stops_run:  # Ray restarts the actor, and does not say then what it died of
+        reason += " (if memory ran out there, give less --memory or fewer --workers)"
     return Outcome(shard, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run)
 
 

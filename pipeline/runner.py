@@ -10,6 +10,7 @@ from pipeline.errors import RunFailedError
 from pipeline.executors import Executor, Watch
 from pipeline.journal import Journal
 from pipeline.progress import Progress
+from pipeline.space import Room
 from pipeline.stage import MapStage
 from pipeline.worker import Outcome, Pace, Work
 from store.errors import StoreError, WriteError
@@ -140,6 +141,8 @@ class _Run:
     def _compute(self, todo: deque[Shard]) -> None:
         """Compute the shards, those that fail again at the end of the queue."""
         n_rows = sum(shard.n_rows for shard in todo)
+        room = Room(self._work.shard_set.storage.location)
+        n_shards, lanes = len(todo), set[int]()
         with Progress(self._title, n_rows, stream=self._stream) as progress:
             watch = self._watched(progress.watch)
             for ended in self._executor.run(self._work, todo, watch):
@@ -147,8 +150,12 @@ class _Run:
                 outcome = self._published(ended)
                 self._note(outcome)
                 progress.end(outcome)
+                lanes.add(outcome.lane)
                 if outcome.staged is not None:
                     self._keep(outcome)
+                    n_left = n_shards - len(self._computed)
+                    if warning := room.take(outcome.n_bytes, n_left, len(lanes)):
+                        progress.note(warning)
                 elif self._is_tried_again(outcome):
                     progress.note(f"shard {outcome.shard.index} is tried again: {outcome.error}")
                     todo.append(outcome.shard)
@@ -234,7 +241,7 @@ class _Run:
         n_failed = self._n_failed_before + self._n_failed_rows
         if n_failed > max(FREE_FAILURES, MAX_FAILED_SHARE * n_rows):
             raise RunFailedError(
-                f"{n_failed} of {n_rows} samples cannot be read, more than "
+                f"{n_failed} of {n_rows} samples cannot be used, more than "
                 f"{MAX_FAILED_SHARE:.0%}: look at the `status` column of what is there, mend the "
                 "data set, and run again"
             )

@@ -54,8 +54,14 @@ class Outcome:
 
     @property
     def n_failed_rows(self) -> int:
-        """Rows of the shard that are NaN because their sample could not be read."""
+        """Rows of the shard that are NaN because their sample is bad; the receipt says why."""
         return len(self.staged.receipt.get("failed", {})) if self.staged else 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the shard's files."""
+        files = self.staged.receipt["files"].values() if self.staged else ()
+        return sum(file["bytes"] for file in files)
 
 
 @dataclass(frozen=True, slots=True)

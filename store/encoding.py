@@ -1,6 +1,6 @@
 """Rows to bytes and back: Zarr chunks for vectors, Parquet parts for scalars.
 
-Zarr does its own encoding, in memory; where the bytes go, and when, is the store's business.
+All of it in memory; where the bytes go, and when, is the store's business.
 """
 
 import io
@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,10 +68,16 @@ def encode_chunk(spec: ArraySpec, values: NDArray[Any], chunk_rows: int) -> byte
             f"'{spec.name}' is {values.shape} {values.dtype}, "
             f"the schema says (rows, {', '.join(map(str, spec.row_shape))}) {spec.dtype}"
         )
-    array, memory = _empty_array(spec, chunk_rows, chunk_rows)
-    array[: len(values)] = values
-    key = chunk_key(spec, Shard(0, 0, chunk_rows)).removeprefix(f"{spec.name}/")
-    return bytes(memory[key].to_bytes())
+    filler = np.full((chunk_rows - len(values), *spec.row_shape), _fill_value(spec), spec.dtype)
+    # Zarr would make three copies on the way, and a chunk may be a good part of a worker's memory.
+    parts: list[Any] = [  # Any: arrays, which mypy does not know to be buffers
+        np.ascontiguousarray(part, np.dtype(spec.dtype).newbyteorder("<"))
+        for part in (values, filler)
+    ]
+    crc = 0
+    for part in parts:
+        crc = google_crc32c.extend(crc, part)
+    return b"".join([*parts, crc.to_bytes(4, "little")])
 
 
 def decode_chunk(spec: ArraySpec, data: bytes, chunk_rows: int) -> NDArray[Any]:
@@ -119,6 +126,10 @@ def encode_rows(
     return files
 
 
+def _fill_value(spec: ArraySpec) -> float:
+    return float("nan") if spec.dtype.startswith("float") else 0
+
+
 def _empty_array(
     spec: ArraySpec, n_rows: int, chunk_rows: int
 ) -> tuple[zarr.Array[Any], dict[str, Any]]:
@@ -134,7 +145,7 @@ def _empty_array(
         shape=(n_rows, *spec.row_shape),
         chunks=(chunk_rows, *spec.row_shape),
         dtype=spec.dtype,
-        fill_value=float("nan") if spec.dtype.startswith("float") else 0,
+        fill_value=_fill_value(spec),
         serializer=BytesCodec(endian="little"),
         compressors=[Crc32cCodec()],
         filters=None,

@@ -239,7 +239,8 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_finished
 ) -> None:
     stage = Squares(5, str(tmp_path), {0: ("kill",) * 9})
     with pytest.raises(
-        RunFailedError, match=r"1 of 8 shards failed, 7 .* shard 0: worker 0 died: "
+        RunFailedError,
+        match=r"1 of 8 shards failed, 7 .* shard 0: worker 0 died: .*give less --memory or fewer",
     ):
         run(stage, numbers, RayExecutor(n_workers=1))
     assert attempts(stage) == [3, 1, 1, 1, 1, 1, 1, 1]
@@ -402,3 +403,29 @@ def test_gpus_that_are_hidden_are_not_there(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ResourceError, match=r"8 GPUs were asked for, .* has [02]: use --gpus [02]"):
         RayExecutor(n_gpus=8).check()
+
+
+@pytest.mark.parametrize(
+    "executor", [LocalExecutor(memory_bytes=2**50), RayExecutor(memory_bytes=2**50)]
+)
+def test_more_memory_than_there_is_is_refused_before_anything_starts(executor: Executor) -> None:
+    with pytest.raises(ResourceError, match=r"1 workers of 1048576.0 GiB .* room for 0: give less"):
+        executor.check()
+
+
+def test_workers_that_do_not_fit_into_memory_side_by_side_are_refused() -> None:
+    with pytest.raises(ResourceError, match=r"100000 workers of 1.0 GiB .*, or --workers \d+$"):
+        RayExecutor(n_workers=100_000, memory_bytes=2**30).check()
+
+
+def test_memory_is_shared_by_as_many_workers_as_there_are_shards() -> None:
+    one, two = (RayExecutor(n_workers=2).worker_memory(n_shards) for n_shards in (1, 2))
+    assert 1.8 < one / two < 2.2  # what is free changes meanwhile
+    assert RayExecutor(n_workers=2, memory_bytes=2**30).worker_memory(1) == 2**30
+
+
+def test_as_many_workers_are_started_as_there_is_memory_for() -> None:
+    two_nodes = [5 * 2**29, 2**30]
+    assert RayExecutor(memory_bytes=2**30)._n_workers(8, 8, two_nodes) == 3
+    assert RayExecutor(memory_bytes=2**30)._n_workers(2, 8, two_nodes) == 1
+    assert RayExecutor()._n_workers(8, 8, two_nodes) == 7

@@ -26,6 +26,7 @@ from store.plan import Plan
 from store.shards import Shard
 from store.shardset import ShardSet, StagedShard
 from store.storage import FileLog
+from store.verify import verify_files
 
 LOCAL = LocalExecutor(n_threads=1)
 
@@ -157,7 +158,7 @@ def test_eleven_bad_samples_in_a_thousand_stop_the_run_early(
     shards: ShardSet, tmp_path: Path
 ) -> None:
     stage = Squares(200, str(tmp_path), nan_rows=tuple(range(100, 111)))
-    with pytest.raises(RunFailedError, match="11 of 1000 samples cannot be read, more than 1%"):
+    with pytest.raises(RunFailedError, match="11 of 1000 samples cannot be used, more than 1%"):
         run(stage, shards)
     assert shards.done() == {0}
 
@@ -194,16 +195,33 @@ def test_many_shards_that_fail_for_good_do_not_keep_the_rest_from_being_computed
 
 
 def test_a_full_disk_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path) -> None:
-    shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(100_000, 10_000)).shard_set
+    """Its first shard does not fit, before it is known how large a shard is."""
+    shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(200_000, 50_000)).shard_set
     journal = Journal.of(str(tiny_disk), ["test"]).begin()
-    stage = Squares(10_000, str(tmp_path))
+    stage = Squares(50_000, str(tmp_path))
     with pytest.raises(RunFailedError) as failure, journal.outcome():
         run_map(stage, shards, LOCAL, journal, title="squares")
     message = str(failure.value)
     assert "the disk is full: free some space" in message
     assert message.endswith("; what was finished before is kept")
     assert "\n" not in message
-    assert sum(stage.attempts(index) for index in range(10)) == len(shards.done()) + 1
+    assert sum(stage.attempts(index) for index in range(4)) == 1
+
+
+def test_a_run_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
+    tiny_disk: Path, tmp_path: Path
+) -> None:
+    shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(50_000, 5_000)).shard_set
+    stage, journal = Squares(5_000, str(tmp_path)), Journal(FileLog(tmp_path / "journal")).begin()
+    with pytest.raises(RunFailedError, match=r"the disk is nearly full.*finished before is kept"):
+        run_map(stage, shards, LOCAL, journal, title="squares")
+    n_done = len(shards.done())
+    assert 1 < n_done < 10
+    assert shards.storage.staged() == []
+    assert {problem.kind for problem in verify_files(shards)} == {"missing shard"}
+    subprocess.run(["mount", "-o", "remount,size=2m", str(tiny_disk)], check=True)
+    assert run_map(stage, shards, LOCAL, journal, title="squares").n_computed == 10 - n_done
+    assert shards.is_complete()
 
 
 def test_a_read_only_store_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_data import digits
 
+from pipeline.errors import ResourceError
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from stages.data.corrupt import Corrupt
@@ -102,6 +103,15 @@ def test_a_set_without_labels_is_refused_before_anything_is_written(home: Path) 
     np.savez(home / "few.npz", images=digits(6)[0])
     with pytest.raises(InputError, match="labels"):
         write(home)
+    assert not (home / "few-c").exists()
+
+
+def test_more_images_than_a_worker_has_memory_for_are_refused(home: Path) -> None:
+    stage, store = Corrupt(SourceSpec("few.npz", "test", str(home)), NAMES), home / "store"
+    journal = Journal.of(str(store), ["corrupt"])
+    executor = LocalExecutor(1, memory_bytes=600 * 2**20)
+    with pytest.raises(ResourceError, match=r"one corruption of 6 images takes 0.59 GiB.*--limit"):
+        write_corrupted(FeatureStore(str(store)), stage, f"{home}/few-c", executor, journal)
     assert not (home / "few-c").exists()
 
 

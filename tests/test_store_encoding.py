@@ -1,6 +1,7 @@
 """Rows to bytes and back."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,14 @@ def test_a_row_has_as_many_bytes_as_its_values(dtype: str, n_bytes: int) -> None
 def test_an_unknown_array_is_refused_with_those_there_are() -> None:
     with pytest.raises(KeyError, match="no array 'logit'; there are features"):
         SCHEMA.array("logit")
+
+
+def test_a_chunk_is_encoded_by_one_copy() -> None:
+    values = np.ones((1_000, 3_000), np.float32)
+    spec = ArraySpec("wide", (3_000,))
+    encode_chunk(spec, values[:1], 1)  # what is loaded the first time
+    tracemalloc.start()
+    data = encode_chunk(spec, values, 1_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data) < peak < 1.1 * len(data)

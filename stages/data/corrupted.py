@@ -62,6 +62,10 @@ class CorruptedReader:
         }
         return Rows(self._images(start, stop, size), columns)
 
+    def held_bytes(self) -> int:
+        """Nothing: the arrays are mapped for as long as it takes to read some rows."""
+        return 0
+
     def content(self) -> str:
         """Hash of the arrays, hex."""
         names = (*self.corruptions, "labels")

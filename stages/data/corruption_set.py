@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.errors import ResourceError
 from pipeline.executors import Executor
 from pipeline.journal import Journal
+from pipeline.memory import PROCESS_BYTES, gib
 from pipeline.runner import RunReport, run_map
 from pipeline.space import check_space
 from stages.data.corrupt import LABELS_KEY, Corrupt, labels_npy
@@ -35,6 +37,7 @@ def write_corrupted(
 
     Raises:
         InputError: the source does not fit.
+        ResourceError: one corruption of all images is more than a worker may hold in memory.
         PlanMismatchError: the folder holds a set made otherwise; names the fields that differ.
     """
     plan = stage.plan()
@@ -49,6 +52,7 @@ def write_corrupted(
     fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open(), stage.n_severities)}
     executor.check()
     n_left = plan["n_rows"] if there is None else sum(shard.n_rows for shard in there.missing())
+    _check_memory(stage, executor, plan["shard_rows"], n_left // plan["shard_rows"])
     check_space(folder, n_left * BYTES_OF_IMAGE)
     store.prepare()  # a store that cannot be written is found out before the folder is
     shard_set = ShardSet.create(storage, plan, fixed)
@@ -57,3 +61,18 @@ def write_corrupted(
         return shard_set, RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
     report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
     return shard_set, report
+
+
+def _check_memory(stage: Corrupt, executor: Executor, shard_rows: int, n_shards: int) -> None:
+    """Raise ``ResourceError`` where a file, which is made as a whole, is too large for a worker."""
+    if not n_shards:
+        return
+    source = stage.source.open()
+    memory = executor.worker_memory(n_shards)
+    needed = PROCESS_BYTES + source.held_bytes + shard_rows * BYTES_OF_IMAGE
+    if needed > memory:
+        raise ResourceError(
+            f"{source.name} {source.split}: one corruption of {source.n_rows:,} images takes "
+            f"{gib(needed)} of memory, a worker may take {gib(memory)}: give more --memory, fewer "
+            "--workers, or a part of the images (--limit)"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -73,6 +73,10 @@ class ImageSource(Protocol):
     def extra_columns(self) -> tuple[tuple[str, str], ...]:
         """``(name, type)`` of the columns beside ``sample_id`` and ``label``."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the data takes in a process for as long as it reads from it."""
+
     def fingerprint(self) -> str:
         """Cheap hash of what ``read`` gives, hex; independent of where the data lies."""
 
@@ -85,6 +89,9 @@ class Reader(Protocol):
 
     def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
         """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
+
+    def held_bytes(self) -> int:
+        """Memory that the data takes in a process for as long as it reads from it."""
 
     def content(self) -> str:
         """Hash of the data, hex."""
@@ -108,6 +115,11 @@ class ReaderSource:
     def n_classes(self) -> int:
         """Number of classes; 0 where the labels are unknown."""
         return len(self.class_names)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the data takes in a process for as long as it reads from it."""
+        return self.reader.held_bytes()
 
     def fingerprint(self) -> str:
         """Hash of the data, ``n_rows``, the classes and the size; not of the name or place."""
@@ -148,9 +160,73 @@ class ArrayReader:
         columns = {"sample_id": np.array(ids, dtype=np.str_), "label": labels[start:stop].copy()}
         return Rows(rgb_array(images[start:stop], size), columns)
 
+    def held_bytes(self) -> int:
+        """The arrays, but for one that is mapped: the kernel takes its pages back."""
+        images, labels = self.load()
+        return labels.nbytes + (0 if isinstance(images, np.memmap) else images.nbytes)
+
     def content(self) -> str:
         """Hash of the data, hex."""
         return self.hash_content()
+
+
+def read_each(source: ImageSource, start: int, stop: int) -> Rows:
+    """Rows ``[start, stop)``; those that cannot be read alone are failed rows of zeros.
+
+    Where none can be read it is not the rows: the first error is raised. So is ``MemoryError``.
+    """
+    try:
+        return source.read(start, stop)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if start + 1 == stop:  # is it this row? A neighbour tells
+            near = start - 1 if start else min(start + 1, source.n_rows)
+            good = _halves_read(source, near, near + 1) if near < source.n_rows else []
+            parts: list[Rows | Exception] = [error]
+        else:
+            parts = _halves_read(source, start, stop)
+            good = parts
+        like = next((part for part in good if isinstance(part, Rows)), None)
+        if like is None:
+            raise
+        return _joined([_blank(like, p) if isinstance(p, Exception) else p for p in parts])
+
+
+def _halves_read(source: ImageSource, start: int, stop: int) -> list[Rows | Exception]:
+    """The rows in order: what could be read at once, and the error of each row that could not."""
+    try:
+        return [source.read(start, stop)]
+    except MemoryError:
+        raise
+    except Exception as error:
+        if start + 1 == stop:
+            return [error]
+    half = (start + stop) // 2
+    return [*_halves_read(source, start, half), *_halves_read(source, half, stop)]
+
+
+def _blank(like: Rows, error: Exception) -> Rows:
+    """One failed row, with columns as those of ``like``: no name, no label."""
+    columns = {
+        name: np.array([-1 if values.dtype.kind in "iu" else ""]).astype(values.dtype)
+        for name, values in like.columns.items()
+    }
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return Rows(np.zeros_like(like.images[:1]), columns, {0: f"cannot be read: {reason}"})
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    starts = np.cumsum([0, *(len(part.images) for part in parts)])
+    return Rows(
+        np.concatenate([part.images for part in parts]),
+        {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
+        {
+            int(at) + row: why
+            for at, part in zip(starts, parts, strict=False)
+            for row, why in part.failed.items()
+        },
+    )
 
 
 def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON

@@ -7,25 +7,25 @@ network's last layer; every gradient of every loss is made of them when it is us
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ResourceError
 from pipeline.executors import Executor
 from pipeline.journal import Journal
 from pipeline.runner import RunReport, run_map
 from pipeline.space import check_space
 from pipeline.stage import ShardOutput, Tick
 from stages.data.registry import SourceSpec
-from stages.data.source import ImageSource, Rows, check_planned, source_facts
+from stages.data.source import ImageSource, Rows, check_planned, read_each, source_facts
 from stages.errors import InputError
-from stages.reflection.named_layer import ARRAY, NamedLayer
+from stages.reflection.named_layer import NamedLayer
 from stages.sensing.card import ModelCard, Precision
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
@@ -35,11 +35,10 @@ from store.schema import ArraySpec, Schema
 from store.shards import DEFAULT_SHARD_ROWS, Shard
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from stages.sensing.model import Sensing
+    from stages.reflection.forward import Forward
 
 DEFAULT_BATCH_ROWS = 128
+BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Extract:
         precision: of the layers before the last one, "fp32" or "bf16".
         shard_rows: images in a shard, a Zarr chunk and a Parquet part.
         device: where workers compute; "cuda" is the GPU that a worker was given.
-        batch_rows: images at once. It is not part of the plan: another batch size changes rows by
-            rounding only.
+        batch_rows: images at once, less where memory is scarce. It is not part of the plan: another
+            batch size changes rows by rounding only.
         layer: another layer whose gradients are stored as well; none by default.
     """
 
@@ -120,31 +119,39 @@ class Extract:
         """The opened source, and the network on its device."""
         import torch
 
+        from stages.reflection.forward import Forward
         from stages.sensing.model import load_sensing
 
         torch.set_num_threads(n_threads)
         sensing = load_sensing(self.card, self.weights, self.device, self.precision)
-        return _State(self, self.source.open(), sensing, self.batch_rows)
+        forward = Forward(sensing, self.weights, self.layer, self.batch_rows)
+        return _State(self.source.open(), forward)
 
     def compute(self, state: _State, shard: Shard, tick: Tick) -> ShardOutput:
         """Features, logits and sample columns of a shard.
 
-        An image that cannot be read becomes a row of NaN with the reason in its ``status``, and is
-        listed in the receipt's ``failed``.
+        An image that cannot be read, makes the network fail, or gives numbers that are not finite
+        becomes a row of NaN with the reason in its ``status``, and is listed in the receipt's
+        ``failed``.
         """
         schema = self.schema(state.source)
         arrays = {s.name: np.empty((shard.n_rows, *s.row_shape), s.dtype) for s in schema.arrays}
-        parts: list[Rows] = []
+        parts: list[dict[str, NDArray[Any]]] = []
+        failed: dict[int, str] = {}
+        errors: dict[int, Exception] = {}
         crc = 0
         waited = 0.0
-        for at, rows, seconds in _read_ahead(state.source, shard, state.batch_rows):
+        for at, rows, seconds in _read_ahead(state.source, shard, self.batch_rows):
+            n = len(rows.images)
             waited += seconds
-            crc = google_crc32c.extend(crc, rows.images.tobytes())
-            for name, values in state.vectors(rows.images).items():
-                arrays[name][at : at + len(values)] = values
-            parts.append(rows)
-            tick(len(rows.images))
-        failed = _failed_rows(parts)
+            crc = google_crc32c.extend(crc, rows.images)
+            out = {name: values[at : at + n] for name, values in arrays.items()}
+            failed |= {at + row: reason for row, reason in rows.failed.items()}
+            found = state.forward.fill(out, rows.images)
+            errors |= {at + row: error for row, error in found.items() if row not in rows.failed}
+            parts.append(rows.columns)  # not the images: a shard of them may be larger than memory
+            tick(n)
+        failed |= _unfit(shard, arrays, failed, errors)
         for values in arrays.values():
             values[list(failed)] = np.nan
         columns = _columns(shard, parts, arrays["logits"], failed, schema)
@@ -152,10 +159,10 @@ class Extract:
         return ShardOutput(
             encode_rows(schema, shard, chunk_rows, arrays, columns),
             {
-                "failed": {str(shard.start + row): reason for row, reason in failed.items()},
+                "failed": {str(shard.start + row): failed[row] for row in sorted(failed)},
                 "images_crc32c": f"{crc:08x}",
                 "device": self.device,
-                "batch_rows": state.batch_rows,
+                "batch_rows": state.forward.batch_rows,
             },
             {"read": waited},
         )
@@ -182,12 +189,36 @@ def extract(
         n_failed = there.shard_set.n_failed_rows()
         return there, RunReport(len(there.shard_set.shards), 0, 0, n_failed, 0.0)
     executor.check()
+    stage = fitted(stage, executor, store.preview(plan)["shards_to_do"])
     check_space(store.location, store.preview(plan)["bytes_to_write"])
     feature_set = store.prepare().create(plan)
     take_in()
     title = f"extract {feature_set.plan['name']}"
     report = run_map(stage, feature_set.shard_set, executor, journal, title=title)
     return feature_set, report
+
+
+def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
+    """The stage with batches that a worker's memory holds: its own size, halved if need be.
+
+    Raises ``ResourceError`` where not even one image fits.
+    """
+    from stages.reflection.footprint import footprint
+
+    source = stage.source.open()
+    memory = executor.worker_memory(n_shards)
+    found = footprint(
+        source,
+        stage.card,
+        stage.schema(source),
+        min(stage.shard_rows, source.n_rows),
+        layer=stage.layer,
+        device=stage.device,
+    )
+    if not (batch_rows := found.batch_rows(memory, stage.batch_rows)):
+        title = f"{source.name} at {source.image_size[0]}x{source.image_size[1]} pixels"
+        raise ResourceError(found.refusal(title, memory))
+    return replace(stage, batch_rows=batch_rows)
 
 
 def _check_classes(source: ImageSource, card: ModelCard) -> None:
@@ -218,49 +249,12 @@ def _are_numbers(names: tuple[str, ...]) -> bool:
     return names == tuple(str(label) for label in range(len(names)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _State:
-    """A worker's own: the opened source, the network, and the batch size that fits its memory."""
+    """A worker's own: the opened source and the network."""
 
-    stage: Extract
     source: ImageSource
-    sensing: Sensing
-    batch_rows: int
-
-    @cached_property
-    def plain_network(self) -> nn.Module:
-        """The network as it was written; ``sensing`` has one whose layers are merged for speed."""
-        from stages.sensing.build import build_network
-        from stages.sensing.weights import load_weights
-
-        network = build_network(self.stage.card.network, self.stage.card.n_classes)
-        load_weights(network, self.stage.weights)
-        return network.eval().to(self.sensing.mean.device)
-
-    def vectors(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The arrays of a batch by name; a batch that the GPU cannot hold is halved for good."""
-        import torch
-
-        try:
-            return self._vectors(torch.from_numpy(images).to(self.sensing.mean.device))
-        except torch.cuda.OutOfMemoryError:
-            if len(images) == 1:
-                raise
-            torch.cuda.empty_cache()
-            self.batch_rows = half = (len(images) + 1) // 2
-            first, second = self.vectors(images[:half]), self.vectors(images[half:])
-            return {name: np.concatenate([first[name], second[name]]) for name in first}
-
-    def _vectors(self, images: Tensor) -> dict[str, NDArray[np.float32]]:
-        from stages.sensing.model import normalised
-
-        features, logits = self.sensing(images)
-        found = {"features": features, "logits": logits}
-        if self.stage.layer is not None:
-            pixels = normalised(images, self.sensing.mean, self.sensing.scale)
-            M = self.stage.card.M
-            found[ARRAY] = self.stage.layer.of(self.plain_network, pixels, M)
-        return {name: values.cpu().numpy() for name, values in found.items()}
+    forward: Forward
 
 
 def _read_ahead(
@@ -273,7 +267,7 @@ def _read_ahead(
     starts = range(shard.start, shard.stop, batch_rows)
     with ThreadPoolExecutor(1) as reader:
         reads = (
-            (start, reader.submit(source.read, start, min(start + batch_rows, shard.stop)))
+            (start, reader.submit(read_each, source, start, min(start + batch_rows, shard.stop)))
             for start in starts
         )
         ahead = next(reads, None)
@@ -284,38 +278,67 @@ def _read_ahead(
             yield start - shard.start, rows, time.perf_counter() - began
 
 
-def _failed_rows(parts: Sequence[Rows]) -> dict[int, str]:
-    """Offset in the shard -> why that image could not be read."""
-    failed: dict[int, str] = {}
-    at = 0
-    for rows in parts:
-        failed |= {at + offset: reason for offset, reason in rows.failed.items()}
-        at += len(rows.images)
-    return failed
+def _unfit(
+    shard: Shard,
+    arrays: Mapping[str, NDArray[np.float32]],
+    unread: Mapping[int, str],
+    errors: Mapping[int, Exception],
+) -> dict[int, str]:
+    """Offset in the shard -> why the network has no vectors for an image that could be read.
+
+    Where it has them for none of several images it is not the images: its first error is raised,
+    or an ``InputError`` where all that it gives is not finite.
+    """
+    reasons = {row: f"the network fails: {_one_line(error)}" for row, error in errors.items()}
+    for name, values in arrays.items():
+        flat = values.reshape(shard.n_rows, -1)
+        is_fit = np.concatenate([np.isfinite(block).all(axis=1) for block in _blocks(flat)])
+        for row in map(int, np.flatnonzero(~is_fit)):
+            if row not in unread:
+                reasons.setdefault(row, f"the network's {name} are not finite")
+    if len(reasons) < max(2, shard.n_rows - len(unread)):
+        return reasons
+    if errors:
+        raise errors[min(errors)]
+    raise InputError(
+        f"{reasons[min(reasons)]} for any image of rows {shard.start} to {shard.stop - 1}: is it "
+        "trained, are these its weights, --mean and --std, and does --precision fp32 help?"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _columns(
     shard: Shard,
-    parts: Sequence[Rows],
+    parts: Sequence[Mapping[str, NDArray[Any]]],
     logits: NDArray[np.float32],
     failed: dict[int, str],
     schema: Schema,
 ) -> dict[str, Any]:
-    prediction = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
+    prediction = logits.argmax(axis=1)
+    prediction[list(failed)] = -1
     status = np.full(shard.n_rows, "ok", dtype=object)
     status[list(failed)] = list(failed.values())
     made = {
         "row": np.arange(shard.start, shard.stop),
         "prediction": prediction,
-        "confidence": _confidence(logits),
+        "confidence": np.concatenate([_confidence(block) for block in _blocks(logits)]),
         "status": status,
     }
     read = {
-        name: np.concatenate([rows.columns[name] for rows in parts])
+        name: np.concatenate([columns[name] for columns in parts])
         for name, _ in schema.columns
         if name not in made
     }
     return {**read, **made}
+
+
+def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Some rows at a time: what is made of all of them may be larger than they are."""
+    return (values[start : start + BLOCK_ROWS] for start in range(0, len(values), BLOCK_ROWS))
 
 
 def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from pipeline.space import check_space
 from pipeline.stage import ShardOutput, Tick
 from stages.data.source import ImageSource
 from stages.errors import InputError, StageError
-from stages.reflection.extract import Extract
+from stages.reflection.extract import Extract, fitted
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, decode_chunk, decode_samples, encode_rows, samples_key
 from store.errors import DamagedError, NotFoundError
@@ -137,9 +137,12 @@ def retry_failed(
         StoreError, PipelineError: see the messages; what was finished before is kept.
     """
     plan = stage.plan()
-    _, before = sets_to_retry(store, plan)
+    there, before = sets_to_retry(store, plan)
     executor.check()
-    check_space(store.location, store.preview(plan)["bytes_to_write"])
+    preview = store.preview(plan)
+    n_again = len(there.shard_set.failed_rows()) if there else 0
+    stage = fitted(stage, executor, max(1, preview["shards_to_do"] + n_again))
+    check_space(store.location, preview["bytes_to_write"])
     feature_set = store.prepare().create(plan)
     take_in()
     own = feature_set.shard_set

@@ -1,0 +1,85 @@
+"""How much memory there is for workers: of this machine, or of the cgroup that we are held to."""
+
+import os
+import re
+from pathlib import Path
+
+from pipeline.errors import ResourceError
+
+WORKERS_SHARE = 0.7
+"""Of what is free; the rest is for the driver, for Ray and for the kernel's cache of files.
+
+Ray gives actors of a machine the same share.
+"""
+
+PROCESS_BYTES = 600 * 2**20
+"""Of a worker before it has seen an image: Python, torch or OpenCV, Ray, and what they load."""
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def bytes_of(text: str) -> int:
+    """``"2G"`` as bytes, by powers of 1,024; raises ``ResourceError``.
+
+    >>> bytes_of("1.5G")
+    1610612736
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ResourceError(f"--memory {text}: expected bytes as in 800M, 2G or 1.5G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def gib(n_bytes: int) -> str:
+    """Bytes as people read them.
+
+    >>> gib(3 * 2**29)
+    '1.50 GiB'
+    """
+    return f"{n_bytes / 2**30:.2f} GiB"
+
+
+def free_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
+    """What may still be taken here before the kernel kills somebody.
+
+    The least of what the machine has free and what each cgroup above this process leaves, in either
+    version of cgroups. What the kernel keeps of files counts as free.
+    """
+    if not (proc / "meminfo").is_file():  # no Linux: what the machine has in all
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = _numbers((proc / "meminfo").read_text().replace(":", ""))
+    left = [meminfo["MemAvailable"] * 1024]
+    for line in (proc / "self" / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            top, limit, usage, cache = cgroups, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, cache = cgroups / "memory", "total_inactive_file"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        here = top / path.lstrip("/")
+        # In a container the path is often that of the host, and its own group is at the top.
+        for group in (here, *here.parents):
+            if group.is_relative_to(top) and (group / limit).is_file():
+                left += _left_in(group, limit, usage, cache)
+    return max(0, min(left))
+
+
+def _left_in(group: Path, limit: str, usage: str, cache: str) -> list[int]:
+    """What a cgroup leaves, as one number; none where it has no limit."""
+    try:
+        most = (group / limit).read_text().strip()
+        if most == "max":
+            return []
+        used = int((group / usage).read_text())
+        return [int(most) - used + _numbers((group / "memory.stat").read_text()).get(cache, 0)]
+    except (OSError, ValueError):  # gone meanwhile, or not for us to read
+        return []
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """``"name 12 kB"`` lines as numbers by name."""
+    words = (line.split() for line in text.splitlines())
+    return {parts[0]: int(parts[1]) for parts in words if len(parts) > 1}

@@ -1,0 +1,126 @@
+"""What a worker of the extract stage takes in memory, and how many images at once that allows."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_
+
+from pipeline.memory import PROCESS_BYTES, gib
+from stages.data.source import ImageSource
+from stages.reflection.named_layer import NamedLayer
+from stages.sensing.build import build_network
+from stages.sensing.card import ModelCard
+from stages.sensing.model import normalised
+from store.schema import Schema
+
+CUDA_BYTES = 2**31
+"""What CUDA adds to that in the machine's own memory."""
+
+COLUMN_BYTES = 150
+"""Of one value in a sample column while it is read, put together and encoded."""
+
+SPARE = 1.5
+"""Activations that are alive by torch's book-keeping, times this: kernels have work space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that a worker takes: ``fixed`` whatever the batch, ``shard`` of it for the rows."""
+
+    fixed: int
+    shard: int
+    image: int
+
+    def batch_rows(self, memory: int, most: int) -> int:
+        """The batch size that fits: ``most``, halved as often as needed; 0 where none does."""
+        rows = most
+        while rows and self.fixed + rows * self.image > memory:
+            rows //= 2
+        return rows
+
+    def refusal(self, what: str, memory: int) -> str:
+        """What to say where not even one image fits."""
+        return (
+            f"{what}: a worker takes {gib(self.fixed + self.image)} with one image at a time, "
+            f"{gib(self.shard)} of it for the rows of a shard, and may take {gib(memory)}: give "
+            "smaller shards (--shard-rows), more memory (--memory) or fewer workers (--workers)"
+        )
+
+
+def footprint(
+    source: ImageSource,
+    card: ModelCard,
+    schema: Schema,
+    chunk_rows: int,
+    *,
+    layer: NamedLayer | None,
+    device: str,
+) -> Footprint:
+    """What a worker takes, found out by sending one image through an untrained network."""
+    height, width = source.image_size
+    weights, activations = _of_network(card, (height, width), layer)
+    is_on_cpu = device == "cpu"
+    # The vectors, and their encoded bytes.
+    shard = chunk_rows * sum(2 * spec.row_bytes for spec in schema.arrays)
+    shard += chunk_rows * len(schema.columns) * COLUMN_BYTES
+    process = PROCESS_BYTES if is_on_cpu else PROCESS_BYTES + CUDA_BYTES
+    # A batch is at work, one is read ahead, and one may be on its way from one form to another.
+    image = 3 * height * width * 3 + (int(SPARE * activations) if is_on_cpu else 0)
+    return Footprint(process + source.held_bytes + 3 * weights + shard, shard, image)
+
+
+def _of_network(
+    card: ModelCard, size: tuple[int, int], layer: NamedLayer | None
+) -> tuple[int, int]:
+    """Bytes of the weights, and of what is alive at most while one image goes through."""
+    network = build_network(card.network, card.n_classes).eval()
+    weights = sum(value.nbytes for value in network.state_dict().values())
+    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    with _Alive() as alive, torch.no_grad():
+        pixels = normalised(image, torch.zeros(3), torch.ones(3))
+        network(pixels)
+        if layer is not None:
+            layer.of(network, pixels, card.M)
+    return weights, alive.peak
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, as below
+    """Keeps book of the memory of all tensors that are made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._now = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],  # Any: torch's own
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_(self._note, made)
+        self.peak = max(self.peak, self._now)
+        return made
+
+    def _note(self, value: object) -> None:
+        if not isinstance(value, Tensor):
+            return
+        storage = value.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._now += storage.nbytes()
+            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, n_bytes: int) -> None:
+        self._seen.discard(key)
+        self._now -= n_bytes

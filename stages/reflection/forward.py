@@ -1,0 +1,96 @@
+"""A worker's network at work: batches that memory cannot hold, images that it cannot compute."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stages.reflection.named_layer import ARRAY, NamedLayer
+from stages.sensing.build import build_network
+from stages.sensing.model import Sensing, normalised
+from stages.sensing.weights import load_weights
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass
+class Forward:
+    """A network with its weights, the layer whose gradients are stored too, and a batch size.
+
+    ``batch_rows`` gets smaller where memory runs out.
+    """
+
+    sensing: Sensing
+    weights: str
+    layer: NamedLayer | None
+    batch_rows: int
+
+    def fill(self, out: Arrays, images: NDArray[np.uint8]) -> dict[int, Exception]:
+        """Write the vectors of images into the rows of ``out``, arrays of that length by name.
+
+        A batch that memory cannot hold is halved, for good. One that fails otherwise is bisected:
+        given back are the rows that fail alone, and why. Where every row of several does, it is not
+        the images, and the first error is raised.
+        """
+        failed: dict[int, Exception] = {}
+        first: Exception | None = None
+        todo = deque([(0, len(images))])
+        while todo:
+            start, stop = todo.popleft()
+            n = min(stop - start, self.batch_rows)
+            if start + n < stop:
+                todo.appendleft((start + n, stop))
+            try:
+                found = self._vectors(images[start : start + n])
+            except Exception as error:  # whatever a network raises for an image
+                if is_out_of_memory(error):
+                    if n == 1:
+                        raise
+                    torch.cuda.empty_cache()
+                    self.batch_rows = (n + 1) // 2
+                elif n == 1:
+                    failed[start] = error
+                    continue
+                first = first or error
+                half = start + (n + 1) // 2
+                todo.extendleft([(half, start + n), (start, half)])
+                continue
+            for name, values in found.items():
+                out[name][start : start + n] = values
+        if len(failed) == len(images) > 1 and first is not None:
+            raise first
+        return failed
+
+    def _vectors(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        on_device = torch.from_numpy(images).to(self.sensing.mean.device)
+        features, logits = self.sensing(on_device)
+        found = {"features": features, "logits": logits}
+        if self.layer is not None:
+            found[ARRAY] = self._gradients(self.layer, on_device)
+        return {name: values.cpu().numpy() for name, values in found.items()}
+
+    def _gradients(self, layer: NamedLayer, images: Tensor) -> Tensor:
+        pixels = normalised(images, self.sensing.mean, self.sensing.scale)
+        return layer.of(self._plain_network, pixels, self.sensing.card.M)
+
+    @cached_property
+    def _plain_network(self) -> nn.Module:
+        """The network as it was written; ``sensing`` has one whose layers are merged for speed."""
+        network = build_network(self.sensing.card.network, self.sensing.card.n_classes)
+        load_weights(network, self.weights)
+        return network.eval().to(self.sensing.mean.device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the GPU or of the machine: torch says the latter in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )

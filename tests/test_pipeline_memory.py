@@ -1,0 +1,65 @@
+"""How much memory is free: the least of the machine's and of every cgroup above us."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ResourceError
+from pipeline.memory import bytes_of, free_bytes
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("800M", 800 * MIB), ("2G", 2**31), ("1.5g", 3 * 2**29), ("2GiB", 2**31), ("4096", 4096)],
+)
+def test_memory_is_written_as_people_do(text: str, n_bytes: int) -> None:
+    assert bytes_of(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "much", "0G", "-2G", "2X", "2 G 3"])
+def test_what_is_no_memory_is_refused(text: str) -> None:
+    with pytest.raises(ResourceError, match="expected bytes as in 800M, 2G"):
+        bytes_of(text)
+
+
+def machine(folder: Path, cgroups: str, files: dict[str, object]) -> int:
+    """What is free on a machine of 1,000 MiB with these cgroups and their files."""
+    for name, content in {
+        "proc/meminfo": "MemTotal: 2048000 kB\nMemAvailable: 1024000 kB\n",
+        "proc/self/cgroup": cgroups,
+        **files,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(str(content))
+    return free_bytes(folder / "proc", folder / "cgroup")
+
+
+def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    files = {"cgroup/a/memory.max": "max", "cgroup/a/memory.current": 5}
+    assert machine(tmp_path, "0::/a\n", files) == 1000 * MIB
+
+
+def test_a_group_above_ours_counts_and_cached_files_do_not(tmp_path: Path) -> None:
+    files = {
+        "cgroup/a/memory.max": 300 * MIB,
+        "cgroup/a/memory.current": 200 * MIB,
+        "cgroup/a/memory.stat": f"anon {50 * MIB}\ninactive_file {150 * MIB}\n",
+        "cgroup/a/b/memory.max": "max",
+        "cgroup/a/b/memory.current": 1,
+    }
+    assert machine(tmp_path, "0::/a/b\n", files) == 250 * MIB
+
+
+def test_version_1_is_read_too_and_a_container_s_own_group_is_at_the_top(tmp_path: Path) -> None:
+    files = {
+        "cgroup/memory/memory.limit_in_bytes": 100 * MIB,
+        "cgroup/memory/memory.usage_in_bytes": 40 * MIB,
+        "cgroup/memory/memory.stat": f"total_inactive_file {10 * MIB}\n",
+    }
+    assert machine(tmp_path, "5:cpu:/x\n4:memory:/docker/f00d\n0::/\n", files) == 70 * MIB
+
+
+def test_this_machine_has_some() -> None:
+    assert free_bytes() > 0
