@@ -14,6 +14,7 @@ from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 from store.lease import Lease
+from store.machine import Machine
 from store.plan import Plan, readable_json
 from store.storage import Storage, checksum
 
@@ -87,6 +88,7 @@ def run_loop(
     facts: Mapping[str, Any] | None = None,
     keep: Keep | None = None,
     stream: TextIO | None = None,
+    machine: Machine | None = None,
 ) -> LoopReport:
     """Run the units that are missing, then write the artifact; a finished one is read, not made.
 
@@ -103,7 +105,7 @@ def run_loop(
     fresh = None if is_begun else stage.start()
     store.prepare()
     artifact.claim(plan)
-    with Lease(artifact.storage, purpose=title) as lease:
+    with Lease(artifact.storage, purpose=title, machine=machine) as lease:
         if artifact.is_complete():  # another driver has finished it meanwhile
             return _finished(artifact)
         journal.begin()

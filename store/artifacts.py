@@ -7,6 +7,7 @@ from typing import Any
 
 from store.errors import DamagedError, NotFoundError, PlanMismatchError
 from store.lease import Lease
+from store.machine import Machine
 from store.plan import Plan, differences, readable_json
 from store.seal import sealed, unsealed, vouch
 from store.shardset import PLAN_KEY
@@ -65,13 +66,20 @@ class Artifact:
         """The plan of the artifact; raises ``NotFoundError`` or ``DamagedError``."""
         return self._checked(PLAN_KEY, lambda data: dict(json.loads(data)))
 
-    def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> dict[str, Any]:
+    def write(
+        self,
+        files: Mapping[str, bytes],
+        facts: Mapping[str, Any],
+        *,
+        machine: Machine | None = None,
+    ) -> dict[str, Any]:
         """Write the files, then the card with their checksums; gives the card.
 
         Where someone else has finished it meanwhile, that one stays. Raises ``LeaseError`` where
         someone else is writing it.
         """
-        with Lease(self.storage, purpose=f"write {self.kind} {self.name}") as lease:
+        purpose = f"write {self.kind} {self.name}"
+        with Lease(self.storage, purpose=purpose, machine=machine) as lease:
             if self.is_complete():
                 return self.card()
             staged = self.stage(files, facts)

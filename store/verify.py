@@ -13,6 +13,7 @@ from store.encoding import chunk_key, metadata_files, samples_key
 from store.errors import DamagedError, StoreError
 from store.featureset import FeatureSet
 from store.lease import LEASES, Lease
+from store.machine import Machine
 from store.plan import is_plan
 from store.schema import Schema
 from store.shards import Shard
@@ -228,7 +229,9 @@ def _nan_problems(
             yield Problem(feature_set.name, "unexplained NaN", key, detail, shard)
 
 
-def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
+def repair(
+    shard_set: ShardSet, problems: list[Problem], *, machine: Machine | None = None
+) -> tuple[Shard, ...]:
     """Take every hurt shard back to missing, so that the same command computes it again.
 
     Its hurt files are kept under ``quarantine/``, for who wants to know what happened to them.
@@ -239,7 +242,7 @@ def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
     hurt = {p.shard.index: p.shard for p in problems if p.shard is not None and not p.is_harmless}
     storage = shard_set.storage
     fixed = _metadata_of(shard_set) if "schema" in shard_set.plan else {}
-    with Lease(storage, purpose="repair") as lease:
+    with Lease(storage, purpose="repair", machine=machine) as lease:
         hurt = {index: hurt[index] for index in hurt if _is_still_hurt(shard_set, index, problems)}
         for problem in problems:
             if problem.shard is not None and problem.shard.index in hurt:
