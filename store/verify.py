@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Problem:
 
     ``kind`` is one of: missing, truncated, altered, unreadable, damaged receipt, receipt without
     data, data without receipt, unexplained NaN, missing shard, litter, altered plan. ``shard`` is
-    ``None`` for files of the set as a whole. ``is_harmless``: nothing that a reader gets is wrong.
+    ``None`` for files of the set as a whole, ``receipt`` the checksum that its receipt had. ``is_harmless``: nothing that a reader gets is wrong.
     """
 
     set_name: str
@@ -41,6 +41,7 @@ class Problem:
     key: str
     detail: str
     shard: Shard | None = None
+    receipt: str = ""
 
     @property
     def is_harmless(self) -> bool:
@@ -68,7 +69,8 @@ def verify_feature_set(
     data = {key for key in shard_set.storage.keys("") if not key.startswith(f"{RECEIPTS}/")}
     there = receipts | data
     for shard in shard_set.shards:
-        yield from _shard_problems(feature_set, shard, keys_of[shard.index], there)
+        problems = _shard_problems(feature_set, shard, keys_of[shard.index], there)
+        yield from _seen(shard_set, shard, problems)
         tick(shard.n_rows)
     known = {PLAN_KEY, *fixed, *(key for keys in keys_of.values() for key in keys)}
     known |= {receipt_key(shard) for shard in shard_set.shards}
@@ -93,10 +95,24 @@ def verify_files(
     done = shard_set.done()
     for shard in shard_set.shards:
         if shard.index in done:
-            yield from _vouched_problems(shard_set, shard)
+            yield from _seen(shard_set, shard, _vouched_problems(shard_set, shard))
         else:
             yield Problem(name, "missing shard", receipt_key(shard), "not computed yet", shard)
         tick(shard.n_rows)
+
+
+def _seen(shard_set: ShardSet, shard: Shard, problems: Iterator[Problem]) -> Iterator[Problem]:
+    """The problems, each with the checksum of the receipt as it was before they were looked for."""
+    receipt = _receipt_checksum(shard_set, shard)
+    return (replace(problem, receipt=receipt) for problem in problems)
+
+
+def _receipt_checksum(shard_set: ShardSet, shard: Shard) -> str:
+    """Of the file, whatever it holds; empty where there is none, or it cannot be read."""
+    try:
+        return checksum(shard_set.storage.read(receipt_key(shard)))
+    except OSError:  # which a NotFoundError is, too
+        return ""
 
 
 def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
@@ -259,7 +275,9 @@ def repair(
 
 def _is_still_hurt(shard_set: ShardSet, index: int, problems: list[Problem]) -> bool:
     """Whether nobody has computed a shard again since it was found to be hurt."""
+    receipt = _receipt_checksum(shard_set, shard_set.shards[index])
     of_shard = [p for p in problems if p.shard is not None and p.shard.index == index]
-    if any(p.kind not in OF_FILES for p in of_shard if not p.is_harmless):
-        return True
-    return any(True for _ in _vouched_problems(shard_set, shard_set.shards[index]))
+    kinds = {p.kind for p in of_shard if p.receipt == receipt and not p.is_harmless}
+    if kinds <= set(OF_FILES):
+        kinds &= {problem.kind for problem in _vouched_problems(shard_set, shard_set.shards[index])}
+    return bool(kinds)

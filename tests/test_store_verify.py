@@ -264,6 +264,18 @@ def test_repair_takes_back_only_the_shards_that_are_hurt(numbers: FeatureSet) ->
     assert numbers.shard_set.missing() == (shard,)
 
 
+@pytest.mark.parametrize("key", [CHUNK, RECEIPT])
+def test_repair_leaves_alone_what_was_computed_again_meanwhile(
+    numbers: FeatureSet, key: str
+) -> None:
+    storage = numbers.shard_set.storage
+    storage.write(key, storage.read(key)[:-1])
+    problems = list(verify_feature_set(numbers))
+    mended(numbers, problems)
+    assert repair(numbers.shard_set, problems) == ()
+    assert numbers.shard_set.is_complete()
+
+
 def test_repair_keeps_away_from_a_set_at_work(numbers: FeatureSet) -> None:
     numbers.shard_set.storage.remove(CHUNK)
     problems = list(verify_feature_set(numbers))
