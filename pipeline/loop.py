@@ -1,6 +1,5 @@
 """Loops of ordered units that checkpoint: epochs of training, rounds of acquisition."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,8 @@ from store.catalog import FeatureStore
 from store.errors import NotFoundError
 from store.lease import Lease
 from store.machine import Machine
-from store.plan import Plan, readable_json
+from store.plan import Plan
+from store.seal import sealed, unsealed
 from store.storage import Storage, checksum
 
 CHECKPOINTS = "checkpoints"
@@ -132,7 +132,7 @@ def run_loop(
 
 
 def _finished(artifact: Artifact) -> LoopReport:
-    artifact.storage.sync()  # who wrote the card may have died before that
+    artifact.confirm()
     card = artifact.card()
     return LoopReport(card, card["history"], 0, 0.0)
 
@@ -160,7 +160,7 @@ def _checkpoint(
     """The state first, then the note that vouches for it; older ones are dropped after that."""
     unit = len(history) - 1
     data = stage.save(state)
-    note = readable_json({"history": history, "sha256": checksum(data)})
+    note = sealed({"history": history, "sha256": checksum(data)})
     files = {_state_key(unit): data, _note_key(unit): note}
     staged = storage.stage_all(files)
     lease.check()
@@ -171,6 +171,7 @@ def _checkpoint(
 
 def _last_checkpoint(stage: LoopStage, storage: Storage, fresh: Any) -> tuple[History, Any]:
     """The newest state that its note vouches for, else the fresh one, made where it is None."""
+    storage.sync(CHECKPOINTS)  # who wrote the last one may have died before that
     for history, data in _vouched_checkpoints(storage):
         with suppress(ValueError, KeyError):  # as below
             return history, stage.load(data)
@@ -182,7 +183,7 @@ def _vouched_checkpoints(storage: Storage) -> Iterator[tuple[History, bytes]]:
     notes = [key for key in storage.keys(CHECKPOINTS) if key.endswith(".json")]
     for key in reversed(notes):
         try:
-            note = json.loads(storage.read(key))
+            note = unsealed(storage.read(key))
             data = storage.read(_state_key(len(note["history"]) - 1))
             if checksum(data) == note["sha256"]:
                 yield list(note["history"]), data

@@ -81,6 +81,7 @@ class Artifact:
         purpose = f"write {self.kind} {self.name}"
         with Lease(self.storage, purpose=purpose, machine=machine) as lease:
             if self.is_complete():
+                self.confirm()
                 return self.card()
             staged = self.stage(files, facts)
             lease.check()
@@ -102,6 +103,10 @@ class Artifact:
         for key, name in staged.names.items():
             self.storage.publish(name, key)
         return staged.card
+
+    def confirm(self) -> None:
+        """Make the card durable that is there: who wrote it may have died before that."""
+        self.storage.sync()
 
     def card(self) -> dict[str, Any]:
         """The card; raises ``NotFoundError`` where the artifact is missing or not finished.
