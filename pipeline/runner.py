@@ -184,9 +184,7 @@ class _Run:
         try:
             self._work.stage.check(self._work.shard_set.plan)
         except ValueError:
-            self._lease.check()
-            for shard in self._computed.values():
-                self._work.shard_set.discard(shard)
+            self._work.shard_set.discard(self._computed.values(), self._lease.check)
             raise
 
     def _keep(self, outcome: Outcome) -> None:

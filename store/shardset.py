@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -162,7 +162,7 @@ class ShardSet:
             self.storage.drop(receipt)
         theirs = self.receipt(staged.shard)
         if theirs["files"] != staged.receipt["files"]:
-            self.discard(staged.shard)
+            self.discard([staged.shard], lambda: None)
             raise DamagedError(
                 f"{self._named(key)}: two drivers wrote this shard at once, with different bytes; "
                 "it is to be computed again"
@@ -184,10 +184,13 @@ class ShardSet:
         """Rows whose sample could not be read, by the receipts there are."""
         return sum(len(receipt.get("failed", {})) for receipt in self.receipts())
 
-    def discard(self, shard: Shard) -> None:
-        """Take a shard back to missing, durably: its data is replaced when it is redone."""
-        self.storage.remove(receipt_key(shard))
-        self.storage.sync(RECEIPTS)
+    def discard(self, shards: Iterable[Shard], check: Callable[[], None]) -> None:
+        """Take shards back to missing, durably: their data is replaced when they are redone.
+
+        Only for who holds the lease, as ``check`` has to see. Who takes it over, and sweeps, has
+        stopped this wherever it is, and ``SweptError`` is raised.
+        """
+        self.storage.withdraw([receipt_key(shard) for shard in shards], check)
 
     def confirm(self) -> None:
         """Make the receipts durable that are there: for who is about to say that they are.

@@ -121,7 +121,8 @@ def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
     try:
         receipt = shard_set.receipt(shard)
     except (StoreError, OSError) as error:
-        yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
+        kind = "unreadable" if isinstance(error, OSError) else "damaged receipt"
+        yield Problem(name, kind, receipt_key(shard), str(error), shard)
         return
     for key, expected in receipt["files"].items():
         if found := _difference(shard_set.storage, key, expected):
@@ -180,7 +181,8 @@ def _shard_problems(
     try:
         receipt = shard_set.receipt(shard)
     except (StoreError, OSError) as error:
-        yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
+        kind = "unreadable" if isinstance(error, OSError) else "damaged receipt"
+        yield Problem(name, kind, receipt_key(shard), str(error), shard)
         return
     if receipt.get("shard") != {"index": shard.index, "start": shard.start, "stop": shard.stop}:
         yield Problem(name, "damaged receipt", receipt_key(shard), "of another shard", shard)
@@ -264,9 +266,8 @@ def repair(
             if problem.shard is not None and problem.shard.index in hurt:
                 with suppress(OSError):  # what cannot be read, or kept, is not kept
                     storage.write(f"{QUARANTINE}/{problem.key}", storage.read(problem.key))
-        for shard in hurt.values():
-            lease.check()
-            shard_set.discard(shard)
+        if hurt:
+            shard_set.discard(hurt.values(), lease.check)
         for problem in problems:
             if problem.key in fixed:
                 storage.write(problem.key, fixed[problem.key])

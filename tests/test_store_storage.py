@@ -13,11 +13,11 @@ import pytest
 
 from store.disk import LocalDisk
 from store.errors import NotFoundError, SweptError, WriteError
-from store.storage import LocalStorage, checksum
+from store.storage import STAGING, LocalStorage, checksum
 
 WRITER = """
 import sys
-from store.storage import LocalStorage
+from store.storage import STAGING, LocalStorage
 storage = LocalStorage(sys.argv[1])
 while True:
     for letter in (b"a", b"b"):
@@ -140,6 +140,20 @@ def test_a_folder_that_someone_else_made_is_synced_too(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "set"), Seen())
     storage.write("receipts/00000.json", b"")
     assert {str(tmp_path / each) for each in ("", "set", "set/receipts")} <= set(synced)
+
+
+def test_keys_are_withdrawn_and_leave_nothing(storage: LocalStorage) -> None:
+    storage.write("a/b", b"x")
+    storage.withdraw(["a/b", "a/absent"], lambda: None)
+    assert list(storage.keys()) == []
+    assert storage.folders(STAGING) == []
+
+
+def test_what_a_sweep_has_stopped_withdraws_nothing(storage: LocalStorage) -> None:
+    storage.write("a/b", b"x")
+    with pytest.raises(SweptError, match="another driver has taken over"):
+        storage.withdraw(["a/b"], storage.sweep)
+    assert storage.read("a/b") == b"x"
 
 
 def test_a_staged_value_has_no_key_and_can_be_swept(storage: LocalStorage) -> None:
