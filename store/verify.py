@@ -33,7 +33,8 @@ class Problem:
 
     ``kind`` is one of: missing, truncated, altered, unreadable, damaged receipt, receipt without
     data, data without receipt, unexplained NaN, missing shard, litter, altered plan. ``shard`` is
-    ``None`` for files of the set as a whole, ``receipt`` the checksum that its receipt had. ``is_harmless``: nothing that a reader gets is wrong.
+    ``None`` for files of the set as a whole, ``receipt`` the checksum that its receipt had.
+    ``is_harmless``: nothing that a reader gets is wrong.
     """
 
     set_name: str

@@ -15,7 +15,6 @@ from simulated_world import Host, Process, SimulatedMachine
 from pipeline.journal import Journal
 from pipeline.loop import CHECKPOINTS, History, run_loop
 from pipeline.stage import Tick
-from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.disk import Disk
 from store.lease import EXPIRY_S
@@ -172,6 +171,7 @@ class LoopWork(ArtifactWork):
         self.n_units = story.rng.randint(1, 5)
         self.n_safe = self.n_rotten = 0
         self.kept: set[int] = set()
+        self.rotten: dict[str, bytes | None] = {}
 
     def drive(self, process: Process, machine: SimulatedMachine) -> None:
         store = SimulatedStore("/store", self.story.disk)
@@ -219,6 +219,7 @@ class LoopWork(ArtifactWork):
                 flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
                 rotten = rng.choice([flipped, flipped, data[: len(data) // 2], None])
                 self.story.disk.rot(f"{self.root}/{key}", rotten)
+                self.rotten[key] = rotten
                 self.n_safe = 0
                 self.n_rotten = max(self.n_rotten, 1 + max(int(Path(each).stem) for each in keys))
 
@@ -244,8 +245,12 @@ class LoopWork(ArtifactWork):
     def _n_vouched(self) -> Iterator[int]:
         """How many units each checkpoint has behind it that its note vouches for."""
         for unit in range(self.n_units):
-            note = self.story.content(f"{CHECKPOINTS}/{unit:05d}.json")
-            state = self.story.content(f"{CHECKPOINTS}/{unit:05d}.safetensors")
+            keys = [f"{CHECKPOINTS}/{unit:05d}.{kind}" for kind in ("json", "safetensors")]
+            note, state = map(self.story.content, keys)
+            if any(
+                key in self.rotten and self.story.content(key) == self.rotten[key] for key in keys
+            ):
+                continue
             try:
                 facts = json.loads(note or b"")
             except ValueError:

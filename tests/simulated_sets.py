@@ -294,8 +294,8 @@ class SetWork:
 class RepairWork(SetWork):
     """The same, while bytes rot, inputs change under way, and `repair` runs beside drivers.
 
-    What is bad, because it rotted or came from other inputs, may be taken back, and then never comes
-    back; what is good stays, once a driver has told that the set is complete.
+    What is bad, because it rotted or came from other inputs, may be taken back, and then never
+    comes back; what is good stays, once a driver has told that the set is complete.
     """
 
     faults = (*SetWork.faults, "rot", "repair", "change inputs")
@@ -394,7 +394,7 @@ class RepairWork(SetWork):
         return super().is_complete() and not any(self._is_hurt(shard) for shard in self.shards)
 
     def _require_right_inputs(self, driver: Process) -> None:
-        """It says that all is well: then nothing of its own is of inputs that are wrong until now."""
+        """It says that all is well: then nothing of its own is of inputs that are wrong now."""
         for shard in self.shards:
             attempt = self.attempts.get(self._vouched(shard))
             if attempt is None or attempt.driver != driver.pid or attempt.are_inputs_right:

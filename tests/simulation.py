@@ -4,8 +4,8 @@ The runner, the worker, the loop, the lease and the store are those of productio
 clocks and the scheduler are simulated. ``simulate(seed)`` tells one story: some drivers of one set,
 loop or artifact, one after the other and beside each other, with what goes wrong drawn from the
 seed; then all processes end, nothing goes wrong any more, and one last driver runs. Whenever what
-they made is looked at it must hold what ``simulated_sets`` and ``simulated_loops`` say of it; at the
-end it must be complete. Of two drivers one is refused, and who was relieved publishes nothing more.
+they made is looked at, it must be as ``simulated_sets`` and ``simulated_loops`` say; at the end it
+must be complete. Of two drivers one is refused, and who was relieved publishes nothing more.
 
     python tests/simulation.py --seeds 1000            # from seed 0
     python tests/simulation.py --first 4711 --seeds 1 --trace
