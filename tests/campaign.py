@@ -128,6 +128,8 @@ class Round:
                 os.kill(pid, signal.SIGKILL)
         for process in self.started:
             process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
 
 
 def kill_driver(hurt: Round) -> None:
@@ -182,9 +184,14 @@ def _require_refusal(hurt: Round, first: subprocess.Popen[str]) -> None:
     """Another driver is told who is at work, unless there was nothing left to do."""
     second = hurt.start()
     error = second.communicate()[1]
-    is_refused = second.returncode != 0 and f"(pid {first.pid} on " in error
+    is_refused = second.returncode != 0 and _named(first) in error
     if not is_refused and len(hurt.receipts()) < N_SHARDS:
         raise AssertionError(f"a second driver was not refused: {second.returncode} {error[-500:]}")
+
+
+def _named(first: subprocess.Popen[str]) -> str:
+    """What the refusal has to say."""
+    return f"(pid {first.pid} on "
 
 
 def clock_jumps(hurt: Round) -> None:
@@ -363,7 +370,7 @@ def run_stage_round(seed: int, folder: Path, stages: Stages, fault: str) -> Verd
     """A round with a command of intro-pipe; its lost files are counted as rows are."""
     verdict, started, stage = Verdict(fault), time.monotonic(), STAGES[fault]
     reference = stages.reference(stage)
-    place = stages.copy(folder / "place")
+    place = stages.copy(stage, folder / "place")
     try:
         kill(place, stage, random.Random(seed), reference.seconds)
         finish(place, stage)

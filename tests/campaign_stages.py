@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from small_data import train_small, write_npz_set
@@ -51,33 +52,40 @@ class Undisturbed:
 
 @dataclass
 class Stages:
-    """A folder with a data set, a network and its features, of which each round gets a copy."""
+    """A folder with a data set, of which each round gets a copy; with features, to train a head."""
 
     folder: Path
     undisturbed: dict[str, Undisturbed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.template = self.folder / "template"
-        data = write_npz_set(self.template / "data" / "tiny", 300, 60)
-        (self.template / "tiny.yaml").write_text(TINY)
-        train_small(FeatureStore(str(self.template / "store")).prepare(), data)
-        made = _start(self.template, (*EXTRACT, "--device", "cpu", *LOCAL, *HERE))
+        self.images = self.folder / "images"
+        write_npz_set(self.images / "data" / "tiny", 300, 60)
+        (self.images / "tiny.yaml").write_text(TINY)
+
+    @cached_property
+    def features(self) -> Path:
+        """Made when it is asked for first."""
+        place = Path(shutil.copytree(self.images, self.folder / "features"))
+        train_small(FeatureStore(str(place / "store")).prepare(), place / "data" / "tiny")
+        made = _start(place, (*EXTRACT, "--device", "cpu", *LOCAL, *HERE))
         error = made.communicate()[1]
         assert made.returncode == 0, error
+        return place
 
     def reference(self, stage: str) -> Undisturbed:
         """Made when it is asked for first."""
         if stage not in self.undisturbed:
-            place = self.copy(self.folder / f"undisturbed {stage}")
+            place = self.copy(stage, self.folder / f"undisturbed {stage}")
             started = time.monotonic()
             finish(place, stage)
             seconds = time.monotonic() - started
             self.undisturbed[stage] = Undisturbed(outcome_of(place), n_units(place), seconds)
         return self.undisturbed[stage]
 
-    def copy(self, place: Path) -> Path:
+    def copy(self, stage: str, place: Path) -> Path:
         """A folder for a round."""
-        return Path(shutil.copytree(self.template, place))
+        template = self.features if stage == "train-head" else self.images
+        return Path(shutil.copytree(template, place))
 
 
 def kill(place: Path, stage: str, rng: random.Random, seconds: float) -> None:

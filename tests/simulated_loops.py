@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,8 +215,9 @@ class LoopWork(ArtifactWork):
             key = rng.choice(keys)
             data = self.story.content(key)
             if data:
-                digits = [at for at, byte in enumerate(data) if chr(byte).isdigit()]
-                at = rng.choice(digits)
+                # Of an attempt: the other numbers of a note are real times, and no seed's.
+                numbers = rb'"attempt": (\d+)' if key.endswith(".json") else rb"(\d+)"
+                at = rng.choice([found.start(1) for found in re.finditer(numbers, data)] or [0])
                 flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
                 rotten = rng.choice([flipped, flipped, data[: len(data) // 2], None])
                 self.story.disk.rot(f"{self.root}/{key}", rotten)

@@ -420,7 +420,7 @@ class RepairWork(SetWork):
         data = self.story.content(key)
         assert data is not None
         self.rotted |= {data, self._vouched(shard)} & self.attempts.keys()
-        at = rng.randrange(len(data))
+        at = int(rng.random() * len(data))  # a receipt tells real times: its length is no seed's
         flipped = data[:at] + bytes([data[at] ^ 0x80]) + data[at + 1 :]
         rotten = rng.choice([flipped, flipped, data[: len(data) // 2], None])
         self.story.disk.rot(f"{self.root}/{key}", rotten)

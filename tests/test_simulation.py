@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,12 +27,31 @@ from store.shards import Shard
 from store.shardset import ShardSet, StagedShard, receipt_key
 from store.storage import LocalStorage
 
-N_STORIES = 2400
+N_STORIES = 1800
 N_HONEST = 3000
-"""A broken rule must be found out within so many stories; most are in the first few hundred."""
+"""A broken rule must be found out within so many stories."""
+
+FOUND_AT = {
+    "set-nobody_confirms": 265,
+    "set-workers_publish": 456,
+    "set-folders_of_others_are_trusted": 209,
+    "set-receipts_are_staged_last": 716,
+    "set-sweeps_before_taking": 140,
+    "set-numbers_return": 654,
+    "set-hearts_never_beat": 121,
+    "set-nobody_watches": 737,
+    "repair-taken_back_without_a_fence": 555,
+    "loop-nobody_confirms_checkpoints": 520,
+    "loop-notes_are_not_sealed": 1103,
+    "artifact-nobody_checks_the_lease": 841,
+    "artifact-nobody_confirms_cards": 870,
+}
+"""The first story that finds a rule's absence, where it is not among the first hundred: the search
+starts there, to be short, and comes around to those before it.
+"""
 
 
-def first_violation(folder: Path, seeds: range, kind: str = "") -> str:
+def first_violation(folder: Path, seeds: Iterable[int], kind: str = "") -> str:
     stories = (simulate(seed, str(folder), kind=kind) for seed in seeds)
     return next((story.violation for story in stories if story.violation), "")
 
@@ -321,7 +340,9 @@ def test_the_simulator_finds_out_a_store_without_one_of_its_rules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     switch_off(monkeypatch)
-    assert first_violation(tmp_path, range(N_HONEST), kind) != ""
+    first = FOUND_AT.get(f"{kind}-{switch_off.__name__}", 0)
+    seeds = [*range(first, N_HONEST), *range(first)]
+    assert first_violation(tmp_path, seeds, kind) != ""
 
 
 def test_a_power_cut_takes_what_was_not_synced() -> None:
