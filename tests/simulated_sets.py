@@ -332,6 +332,8 @@ class RepairWork(SetWork):
         rotted = set(self.rotted)
         taken_back = {shard.index for shard in repair(shard_set, problems, machine=machine)}
         self.taken_back |= {c for c in rotted if self.attempts[c].shard in taken_back}
+        if taken_back and self.story.rng.random() < 0.3:
+            self.story.fault_at[self.story.world.n_steps] = "power cut"
 
     def tell(self) -> None:
         super().tell()
@@ -385,10 +387,10 @@ class RepairWork(SetWork):
                     raise ViolationError(
                         f"shard {shard.index} is gone: it was good, and a driver had told so"
                     )
+            elif (found := self._vouched(shard)) in self.taken_back:
+                raise ViolationError(f"shard {shard.index}: {found!r} had been taken back")
             elif not self._is_hurt(shard):
-                found = self._look_at(shard, receipt)
-                if found in self.taken_back:
-                    raise ViolationError(f"shard {shard.index}: {found!r} had been taken back")
+                self._look_at(shard, receipt)
 
     def is_complete(self) -> bool:
         return super().is_complete() and not any(self._is_hurt(shard) for shard in self.shards)

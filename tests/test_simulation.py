@@ -40,9 +40,9 @@ FOUND_AT = {
     "set-numbers_return": 654,
     "set-hearts_never_beat": 121,
     "set-nobody_watches": 737,
-    "repair-taken_back_without_a_fence": 555,
+    "repair-taken_back_without_a_fence": 2061,
     "loop-nobody_confirms_checkpoints": 520,
-    "loop-notes_are_not_sealed": 1103,
+    "loop-notes_are_not_sealed": 61,
     "artifact-nobody_checks_the_lease": 841,
     "artifact-nobody_confirms_cards": 870,
 }
