@@ -13,7 +13,9 @@ from store.artifacts import CHECKPOINTS, Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 from store.lease import Lease
-from store.plan import Plan, read_object, readable_json
+from store.machine import Machine
+from store.plan import Plan
+from store.seal import sealed, unsealed
 from store.storage import Storage, checksum
 
 
@@ -84,6 +86,7 @@ def run_loop(
     facts: Mapping[str, Any] | None = None,
     keep: Keep | None = None,
     stream: TextIO | None = None,
+    machine: Machine | None = None,
 ) -> LoopReport:
     """Run the units that are missing, then write the artifact; a finished one is read, not made.
 
@@ -100,7 +103,7 @@ def run_loop(
     fresh = None if is_begun else stage.start()
     store.prepare()
     artifact.claim(plan)
-    with Lease(artifact.storage, purpose=title) as lease:
+    with Lease(artifact.storage, purpose=title, machine=machine) as lease:
         if artifact.is_complete():  # another driver has finished it meanwhile
             return _finished(artifact)
         journal.begin()
@@ -128,7 +131,7 @@ def run_loop(
 
 
 def _finished(artifact: Artifact) -> LoopReport:
-    artifact.storage.sync()  # who wrote the card may have died before that
+    artifact.confirm()
     card = artifact.card()
     return LoopReport(card, card["history"], 0, 0.0)
 
@@ -156,7 +159,7 @@ def _checkpoint(
     """The state first, then the note that vouches for it; older ones are dropped after that."""
     unit = len(history) - 1
     data = stage.save(state)
-    note = readable_json({"history": history, "sha256": checksum(data)})
+    note = sealed({"history": history, "sha256": checksum(data)})
     files = {_state_key(unit): data, _note_key(unit): note}
     staged = storage.stage_all(files)
     lease.check()
@@ -167,6 +170,7 @@ def _checkpoint(
 
 def _last_checkpoint(stage: LoopStage, storage: Storage, fresh: Any) -> tuple[History, Any]:
     """The newest state that its note vouches for, else the fresh one, made where it is None."""
+    storage.sync(CHECKPOINTS)  # who wrote the last one may have died before that
     for history, data in _vouched_checkpoints(storage):
         with suppress(ValueError, KeyError):  # as below
             return history, stage.load(data)
@@ -178,7 +182,7 @@ def _vouched_checkpoints(storage: Storage) -> Iterator[tuple[History, bytes]]:
     notes = [key for key in storage.keys(CHECKPOINTS) if key.endswith(".json")]
     for key in reversed(notes):
         try:
-            note = read_object(storage.read(key))
+            note = unsealed(storage.read(key))
             data = storage.read(_state_key(len(note["history"]) - 1))
             if checksum(data) == note["sha256"]:
                 yield list(note["history"]), data

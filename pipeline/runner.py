@@ -189,8 +189,9 @@ class _Run:
         began = time.perf_counter()
         try:
             index = outcome.shard.index
-            replaces = index in self._redo and index not in self._computed
-            self._work.shard_set.publish(outcome.staged, replaces=replaces)
+            is_redone = index in self._redo and index not in self._computed
+            replacing = self._lease.check if is_redone else None
+            self._work.shard_set.publish(outcome.staged, replacing=replacing)
         except WriteError as error:
             raise RunFailedError(f"{error}; what was finished before is kept") from error
         except StoreError as error:  # swept by a driver that gave up meanwhile, or a torn receipt
@@ -202,9 +203,7 @@ class _Run:
         try:
             self._work.stage.check(self._work.shard_set.plan)
         except ValueError:
-            self._lease.check()
-            for shard in self._computed.values():
-                self._work.shard_set.discard(shard)
+            self._work.shard_set.discard(self._computed.values(), self._lease.check)
             raise
 
     def _keep(self, outcome: Outcome) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from store.errors import DamagedError, NotFoundError, PlanMismatchError
 from store.lease import Lease
+from store.machine import Machine
 from store.plan import Plan, differences, read_object, readable_json
 from store.seal import check_vouched, sealed, unsealed, vouch
 from store.shardset import PLAN_KEY
@@ -67,14 +68,22 @@ class Artifact:
         """The plan of the artifact; raises ``NotFoundError`` or ``DamagedError``."""
         return self._checked(PLAN_KEY, read_object)
 
-    def write(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> dict[str, Any]:
+    def write(
+        self,
+        files: Mapping[str, bytes],
+        facts: Mapping[str, Any],
+        *,
+        machine: Machine | None = None,
+    ) -> dict[str, Any]:
         """Write the files, then the card with their checksums; gives the card.
 
         Where someone else has finished it meanwhile, that one stays. Raises ``LeaseError`` where
         someone else is writing it.
         """
-        with Lease(self.storage, purpose=f"write {self.kind} {self.name}") as lease:
+        purpose = f"write {self.kind} {self.name}"
+        with Lease(self.storage, purpose=purpose, machine=machine) as lease:
             if self.is_complete():
+                self.confirm()
                 return self.card()
             staged = self.stage(files, facts)
             lease.check()
@@ -99,6 +108,10 @@ class Artifact:
         self.storage.publish_all(names)
         self.storage.publish(card, self.card_key)
         return staged.card
+
+    def confirm(self) -> None:
+        """Make the card durable that is there: who wrote it may have died before that."""
+        self.storage.sync()
 
     def card(self) -> dict[str, Any]:
         """The card; raises ``NotFoundError`` where the artifact is missing or not finished.

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,16 +84,14 @@ class FeatureStore:
         """
         if self._format() is None:
             self.storage.create(STORE_KEY, store_file())
-        probe = f".writable-{secrets.token_hex(8)}"
-        self.storage.write(probe, b"")
-        is_taken_again = self.storage.create(probe, b"again")
-        self.storage.remove(probe)
-        if is_taken_again:
-            raise WriteError(
-                errno.ENOTSUP,
-                f"{self.location} cannot hold a store: it writes a key anew although it was to "
-                "refuse that (If-None-Match), and so cannot keep two drivers apart",
-            )
+            if self.storage.create(STORE_KEY, b"again"):
+                self.storage.remove(STORE_KEY)
+                raise WriteError(
+                    errno.ENOTSUP,
+                    f"{self.location} cannot hold a store: it writes a key anew although it was to "
+                    "refuse that (If-None-Match), and so cannot keep two drivers apart",
+                )
+        self.storage.drop(self.storage.stage("writable", b""))
         return self
 
     def create(self, plan: Plan) -> FeatureSet:

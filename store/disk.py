@@ -39,6 +39,9 @@ class Disk(Protocol):
     def make_folder(self, path: str) -> None:
         """Make a folder in one that exists; ``FileExistsError`` where there is one."""
 
+    def remove_folder(self, path: str) -> None:
+        """Take an empty folder away; ``OSError`` where something is in it."""
+
     def sync_folder(self, path: str) -> None:
         """Make the names in a folder durable."""
 
@@ -102,6 +105,10 @@ class LocalDisk:
     def make_folder(self, path: str) -> None:
         """Make a folder in one that exists; ``FileExistsError`` where there is one."""
         Path(path).mkdir()
+
+    def remove_folder(self, path: str) -> None:
+        """Take an empty folder away; ``OSError`` where something is in it."""
+        Path(path).rmdir()
 
     def sync_folder(self, path: str) -> None:
         """Make the names in a folder durable."""

@@ -12,11 +12,11 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -51,6 +51,9 @@ _PASSING = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "I
 class ObjectStorage:
     """Keys are objects below a URL. What is staged lies below ``.staging``; a copy publishes it.
 
+    An empty object counts as none: so a key is withdrawn by a copy too, which a sweep stops; a
+    removal could come late, and take away what a successor has put there.
+
     Only the URL is held: every process finds its own credentials, in its environment or where the
     cloud's tools keep them, so that none is ever in a plan, a receipt, a journal or a message.
     """
@@ -80,9 +83,12 @@ class ObjectStorage:
     def read(self, key: str) -> bytes:
         """The object; raises ``NotFoundError``, and ``OSError`` where the store does not answer."""
         try:
-            return self._asked(key, lambda: self._get(key))
-        except _ABSENT as error:
-            raise NotFoundError(f"{self.url}: there is no {key}") from error
+            data = self._asked(key, lambda: self._get(key))
+        except _ABSENT:
+            data = b""
+        if not data:
+            raise NotFoundError(f"{self.url}: there is no {key}")
+        return data
 
     def write(self, key: str, data: bytes) -> None:
         """Put the object in place of whatever was there; raises ``WriteError``."""
@@ -137,19 +143,21 @@ class ObjectStorage:
         Who sweeps puts nothing into place before: so no two can find the key free and copy. S3 is
         asked to refuse that as well.
         """
-        condition = {"IfNoneMatch": "*"} if self.url.startswith(("s3:", "s3a:")) else {}
+        is_s3 = self.url.startswith(("s3:", "s3a:"))
 
         def copy() -> bool:
-            if self._files.exists(self._path(key)):
+            there = self._length(key)
+            if there:
                 return self._get(key) == self._get(f"{STAGING}/{staged}")  # an answer got lost
-            self._copy(staged, key, **condition)
+            is_refusable = is_s3 and there is None  # not where an empty one is to be replaced
+            self._copy(staged, key, **({"IfNoneMatch": "*"} if is_refusable else {}))
             return True
 
         return self._changed(key, copy)
 
     def staged(self) -> list[str]:
         """The names of what is staged, sorted."""
-        return [PurePosixPath(key).name for key in self._listed(STAGING)]
+        return [PurePosixPath(key).name for key in self._listed(STAGING, least=0)]
 
     def drop(self, staged: str) -> None:
         """Remove a staged object; it may be gone, and if it stays it waits for the next sweep."""
@@ -169,22 +177,27 @@ class ObjectStorage:
 
         self._changed(key, remove)
 
+    def withdraw(self, keys: Sequence[str], check: Callable[[], None]) -> None:
+        """Copy a staged empty object to the keys; raises ``SweptError``, ``WriteError``."""
+        empty = self.stage("empty", b"")
+        try:
+            check()
+            for key in keys:
+                if self.size(key) is not None:
+                    self._changed(key, partial(self._copy, empty, key))
+        finally:
+            self.drop(empty)
+
     def sync(self, prefix: str = "") -> None:
         """What was put is durable."""
 
     def size(self, key: str) -> int | None:
         """Size of the object in bytes, ``None`` where there is none."""
-        try:
-            facts = self._asked(key, lambda: self._files.info(self._path(key)))
-        except _ABSENT:
-            return None
-        return int(facts["size"]) if facts["type"] == "file" else None
+        return self._asked(key, lambda: self._length(key)) or None
 
     def sizes(self) -> dict[str, int]:
         """Key -> length in bytes, from listings alone."""
-        found = self._asked("", lambda: self._files.find(self._path(""), detail=True))
-        sizes = {self._key(path): int(facts["size"]) for path, facts in found.items()}
-        return {key: n for key, n in sizes.items() if not key.startswith(f"{STAGING}/")}
+        return {key: n for key, n in self._listed("").items() if not key.startswith(f"{STAGING}/")}
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every object below ``prefix`` but the staged ones, as a sorted list of keys."""
@@ -216,12 +229,20 @@ class ObjectStorage:
         data: bytes = self._files.cat_file(self._path(key))
         return data
 
-    def _listed(self, prefix: str) -> list[str]:
-        found = self._asked(prefix, lambda: self._files.find(self._path(prefix)))
-        return sorted(map(self._key, found))
+    def _listed(self, prefix: str, least: int = 1) -> dict[str, int]:
+        """Sorted keys and their lengths, of objects with at least so many bytes."""
+        root = self._files._strip_protocol(self.url)
+        found = self._asked(prefix, lambda: self._files.find(self._path(prefix), detail=True))
+        sizes = {path.removeprefix(f"{root}/"): facts["size"] for path, facts in found.items()}
+        return {key: int(sizes[key]) for key in sorted(sizes) if sizes[key] >= least}
 
-    def _key(self, path: str) -> str:
-        return path.removeprefix(f"{self._files._strip_protocol(self.url)}/")
+    def _length(self, key: str) -> int | None:
+        """Bytes of an object, 0 of one that was withdrawn, ``None`` where there never was one."""
+        try:
+            facts = self._files.info(self._path(key))
+        except _ABSENT:
+            return None
+        return int(facts["size"]) if facts["type"] == "file" else None
 
     def _copy(self, staged: str, key: str, **condition: str) -> None:
         try:

@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -139,12 +139,13 @@ class ShardSet:
         receipt = self._receipt_of(shard, files, facts)
         return StagedShard(shard, self.storage.stage_all(files), receipt)
 
-    def publish(self, staged: "StagedShard", *, replaces: bool = False) -> dict[str, Any]:
+    def publish(
+        self, staged: "StagedShard", *, replacing: Callable[[], None] | None = None
+    ) -> dict[str, Any]:
         """Put a staged shard into its place, its receipt last: the driver's half of a commit.
 
-        Gives the receipt. A shard that has one already is left as it is, unless this one
-        ``replaces`` it with other bytes: then it is missing from when all of this one is staged
-        until its receipt is there.
+        Gives the receipt. A shard that has one already is left as it is; but ``replacing`` other
+        bytes, it is taken back first, by that check of the lease, once all of this one is staged.
 
         Only who holds the lease may publish, and must have seen the lease after the shard was
         staged. The receipt is staged before any file moves: so whoever takes the lease over, and
@@ -152,13 +153,13 @@ class ShardSet:
         """
         key = receipt_key(staged.shard)
         is_there = self.storage.size(key) is not None
-        if is_there and not (replaces and self._is_other(staged)):
+        if is_there and not (replacing and self._is_other(staged)):
             self.drop(staged)
             return self.receipt(staged.shard)
         receipt = self.storage.stage(key, sealed(staged.receipt))
         try:
-            if is_there:
-                self.discard(staged.shard)
+            if is_there and replacing:
+                self.discard([staged.shard], replacing)
             self.storage.publish_all(staged.names)
             if self.storage.publish_new(receipt, key):
                 return staged.receipt
@@ -169,7 +170,7 @@ class ShardSet:
             self.storage.drop(receipt)
         theirs = self.receipt(staged.shard)
         if theirs["files"] != staged.receipt["files"]:
-            self.discard(staged.shard)
+            self.discard([staged.shard], lambda: None)
             raise DamagedError(
                 f"{self._named(key)}: two drivers wrote this shard at once, with different bytes; "
                 "it is to be computed again"
@@ -197,10 +198,13 @@ class ShardSet:
         """Their number in all shards."""
         return sum(self.failed_rows().values())
 
-    def discard(self, shard: Shard) -> None:
-        """Take a shard back to missing, durably: its data is replaced when it is redone."""
-        self.storage.remove(receipt_key(shard))
-        self.storage.sync(RECEIPTS)
+    def discard(self, shards: Iterable[Shard], check: Callable[[], None]) -> None:
+        """Take shards back to missing, durably: their data is replaced when they are redone.
+
+        Only for who holds the lease, as ``check`` has to see. Who takes it over, and sweeps, has
+        stopped this wherever it is, and ``SweptError`` is raised.
+        """
+        self.storage.withdraw([receipt_key(shard) for shard in shards], check)
 
     def confirm(self) -> None:
         """Make the receipts durable that are there: for who is about to say that they are.

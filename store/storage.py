@@ -6,7 +6,7 @@ A key is a relative path with forward slashes. ``LocalStorage`` keeps each key i
 
 import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -96,6 +96,13 @@ class Storage(Protocol):
 
     def remove(self, key: str) -> None:
         """Forget the key; it may be absent. A power cut may bring it back, until ``sync``."""
+
+    def withdraw(self, keys: Sequence[str], check: Callable[[], None]) -> None:
+        """Forget the keys, durably; they may be absent. Raises ``SweptError``.
+
+        The fence for what is taken away: ``check`` is asked, and may raise, once a ``sweep`` would
+        stop whatever of this comes after it.
+        """
 
     def sync(self, prefix: str = "") -> None:
         """Make durable which keys there are right below ``prefix``, whoever wrote them."""
@@ -236,7 +243,8 @@ class LocalStorage:
 
     def staged(self) -> list[str]:
         """The names of what is staged, sorted."""
-        return sorted(Path(path).name for path in self.disk.files(self._folder(STAGING)))
+        top = self._folder(STAGING)
+        return sorted(Path(path).relative_to(top).as_posix() for path in self.disk.files(top))
 
     def drop(self, staged: str) -> None:
         """Unlink a staged file; it may be gone, and if it cannot be it waits for the next sweep."""
@@ -247,11 +255,30 @@ class LocalStorage:
         """Unlink all that is staged; raises ``WriteError``."""
         for name in self.staged():
             self.remove(f"{STAGING}/{name}")
+        for name in self.disk.folders(self._path(STAGING)):
+            self._remove_folder(self._path(STAGING, name))
 
     def remove(self, key: str) -> None:
         """Unlink the file; it may be absent."""
         with _told(self._path(key)), suppress(FileNotFoundError):
             self.disk.unlink(self._path(key))
+
+    def withdraw(self, keys: Sequence[str], check: Callable[[], None]) -> None:
+        """Rename the files into a staged folder, which a sweep removes: then there is no way there.
+
+        Raises ``SweptError``, ``WriteError``.
+        """
+        aside = self._path(STAGING, self.disk.unused_name())
+        with _told(aside):
+            self._make_folders(Path(self._folder(STAGING)))
+            self.disk.make_folder(aside)
+            try:
+                check()
+                for key in keys:
+                    self._set_aside(key, aside)
+            finally:
+                with suppress(OSError):  # the next sweep has it
+                    self._remove_folder(aside)
 
     def sync(self, prefix: str = "") -> None:
         """Sync the folder, if it is there; raises ``WriteError``."""
@@ -306,6 +333,31 @@ class LocalStorage:
             raise FormatError(
                 f"{self.root}/{folder} is a link, expected a folder: put the folder itself there"
             )
+
+    def _set_aside(self, key: str, aside: str) -> None:
+        path = self._path(key)
+        try:
+            self.disk.rename(path, str(Path(aside, Path(key).name)))
+        except FileNotFoundError as error:
+            if not self.disk.is_folder(aside):
+                raise SweptError(
+                    f"{self.root}: {key} is not taken away: another driver has taken over"
+                ) from error
+        self.sync(str(Path(key).parent))
+
+    def _remove_folder(self, path: str) -> None:
+        """Remove a staged folder with what is in it, and with what is renamed into it meanwhile."""
+        while self.disk.is_folder(path):
+            for file in self.disk.files(path):
+                with suppress(FileNotFoundError):
+                    self.disk.unlink(file)
+            try:
+                self.disk.remove_folder(path)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
 
     @contextmanager
     def _unless_swept(self, staged: str) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from store.encoding import chunk_key, metadata_files, samples_key
 from store.errors import DamagedError, StoreError
 from store.featureset import FeatureSet
 from store.lease import LEASES, Lease
+from store.machine import Machine
 from store.plan import is_plan
 from store.schema import Schema
 from store.shards import Shard
@@ -34,7 +35,8 @@ class Problem:
 
     ``kind`` is one of: missing, truncated, altered, unreadable, damaged receipt, receipt without
     data, data without receipt or card, unexplained NaN, missing shard, litter, altered plan.
-    ``shard`` is ``None`` for files of the set as a whole.
+    ``shard`` is ``None`` for files of the set as a whole, ``receipt`` the checksum that its receipt
+    had.
     """
 
     set_name: str
@@ -42,6 +44,7 @@ class Problem:
     key: str
     detail: str
     shard: Shard | None = None
+    receipt: str = ""
 
     @property
     def is_harmless(self) -> bool:
@@ -74,7 +77,8 @@ def verify_feature_set(
     data = {key for key in shard_set.storage.keys("") if not key.startswith(f"{RECEIPTS}/")}
     there = receipts | data
     for shard in shard_set.shards:
-        yield from _shard_problems(feature_set, shard, keys_of[shard.index], there)
+        problems = _shard_problems(feature_set, shard, keys_of[shard.index], there)
+        yield from _seen(shard_set, shard, problems)
         tick(shard.n_rows)
     known = {PLAN_KEY, *fixed, *(key for keys in keys_of.values() for key in keys)}
     known |= {receipt_key(shard) for shard in shard_set.shards}
@@ -112,7 +116,7 @@ def verify_files(
     beside: dict[str, Any] = {}
     for shard in shard_set.shards:
         if shard.index in done:
-            yield from _vouched_problems(shard_set, shard)
+            yield from _seen(shard_set, shard, _vouched_problems(shard_set, shard))
             with suppress(StoreError, OSError):  # a damaged receipt was told of just now
                 beside |= shard_set.receipt(shard).get(BESIDE, {})
         else:
@@ -124,13 +128,28 @@ def verify_files(
     yield from _litter(name, shard_set.storage)
 
 
+def _seen(shard_set: ShardSet, shard: Shard, problems: Iterator[Problem]) -> Iterator[Problem]:
+    """The problems, each with the checksum of the receipt as it was before they were looked for."""
+    receipt = _receipt_checksum(shard_set, shard)
+    return (replace(problem, receipt=receipt) for problem in problems)
+
+
+def _receipt_checksum(shard_set: ShardSet, shard: Shard) -> str:
+    """Of the file, whatever it holds; empty where there is none, or it cannot be read."""
+    try:
+        return checksum(shard_set.storage.read(receipt_key(shard)))
+    except OSError:  # which a NotFoundError is, too
+        return ""
+
+
 def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
     """What is wrong with the receipt of a shard, or with the files that it vouches for."""
     name = shard_set.storage.location
     try:
         receipt = shard_set.receipt(shard)
     except (StoreError, OSError) as error:
-        yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
+        kind = "unreadable" if isinstance(error, OSError) else "damaged receipt"
+        yield Problem(name, kind, receipt_key(shard), str(error), shard)
         return
     if receipt.get("plan") != shard_set.fingerprint:
         detail = f"{PLAN_KEY} is not that of {receipt_key(shard)}: remove the folder, make it again"
@@ -207,7 +226,8 @@ def _shard_problems(
     try:
         receipt = shard_set.receipt(shard)
     except (StoreError, OSError) as error:
-        yield Problem(name, "damaged receipt", receipt_key(shard), str(error), shard)
+        kind = "unreadable" if isinstance(error, OSError) else "damaged receipt"
+        yield Problem(name, kind, receipt_key(shard), str(error), shard)
         return
     if receipt.get("shard") != {"index": shard.index, "start": shard.start, "stop": shard.stop}:
         yield Problem(name, "damaged receipt", receipt_key(shard), "of another shard", shard)
@@ -272,7 +292,9 @@ def _nan_problems(
             yield Problem(feature_set.name, "unexplained NaN", key, detail, shard)
 
 
-def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
+def repair(
+    shard_set: ShardSet, problems: list[Problem], *, machine: Machine | None = None
+) -> tuple[Shard, ...]:
     """Take every hurt shard back to missing, so that the same command computes it again.
 
     Its hurt files are kept under ``quarantine/``, for who wants to know what happened to them.
@@ -283,14 +305,13 @@ def repair(shard_set: ShardSet, problems: list[Problem]) -> tuple[Shard, ...]:
     hurt = {p.shard.index: p.shard for p in problems if p.shard is not None and not p.is_harmless}
     storage = shard_set.storage
     fixed = _metadata_of(shard_set) if "schema" in shard_set.plan else {}
-    with Lease(storage, purpose="repair") as lease:
+    with Lease(storage, purpose="repair", machine=machine) as lease:
         hurt = {index: hurt[index] for index in hurt if _is_still_hurt(shard_set, index, problems)}
         for problem in problems:
             if problem.shard is not None and problem.shard.index in hurt:
                 _put_away(storage, problem.key)
-        for shard in hurt.values():
-            lease.check()
-            shard_set.discard(shard)
+        if hurt:
+            shard_set.discard(hurt.values(), lease.check)
         for problem in problems:
             if problem.key in fixed:
                 storage.write(problem.key, fixed[problem.key])
@@ -307,7 +328,9 @@ def _put_away(storage: Storage, key: str) -> None:
 
 def _is_still_hurt(shard_set: ShardSet, index: int, problems: list[Problem]) -> bool:
     """Whether nobody has computed a shard again since it was found to be hurt."""
+    receipt = _receipt_checksum(shard_set, shard_set.shards[index])
     of_shard = [p for p in problems if p.shard is not None and p.shard.index == index]
-    if any(p.kind not in OF_FILES for p in of_shard if not p.is_harmless):
-        return True
-    return any(True for _ in _vouched_problems(shard_set, shard_set.shards[index]))
+    kinds = {p.kind for p in of_shard if p.receipt == receipt and not p.is_harmless}
+    if kinds <= set(OF_FILES):
+        kinds &= {problem.kind for problem in _vouched_problems(shard_set, shard_set.shards[index])}
+    return bool(kinds)

@@ -3,7 +3,7 @@
 Each round makes one set of squares by a command of its own, does it some harm at a random moment,
 gives the same command again until it succeeds, and compares what is there with a set that nothing
 disturbed: rows, order, bytes, checksums. Attempts at shards are counted, so that work done twice is
-known.
+known. Some rounds do the same to commands of intro-pipe: see ``campaign_stages``.
 
     python tests/campaign.py --rounds 300
     python tests/campaign.py --first 17 --rounds 1       # round 17 again
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from campaign_stages import COMMANDS, Stages, finish, kill, n_units, outcome_of
 from squares import plan_of
 
 from store.catalog import FeatureStore
@@ -65,14 +66,14 @@ class Round:
     def store(self) -> Path:
         return self.folder / "store"
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, pause_s: float = PAUSE_S, **environment: str) -> subprocess.Popen[str]:
         """The command, in a process group of its own."""
-        # On Ray the work must last longer than it takes to notice that a node is gone.
-        pause_s = PAUSE_S if self.n_workers == 0 else 20 * PAUSE_S
+        if self.n_workers:  # the work must last longer than it takes to notice that a node is gone
+            pause_s = 20 * PAUSE_S
         words = (self.store, self.attempts, N_ROWS, SHARD_ROWS, pause_s, self.n_workers)
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("squares.py")), *map(str, words)],
-            env={**os.environ, MARK: self.mark},
+            env={**os.environ, MARK: self.mark, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -127,6 +128,8 @@ class Round:
                 os.kill(pid, signal.SIGKILL)
         for process in self.started:
             process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
 
 
 def kill_driver(hurt: Round) -> None:
@@ -159,23 +162,49 @@ def interrupt(hurt: Round) -> None:
 
 def two_drivers(hurt: Round) -> None:
     """A second one starts while the first is at work, and is refused."""
-    first = hurt.start()
-    hurt.wait_for(first, hurt.rng.randint(0, N_SHARDS // 2))
-    second = hurt.start()
+    first = hurt.start(pause_s=20 * PAUSE_S)
+    hurt.wait_for(first, 1)
+    _require_refusal(hurt, first)
     first.communicate()
-    second.communicate()
 
 
 def suspend(hurt: Round) -> None:
-    """The driver stops, another starts, and it goes on."""
+    """The driver stops, another starts and is refused, and it goes on."""
     first = hurt.start()
-    hurt.wait_for(first, hurt.some_receipts())
+    hurt.wait_for(first, hurt.rng.randint(1, N_SHARDS // 2))
     with suppress(ProcessLookupError):
         os.killpg(first.pid, signal.SIGSTOP)
-    hurt.start().communicate()
+    _require_refusal(hurt, first)
     with suppress(ProcessLookupError):
         os.killpg(first.pid, signal.SIGCONT)
     first.communicate()
+
+
+def _require_refusal(hurt: Round, first: subprocess.Popen[str]) -> None:
+    """Another driver is told who is at work, unless there was nothing left to do."""
+    second = hurt.start()
+    error = second.communicate()[1]
+    is_refused = second.returncode != 0 and _named(first) in error
+    if not is_refused and len(hurt.receipts()) < N_SHARDS:
+        raise AssertionError(f"a second driver was not refused: {second.returncode} {error[-500:]}")
+
+
+def _named(first: subprocess.Popen[str]) -> str:
+    """What the refusal has to say."""
+    return f"(pid {first.pid} on "
+
+
+def clock_jumps(hurt: Round) -> None:
+    """Of a driver that others know by its heartbeat alone: they watch it, and see that it lives."""
+    first = hurt.start(pause_s=2.5, SQUARES_CLOCK_JUMPS="1")
+    hurt.wait_for(first, 5)  # by then it has beaten once, an hour ahead
+    _require_refusal(hurt, first)
+    first.communicate()
+
+
+def failing_disk(hurt: Round) -> None:
+    """Calls of the file system fail with EIO, ENOSPC and EROFS, wherever; then they do not."""
+    hurt.start(SQUARES_DISK_FAILS=str(hurt.seed)).communicate()
 
 
 def orphaned_lease(hurt: Round) -> None:
@@ -192,6 +221,20 @@ def full_disk(hurt: Round) -> None:
     """The disk runs full; then there is space again."""
     with _tiny_disk(hurt.store):
         process = hurt.start()
+        process.communicate()
+        kept = hurt.folder / "kept"
+        shutil.copytree(hurt.store, kept)
+    shutil.rmtree(hurt.store)
+    kept.rename(hurt.store)
+
+
+def read_only_disk(hurt: Round) -> None:
+    """The file system becomes read-only, as one does that has found itself damaged."""
+    with _tiny_disk(hurt.store, n_bytes=16 * DISK_BYTES):
+        process = hurt.start()
+        hurt.wait_for(process, hurt.rng.randint(1, N_SHARDS // 2))
+        while process.poll() is None and _remount(hurt.store, "ro"):
+            time.sleep(0.001)  # a file is being written: not now
         process.communicate()
         kept = hurt.folder / "kept"
         shutil.copytree(hurt.store, kept)
@@ -264,7 +307,10 @@ LOCAL_FAULTS: dict[str, Callable[[Round], None]] = {
     "two drivers": two_drivers,
     "suspend": suspend,
     "orphaned lease": orphaned_lease,
+    "clock jumps": clock_jumps,
+    "failing disk": failing_disk,
     "full disk": full_disk,
+    "read-only disk": read_only_disk,
     "flip a bit": damage(_flipped),
     "truncate a file": damage(_truncated),
     "remove a file": damage(lambda rng, data: None),
@@ -274,6 +320,8 @@ RAY_FAULTS: dict[str, Callable[[Round], None]] = {
     "kill driver (Ray)": kill_driver,
     "kill raylet (Ray)": kill_raylet,
 }
+STAGES = {f"kill {stage}": stage for stage in COMMANDS}
+"""Faults that hit a command of intro-pipe."""
 
 
 @dataclass
@@ -293,10 +341,13 @@ class Verdict:
         return not (self.lost or self.doubled or self.wrong_bytes or self.problem)
 
 
-def fault_of(seed: int, ray_share: float) -> str:
+def fault_of(seed: int, ray_share: float, stage_share: float) -> str:
     """What happens in a round."""
     rng = random.Random(seed)
-    return rng.choice([*(RAY_FAULTS if rng.random() < ray_share else LOCAL_FAULTS)])
+    drawn = rng.random()
+    if drawn < ray_share:
+        return rng.choice([*RAY_FAULTS])
+    return rng.choice([*(STAGES if drawn < ray_share + stage_share else LOCAL_FAULTS)])
 
 
 def run_round(seed: int, folder: Path, reference: dict[str, bytes], fault: str) -> Verdict:
@@ -311,6 +362,25 @@ def run_round(seed: int, folder: Path, reference: dict[str, bytes], fault: str) 
         verdict.problem = str(error)
     finally:
         hurt.end()
+    verdict.seconds = time.monotonic() - started
+    return verdict
+
+
+def run_stage_round(seed: int, folder: Path, stages: Stages, fault: str) -> Verdict:
+    """A round with a command of intro-pipe; its lost files are counted as rows are."""
+    verdict, started, stage = Verdict(fault), time.monotonic(), STAGES[fault]
+    reference = stages.reference(stage)
+    place = stages.copy(stage, folder / "place")
+    try:
+        kill(place, stage, random.Random(seed), reference.seconds)
+        finish(place, stage)
+        found = outcome_of(place)
+        verdict.lost = len(reference.files.keys() - found.keys())
+        verdict.wrong_bytes = sum(found.get(k) != v for k, v in reference.files.items())
+        verdict.wrong_bytes += len(found.keys() - reference.files.keys())
+        verdict.repeated = max(0, n_units(place) - reference.n_units)
+    except AssertionError as error:
+        verdict.problem = str(error)
     verdict.seconds = time.monotonic() - started
     return verdict
 
@@ -346,9 +416,9 @@ def _compare(hurt: Round, reference: dict[str, bytes], verdict: Verdict) -> None
 
 
 @contextmanager
-def _tiny_disk(place: Path) -> Iterator[None]:
+def _tiny_disk(place: Path, n_bytes: int = DISK_BYTES) -> Iterator[None]:
     place.mkdir()
-    size = f"size={DISK_BYTES}"
+    size = f"size={n_bytes}"
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(place)], check=False)
     if mounted.returncode:
         raise AssertionError("a tiny disk cannot be mounted here: no right to")
@@ -358,23 +428,35 @@ def _tiny_disk(place: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def _remount(place: Path, how: str) -> int:
+    command = ["mount", "-o", f"remount,{how}", str(place)]
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode
+
+
 def main() -> None:
     """Run rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="first round: its number is its seed")
     parser.add_argument("--rounds", type=int, default=300, help="how many")
     parser.add_argument("--ray", type=float, default=0.15, help="share of rounds on Ray")
-    parser.add_argument("--only", choices=[*LOCAL_FAULTS, *RAY_FAULTS], help="this fault alone")
+    parser.add_argument("--stages", type=float, default=0.1, help="share of those with commands")
+    every = [*LOCAL_FAULTS, *RAY_FAULTS, *STAGES]
+    parser.add_argument("--only", choices=every, help="this fault alone")
     chosen = parser.parse_args()
     verdicts: list[Verdict] = []
     with TemporaryDirectory() as top:
         (Path(top) / "reference").mkdir()
+        stages: Stages | None = None
         reference = reference_in(Path(top) / "reference")
         for seed in range(chosen.first, chosen.first + chosen.rounds):
             folder = Path(top) / str(seed)
             folder.mkdir()
-            fault = chosen.only or fault_of(seed, chosen.ray)
-            verdict = run_round(seed, folder, reference, fault)
+            fault = chosen.only or fault_of(seed, chosen.ray, chosen.stages)
+            if fault in STAGES:
+                stages = stages or Stages(Path(top) / "stages")
+                verdict = run_stage_round(seed, folder, stages, fault)
+            else:
+                verdict = run_round(seed, folder, reference, fault)
             verdicts.append(verdict)
             told = "good" if verdict.is_good else f"BAD {verdict}"
             print(f"round {seed}: {verdict.fault}, {verdict.seconds:.1f} s: {told}", flush=True)

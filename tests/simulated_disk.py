@@ -38,10 +38,15 @@ class Change:
 
 @dataclass
 class SimulatedDisk:
-    """Implements ``store.disk.Disk``; ``before`` is called before each step of each operation."""
+    """Implements ``store.disk.Disk``.
+
+    ``before`` is called before each step of each operation, ``moved`` when a file has got a name by
+    a rename or a link.
+    """
 
     rng: Random
     before: Callable[[str, str], None] = lambda operation, path: None
+    moved: Callable[[str, str], None] = lambda operation, target: None
     names: Names = field(default_factory=lambda: {"/": FOLDER})
     durable_folders: set[str] = field(default_factory=set)
     n_names: int = 0
@@ -78,6 +83,7 @@ class SimulatedDisk:
         file = self._file(path)
         self._require_folder(target)
         self._change({path: None, target: file})
+        self.moved("rename", target)
 
     def link(self, path: str, target: str) -> None:
         self.before("link", path)
@@ -86,6 +92,7 @@ class SimulatedDisk:
         if target in self.names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
         self._change({target: file})
+        self.moved("link", target)
 
     def unlink(self, path: str) -> None:
         self.before("unlink", path)
@@ -98,6 +105,14 @@ class SimulatedDisk:
         if path in self.names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._change({path: FOLDER})
+
+    def remove_folder(self, path: str) -> None:
+        self.before("remove folder", path)
+        if not self.is_folder(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if any(name.startswith(f"{path}/") for name in self.names):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        self._change({path: None})
 
     def sync_folder(self, path: str) -> None:
         self.before("sync folder", path)
@@ -131,6 +146,16 @@ class SimulatedDisk:
         self.before("list", top)
         there = (PurePosixPath(path) for path, file in self.names.items() if file is FOLDER)
         return sorted(path.name for path in there if str(path.parent) == top)
+
+    def rot(self, path: str, data: bytes | None) -> None:
+        """Let a file have another content, or be gone for good, though nobody has touched it."""
+        if data is None:
+            for names in (self.names, self._durable):
+                names.pop(path, None)
+            # What is pending must not bring it back.
+            self._pending = [change for change in self._pending if path not in change.names]
+        else:
+            self._file(path).data = data
 
     def lose_power(self) -> None:
         """What a power cut leaves: what is durable, and of the rest what chance kept."""

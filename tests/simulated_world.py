@@ -39,14 +39,20 @@ class Host:
 
 @dataclass(eq=False)
 class Task:
-    """Something that a process does; it goes on at ``wakes_at``, once ``condition`` is true."""
+    """Something that a process does; it goes on at ``wakes_at``, once ``condition`` is true.
+
+    Or at once, where there is an ``error`` to be raised in it.
+    """
 
     process: Process
     green: greenlet
     wakes_at: float = 0.0
     condition: Callable[[], bool] | None = None
+    error: BaseException | None = None
 
     def is_ready(self, now: float) -> bool:
+        if self.error is not None:
+            return self.process.stalled_until <= now
         return max(self.wakes_at, self.process.stalled_until) <= now and (
             self.condition is None or self.condition()
         )
@@ -116,6 +122,9 @@ class World:
             self._scheduler.switch()
         if not task.process.is_alive:
             raise KilledError
+        if (error := task.error) is not None:
+            task.error, task.wakes_at = None, 0.0
+            raise error
 
     def sleep(self, seconds: float) -> None:
         """Go on in so many seconds."""
@@ -126,6 +135,13 @@ class World:
         """Go on once it is true."""
         self.current.condition = condition
         self.pause()
+
+    def interrupt(self, process: Process) -> None:
+        """As Ctrl-C does: what the process was started for gets a ``KeyboardInterrupt``."""
+        for task in self.tasks:
+            if task.process is process:
+                task.error = KeyboardInterrupt()
+                return
 
     def kill(self, process: Process) -> None:
         """Nothing of it goes on: what it has begun stays as it is."""
@@ -146,10 +162,16 @@ class World:
 
 @dataclass(frozen=True)
 class SimulatedMachine:
-    """Implements ``store.machine.Machine`` for one process."""
+    """Implements ``store.machine.Machine`` for one process.
+
+    ``began`` and ``ended`` are told when it holds a lease, whose heart it lets beat, and when it is
+    about to give that back.
+    """
 
     world: World
     process: Process
+    began: Callable[[Process], None] = lambda process: None
+    ended: Callable[[Process], None] = lambda process: None
 
     @property
     def host(self) -> str:
@@ -187,7 +209,9 @@ class SimulatedMachine:
         def stop() -> None:
             nonlocal is_stopped
             is_stopped = True
+            self.ended(self.process)
             self.world.wait(lambda: not is_busy)
 
+        self.began(self.process)
         self.world.spawn(self.process, beat)
         return stop

@@ -1,9 +1,12 @@
 """A small real stage for tests of the runner and the executors: squares of row numbers."""
 
+import errno
 import os
+import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from pipeline.journal import Journal
 from pipeline.runner import run_map
 from pipeline.stage import ShardOutput, Tick
 from store.catalog import FeatureStore
+from store.disk import LocalDisk
 from store.encoding import encode_rows
 from store.errors import StoreError
+from store.machine import ThisMachine
 from store.plan import Plan
 from store.schema import ArraySpec, Schema
 from store.shards import Shard
@@ -98,15 +103,51 @@ class Squares:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@dataclass(frozen=True, slots=True)
+class Stranger(ThisMachine):
+    """This machine as another would see it: by its heartbeat alone; its clock jumps by an hour."""
+
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def kernel(self) -> str:
+        return ""
+
+    def time(self) -> float:
+        return time.time() + 3600 * (time.monotonic() - self.since > 1)
+
+
+def let_the_disk_fail(rng: random.Random) -> None:
+    """From now on one in a hundred calls of the file system fails."""
+    numbers = (errno.EIO, errno.ENOSPC, errno.EROFS)
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def fail_or_call(self: LocalDisk, *arguments: Any) -> Any:
+            if rng.random() < 0.01:
+                number = rng.choice(numbers)
+                raise OSError(number, os.strerror(number), *map(str, arguments[:1]))
+            return call(self, *arguments)
+
+        return fail_or_call
+
+    for name in ("read", "put", "rename", "link", "unlink", "make_folder", "sync_folder"):
+        setattr(LocalDisk, name, failing(getattr(LocalDisk, name)))
+
+
 def main() -> None:
     """Make a set of squares, as a command does: what a campaign kills and gives again."""
     store, attempts, n_rows, shard_rows, pause_s, n_workers = sys.argv[1:]
+    if seed := os.environ.get("SQUARES_DISK_FAILS"):
+        let_the_disk_fail(random.Random(int(seed)))
+    machine = Stranger() if os.environ.get("SQUARES_CLOCK_JUMPS") else ThisMachine()
     stage = Squares(int(shard_rows), attempts, pause_s=float(pause_s))
-    shards = FeatureStore(store).prepare().create(plan_of(int(n_rows), int(shard_rows))).shard_set
     executor = RayExecutor(n_workers=int(n_workers)) if int(n_workers) else LocalExecutor(1)
+    journal = Journal.of(store, ["squares"])
     try:
-        run_map(stage, shards, executor, Journal.of(store, ["squares"]), title="squares")
-    except (StoreError, PipelineError) as error:
+        plan = plan_of(int(n_rows), int(shard_rows))
+        shards = FeatureStore(store).prepare().create(plan).shard_set
+        run_map(stage, shards, executor, journal, title="squares", machine=machine)
+    except (StoreError, PipelineError, OSError) as error:
         sys.exit(str(error))
 
 

@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
+import campaign
 import pytest
 from campaign import LOCAL_FAULTS, Round, Verdict, reference_in, run_round, table_of
 
-SHORT = ("kill driver", "kill driver early", "two drivers", "suspend", "full disk", "flip a bit")
+SHORT = (
+    "kill driver",
+    "kill driver early",
+    "two drivers",
+    "suspend",
+    "failing disk",
+    "full disk",
+    "flip a bit",
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +55,22 @@ def test_a_set_that_is_not_whole_is_found_out(
 
     monkeypatch.setitem(LOCAL_FAULTS, "lose a byte", lose_a_byte)
     assert not run_round(1, tmp_path, reference, "lose a byte").is_good
+
+
+def test_a_second_driver_that_is_not_refused_is_found_out(
+    reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round itself: here the first driver does not give its name."""
+    monkeypatch.setattr(campaign, "_named", lambda first: "(pid 0 on ")
+    assert "was not refused" in run_round(1, tmp_path, reference, "suspend").problem
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_ends_as_one_that_is_not(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stages = campaign.Stages(tmp_path_factory.mktemp("stages"))
+    assert campaign.run_stage_round(1, tmp_path, stages, "kill corrupt").is_good
 
 
 def test_the_table_adds_up() -> None:

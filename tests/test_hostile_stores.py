@@ -140,7 +140,7 @@ def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(numbers: FeatureSet) -> N
     place = Path(numbers.shard_set.storage.location, "receipts", "00001.json")
     place.unlink()
     os.mkfifo(place)
-    assert [p.kind for p in verify_feature_set(numbers)] == ["damaged receipt"]
+    assert [p.kind for p in verify_feature_set(numbers)] == ["unreadable"]
 
 
 def test_a_set_may_lie_on_another_disk(store: FeatureStore, numbers: FeatureSet) -> None:

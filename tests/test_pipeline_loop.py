@@ -141,14 +141,23 @@ def damage(path: Path) -> None:
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
+def change_a_metric(path: Path) -> None:
+    """The first that there is in a note; in a state, some byte."""
+    content = path.read_bytes()
+    at = max(content.find(b'"loss": ') + len(b'"loss": '), 0)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
 @pytest.mark.parametrize("name", ["00002.safetensors", "00002.json"])
-@pytest.mark.parametrize("harm", [damage, Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "harm", [damage, change_a_metric, Path.unlink, lambda path: path.write_bytes(b"")]
+)
 def test_a_damaged_checkpoint_costs_time_but_no_bit(
     store: FeatureStore, name: str, harm: Callable[[Path], None]
 ) -> None:
     stop_at(store, 3, 0)
     harm(Path(walk_of(store).storage.location, CHECKPOINTS, name))
-    run(store)
+    assert run(store).n_units_run == 5
     assert walk_of(store).read("weights") == uninterrupted()
 
 

@@ -115,7 +115,7 @@ def test_a_rerun_starts_no_executor_and_takes_no_lease(shards: ShardSet, tmp_pat
 def test_only_the_missing_shards_are_handed_out(shards: ShardSet, tmp_path: Path) -> None:
     run(Squares(200, str(tmp_path)), shards)
     for index in (1, 3):
-        shards.discard(shards.shards[index])
+        shards.discard([shards.shards[index]], lambda: None)
     executor = Scripted(good)
     run(Squares(200, str(tmp_path)), shards, executor)
     assert executor.attempts == {1: 1, 3: 1}
@@ -298,7 +298,7 @@ def test_shards_of_inputs_that_changed_during_the_run_are_taken_back(
 ) -> None:
     kept = numbers.shard_set.shards[0]
     for shard in numbers.shard_set.shards[1:]:
-        numbers.shard_set.discard(shard)
+        numbers.shard_set.discard([shard], lambda: None)
     journal = Journal.of(str(tmp_path), ["test"]).begin()
     executor = Meddling(1, str(tmp_path))
     with pytest.raises(ValueError, match="the inputs changed"):

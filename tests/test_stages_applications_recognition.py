@@ -61,7 +61,7 @@ def test_unknown_names_and_empty_answers_are_refused(store: FeatureStore) -> Non
 
 def test_an_incomplete_set_is_not_queried(store: FeatureStore) -> None:
     found = cells(store)
-    found.shard_set.discard(found.shard_set.shards[3])
+    found.shard_set.discard([found.shard_set.shards[3]], lambda: None)
     with pytest.raises(IncompleteError, match="1 of 9 shards"):
         query(found)
 

@@ -1,7 +1,7 @@
 """Rows that failed are computed again, and nothing else is; nothing is lost on the way."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,9 +217,9 @@ class DyingStorage(LocalStorage):
         self._live()
         return super().publish_new(staged, key)
 
-    def remove(self, key: str) -> None:
+    def withdraw(self, keys: Sequence[str], check: Callable[[], None]) -> None:
         self._live()
-        super().remove(key)
+        super().withdraw(keys, check)
 
     def drop(self, staged: str) -> None:
         if self.lives[0] >= 0:  # the dead tidy nothing up
@@ -235,14 +235,14 @@ class DyingStorage(LocalStorage):
 def test_a_retry_that_is_killed_between_any_two_steps_loses_nothing(
     hurt: FeatureSet, photos: Path, undisturbed: dict[str, bytes], tmp_path: Path, n_steps: int
 ) -> None:
-    """Its steps: remove the receipt; chunk, chunk and part; the new receipt."""
+    """Its steps: take the receipt back; chunk, chunk and part; the new receipt."""
     dying = DyingStorage(hurt.shard_set.storage.location, lives=[n_steps])
     shard = hurt.shard_set.shards[1]
     retrying = RetryFailed(stage_of(photos), hurt.shard_set, None)
     output = retrying.compute(retrying.setup(1), shard, lambda n_rows: None)
     shards = ShardSet(dying, hurt.plan)
     with pytest.raises(KilledError):
-        shards.publish(shards.stage(shard, output.files, output.facts), replaces=True)
+        shards.publish(shards.stage(shard, output.files, output.facts), replacing=lambda: None)
     assert all(problem.is_harmless for problem in verify_feature_set(hurt))
     found, _ = again(photos, tmp_path)
     assert data_of(found) == undisturbed

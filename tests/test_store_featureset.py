@@ -137,7 +137,7 @@ def test_an_incomplete_set_is_refused_with_the_command_that_goes_on(
 
 
 def test_data_without_a_receipt_is_not_read(numbers: FeatureSet) -> None:
-    numbers.shard_set.discard(numbers.shard_set.shards[2])
+    numbers.shard_set.discard([numbers.shard_set.shards[2]], lambda: None)
     with pytest.raises(IncompleteError):
         numbers.read("square")
 

@@ -213,7 +213,7 @@ def test_a_stage_that_the_disk_cannot_hold_leaves_nothing(tiny_disk: Path) -> No
 
 def test_a_discarded_shard_is_missing(numbers: FeatureSet) -> None:
     shard = numbers.shard_set.shards[1]
-    numbers.shard_set.discard(shard)
+    numbers.shard_set.discard([shard], lambda: None)
     assert numbers.shard_set.missing() == (shard,)
     assert not numbers.shard_set.is_complete()
 

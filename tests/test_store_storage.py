@@ -76,7 +76,7 @@ def test_of_many_creators_one_succeeds(storage: Storage) -> None:
 
 
 def test_a_child_keeps_its_keys_below(storage: Storage) -> None:
-    storage.child("a").child("b").write("key", b"")
+    storage.child("a").child("b").write("key", b"1")
     assert list(storage.keys()) == ["a/b/key"]
     assert list(storage.keys("a")) == ["a/b/key"]
 
@@ -147,6 +147,30 @@ def test_a_folder_that_someone_else_made_is_synced_too(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "set"), Seen())
     storage.write("receipts/00000.json", b"")
     assert {str(tmp_path / each) for each in ("", "set", "set/receipts")} <= set(synced)
+
+
+def test_keys_are_withdrawn_and_leave_nothing(storage: Storage) -> None:
+    storage.write("a/b", b"x")
+    storage.withdraw(["a/b", "a/absent"], lambda: None)
+    assert (list(storage.keys()), storage.sizes(), storage.staged()) == ([], {}, [])
+    assert storage.size("a/b") is None
+    with pytest.raises(NotFoundError):
+        storage.read("a/b")
+
+
+def test_what_was_withdrawn_can_be_published_again(storage: Storage) -> None:
+    storage.write("a/b", b"x")
+    storage.withdraw(["a/b"], lambda: None)
+    assert storage.publish_new(storage.stage("a/b", b"y"), "a/b")
+    assert not storage.publish_new(storage.stage("a/b", b"z"), "a/b")
+    assert storage.read("a/b") == b"y"
+
+
+def test_what_a_sweep_has_stopped_withdraws_nothing(storage: Storage) -> None:
+    storage.write("a/b", b"x")
+    with pytest.raises(SweptError, match="another driver has taken over"):
+        storage.withdraw(["a/b"], storage.sweep)
+    assert storage.read("a/b") == b"x"
 
 
 def test_a_staged_value_has_no_key_and_can_be_swept(storage: Storage) -> None:

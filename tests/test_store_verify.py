@@ -145,7 +145,7 @@ def test_a_shorter_file_is_truncated_and_a_longer_one_altered(
 
 
 def test_data_without_a_receipt_is_found_and_harmless(numbers: FeatureSet) -> None:
-    numbers.shard_set.discard(numbers.shard_set.shards[1])
+    numbers.shard_set.discard([numbers.shard_set.shards[1]], lambda: None)
     problems = list(verify_feature_set(numbers))
     assert {(p.kind, p.key) for p in problems} == {
         ("data without receipt", CHUNK),
@@ -175,10 +175,10 @@ def test_rows_of_nan_that_no_receipt_explains_are_found(numbers: FeatureSet, fil
     key = chunk_key(numbers.schema.arrays[0], shard)
     receipt = numbers.shard_set.receipt(shard)
     fill(numbers, nan_rows=(5,))
-    numbers.shard_set.discard(shard)
+    numbers.shard_set.discard([shard], lambda: None)
     fill(numbers, [shard], nan_rows=(5, 6))
     with_nan = {file: numbers.shard_set.storage.read(file) for file in (key, PART)}
-    numbers.shard_set.discard(shard)
+    numbers.shard_set.discard([shard], lambda: None)
     numbers.shard_set.commit(shard, with_nan, {"failed": {"5": receipt["host"]}})
     (problem,) = verify_feature_set(numbers)
     assert (problem.kind, problem.key) == ("unexplained NaN", key)
@@ -191,7 +191,7 @@ def test_a_row_with_one_nan_is_found(begun: FeatureSet, fill: Fill) -> None:
     key = chunk_key(begun.schema.arrays[0], shard)
     values = np.array([[8, 64], [9, np.nan]], np.float32)
     part = storage.read("samples/part-00002.parquet")
-    begun.shard_set.discard(shard)
+    begun.shard_set.discard([shard], lambda: None)
     files = {
         key: encode_chunk(begun.schema.arrays[0], values, 4),
         "samples/part-00002.parquet": part,
@@ -262,6 +262,18 @@ def test_repair_takes_back_only_the_shards_that_are_hurt(numbers: FeatureSet) ->
     (shard,) = repair(numbers.shard_set, list(verify_feature_set(numbers)))
     assert shard.index == 1
     assert numbers.shard_set.missing() == (shard,)
+
+
+@pytest.mark.parametrize("key", [CHUNK, RECEIPT])
+def test_repair_leaves_alone_what_was_computed_again_meanwhile(
+    numbers: FeatureSet, key: str
+) -> None:
+    storage = numbers.shard_set.storage
+    storage.write(key, storage.read(key)[:-1])
+    problems = list(verify_feature_set(numbers))
+    mended(numbers, problems)
+    assert repair(numbers.shard_set, problems) == ()
+    assert numbers.shard_set.is_complete()
 
 
 def test_repair_keeps_away_from_a_set_at_work(numbers: FeatureSet) -> None:

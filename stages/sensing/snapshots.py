@@ -82,7 +82,10 @@ class Snapshots:
     def take(self, state: TrainState, history: History) -> None:
         """Keep the model as it is after the last epoch of ``history``, if that is one of them."""
         epoch = len(history)
-        if epoch not in self.epochs or (there := self.of(epoch)).is_complete():
+        if epoch not in self.epochs:
+            return
+        if (there := self.of(epoch)).is_complete():
+            there.confirm()
             return
         there.claim(snapshot_plan(self.plan, epoch))
         stage = dataclasses.replace(self.stage, model_name=there.name)
