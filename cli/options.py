@@ -44,11 +44,19 @@ ExecutorName = Annotated[
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option("--gpus", min=0, help="GPU workers; 0 for CPU workers. (default: all there are)"),
+    typer.Option(
+        "--gpus",
+        min=0,
+        help="GPU workers; 0 for CPU workers. (default: all of the cluster, or of this machine)",
+    ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="CPU workers. (default: all cores but one)"),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="CPU workers. (default: all cores but one, those of nodes that join too)",
+    ),
 ]
 Address = Annotated[
     str | None,
@@ -67,7 +75,7 @@ def executor_of(
     name: str, n_gpus: int | None, n_workers: int | None, address: str | None
 ) -> tuple[Executor, str]:
     """The executor that was asked for, and the device its workers compute on."""
-    from pipeline.executors import LocalExecutor, RayExecutor, n_visible_gpus
+    from pipeline.executors import LocalExecutor, RayExecutor, n_gpus_of, n_visible_gpus
     from stages.errors import InputError
 
     if name not in ("ray", "local"):
@@ -77,9 +85,10 @@ def executor_of(
             "the local executor is one worker in this process: leave out --workers, --address and "
             "--gpus above 1, or use --executor ray"
         )
-    n_gpus = n_visible_gpus() if n_gpus is None else n_gpus
     if n_workers:
         n_gpus = 0
+    elif n_gpus is None:
+        n_gpus = n_visible_gpus() if name == "local" else n_gpus_of(address)
     device = "cuda" if n_gpus else "cpu"
     if name == "local":
         RayExecutor(n_gpus).check()  # refuses a GPU that is not there

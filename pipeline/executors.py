@@ -24,6 +24,9 @@ POLL_S = 0.5
 HANG_S = 900.0
 """A worker that has got no row further for so long is killed, whatever it says."""
 
+GROW_EVERY_S = 5.0
+"""How often a cluster is asked whether it has grown."""
+
 CONNECT_S = 5.0
 """How long a cluster may take to answer; Ray itself waits 80 s for one that is not there."""
 
@@ -85,6 +88,9 @@ class RayExecutor:
 
     ``address`` joins a cluster (``auto``, ``ray://host:10001``, ``host:6379``); without one, and
     without ``RAY_ADDRESS``, a cluster of this machine is started and stopped with the run.
+
+    A cluster that is joined may lose nodes and win some. Workers beyond what it has, and those of a
+    lost node, wait for a node with room; where ``n_workers`` is None, new CPUs get workers too.
     """
 
     n_gpus: int = 0
@@ -101,48 +107,91 @@ class RayExecutor:
     def check(self) -> None:
         """Raise ``ResourceError`` where there is no cluster, or one with too few GPUs.
 
-        A cluster of our own has this machine's; one that is joined is asked.
+        A cluster that is joined may grow: it has too few where it has none.
         """
-        if self._address or _is_connected():
-            with _cluster(self._address) as ray:
-                there, where = ray.cluster_resources().get("GPU", 0), "the cluster"
-        else:
-            there, where = n_visible_gpus(), "this machine"
-        if self.n_gpus > there:
+        there = n_gpus_of(self.address)
+        where = "the cluster" if self._is_joined else "this machine"
+        if self.n_gpus > there and not (self._is_joined and there):
             raise ResourceError(
-                f"{self.n_gpus} GPUs were asked for, {where} has {there:g}: use --gpus {there:g}"
+                f"{self.n_gpus} GPUs were asked for, {where} has {there}: use --gpus {there}"
                 ", or --address to join a larger cluster"
             )
 
     def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
         """Hand shards out as actors get free; a dead actor fails only the shard it held."""
+        is_joined = self._is_joined
+        actors: list[Any] = []
         with _cluster(self._address) as ray:
-            actors = self._actors(ray, work, len(todo))
+
+            def grow(n_shards: int) -> None:
+                actors.extend(self._more(ray, work, len(actors), n_shards, is_joined))
+
             try:
-                yield from _handed_out(ray, actors, todo, watch)
+                yield from _handed_out(ray, actors, grow, todo, watch)
             finally:
                 for actor in actors:
                     ray.kill(actor)
 
     @property
     def _address(self) -> str | None:
-        return self.address or os.environ.get("RAY_ADDRESS") or None
+        return _joined(self.address)
 
-    def _actors(self, ray: Any, work: Work, n_shards: int) -> list[Any]:
-        n_cpus = int(ray.cluster_resources().get("CPU", 1))
+    @property
+    def _is_joined(self) -> bool:
+        """Whether the cluster is one that others have started, and that may grow."""
+        return bool(self._address) or _is_connected()
+
+    def _more(
+        self, ray: Any, work: Work, n_actors: int, n_shards: int, is_joined: bool
+    ) -> list[Any]:
+        """The actors that are wanted beside those that are there, or wait for a node."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        n_cpus = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
         # One CPU stays free: actors on all of them can starve what the driver itself needs.
         n_workers = self.n_gpus or self.n_workers or max(1, n_cpus - 1)
         n_workers = min(n_workers, n_shards)
-        n_threads = max(1, n_cpus // n_workers)
-        n_sharing = -(-n_workers // n_cpus)  # actors on each CPU: so many fit on every node
+        if n_workers <= n_actors:
+            return []
+        n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+        n_at_work = min(n_workers, n_gpus if self.n_gpus else n_cpus)
+        largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+        n_threads = max(1, min(n_cpus // max(1, n_at_work), largest))
+        if is_joined and n_at_work < n_workers:
+            told = f"{n_workers - n_at_work} of {n_workers} workers wait for nodes that join"
+            print(told, file=sys.stderr)
+        # On this machine alone no CPU will ever join, and workers share those that are there.
+        n_sharing = 1 if is_joined else -(-n_workers // n_cpus)
         actor = ray.remote(
             num_cpus=0 if self.n_gpus else 1 / n_sharing,
             num_gpus=1 if self.n_gpus else 0,
             max_restarts=-1,
             concurrency_groups={"pace": 1},
-        )(Worker)
+        )(_OnRay)
         # The work travels with the call: what lies in the object store is lost to a restart.
-        return [actor.remote(work, lane, n_threads) for lane in range(n_workers)]
+        return [actor.remote(work, lane, n_threads) for lane in range(n_actors, n_workers)]
+
+
+class _OnRay(Worker):
+    """A worker on a node of a cluster; one that was given a GPU says which."""
+
+    def where(self) -> str:
+        """``host:pid``, or ``host:pid gpu 3``."""
+        import ray
+
+        gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        return " gpu ".join([super().where(), *gpus])
+
+
+def n_gpus_of(address: str | None) -> int:
+    """GPUs of the cluster that would be joined, else of this machine; may raise ResourceError."""
+    if _joined(address) is None and not _is_connected():
+        return n_visible_gpus()
+    with _cluster(_joined(address)) as ray:
+        return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _joined(address: str | None) -> str | None:
+    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 def n_visible_gpus() -> int:
@@ -199,20 +248,33 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _handed_out(
-    ray: Any, actors: Sequence[Any], todo: deque[Shard], watch: Watch
+    ray: Any,
+    actors: Sequence[Any],
+    grow: Callable[[int], None],
+    todo: deque[Shard],
+    watch: Watch,
 ) -> Iterator[Outcome]:
-    """A lane is given a shard once its actor answers a call, and after a death once it does again.
+    """Each actor is a lane; ``grow`` is told now and then how many shards there are for them.
+
+    A lane is given a shard once its actor answers a call, and after a death once it does again.
 
     So an actor that waits for a node, or that went with one, holds no shard up. It holds one shard
     at a time: a second one would share the fate of the first when that kills the process.
     """
     running: dict[Any, tuple[int, Shard]] = {}
-    called = {_call(actor): lane for lane, actor in enumerate(actors)}
+    called: dict[Any, int] = {}
+    wheres: list[str] = []  # of each lane, as it said last
+    grown = -GROW_EVERY_S
     idle: deque[int] = deque()
     paces = _Paces(ray, actors)
     error: Exception | None = None
     outcomes: deque[Outcome] = deque()
     while todo or running or outcomes:
+        if time.monotonic() - grown >= GROW_EVERY_S:
+            grown = time.monotonic()
+            grow(len(todo) + len(running))
+            called |= {_call(actors[lane]): lane for lane in range(len(wheres), len(actors))}
+            wheres += [""] * (len(actors) - len(wheres))
         while todo and idle and not any(outcome.stops_run for outcome in outcomes):
             lane, shard = idle.popleft(), todo.popleft()
             running[actors[lane].run.remote(shard)] = (lane, shard)
@@ -229,6 +291,7 @@ def _handed_out(
                 lane = called.pop(reference)
                 if error is None:
                     idle.append(lane)
+                    wheres[lane] = answer
                 continue
             lane, shard = running.pop(reference)
             if error is None:
@@ -236,14 +299,14 @@ def _handed_out(
                 outcomes.append(answer)
             else:
                 called[_call(actors[lane])] = lane
-                outcomes.append(_death(shard, lane, error, f"worker {lane} died"))
+                outcomes.append(_death(shard, lane, error, f"worker {lane} died", wheres[lane]))
         watch(paces.ask(running.values()))
         paces.kill_the_hung(running.values())
 
 
 def _call(actor: Any) -> Any:
-    """Ask an actor whether it is there; waits for its restart, fails where there will be none."""
-    return actor.pace.options(concurrency_group="pace", max_task_retries=-1).remote()
+    """Ask an actor where it is; waits for its restart, fails where there will be none."""
+    return actor.where.options(concurrency_group="pace", max_task_retries=-1).remote()
 
 
 def _answer(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
@@ -255,10 +318,18 @@ def _answer(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
 
 
 def _death(
-    shard: Shard, lane: int, error: Exception | None, what: str, *, stops_run: bool = False
+    shard: Shard,
+    lane: int,
+    error: Exception | None,
+    what: str,
+    where: str = "",
+    *,
+    stops_run: bool = False,
 ) -> Outcome:
     reason = f"{what}: {_last_line(error)}"
-    return Outcome(shard, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run)
+    return Outcome(
+        shard, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run, where=where
+    )
 
 
 def _last_line(error: BaseException | None) -> str:
