@@ -22,6 +22,7 @@ test: $(INSTALLED) ## Run the tests
 soak: $(INSTALLED) ## Look for what a kill can break: 100,000 stories, 300 real rounds (an hour)
 	$(BIN)/python tests/simulation.py --seeds 100000
 	$(BIN)/python tests/campaign.py --rounds 300
+	$(BIN)/python tests/network.py
 
 check: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff format --check

@@ -95,9 +95,7 @@ class Place:
         return note.name.split("-")[1]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
+def write_inputs(folder: Path) -> None:
     n_rows = N_SHARDS * SHARD_ROWS
     images = np.random.default_rng(0).integers(0, 256, (n_rows, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "images.npz", images=images, labels=np.arange(n_rows) % 10)
@@ -107,6 +105,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     safetensors.torch.save_file(network.state_dict(), folder / "tiny.safetensors")
     (folder / "net.py").write_text(NETWORK)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
     return folder
 
 
