@@ -23,6 +23,7 @@ soak: $(INSTALLED) ## Look for what kills and files can break: stories, rounds, 
 	$(BIN)/python tests/simulation.py --seeds 100000
 	$(BIN)/python tests/campaign.py --rounds 300
 	$(BIN)/pytest tests/test_fuzz.py --hypothesis-profile=soak --timeout=3600
+	$(BIN)/python tests/network.py
 
 check: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff format --check

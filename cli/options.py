@@ -47,11 +47,19 @@ ExecutorName = Annotated[
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option("--gpus", min=0, help="GPU workers; 0 for CPU workers. (default: all there are)"),
+    typer.Option(
+        "--gpus",
+        min=0,
+        help="GPU workers; 0 for CPU workers. (default: all of the cluster, or of this machine)",
+    ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="CPU workers. (default: all cores but one)"),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="CPU workers. (default: all cores but one, those of nodes that join too)",
+    ),
 ]
 Memory = Annotated[
     str | None,
@@ -82,7 +90,7 @@ def executor_of(
     memory: str | None = None,
 ) -> tuple[Executor, str]:
     """The executor that was asked for, and the device its workers compute on."""
-    from pipeline.executors import LocalExecutor, RayExecutor, n_visible_gpus
+    from pipeline.executors import LocalExecutor, RayExecutor, n_gpus_of, n_visible_gpus
     from pipeline.memory import bytes_of
     from stages.errors import InputError
 
@@ -94,9 +102,10 @@ def executor_of(
             "the local executor is one worker in this process: leave out --workers, --address and "
             "--gpus above 1, or use --executor ray"
         )
-    n_gpus = n_visible_gpus() if n_gpus is None else n_gpus
     if n_workers:
         n_gpus = 0
+    elif n_gpus is None:
+        n_gpus = n_visible_gpus() if name == "local" else n_gpus_of(address)
     device = "cuda" if n_gpus else "cpu"
     if name == "local":
         RayExecutor(n_gpus).check()  # refuses a GPU that is not there

@@ -15,12 +15,22 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A worker, the shard that it holds, and for how long it has stood at this row."""
+    """A worker, the shard that it holds, for how long it has stood at this row, and its process."""
 
     number: int
     shard: int
     n_rows: int
     seconds: float
+    where: str = ""
+
+    def line(self) -> str:
+        """The same for people, with an arrow where it has stood still for long."""
+        on = f" on {self.where}" if self.where else ""
+        odd = " <- it may hang" if self.seconds > QUIET_S else ""
+        return (
+            f"  worker {self.number}{on}: shard {self.shard}, row {self.n_rows:,} of it, "
+            f"for {duration(self.seconds)}{odd}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +61,7 @@ class Activity:
         told = f"{self.title}: {self.n_done} of {self.n_units} {self.unit}s in this run"
         if self.n_failures:
             told += f", {self.n_failures} attempts failed (last: {self.last_error})"
-        lanes = [
-            f"  worker {lane.number}: shard {lane.shard}, row {lane.n_rows:,} of it, for "
-            f"{duration(lane.seconds)}{' <- it may hang' if lane.seconds > QUIET_S else ''}"
-            for lane in self.lanes
-        ]
+        lanes = [lane.line() for lane in self.lanes]
         quiet = f"  <- nothing for {duration(self.seconds)}"
         return [told, *lanes, *([quiet] if self.seconds > QUIET_S else [])]
 
@@ -84,15 +90,17 @@ def _lanes(events: Sequence[Event], now: float) -> tuple[Lane, ...]:
     """Where the workers were when last told, unless their shard has ended since."""
     since: dict[tuple[int, int, int], float] = {}  # lane, shard, rows -> when first seen there
     held: dict[int, tuple[int, int, int]] = {}
+    where: dict[int, str] = {}
     for event in events:
         if event["event"] == "at work":
             for each in event["lanes"]:
                 place = (each["lane"], each["shard"], each["rows"])
                 since.setdefault(place, event["time"])
                 held[each["lane"]] = place
+                where[each["lane"]] = each.get("where", "")
         elif event["event"] in ("shard", "shard failed"):
             held.pop(event["lane"], None)
-    return tuple(Lane(*held[lane], now - since[held[lane]]) for lane in sorted(held))
+    return tuple(Lane(*held[lane], now - since[held[lane]], where[lane]) for lane in sorted(held))
 
 
 def costs_of(events: Sequence[Event]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,16 @@ from store.shards import Shard
 Watch = Callable[[Sequence[Pace]], None]
 """Told now and then how far each busy lane is."""
 
+Resources = Mapping[str, float]
+"""Of a node, as Ray names them: CPU, GPU, memory in bytes."""
+
 POLL_S = 0.5
 
 HANG_S = 900.0
 """A worker that has got no row further for so long is killed, whatever it says."""
+
+GROW_EVERY_S = 5.0
+"""How often a cluster is asked whether it has grown."""
 
 CONNECT_S = 5.0
 """How long a cluster may take to answer; Ray itself waits 80 s for one that is not there."""
@@ -63,7 +69,7 @@ class LocalExecutor:
 
     def check(self) -> None:
         """Raise ``ResourceError`` where this machine has not the memory that was asked for."""
-        _check_memory(1, self.memory_bytes, [_for_workers()], "this machine")
+        _check_memory(1, self.memory_bytes, [{"memory": _for_workers()}], "this machine")
 
     def worker_memory(self, n_shards: int) -> int:  # noqa: ARG002 - one worker in any case
         """What was asked for, else what is free here, less a reserve."""
@@ -96,6 +102,9 @@ class RayExecutor:
     ``address`` joins a cluster (``auto``, ``ray://host:10001``, ``host:6379``); without one, and
     without ``RAY_ADDRESS``, a cluster of this machine is started and stopped with the run. Each
     actor may take ``memory_bytes``; ``None`` is an even share of what there is.
+
+    A cluster that is joined may lose nodes and win some. Workers beyond what it has, and those of a
+    lost node, wait for a node with room; where ``n_workers`` is None, new CPUs get workers too.
     """
 
     n_gpus: int = 0
@@ -113,58 +122,82 @@ class RayExecutor:
     def check(self) -> None:
         """Raise ``ResourceError`` where there is no cluster, or one with too little for us.
 
-        A cluster of our own has this machine's; one that is joined is asked.
+        A cluster that is joined may grow: it has too few where it has none.
         """
-        if self._is_joining:
-            with _cluster(self._address) as ray:
-                there, where = ray.cluster_resources().get("GPU", 0), "the cluster"
-                memories = _memories(ray)
-        else:
-            there, where = n_visible_gpus(), "this machine"
-            memories = [_for_workers()]
-        if self.n_gpus > there:
+        nodes, where = _nodes_of(self.address), "the cluster" if self._is_joined else "this machine"
+        there = int(_total(nodes, "GPU"))
+        if self.n_gpus > there and not (self._is_joined and there):
             raise ResourceError(
-                f"{self.n_gpus} GPUs were asked for, {where} has {there:g}: use --gpus {there:g}"
+                f"{self.n_gpus} GPUs were asked for, {where} has {there}: use --gpus {there}"
                 ", or --address to join a larger cluster"
             )
-        _check_memory(self.n_gpus or self.n_workers or 1, self.memory_bytes, memories, where)
+        n_workers = 1 if self._is_joined else self.n_gpus or self.n_workers or 1
+        _check_memory(n_workers, self.memory_bytes, nodes, where)
 
     def worker_memory(self, n_shards: int) -> int:
         """What was asked for, else an even share: of the cluster, or of what is free here."""
         if self.memory_bytes:
             return self.memory_bytes
-        if self._is_joining:
-            with _cluster(self._address) as ray:
-                memories, n_cpus = _memories(ray), int(ray.cluster_resources().get("CPU", 1))
-        else:
-            memories, n_cpus = [_for_workers()], os.cpu_count() or 1
-        return sum(memories) // self._n_workers(n_cpus, n_shards, memories)
+        nodes = _nodes_of(self.address)
+        n_workers = self._n_at_work(nodes, self._n_workers(nodes, n_shards))
+        return int(_total(nodes, "memory")) // n_workers
 
     def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
         """Hand shards out as actors get free; a dead actor fails only the shard it held."""
-        is_joining = self._is_joining
+        is_joined = self._is_joined
+        actors: list[Any] = []
         with _cluster(self._address) as ray:
-            memories = _memories(ray) if is_joining else [_for_workers()]
-            actors = self._actors(ray, work, len(todo), memories)
+
+            def grow(n_shards: int) -> None:
+                actors.extend(self._more(ray, work, len(actors), n_shards, is_joined))
+
             try:
-                yield from _handed_out(ray, actors, todo, watch)
+                yield from _handed_out(ray, actors, grow, todo, watch)
             finally:
                 for actor in actors:
                     ray.kill(actor)
 
     @property
-    def _is_joining(self) -> bool:
-        return self._address is not None or _is_connected()
+    def _address(self) -> str | None:
+        return _joined(self.address)
 
     @property
-    def _address(self) -> str | None:
-        return self.address or os.environ.get("RAY_ADDRESS") or None
+    def _is_joined(self) -> bool:
+        """Whether the cluster is one that others have started, and that may grow."""
+        return bool(self._address) or _is_connected()
 
-    def _actors(self, ray: Any, work: Work, n_shards: int, memories: Sequence[int]) -> list[Any]:
-        n_cpus = int(ray.cluster_resources().get("CPU", 1))
-        n_workers = self._n_workers(n_cpus, n_shards, memories)
-        n_threads = max(1, n_cpus // n_workers)
-        n_sharing = -(-n_workers // n_cpus)  # actors on each CPU: so many fit on every node
+    def _n_workers(self, nodes: Sequence[Resources], n_shards: int) -> int:
+        """How many are wanted, on nodes with these resources or on others that join."""
+        # One CPU stays free: actors on all of them can starve what the driver itself needs.
+        most = max(1, int(_total(nodes, "CPU")) - 1)
+        if self.memory_bytes:
+            most = max(1, min(most, _n_fitting(self.memory_bytes, nodes)))
+        return min(self.n_gpus or self.n_workers or most, n_shards)
+
+    def _n_at_work(self, nodes: Sequence[Resources], n_workers: int) -> int:
+        """How many of so many these nodes have room for."""
+        if not self._is_joined:  # no CPU will ever join, and workers share those that are there
+            return n_workers
+        return max(1, min(n_workers, int(_total(nodes, "GPU" if self.n_gpus else "CPU"))))
+
+    def _more(
+        self, ray: Any, work: Work, n_actors: int, n_shards: int, is_joined: bool
+    ) -> list[Any]:
+        """The actors that are wanted beside those that are there, or wait for a node."""
+        nodes = _nodes(ray)
+        if not is_joined:  # Ray keeps a part of the memory for itself, and `check` knows better
+            nodes = [{**node, "memory": _for_workers()} for node in nodes]
+        n_workers = self._n_workers(nodes, n_shards)
+        if n_workers <= n_actors:
+            return []
+        n_at_work = self._n_at_work(nodes, n_workers) if is_joined else n_workers
+        if n_at_work < n_workers:
+            told = f"{n_workers - n_at_work} of {n_workers} workers wait for nodes that join"
+            print(told, file=sys.stderr)
+        n_cpus = max(1, int(_total(nodes, "CPU")))
+        largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+        n_threads = max(1, min(n_cpus // n_at_work, largest))
+        n_sharing = 1 if is_joined else -(-n_workers // n_cpus)
         actor = ray.remote(
             num_cpus=0 if self.n_gpus else 1 / n_sharing,
             num_gpus=1 if self.n_gpus else 0,
@@ -172,16 +205,46 @@ class RayExecutor:
             memory=self.memory_bytes if self._address else None,
             max_restarts=-1,
             concurrency_groups={"pace": 1},
-        )(Worker)
+        )(_OnRay)
         # The work travels with the call: what lies in the object store is lost to a restart.
-        return [actor.remote(work, lane, n_threads) for lane in range(n_workers)]
+        return [actor.remote(work, lane, n_threads) for lane in range(n_actors, n_workers)]
 
-    def _n_workers(self, n_cpus: int, n_shards: int, memories: Sequence[int]) -> int:
-        # One CPU stays free: actors on all of them can starve what the driver itself needs.
-        most = max(1, n_cpus - 1)
-        if self.memory_bytes:
-            most = max(1, min(most, _n_fitting(self.memory_bytes, memories)))
-        return min(self.n_gpus or self.n_workers or most, n_shards)
+
+class _OnRay(Worker):
+    """A worker on a node of a cluster; one that was given a GPU says which."""
+
+    def where(self) -> str:
+        """``host:pid``, or ``host:pid gpu 3``."""
+        import ray
+
+        gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        return " gpu ".join([super().where(), *gpus])
+
+
+def n_gpus_of(address: str | None) -> int:
+    """GPUs of the cluster that would be joined, else of this machine; may raise ResourceError."""
+    return int(_total(_nodes_of(address), "GPU"))
+
+
+def _nodes_of(address: str | None) -> list[Resources]:
+    """What each node has of the cluster that would be joined, else this machine."""
+    if _joined(address) is None and not _is_connected():
+        n_cpus = os.cpu_count() or 1
+        return [{"CPU": n_cpus, "GPU": n_visible_gpus(), "memory": _for_workers()}]
+    with _cluster(_joined(address)) as ray:
+        return _nodes(ray)
+
+
+def _nodes(ray: Any) -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _total(nodes: Sequence[Resources], name: str) -> float:
+    return sum(node.get(name, 0.0) for node in nodes)
+
+
+def _joined(address: str | None) -> str | None:
+    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 def _for_workers() -> int:
@@ -189,23 +252,18 @@ def _for_workers() -> int:
     return int(WORKERS_SHARE * free_bytes())
 
 
-def _memories(ray: Any) -> list[int]:
-    """Bytes that workers may take on each node of a cluster."""
-    return [int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"]]
-
-
-def _n_fitting(memory_bytes: int, memories: Sequence[int]) -> int:
-    """How many workers of that size fit on nodes with these memories."""
-    return sum(memory // memory_bytes for memory in memories)
+def _n_fitting(memory_bytes: int, nodes: Sequence[Resources]) -> int:
+    """How many workers of that size fit on nodes with this memory."""
+    return sum(int(node.get("memory", 0)) // memory_bytes for node in nodes)
 
 
 def _check_memory(
-    n_workers: int, memory_bytes: int | None, memories: Sequence[int], where: str
+    n_workers: int, memory_bytes: int | None, nodes: Sequence[Resources], where: str
 ) -> None:
     """Raise ``ResourceError`` where so many workers of that size do not fit."""
-    if memory_bytes is None or (n_fit := _n_fitting(memory_bytes, memories)) >= n_workers:
+    if memory_bytes is None or (n_fit := _n_fitting(memory_bytes, nodes)) >= n_workers:
         return
-    there = " + ".join(f"{memory / 2**30:.1f}" for memory in memories) + " GiB"
+    there = " + ".join(f"{node.get('memory', 0) / 2**30:.1f}" for node in nodes) + " GiB"
     raise ResourceError(
         f"{n_workers} workers of {memory_bytes / 2**30:.1f} GiB were asked for, {where} has {there}"
         f" for workers, room for {n_fit}: give less --memory"
@@ -269,20 +327,33 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _handed_out(
-    ray: Any, actors: Sequence[Any], todo: deque[Shard], watch: Watch
+    ray: Any,
+    actors: Sequence[Any],
+    grow: Callable[[int], None],
+    todo: deque[Shard],
+    watch: Watch,
 ) -> Iterator[Outcome]:
-    """A lane is given a shard once its actor answers a call, and after a death once it does again.
+    """Each actor is a lane; ``grow`` is told now and then how many shards there are for them.
+
+    A lane is given a shard once its actor answers a call, and after a death once it does again.
 
     So an actor that waits for a node, or that went with one, holds no shard up. It holds one shard
     at a time: a second one would share the fate of the first when that kills the process.
     """
     running: dict[Any, tuple[int, Shard]] = {}
-    called = {_call(actor): lane for lane, actor in enumerate(actors)}
+    called: dict[Any, int] = {}
+    wheres: list[str] = []  # of each lane, as it said last
+    grown = -GROW_EVERY_S
     idle: deque[int] = deque()
     paces = _Paces(ray, actors)
     error: Exception | None = None
     outcomes: deque[Outcome] = deque()
     while todo or running or outcomes:
+        if time.monotonic() - grown >= GROW_EVERY_S:
+            grown = time.monotonic()
+            grow(len(todo) + len(running))
+            called |= {_call(actors[lane]): lane for lane in range(len(wheres), len(actors))}
+            wheres += [""] * (len(actors) - len(wheres))
         while todo and idle and not any(outcome.stops_run for outcome in outcomes):
             lane, shard = idle.popleft(), todo.popleft()
             running[actors[lane].run.remote(shard)] = (lane, shard)
@@ -299,6 +370,7 @@ def _handed_out(
                 lane = called.pop(reference)
                 if error is None:
                     idle.append(lane)
+                    wheres[lane] = answer
                 continue
             lane, shard = running.pop(reference)
             if error is None:
@@ -306,14 +378,14 @@ def _handed_out(
                 outcomes.append(answer)
             else:
                 called[_call(actors[lane])] = lane
-                outcomes.append(_death(shard, lane, error, f"worker {lane} died"))
+                outcomes.append(_death(shard, lane, error, f"worker {lane} died", wheres[lane]))
         watch(paces.ask(running.values()))
         paces.kill_the_hung(running.values())
 
 
 def _call(actor: Any) -> Any:
-    """Ask an actor whether it is there; waits for its restart, fails where there will be none."""
-    return actor.pace.options(concurrency_group="pace", max_task_retries=-1).remote()
+    """Ask an actor where it is; waits for its restart, fails where there will be none."""
+    return actor.where.options(concurrency_group="pace", max_task_retries=-1).remote()
 
 
 def _answer(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
@@ -325,12 +397,20 @@ def _answer(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
 
 
 def _death(
-    shard: Shard, lane: int, error: Exception | None, what: str, *, stops_run: bool = False
+    shard: Shard,
+    lane: int,
+    error: Exception | None,
+    what: str,
+    where: str = "",
+    *,
+    stops_run: bool = False,
 ) -> Outcome:
     reason = f"{what}: {_last_line(error)}"
     if not stops_run:  # Ray restarts the actor, and does not say then what it died of
         reason += " (if memory ran out there, give less --memory or fewer --workers)"
-    return Outcome(shard, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run)
+    return Outcome(
+        shard, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run, where=where
+    )
 
 
 def _last_line(error: BaseException | None) -> str:

@@ -172,7 +172,10 @@ class _Run:
             if paces and time.monotonic() - noted >= PACE_EVERY_S:
                 noted = time.monotonic()
                 lanes = [
-                    {"lane": pace.lane, "shard": pace.shard.index, "rows": pace.n_rows}
+                    {
+                        **{"lane": pace.lane, "where": pace.where},
+                        **{"shard": pace.shard.index, "rows": pace.n_rows},
+                    }
                     for pace in paces
                 ]
                 self._journal.note("at work", lanes=lanes)

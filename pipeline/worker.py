@@ -5,7 +5,7 @@ import platform
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -14,9 +14,6 @@ from pipeline.stage import MapStage
 from store.errors import StoreError, WriteError
 from store.shards import Shard
 from store.shardset import ShardSet, StagedShard
-
-_WHERE = f"{platform.node()}:{os.getpid()}"
-"""This process, as the journal names it."""
 
 MAX_SETUPS = 3
 """A worker that could not be set up so often stops the run: it would fail with every shard."""
@@ -66,11 +63,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far a lane is in its shard."""
+    """How far a lane is in its shard, and in which process."""
 
     lane: int
     shard: Shard
     n_rows: int
+    where: str = field(default="", compare=False)
 
 
 class Worker:
@@ -88,7 +86,7 @@ class Worker:
     def run(self, shard: Shard) -> Outcome:
         """Compute and stage a shard. The one place where an exception becomes an outcome."""
         started = time.perf_counter()
-        self._pace = Pace(self._lane, shard, 0)
+        self._pace = Pace(self._lane, shard, 0, self.where())
         try:
             costs: dict[str, float] = {}
             staged = self._staged(shard, costs)
@@ -97,11 +95,15 @@ class Worker:
         finally:
             self._pace = None
         seconds = time.perf_counter() - started
-        return Outcome(shard, self._lane, seconds, staged, where=_WHERE, costs=costs)
+        return Outcome(shard, self._lane, seconds, staged, where=self.where(), costs=costs)
 
     def pace(self) -> Pace | None:
         """The shard at work and its rows done so far; asked for while ``run`` is busy."""
         return self._pace
+
+    def where(self) -> str:
+        """This process, as the journal names it: ``host:pid``."""
+        return f"{platform.node()}:{os.getpid()}"
 
     def _failure(self, shard: Shard, seconds: float, error: BaseException) -> Outcome:
         is_final = isinstance(error, ValueError | TypeError | WriteError)
@@ -116,7 +118,7 @@ class Worker:
             trace=traceback.format_exc(),
             is_final=is_final,
             stops_run=is_useless or isinstance(error, WriteError),
-            where=_WHERE,
+            where=self.where(),
         )
 
     def _staged(self, shard: Shard, costs: dict[str, float]) -> StagedShard:
@@ -143,7 +145,7 @@ class Worker:
 
     def _tick(self, n_rows: int) -> None:
         if self._pace is not None:
-            self._pace = Pace(self._lane, self._pace.shard, self._pace.n_rows + n_rows)
+            self._pace = replace(self._pace, n_rows=self._pace.n_rows + n_rows)
 
 
 class _Clock:

@@ -15,8 +15,11 @@ from store.catalog import FeatureStore
 WORK = {"event": "work", "time": 0.0, "title": "extract numbers", "unit": "shard", "units": 9}
 
 
-def at_work(time: float, *lanes: tuple[int, int, int]) -> dict[str, Any]:
-    rows = [{"lane": lane, "shard": shard, "rows": n_rows} for lane, shard, n_rows in lanes]
+def at_work(time: float, *lanes: tuple[int, int, int], where: str = "") -> dict[str, Any]:
+    rows = [
+        {"lane": lane, "where": where, "shard": shard, "rows": n_rows}
+        for lane, shard, n_rows in lanes
+    ]
     return {"event": "at work", "time": time, "lanes": rows}
 
 
@@ -40,6 +43,13 @@ def test_shards_and_failures_are_counted_since_the_last_work_began() -> None:
     assert found.lines() == [
         "extract others: 2 of 9 shards in this run, 1 attempts failed (last: worker 1 died)"
     ]
+
+
+def test_a_worker_is_told_with_the_node_that_it_is_on_now() -> None:
+    moved = [at_work(10, (0, 3, 5), where="one:17"), at_work(20, (0, 4, 5), where="two:9 gpu 3")]
+    found = activity_of([WORK, *moved], 21.0)
+    assert found is not None
+    assert found.lines()[1:] == ["  worker 0 on two:9 gpu 3: shard 4, row 5 of it, for 1 s"]
 
 
 def test_a_worker_that_gets_no_further_is_marked() -> None:

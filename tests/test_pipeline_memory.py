@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ResourceError
+from pipeline.executors import Executor, LocalExecutor, RayExecutor
 from pipeline.memory import bytes_of, free_bytes
 
 MIB = 2**20
@@ -63,3 +64,30 @@ def test_version_1_is_read_too_and_a_container_s_own_group_is_at_the_top(tmp_pat
 
 def test_this_machine_has_some() -> None:
     assert free_bytes() > 0
+
+
+@pytest.mark.parametrize(
+    "executor", [LocalExecutor(memory_bytes=2**50), RayExecutor(memory_bytes=2**50)]
+)
+def test_more_memory_than_there_is_is_refused_before_anything_starts(executor: Executor) -> None:
+    with pytest.raises(ResourceError, match=r"1 workers of 1048576.0 GiB .* room for 0: give less"):
+        executor.check()
+
+
+def test_workers_that_do_not_fit_into_memory_side_by_side_are_refused() -> None:
+    with pytest.raises(ResourceError, match=r"100000 workers of 1.0 GiB .*, or --workers \d+$"):
+        RayExecutor(n_workers=100_000, memory_bytes=2**30).check()
+
+
+def test_memory_is_shared_by_as_many_workers_as_there_are_shards() -> None:
+    one, two = (RayExecutor(n_workers=2).worker_memory(n_shards) for n_shards in (1, 2))
+    assert 1.8 < one / two < 2.2  # what is free changes meanwhile
+    assert RayExecutor(n_workers=2, memory_bytes=2**30).worker_memory(1) == 2**30
+
+
+def test_as_many_workers_are_started_as_there_is_memory_for() -> None:
+    bytes_of_nodes = (5 * 2**29, 2**30)
+    of_four, of_one = ([{"CPU": n, "memory": b} for b in bytes_of_nodes] for n in (4, 1))
+    assert RayExecutor(memory_bytes=2**30)._n_workers(of_four, 8) == 3
+    assert RayExecutor(memory_bytes=2**30)._n_workers(of_one, 8) == 1
+    assert RayExecutor()._n_workers(of_four, 8) == 7
