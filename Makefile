@@ -16,12 +16,14 @@ install: $(INSTALLED) ## Make .venv and install intro-pipe with its tools
 demo: $(INSTALLED) ## Run the whole chain on handwritten digits, offline (a minute or two)
 	$(BIN)/intro-pipe demo
 
+# Two processes, and modules whole; one thread each, since more of them stand in each other's way.
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadgroup
 
 soak: $(INSTALLED) ## Look for what kills and files can break: stories, rounds, fuzzing (two hours)
 	$(BIN)/python tests/simulation.py --seeds 100000
 	$(BIN)/python tests/campaign.py --rounds 300
+	$(BIN)/pytest -m soak
 	$(BIN)/pytest tests/test_fuzz.py --hypothesis-profile=soak --timeout=3600
 	$(BIN)/python tests/network.py
 

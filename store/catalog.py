@@ -162,8 +162,8 @@ class FeatureStore:
         if not matches:
             if damaged := [folder for folder in self.damaged_sets() if folder.startswith(name)]:
                 raise DamagedError(
-                    f"{self.location}/{FEATURES}/{damaged[0]}/{PLAN_KEY} was altered: "
-                    "the same extract command writes it again"
+                    f"{self.location}/{FEATURES}/{damaged[0]}/{PLAN_KEY} is missing or was "
+                    "altered: the same extract command writes it again"
                 )
             there = ", ".join(found.name for found in sets) or "none yet"
             raise NotFoundError(

@@ -31,6 +31,14 @@ settings.register_profile("soak", max_examples=5_000, deadline=None)
 settings.load_profile("short")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes run the tests, modules whole: those that start Ray one after the other."""
+    for item in items:
+        is_on_ray = item.get_closest_marker("ray") is not None
+        group = "ray" if is_on_ray else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     return FeatureStore(str(tmp_path / "store")).prepare()

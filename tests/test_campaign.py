@@ -36,6 +36,7 @@ def test_a_set_is_whole_after(fault: str, reference: dict[str, bytes], tmp_path:
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 @pytest.mark.parametrize("fault", ["kill worker (Ray)", "kill raylet (Ray)"])
 def test_a_set_that_ray_makes_is_whole_after(
     fault: str, reference: dict[str, bytes], tmp_path: Path

@@ -40,6 +40,7 @@ def run(*words: str) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 @pytest.mark.usefixtures("data")
 def test_workers_on_ray_finish_in_a_bucket_what_a_killed_driver_began(
     gate: Gate, place: str

@@ -24,7 +24,7 @@ from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.verify import verify_feature_set
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 N_SHARDS, SHARD_ROWS = 40, 8
 

@@ -247,6 +247,7 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_finished
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_more_workers_than_cores_of_this_machine_share_them(tmp_path: Path) -> None:
     """None gets further until all are at work."""
     n_workers = (os.cpu_count() or 1) + 1

@@ -1,5 +1,6 @@
 """The heads of a store, made and used on a small set without images."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from stages.introspection.recipe import HeadParams
 from stages.reflection.losses import softmax
 from stages.sensing.recipe import held_out_rows
 from store.catalog import FeatureStore
-from store.errors import NotFoundError, PlanMismatchError
+from store.errors import DamagedError, NotFoundError, PlanMismatchError
 from store.featureset import FeatureSet
 
 PARAMS = HeadParams(epochs=30, weight_decay=0.0, batch_rows=16, seeds=(0, 3))
@@ -165,6 +166,9 @@ def test_neighbours_keep_no_features_and_vote(
 def test_neighbours_need_their_training_features(store: FeatureStore, found: FeatureSet) -> None:
     fit_neighbours(store, found, "n", journal=journal(store))
     found.shard_set.storage.remove("plan.json")
+    with pytest.raises(DamagedError, match=r"clouds-train@net-.*/plan.json is missing"):
+        predictors(store, store.artifact("head", "n"))
+    shutil.rmtree(found.shard_set.storage.location)
     with pytest.raises(NotFoundError, match="no feature set 'clouds-train@net-"):
         predictors(store, store.artifact("head", "n"))
 
