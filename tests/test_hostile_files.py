@@ -360,7 +360,7 @@ def test_a_plan_that_fits_its_folder_and_is_none_is_damaged(
     folder = Path(filled.shard_set.storage.location)
     (folder / "plan.json").write_bytes(readable_json(plan))
     folder.rename(folder.with_name(f"shapes-test@net-{fingerprint(plan)}"))
-    assert "plan.json was altered" in refused("query", "shapes-test@net", code=1)
+    assert "plan.json is missing or was altered" in refused("query", "shapes-test@net", code=1)
     assert FeatureStore(str(tmp_path / "store")).damaged_sets() != []
 
 

@@ -300,6 +300,7 @@ print("connected", ray.is_initialized())
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_two_runs_of_one_program_print_nothing_but_results(tmp_path: Path) -> None:
     """One worker is killed on the way: what Ray says about that is no result."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}

@@ -28,7 +28,7 @@ from store.shards import Shard
 from store.shardset import ShardSet, StagedShard, receipt_key
 from store.storage import LocalStorage
 
-N_STORIES = 1800
+N_STORIES = 1200
 N_HONEST = 3000
 """A broken rule must be found out within so many stories."""
 
