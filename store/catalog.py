@@ -1,15 +1,14 @@
 """The store as people see it: sets, models and heads by name, with a unique-prefix rule."""
 
 import errno
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from store.artifacts import Artifact
+from store.disk import spelled_out
 from store.errors import (
     AmbiguousNameError,
     DamagedError,
@@ -53,8 +52,7 @@ class FeatureStore:
         if "://" in place:
             place = re.sub("(?<=[^/:])/+$", "", place)
         else:
-            home = os.path.expanduser(place)  # noqa: PTH111 - Path's fails on a home that is not there
-            place = str(Path(home).absolute())
+            place = str(spelled_out(place).absolute())
         object.__setattr__(self, "location", place)
         if (found := self._format()) is not None and found > FORMAT:
             raise FormatError(

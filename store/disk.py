@@ -61,6 +61,12 @@ class Disk(Protocol):
         """The names of the folders right below a folder, none where there is none."""
 
 
+def spelled_out(path: str | Path) -> Path:
+    """The path with ``~`` as its home; as it is where there is no such home, to be not found."""
+    # Path's own way raises a RuntimeError there.
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - see above
+
+
 class LocalDisk:
     """The file systems of this machine; there is one, ``LOCAL_DISK``, in every process."""
 

@@ -138,11 +138,11 @@ def test_folders_are_searched_for_images_by_name(tmp_path: Path) -> None:
     assert images_in([tmp_path / "b/notes.txt"]) == [tmp_path / "b/notes.txt"]
 
 
-@pytest.mark.parametrize("place", ["nothing", "empty"])
+@pytest.mark.parametrize("place", ["nothing", "empty", "~no-such-user"])
 def test_a_place_without_images_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataNotFoundError, match=place):
-        images_in([tmp_path / place])
+        images_in([place if place.startswith("~") else tmp_path / place])
 
 
 def test_a_head_of_another_model_is_refused(home: Path) -> None:

@@ -78,6 +78,8 @@ def test_missing_file_and_module_are_not_found(tmp_path):
         build_network(f"{tmp_path}/none.py:net", 5)
     with pytest.raises(DataNotFoundError, match="no_such_package"):
         build_network("no_such_package.nets:net", 5)
+    with pytest.raises(DataNotFoundError, match="no file"):
+        build_network("~no-such-user/nets.py:net", 5)
 
 
 def test_failing_factory_is_named_with_its_error(user_file):

@@ -15,6 +15,7 @@ from stages.applications.introspective import Introspective
 from stages.data.folder import SUFFIXES, FolderReader
 from stages.errors import DataNotFoundError
 from stages.reflection.losses import softmax
+from store.disk import spelled_out
 
 OK = "ok"
 
@@ -28,7 +29,7 @@ def images_in(places: Sequence[str | Path]) -> list[Path]:
     Raises:
         DataNotFoundError: nothing is there, or a folder has no image.
     """
-    return [file for place in places for file in _files_at(Path(place).expanduser())]
+    return [file for place in places for file in _files_at(spelled_out(place))]
 
 
 def predict(

@@ -11,6 +11,7 @@ from stages.data import cifar, corrupted, idx
 from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.digits import digits_source
 from stages.data.source import ReaderSource
+from store.disk import spelled_out
 
 _Size = tuple[int, int]
 
@@ -97,7 +98,7 @@ def data_root_path(data_root: str | Path | None = None) -> Path:
     The path is absolute; nothing is made there.
     """
     given = data_root or os.environ.get("INTRO_PIPE_DATA") or "~/.cache/intro-pipe/data"
-    return Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 - Path's fails on a home that is not there
+    return spelled_out(given).absolute()
 
 
 def folder_of(name: str, root: Path) -> Path | None:

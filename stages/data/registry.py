@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from stages.data.folder import folder_source, is_image_folder
 from stages.data.known import KNOWN, Known, data_root_path, folder_of
 from stages.data.source import SPLITS, ImageSource, ReaderSource, first_rows
 from stages.errors import DataNotFoundError, InputError
+from store.disk import spelled_out
 
 _ARRAY_SUFFIXES = (".npz", ".npy")
 _Size = tuple[int, int]
@@ -128,7 +128,7 @@ def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
 
 
 def _existing_path(name: str, root: Path) -> Path:
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path's fails on a home that is not there
+    path = spelled_out(name)
     is_plain_name = len(path.parts) == 1 and name == path.name
     places = (root / path, path) if is_plain_name else (path,)
     for place in places:

@@ -18,6 +18,7 @@ from stages.errors import DataNotFoundError, InputError
 from stages.sensing.networks import network_factories
 from stages.sensing.torchvision_ops import import_torchvision
 from stages.sensing.trust import TORCHVISION
+from store.disk import spelled_out
 
 DEFAULT_N_CLASSES = 10
 
@@ -48,7 +49,7 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
 def located(network: str) -> str:
     """The same network, findable from any working directory: a user's file gets its full path."""
     target, _, factory = network.rpartition(":")
-    return f"{Path(target).expanduser().resolve()}:{factory}" if _is_file(network) else network
+    return f"{spelled_out(target).resolve()}:{factory}" if _is_file(network) else network
 
 
 def source_hash(network: str) -> str | None:
@@ -56,7 +57,7 @@ def source_hash(network: str) -> str | None:
     if network.startswith(TORCHVISION) or ":" not in network:
         return None
     if _is_file(network):
-        path = Path(network.rpartition(":")[0]).expanduser()
+        path = spelled_out(network.rpartition(":")[0])
     else:
         path = Path(inspect.getsourcefile(_imported(network)) or "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
@@ -139,7 +140,7 @@ def _imported(network: str) -> ModuleType:
         if not _is_file(network):
             with _search_path(Path.cwd()):
                 return importlib.import_module(target)
-        path = Path(target).expanduser().resolve()
+        path = spelled_out(target).resolve()
         if not path.is_file():
             raise DataNotFoundError(
                 f"network {network!r}: no file {path}; expected file.py:factory"

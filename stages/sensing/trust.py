@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stages.errors import InputError
+from store.disk import spelled_out
 
 TORCHVISION = "torchvision:"
 """Before the names of networks that torchvision ships."""
@@ -64,7 +65,7 @@ def require_trust(network: str, named_by: str) -> None:
 def trusted_file() -> Path:
     """Where it is written down, a line for each factory."""
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home, "intro-pipe", "trusted-code").expanduser()
+    return spelled_out(Path(home, "intro-pipe", "trusted-code"))
 
 
 def _trusted() -> set[str]:
