@@ -16,6 +16,7 @@ from cli.runs import command_of
 
 if TYPE_CHECKING:
     from pipeline.journal import Run
+    from store.artifacts import Artifact
     from store.catalog import FeatureStore
     from store.shardset import ShardSet
     from store.verify import Problem
@@ -78,7 +79,7 @@ def repair(
         if is_hurt:  # the same command writes a lost plan and lost labels too
             taken[name] = sorted(hurt)
     if not dry_run:
-        _sweep_artifacts(place, checked.of_artifacts)
+        _sweep_artifacts(checked.artifacts)
     note(checked.text)
     again = _commands_of(place, list(taken))
     n_mended = 0
@@ -93,16 +94,15 @@ def repair(
         sys.exit(1)
 
 
-def _sweep_artifacts(place: FeatureStore, problems: Sequence[Problem]) -> None:
+def _sweep_artifacts(artifacts: Sequence[Artifact]) -> None:
     """Drop what kills have left staged in models, heads, results and reports."""
     from store.errors import LeaseError
     from store.verify import sweep
 
-    for name in {each.set_name for each in problems if each.kind == "litter"}:
-        kind, _, title = name.partition(" ")
+    for artifact in artifacts:
         try:
-            if kind != "the":  # in the store's own folder nobody holds a lease
-                sweep(place.artifact(kind, title).storage)
+            if artifact.storage.staged():
+                sweep(artifact.storage)
         except LeaseError as error:
             note(str(error))
 
@@ -128,8 +128,8 @@ class _Checked:
     """What was looked at: name, set (None where its plan is lost) and problems of each."""
 
     sets: list[tuple[str, ShardSet | None, list[Problem]]]
+    artifacts: list[Artifact]
     of_artifacts: list[Problem]
-    n_artifacts: int
 
     @property
     def problems(self) -> list[Problem]:
@@ -143,7 +143,7 @@ class _Checked:
     def text(self) -> str:
         """A line for each problem, and the sum."""
         summary = (
-            f"checked {len(self.sets)} sets and {self.n_artifacts} models, heads, results and "
+            f"checked {len(self.sets)} sets and {len(self.artifacts)} models, heads, results and "
             f"reports: {len(self.wrong)} wrong, {len(self.problems) - len(self.wrong)} to note"
         )
         if not self.problems:
@@ -193,7 +193,7 @@ def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
             checked.append((found.name, found.shard_set, problems))
     of_artifacts = [] if features else list(verify_root(place))
     of_artifacts += [problem for artifact in artifacts for problem in verify_artifact(artifact)]
-    return _Checked(checked, of_artifacts, len(artifacts))
+    return _Checked(checked, artifacts, of_artifacts)
 
 
 def _commands_of(place: FeatureStore, names: Sequence[str]) -> dict[str, Run]:

@@ -88,16 +88,14 @@ def _ending(run: Run) -> str:
 
 def _plan_in(storage: Storage) -> Plan:
     """The plan at a place; empty where none can be read, which the state says."""
-    import json
-
     from store.errors import NotFoundError
+    from store.plan import read_object
     from store.shardset import PLAN_KEY
 
     try:
-        plan = json.loads(storage.read(PLAN_KEY))
+        return read_object(storage.read(PLAN_KEY))
     except (NotFoundError, ValueError):
         return {}
-    return plan if isinstance(plan, dict) else {}
 
 
 def _changed(run: Run | None, plan: Plan) -> str:

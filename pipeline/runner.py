@@ -85,8 +85,10 @@ def run_map(
         todo = sorted({*missing, *redo}, key=lambda shard: shard.index)
         place = shard_set.storage.location
         journal.begin().note("work", title=title, place=place, unit="shard", units=len(todo))
-        running = _Run(stage, shard_set, executor, journal, lease, title, stream)
-        return running.run(todo, {shard.index for shard in redo})
+        again = frozenset(shard.index for shard in redo)
+        return _Run(Work(stage, shard_set), executor, journal, lease, title, stream, again).run(
+            todo
+        )
 
 
 class _Run:
@@ -94,21 +96,21 @@ class _Run:
 
     def __init__(
         self,
-        stage: MapStage,
-        shard_set: ShardSet,
+        work: Work,
         executor: Executor,
         journal: Journal,
         lease: Lease,
         title: str,
         stream: TextIO | None,
+        redo: Collection[int],
     ) -> None:
-        self._work = Work(stage, shard_set)
+        self._work = work
         self._executor = executor
         self._journal = journal
         self._lease = lease
         self._title = title
         self._stream = stream
-        self._redo: Collection[int] = ()
+        self._redo = redo
         self._n_failed_before = 0
         self._n_failed_rows = 0
         self._computed: dict[int, Shard] = {}
@@ -116,9 +118,8 @@ class _Run:
         self._attempts: Counter[int] = Counter()
         self._fruitless: Counter[int] = Counter()
 
-    def run(self, shards: Sequence[Shard], redo: Collection[int] = ()) -> RunReport:
-        """Compute the shards, in ``redo`` those again; ``RunFailedError`` where some cannot be."""
-        self._redo = redo
+    def run(self, shards: Sequence[Shard]) -> RunReport:
+        """Compute the shards; ``RunFailedError`` where some cannot be."""
         started = time.monotonic()
         failed_before = self._work.shard_set.failed_rows()
         todo = {shard.index for shard in shards}
@@ -171,14 +172,7 @@ class _Run:
             watch(paces)
             if paces and time.monotonic() - noted >= PACE_EVERY_S:
                 noted = time.monotonic()
-                lanes = [
-                    {
-                        **{"lane": pace.lane, "where": pace.where},
-                        **{"shard": pace.shard.index, "rows": pace.n_rows},
-                    }
-                    for pace in paces
-                ]
-                self._journal.note("at work", lanes=lanes)
+                self._journal.note("at work", lanes=[_lane(pace) for pace in paces])
 
         return watch_and_note
 
@@ -263,3 +257,12 @@ class _Run:
             f"{len(self._computed)} computed; first, shard {first.shard.index}: {first.error}"
             " (run the same command again, or `intro-pipe resume`, to compute only what is missing)"
         )
+
+
+def _lane(pace: Pace) -> dict[str, int | str]:
+    return {
+        "lane": pace.lane,
+        "where": pace.where,
+        "shard": pace.shard.index,
+        "rows": pace.n_rows,
+    }

@@ -39,20 +39,18 @@ def row_of_set(shard_set: ShardSet, kind: str, name: str) -> Row:
     missing = shard_set.missing()
     n_shards = len(shard_set.shards)
     detail = f"{n_shards - len(missing)} of {n_shards} shards"
-    if holder := _holder(shard_set.storage):
+    holder = _holder(shard_set.storage)
+    hurt, n_unreadable = ("", 0) if holder else _by_receipts(shard_set, sizes)
+    unreadable = f", {n_unreadable} rows unreadable" if n_unreadable else ""
+    if holder:
         state, detail = "running", f"{detail}; {holder}"
-    elif hurt := next(_hurt_files(shard_set, sizes), ""):
+    elif hurt:
         state, detail = "damaged", f"{hurt}: `intro-pipe repair`"
     elif missing:
-        state, detail = "partial", f"{detail}, missing {spans(missing)}{_unreadable(shard_set)}"
+        state, detail = "partial", f"{detail}, missing {spans(missing)}{unreadable}"
     else:
-        state, detail = "complete", f"{detail}{_unreadable(shard_set)}"
+        state, detail = "complete", f"{detail}{unreadable}"
     return _row(kind, name, state, detail, sum(sizes.values()), shard_set.n_rows)
-
-
-def _unreadable(shard_set: ShardSet) -> str:
-    n_rows = shard_set.n_failed_rows()
-    return f", {n_rows} rows unreadable" if n_rows else ""
 
 
 def spans(shards: Sequence[Shard]) -> str:
@@ -79,17 +77,19 @@ def _of_feature_set(store: FeatureStore, found: FeatureSet) -> Row:
     return row
 
 
-def _hurt_files(shard_set: ShardSet, sizes: Mapping[str, int]) -> Iterator[str]:
-    """What a look at receipts and lengths shows; not every hurt file, but it is quick."""
-    done = shard_set.done()
-    for shard in shard_set.shards:
-        if shard.index in done:
-            try:
-                files = shard_set.receipt(shard)["files"]
-            except (DamagedError, OSError):
-                yield f"{receipt_key(shard)} was altered"
-                continue
-            yield from _other_lengths(files, sizes)
+def _by_receipts(shard_set: ShardSet, sizes: Mapping[str, int]) -> tuple[str, int]:
+    """What is hurt, if a look at lengths shows it, else the number of rows without an image."""
+    n_unreadable = 0
+    for index in sorted(shard_set.done()):
+        shard = shard_set.shards[index]
+        try:
+            receipt = shard_set.receipt(shard)
+        except (DamagedError, OSError):
+            return f"{receipt_key(shard)} was altered", 0
+        if hurt := next(_other_lengths(receipt["files"], sizes), ""):
+            return hurt, 0
+        n_unreadable += len(receipt.get("failed", {}))
+    return "", n_unreadable
 
 
 def _other_lengths(files: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[str]:

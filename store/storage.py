@@ -303,16 +303,16 @@ class LocalStorage:
         """The names of the folders right below ``prefix``, sorted."""
         return sorted(name for name in self.disk.folders(self._folder(prefix)) if name != STAGING)
 
+    def log(self, key: str) -> "FileLog":
+        """A file that grows line by line."""
+        return FileLog(Path(self._path(key)))
+
     def _key(self, *parts: str) -> PurePosixPath:
         """A key as a path; raises ``FormatError`` where it leads out of the root."""
         key = "/".join(parts)
         if leads_out(key):
             raise FormatError(f"{self.root}: {key!r} leads out of that folder: it is no key")
         return PurePosixPath(key)
-
-    def log(self, key: str) -> "FileLog":
-        """A file that grows line by line."""
-        return FileLog(Path(self._path(key)))
 
     def _path(self, *parts: str) -> str:
         """The path of a key; raises ``FormatError`` where that, or a link above it, leads out."""

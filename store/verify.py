@@ -145,11 +145,9 @@ def _receipt_checksum(shard_set: ShardSet, shard: Shard) -> str:
 def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
     """What is wrong with the receipt of a shard, or with the files that it vouches for."""
     name = shard_set.storage.location
-    try:
-        receipt = shard_set.receipt(shard)
-    except (StoreError, OSError) as error:
-        kind = "unreadable" if isinstance(error, OSError) else "damaged receipt"
-        yield Problem(name, kind, receipt_key(shard), str(error), shard)
+    receipt = _receipt_or_problem(name, shard_set, shard)
+    if isinstance(receipt, Problem):
+        yield receipt
         return
     if receipt.get("plan") != shard_set.fingerprint:
         detail = f"{PLAN_KEY} is not that of {receipt_key(shard)}: remove the folder, make it again"
@@ -158,6 +156,14 @@ def _vouched_problems(shard_set: ShardSet, shard: Shard) -> Iterator[Problem]:
     for key, expected in receipt["files"].items():
         if found := _difference(shard_set.storage, key, expected):
             yield Problem(name, found[0], key, found[1], shard)
+
+
+def _receipt_or_problem(name: str, shard_set: ShardSet, shard: Shard) -> dict[str, Any] | Problem:
+    try:
+        return shard_set.receipt(shard)
+    except (StoreError, OSError) as error:
+        kind = "unreadable" if isinstance(error, OSError) else "damaged receipt"
+        return Problem(name, kind, receipt_key(shard), str(error), shard)
 
 
 def verify_artifact(artifact: Artifact) -> Iterator[Problem]:
@@ -223,11 +229,9 @@ def _shard_problems(
         if not found:
             yield Problem(name, "missing shard", receipt_key(shard), "not computed yet", shard)
         return
-    try:
-        receipt = shard_set.receipt(shard)
-    except (StoreError, OSError) as error:
-        kind = "unreadable" if isinstance(error, OSError) else "damaged receipt"
-        yield Problem(name, kind, receipt_key(shard), str(error), shard)
+    receipt = _receipt_or_problem(name, shard_set, shard)
+    if isinstance(receipt, Problem):
+        yield receipt
         return
     if receipt.get("shard") != {"index": shard.index, "start": shard.start, "stop": shard.stop}:
         yield Problem(name, "damaged receipt", receipt_key(shard), "of another shard", shard)
