@@ -90,8 +90,10 @@ def executor_of(
     memory: str | None = None,
 ) -> tuple[Executor, str]:
     """The executor that was asked for, and the device its workers compute on."""
-    from pipeline.executors import LocalExecutor, RayExecutor, n_gpus_of, n_visible_gpus
+    from pipeline.cluster import Cluster, n_visible_gpus, total
+    from pipeline.executors import LocalExecutor
     from pipeline.memory import bytes_of
+    from pipeline.ray_executor import RayExecutor
     from stages.errors import InputError
 
     memory_bytes = None if memory is None else bytes_of(memory)
@@ -102,20 +104,21 @@ def executor_of(
             "the local executor is one worker in this process: leave out --workers, --address and "
             "--gpus above 1, or use --executor ray"
         )
+    cluster = Cluster(address)
     if n_workers:
         n_gpus = 0
     elif n_gpus is None:
-        n_gpus = n_visible_gpus() if name == "local" else n_gpus_of(address)
+        n_gpus = n_visible_gpus() if name == "local" else int(total(cluster.nodes(), "GPU"))
     device = "cuda" if n_gpus else "cpu"
     if name == "local":
         RayExecutor(n_gpus).check()  # refuses a GPU that is not there
         return LocalExecutor(memory_bytes=memory_bytes), device
-    return RayExecutor(n_gpus, n_workers, address, memory_bytes=memory_bytes), device
+    return RayExecutor(n_gpus, n_workers, cluster, memory_bytes=memory_bytes), device
 
 
 def device_of(asked: str | None) -> str:
     """The device that was asked for, or the best there is; raises ``InputError``."""
-    from pipeline.executors import n_visible_gpus
+    from pipeline.cluster import n_visible_gpus
     from stages.errors import InputError
 
     n_gpus = n_visible_gpus()

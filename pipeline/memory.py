@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ResourceError
@@ -40,6 +41,37 @@ def gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"
 
 
+def for_workers() -> int:
+    """Bytes of this machine's memory that workers may take."""
+    return int(WORKERS_SHARE * free_bytes())
+
+
+def n_fitting(worker_bytes: int, nodes: Sequence[float]) -> int:
+    """How many workers of that size fit on nodes with so many bytes each.
+
+    >>> n_fitting(2, [5, 3])
+    3
+    """
+    return sum(int(n_bytes // worker_bytes) for n_bytes in nodes)
+
+
+def check_fit(n_workers: int, worker_bytes: int | None, nodes: Sequence[float], where: str) -> None:
+    """Raise ``ResourceError`` where so many workers of that size do not fit."""
+    if worker_bytes is None or (n_fit := n_fitting(worker_bytes, nodes)) >= n_workers:
+        return
+    there = " + ".join(f"{n_bytes / 2**30:.1f}" for n_bytes in nodes) + " GiB"
+    raise ResourceError(
+        f"{n_workers} workers of {worker_bytes / 2**30:.1f} GiB were asked for, {where} has {there}"
+        f" for workers, room for {n_fit}: give less --memory"
+        + (f", or --workers {n_fit}" if n_fit else "")
+    )
+
+
+def machine_bytes() -> int:
+    """What this machine has in all."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def free_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
     """What may still be taken here before the kernel kills somebody.
 
@@ -47,7 +79,7 @@ def free_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
     version of cgroups. What the kernel keeps of files counts as free.
     """
     if not (proc / "meminfo").is_file():  # no Linux: what the machine has in all
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return machine_bytes()
     meminfo = _numbers((proc / "meminfo").read_text().replace(":", ""))
     left = [meminfo["MemAvailable"] * 1024]
     for line in (proc / "self" / "cgroup").read_text().splitlines():

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from squares import Squares, plan_of
 
-from pipeline.executors import RayExecutor
 from pipeline.journal import Journal
+from pipeline.ray_executor import RayExecutor
 from pipeline.runner import run_map
 from pipeline.stage import ShardOutput, Tick
 from store.catalog import FeatureStore

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import PipelineError
-from pipeline.executors import LocalExecutor, RayExecutor
+from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
+from pipeline.ray_executor import RayExecutor
 from pipeline.runner import run_map
 from pipeline.stage import ShardOutput, Tick
 from store.catalog import FeatureStore

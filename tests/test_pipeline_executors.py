@@ -16,8 +16,9 @@ import pytest
 from squares import Squares, plan_of
 
 from pipeline.errors import ResourceError, RunFailedError
-from pipeline.executors import Executor, LocalExecutor, RayExecutor
+from pipeline.executors import Executor, LocalExecutor
 from pipeline.journal import Journal
+from pipeline.ray_executor import RayExecutor
 from pipeline.runner import RunReport, run_map
 from pipeline.stage import ShardOutput, Tick
 from pipeline.worker import Work
@@ -226,7 +227,7 @@ def test_a_killed_worker_costs_only_the_shard_it_held(numbers: FeatureSet, tmp_p
 def test_the_shard_of_a_worker_that_hangs_is_handed_on(
     numbers: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.executors.HANG_S", 3.0)  # a quarter of an hour is long for a test
+    monkeypatch.setattr("pipeline.ray_executor.HANG_S", 3.0)  # not a quarter of an hour
     stage = Squares(5, str(tmp_path), {2: ("hang",)})
     assert run(stage, numbers, RayExecutor(n_workers=2)).n_computed == 8
     assert attempts(stage) == [1, 1, 2, 1, 1, 1, 1, 1]
@@ -283,7 +284,7 @@ SCRIPT = """
 import sys, tempfile
 import ray  # before anything of ours, as programs do
 from squares import Squares, plan_of
-from pipeline.executors import RayExecutor
+from pipeline.ray_executor import RayExecutor
 from pipeline.journal import Journal
 from pipeline.runner import run_map
 from store.catalog import FeatureStore
@@ -314,7 +315,7 @@ LISTENING = """
 import os
 from contextlib import suppress
 from pathlib import Path
-from pipeline.executors import _cluster
+from pipeline.cluster import Cluster
 
 def family():
     stats = [place.read_text() for place in Path("/proc").glob("[0-9]*/stat")]
@@ -338,7 +339,7 @@ def addresses():
             if state == "0A" and f"socket:[{rest[5]}]" in sockets:
                 yield local.partition(":")[0]
 
-with _cluster(None) as ray:
+with Cluster().connected() as ray:
     ray.get(ray.remote(lambda: 1).remote())
     found = sorted(set(addresses()))
 print(*found, os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
@@ -367,7 +368,7 @@ def test_a_cluster_of_our_own_listens_on_the_loopback_alone_behind_a_token() -> 
 NOWHERE = """
 import os, time
 from pipeline.errors import ResourceError
-from pipeline.executors import RayExecutor
+from pipeline.ray_executor import RayExecutor
 
 for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "nonsense"):
     os.environ["RAY_ADDRESS"] = address

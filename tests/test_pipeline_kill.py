@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from pipeline.errors import ResourceError
-from pipeline.executors import LocalExecutor, RayExecutor
+from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
+from pipeline.ray_executor import RayExecutor
 from stages.data.registry import SourceSpec
 from stages.reflection.extract import Extract, extract
 from stages.sensing.models import ModelRequest, choose

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ResourceError
-from pipeline.executors import Executor, LocalExecutor, RayExecutor
+from pipeline.executors import Executor, LocalExecutor
 from pipeline.memory import bytes_of, free_bytes
+from pipeline.ray_executor import RayExecutor
 
 MIB = 2**20
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tokenize
 import zipfile
 import zlib
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.memory import machine_bytes
 from stages.data.fingerprint import file_content
 from stages.data.resize import resize_rule
 from stages.data.source import ArrayReader, ReaderSource
@@ -188,10 +188,10 @@ def check_memory(n_bytes: int, path: Path) -> None:
     Raises:
         InputError: it takes more than half of the memory.
     """
-    n_there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if n_bytes > n_there // 2:
+    most = machine_bytes() // 2
+    if n_bytes > most:
         raise InputError(
-            f"{path}: unpacks to {n_bytes:,} bytes, expected {n_there // 2:,} at most, half of "
+            f"{path}: unpacks to {n_bytes:,} bytes, expected {most:,} at most, half of "
             "this machine's memory; save images as .npy, which is read in parts"
         )
 
