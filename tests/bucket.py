@@ -129,7 +129,7 @@ class _Passing(BaseHTTPRequestHandler):
         with suppress(OSError):  # who asked may have given up
             self._answer(status, headers, content, n_sent=len(content) // 2 if fault else None)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815 - http.server asks for these
 
     def _asked(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.behind)
