@@ -97,14 +97,14 @@ def run_loop(
     """
     started = time.monotonic()
     is_begun = artifact.refuse_other(plan)
-    if is_begun and artifact.is_complete():
+    if is_begun and artifact.is_settled():
         return _finished(artifact)
     # What cannot start is refused before anything is written.
     fresh = None if is_begun else stage.start()
     store.prepare()
     artifact.claim(plan)
     with Lease(artifact.storage, purpose=title, machine=machine) as lease:
-        if artifact.is_complete():  # another driver has finished it meanwhile
+        if artifact.is_settled():  # another driver has finished it meanwhile
             return _finished(artifact)
         journal.begin()
         history, state = _last_checkpoint(stage, artifact.storage, fresh)
@@ -131,7 +131,6 @@ def run_loop(
 
 
 def _finished(artifact: Artifact) -> LoopReport:
-    artifact.confirm()
     card = artifact.card()
     return LoopReport(card, card["history"], 0, 0.0)
 

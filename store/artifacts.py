@@ -48,6 +48,16 @@ class Artifact:
         """Whether the card is there."""
         return self.storage.size(self.card_key) is not None
 
+    def is_settled(self) -> bool:
+        """Whether the card is there, and will be after a power cut: for who is about to say so.
+
+        Who wrote it may have died before that.
+        """
+        if not self.is_complete():
+            return False
+        self.storage.sync()
+        return True
+
     def claim(self, plan: Plan) -> None:
         """Write the plan before the work starts; refuse a place that holds another one."""
         if not self.storage.create(PLAN_KEY, readable_json(plan)):
@@ -82,8 +92,7 @@ class Artifact:
         """
         purpose = f"write {self.kind} {self.name}"
         with Lease(self.storage, purpose=purpose, machine=machine) as lease:
-            if self.is_complete():
-                self.confirm()
+            if self.is_settled():
                 return self.card()
             staged = self.stage(files, facts)
             lease.check()
@@ -108,10 +117,6 @@ class Artifact:
         self.storage.publish_all(names)
         self.storage.publish(card, self.card_key)
         return staged.card
-
-    def confirm(self) -> None:
-        """Make the card durable that is there: who wrote it may have died before that."""
-        self.storage.sync()
 
     def card(self) -> dict[str, Any]:
         """The card; raises ``NotFoundError`` where the artifact is missing or not finished.

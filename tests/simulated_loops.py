@@ -64,12 +64,12 @@ class ArtifactWork:
     def drive(self, process: Process, machine: SimulatedMachine) -> None:
         store = SimulatedStore("/store", self.story.disk).prepare()
         artifact = store.artifact("model", "walk")
-        if not (artifact.refuse_other(PLAN) and artifact.is_complete()):
+        if not (artifact.refuse_other(PLAN) and artifact.is_settled()):
             artifact.claim(PLAN)
             self.work()
             content = str(self.n_computed).encode()
             artifact.write(dict.fromkeys(FILES, content), {"by": process.pid}, machine=machine)
-            self.tell()
+        self.tell()
 
     def work(self) -> None:
         """It takes some time, and may fail."""

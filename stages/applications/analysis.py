@@ -111,7 +111,7 @@ def analyse(store: FeatureStore, choice: Choice, *, journal: Journal) -> Analysi
         InputError, StoreError: see the messages.
     """
     artifact = result_of(store, choice)
-    if not artifact.is_complete():
+    if not artifact.is_settled():
         journal.begin()
         store.prepare()
         _make(artifact, choice)

@@ -84,7 +84,7 @@ def evaluate(
     """
     checked(feature_set.require_complete(), contenders)
     result = result_of(store, feature_set, contenders, n_resamples=n_resamples, seed=seed)
-    if result.is_complete():
+    if result.is_settled():
         return open_evaluation(result)
     resampling = Resampling(n_resamples, seed)
     journal.begin()

@@ -189,7 +189,7 @@ def fit_temperature(
         InputError: no labels, or no best temperature.
     """
     artifact, plan = store.artifact("head", name), temperature_plan(feature_set)
-    if artifact.refuse_other(plan) and artifact.is_complete():
+    if artifact.refuse_other(plan) and artifact.is_settled():
         return artifact.card()
     labels = _labels(feature_set)
     fitted = temperature.fit(feature_set.read("logits"), labels)
@@ -228,7 +228,7 @@ def fit_neighbours(
         feature_set, reads=reads, loss=loss, variant=variant, scaling=scaling
     )
     artifact, plan = store.artifact("head", name), neighbours_plan(feature_set, reading, k=k)
-    if artifact.refuse_other(plan) and artifact.is_complete():
+    if artifact.refuse_other(plan) and artifact.is_settled():
         return artifact.card()
     fitted = neighbours_in(feature_set, reading, k, "cpu")
     spec = {"k": k, **fitted.reading.to_dict()}

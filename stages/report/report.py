@@ -126,7 +126,7 @@ def build_report(
         title=title, about=about, entries=entries, table=table, figures=figures, notes=notes
     )
     report = store.artifact("report", name)
-    if report.refuse_other(plan) and report.is_complete():
+    if report.refuse_other(plan) and report.is_settled():
         return report
     axes = tuple(entries[0].axes)
     numbers = None if table is None else table_of(judged, table)

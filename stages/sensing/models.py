@@ -120,7 +120,7 @@ def choose(store: FeatureStore, request: ModelRequest, source: SourceSpec) -> Ch
 
     def take_in() -> None:
         artifact.claim(plan)
-        if not artifact.is_complete():
+        if not artifact.is_settled():
             artifact.write({WEIGHTS_KEY: content}, {"card": card.to_dict()})
 
     return Chosen(source, card, weights_path(store, card.name), take_in)

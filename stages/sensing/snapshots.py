@@ -84,8 +84,7 @@ class Snapshots:
         epoch = len(history)
         if epoch not in self.epochs:
             return
-        if (there := self.of(epoch)).is_complete():
-            there.confirm()
+        if (there := self.of(epoch)).is_settled():
             return
         there.claim(snapshot_plan(self.plan, epoch))
         stage = dataclasses.replace(self.stage, model_name=there.name)
