@@ -17,7 +17,7 @@ from store.errors import StoreError, WriteError
 from store.lease import Lease
 from store.machine import Machine
 from store.shards import Shard
-from store.shardset import ShardSet
+from store.shardset import ShardSet, StagedShard
 
 MAX_ATTEMPTS = 3
 MAX_FAILED_SHARE = 0.01
@@ -114,6 +114,7 @@ class _Run:
         self._n_failed_before = 0
         self._n_failed_rows = 0
         self._computed: dict[int, Shard] = {}
+        self._in_hand: StagedShard | None = None
         self._failed: list[Outcome] = []
         self._attempts: Counter[int] = Counter()
         self._fruitless: Counter[int] = Counter()
@@ -184,6 +185,7 @@ class _Run:
         if outcome.staged is None:
             return outcome
         began = time.perf_counter()
+        self._in_hand = outcome.staged
         try:
             index = outcome.shard.index
             is_redone = index in self._redo and index not in self._computed
@@ -197,16 +199,21 @@ class _Run:
 
     def _check_inputs(self) -> None:
         """Take back what this run computed, if its inputs are no longer the planned ones."""
+        shard_set = self._work.shard_set
         try:
-            self._work.stage.check(self._work.shard_set.plan)
+            self._work.stage.check(shard_set.plan)
         except ValueError:
-            self._work.shard_set.discard(self._computed.values(), self._lease.check)
+            ours = dict(self._computed)
+            if (last := self._in_hand) and shard_set.holds(last):  # Ctrl-C came right after it
+                ours[last.shard.index] = last.shard
+            shard_set.discard(ours.values(), self._lease.check)
             raise
 
     def _keep(self, outcome: Outcome) -> None:
         if outcome.shard.index not in self._computed:  # a worker may answer twice
             self._computed[outcome.shard.index] = outcome.shard
             self._n_failed_rows += outcome.n_failed_rows
+        self._in_hand = None
         self._stop_if_hopeless()
 
     def _is_tried_again(self, outcome: Outcome) -> bool:

@@ -153,7 +153,7 @@ class ShardSet:
         """
         key = receipt_key(staged.shard)
         is_there = self.storage.size(key) is not None
-        if is_there and not (replacing and self._is_other(staged)):
+        if is_there and (not replacing or self.holds(staged)):
             self.drop(staged)
             return self.receipt(staged.shard)
         receipt = self.storage.stage(key, sealed(staged.receipt))
@@ -182,6 +182,13 @@ class ShardSet:
     ) -> dict[str, Any]:
         """Stage a shard and publish it: for who is worker and driver in one."""
         return self.publish(self.stage(shard, files, facts))
+
+    def holds(self, staged: "StagedShard") -> bool:
+        """Whether the shard is there, with the bytes of this one."""
+        try:
+            return bool(self.receipt(staged.shard)["files"] == staged.receipt["files"])
+        except (DamagedError, NotFoundError):
+            return False
 
     def drop(self, staged: "StagedShard") -> None:
         """Forget a staged shard."""
@@ -223,13 +230,6 @@ class ShardSet:
             "files": {key: vouch(data) for key, data in files.items()},
         }
         return dict(json.loads(readable_json({**receipt, **facts, **receipt})))
-
-    def _is_other(self, staged: "StagedShard") -> bool:
-        """Whether a staged shard has other bytes than the one that is there."""
-        try:
-            return bool(self.receipt(staged.shard)["files"] != staged.receipt["files"])
-        except DamagedError:
-            return True
 
     def _named(self, key: str) -> str:
         return f"{self.storage.location}/{key}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from squares import Squares, plan_of
@@ -293,12 +294,23 @@ class Meddling(LocalExecutor):
             yield outcome
 
 
+@pytest.mark.parametrize("is_interrupted", [False, True])
 def test_shards_of_inputs_that_changed_during_the_run_are_taken_back(
-    numbers: FeatureSet, tmp_path: Path
+    numbers: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
 ) -> None:
+    """That one too which was just put into its place when Ctrl-C came."""
     kept = numbers.shard_set.shards[0]
     for shard in numbers.shard_set.shards[1:]:
         numbers.shard_set.discard([shard], lambda: None)
+    publish = ShardSet.publish
+
+    def interrupted(self: ShardSet, staged: StagedShard, **how: Any) -> None:
+        publish(self, staged, **how)
+        if Path(tmp_path, "changed").exists():
+            raise KeyboardInterrupt
+
+    if is_interrupted:
+        monkeypatch.setattr(ShardSet, "publish", interrupted)
     journal = Journal.of(str(tmp_path), ["test"]).begin()
     executor = Meddling(1, str(tmp_path))
     with pytest.raises(ValueError, match="the inputs changed"):
