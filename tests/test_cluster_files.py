@@ -1,12 +1,15 @@
 """The files that bring intro-pipe to Kubernetes and Slurm."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import typer.main
 import yaml
+from ray.scripts.scripts import start as ray_start
 
 from cli.app import app
 
@@ -17,6 +20,20 @@ HEAD = CLUSTER["headGroupSpec"]
 (WORKERS,) = CLUSTER["workerGroupSpecs"]
 PODS = [group["template"]["spec"] for group in (HEAD, WORKERS)]
 EXTRACT = typer.main.get_command(app).commands["extract"]
+
+# What Slurm gives: programs that know the hosts, and run a command on one of them.
+SLURM = {
+    "scontrol": "tr , '\\n' <<< \"$3\"",
+    "hostname": "echo 127.0.0.1 10.0.0.1",
+    "srun": """
+while [[ $1 == --* ]]; do
+  if [[ $1 == --nodelist=* ]]; then export NODE=${1#*=}; fi
+  shift
+done
+echo "$NODE: $*" >> ran
+exec "$@"
+""",
+}
 
 # ray.io/v1, https://ray-project.github.io/kuberay/reference/api/
 JOB_FIELDS = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit"}
@@ -92,3 +109,65 @@ def test_the_ray_job_installs_the_wheel_with_the_tested_pair_of_torch() -> None:
     assert checked.returncode == 0, checked.stderr
     assert "torch torchvision /shared/install/intro_pipe-*.whl" in script
     assert "--constraint /shared/install/constraints.txt" in script
+
+
+def run_in_slurm(folder: Path, programs: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """The script as a job on the nodes one and two, which are this machine."""
+    (folder / "bin").mkdir()
+    for name, lines in (SLURM | programs).items():
+        program = folder / "bin" / name
+        program.write_text(f"#!/usr/bin/env bash\n{lines}\n")
+        program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "INTRO_PIPE_ENV": str(folder),  # its `bin` comes first
+        **{"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "one,two"},
+        **{"SLURM_CPUS_PER_TASK": "16", "SLURM_GPUS_ON_NODE": "4"},
+    }
+    # Its end is that of all it has started: they hold the other end of its output.
+    return subprocess.run(
+        ["bash", str(REPOSITORY / "docs" / "slurm.sh"), "--dataset", "cifar10c"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_slurm_script_starts_a_head_and_then_a_worker_and_our_command(tmp_path: Path) -> None:
+    listen = "import signal, socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))"
+    programs = {
+        "ray": f"""
+for word; do if [[ $word == --port=* ]]; then port=${{word#*=}}; fi; done
+exec {shlex.quote(sys.executable)} -c "{listen}; signal.pause()" "${{port:-0}}"
+""",
+        "intro-pipe": "until grep --quiet two: ran; do sleep 0.1; done",
+    }
+
+    ended = run_in_slurm(tmp_path, programs)
+
+    assert ended.returncode == 0, ended.stderr
+    asked, first, *others = (tmp_path / "ran").read_text().splitlines()
+    extract, second = sorted(others)
+    assert asked == "one: hostname --ip-address"
+    head = options_of("one: ray start", first)
+    worker = options_of("two: ray start", second)
+    address = f"127.0.0.1:{head['port']}"
+    assert head["head"]
+    assert (head["node_ip_address"], head["num_gpus"]) == ("127.0.0.1", 4)
+    assert (worker["address"], worker["num_gpus"]) == (address, 4)
+    options = parsed(words_of_extract(extract.removeprefix("one: ")))
+    assert (options["address"], options["gpus"], options["dataset"]) == (address, 8, "cifar10c")
+
+
+def options_of(ray: str, line: str) -> dict[str, object]:
+    """The options of `ray start` as Ray's own command line reads them."""
+    assert line.startswith(ray)
+    return ray_start.make_context("start", shlex.split(line.removeprefix(ray))).params
+
+
+def test_the_slurm_script_ends_with_its_head(tmp_path: Path) -> None:
+    ended = run_in_slurm(tmp_path, {"ray": "exit 3"})
+
+    assert ended.returncode != 0
+    assert "intro-pipe" not in (tmp_path / "ran").read_text()

@@ -1,12 +1,25 @@
 import json
+import os
+import secrets
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
+from tempfile import TemporaryDirectory
 
 import pytest
+import safetensors.torch
+from small_data import write_npz
+from torch import nn
+
+from store.catalog import FeatureStore
+from store.verify import verify_feature_set
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +111,97 @@ def test_the_installed_command_knows_its_data_sets(installed):
     listed = run_installed(installed, installed / "bin" / "intro-pipe", "datasets", "--json")
 
     assert {"digits", "cifar10c"} <= {entry["name"] for entry in json.loads(listed)}
+
+
+# It leaves a note of whose code has loaded it.
+NETWORK = """
+import os
+from pathlib import Path
+
+import stages
+from torch import nn
+
+Path(__file__).with_name(f"loaded-by-{os.getpid()}").write_text(stages.__file__)
+
+def tiny(n_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, n_classes))
+"""
+
+
+def free_ports(n_ports):
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n_ports)
+        ]
+        return [server.getsockname()[1] for server in servers]
+
+
+def wait_for(port, process):
+    while True:
+        assert process.poll() is None, "the head has died"
+        with suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port)).close()
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def head():
+    """A Ray head on the loopback, closed by a token: the environment that opens it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
+    port, dashboard, agent, client = free_ports(4)
+    environment = {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)},
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # jobs take 127.0.0.1 for what it is
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
+    command = [
+        *("ray", "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
+        *(f"--port={port}", f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"),
+        *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+    ]
+    # Not `tmp_path`: Ray makes sockets there, whose paths must be short.
+    with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [*command, f"--temp-dir={folder}"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for(dashboard, process)
+            yield environment
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+def test_the_wheel_runs_as_a_job_of_a_cluster(wheel, head, tmp_path):
+    write_npz(tmp_path / "digits.npz", 40)
+    (tmp_path / "net.py").write_text(NETWORK)
+    weights = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "tiny.safetensors")
+    copy(wheel, tmp_path / "intro-pipe.zip")
+    extract = [
+        *("extract", "--dataset", tmp_path / "digits.npz", "--network", f"{tmp_path}/net.py:tiny"),
+        *("--weights", tmp_path / "tiny.safetensors", "--image-size", "8", "--shard-rows", "10"),
+        *("--store", tmp_path / "store", "--address", "auto", "--workers", "1"),
+    ]
+    submit = ["ray", "job", "submit", "--submission-id=tiny", "--working-dir=intro-pipe.zip"]
+
+    told = output(*submit, "--", "python", "-m", "cli.app", *extract, cwd=tmp_path, env=head)
+
+    assert "Job 'tiny' succeeded" in told
+    (found,) = FeatureStore(str(tmp_path / "store")).feature_sets()
+    assert found.shard_set.is_complete()
+    assert list(verify_feature_set(found)) == []
+    loaders = [path.read_text() for path in tmp_path.glob("loaded-by-*")]
+    assert len(loaders) == 2  # the driver and its worker
+    assert all("/working_dir_files/" in loader for loader in loaders)
