@@ -5,7 +5,7 @@ import torch
 from allocated import Allocated
 from torch import Tensor, nn
 
-from stages.introspection.low_rank import StackedGradients
+from stages.introspection.first_layer import StackedGradients
 from stages.introspection.stacked import StackedMlp
 
 SIZES = [(12, 3), (12, 7, 3), (12, 8, 6, 5, 3), (12, 9, 8, 6, 5, 3)]

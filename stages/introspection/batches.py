@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.introspection.low_rank import StackedGradients
+from stages.introspection.first_layer import StackedGradients
 from stages.reflection.rank_one import RankOneGradient
 
 

@@ -15,7 +15,7 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
 from stages.errors import InputError, StageError
-from stages.introspection.low_rank import LowRank
+from stages.introspection.first_layer import LowRank
 from stages.introspection.reading import Reading
 from stages.reflection.losses import DEFAULT_LOSS, softmax
 from stages.typed import typed
@@ -42,7 +42,7 @@ class HeadSpec:
         loss, M, variant: which gradient the head reads, see `stages.reflection`; without use where
             it reads none.
         scaling: of each row that is read.
-        rank: of a compact first layer, see `LowRank`; None is the paper's full one.
+        rank: of a compact first layer, see `first_layer`; None is the paper's full one.
         dropout: probability after each hidden layer; the paper's 5-layer heads use 0.1.
     """
 

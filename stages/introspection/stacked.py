@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from stages.introspection.low_rank import StackedGradients, fill_low_rank_grads, low_rank
+from stages.introspection.first_layer import StackedGradients, fill_low_rank_grads, low_rank
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""A compact first layer: inner products of a gradient with pairs of vectors that are learned."""
+"""The first layer of a head on gradients in factors: full, or compact, of low rank."""
 
 from __future__ import annotations
 
