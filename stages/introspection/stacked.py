@@ -60,10 +60,10 @@ class StackedMlp:
         self.tensors = _views(self.parameters.detach(), shapes)
         self.dtype = dtype
         self._is_rounded = dtype != parameter_dtype
-        self._rounded = torch.zeros_like(zeros, dtype=dtype)
-        self._rounded_grad = torch.zeros_like(zeros, dtype=dtype)
-        own = self.parameters.detach(), self.parameters.grad
-        used = (self._rounded, self._rounded_grad) if self._is_rounded else own
+        used = self.parameters.detach(), self.parameters.grad
+        if self._is_rounded:
+            used = torch.zeros_like(zeros, dtype=dtype), torch.zeros_like(zeros, dtype=dtype)
+        self._used, self._used_grad = used
         n = len(factors)
         self.vectors, self.weights, self.biases = _by_kind(self.tensors, n)
         self._vectors, self._weights, self._biases = _by_kind(_views(used[0], shapes), n)
@@ -81,7 +81,7 @@ class StackedMlp:
             masks: of dropout, ``(K, n, width)`` for each hidden layer: 0 or 1 / (1 - p).
         """
         if self._is_rounded:
-            self._rounded.copy_(self.parameters.detach())
+            self._used.copy_(self.parameters.detach())
         found = Activations()
         values = inputs
         if self._vectors:
@@ -128,7 +128,7 @@ class StackedMlp:
             fill_low_rank_grads(inputs, self._vectors, found.products, slope, self._vector_grads)
         if self._is_rounded:
             assert self.parameters.grad is not None  # as made in __init__
-            self.parameters.grad.copy_(self._rounded_grad)
+            self.parameters.grad.copy_(self._used_grad)
 
 
 def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
