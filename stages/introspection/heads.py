@@ -134,7 +134,8 @@ def train_head(
         ResourceError: the parameters do not fit into memory.
         StageError: a head has collapsed; the message has the seed and the remedy.
     """
-    check_size(spec, params)
+    if not store.artifact("head", name).is_complete():
+        check_size(spec, params)
     chosen = training_rows(store, feature_set, rows)
     stage = TrainHead(
         feature_set.read("features")[chosen],
