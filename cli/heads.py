@@ -58,6 +58,14 @@ def train_head(
     layers: Annotated[
         str, typer.Option(help="Widths of the hidden layers; none for no hidden layer.")
     ] = "300,100",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a compact first layer, for many classes: rank x (classes + features) "
+            "parameters. (default: the paper's full layer)",
+        ),
+    ] = None,
     loss: Loss = "mse-m",
     variant: Variant = "single-pass",
     scaling: Annotated[
@@ -85,7 +93,14 @@ def train_head(
     No image is read. A checkpoint follows every epoch; the same command again goes on.
     """
     from pipeline.journal import Journal
-    from stages.introspection.heads import ROWS, head_plan, head_spec, train_head, training_rows
+    from stages.introspection.heads import (
+        ROWS,
+        check_size,
+        head_plan,
+        head_spec,
+        train_head,
+        training_rows,
+    )
     from stages.introspection.recipe import PRECISIONS, HeadParams
     from store.catalog import FeatureStore
 
@@ -99,6 +114,7 @@ def train_head(
         variant=variant,
         scaling=scaling,
         dropout=dropout,
+        rank=rank,
     )
     params = HeadParams(
         epochs=epochs,
@@ -111,6 +127,7 @@ def train_head(
     which = options.choice(rows, ROWS, "rows")
     title = name or f"{_model(feature_set)}-h"
     if dry_run:
+        check_size(spec, params)
         plan = head_plan(feature_set, spec, params, rows=which)
         chosen = training_rows(place, feature_set, which)
         n_rows = feature_set.n_rows if isinstance(chosen, slice) else len(chosen)

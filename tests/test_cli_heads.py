@@ -60,6 +60,27 @@ def test_a_head_may_have_no_hidden_layer(run, none: str) -> None:
     assert said["spec"]["M"] is None
 
 
+def test_a_compact_head_is_trained_judged_and_another_plan(run, store: FeatureStore) -> None:
+    words = f"train-head --features clouds-train@net --rank 6 --seeds 0,1 {SHORT}"
+    said = as_json(run(f"{words} --json"))
+    assert said["spec"]["rank"] == 6
+    judged = as_json(run("evaluate --features clouds-test@net --resamples 0 --json"))
+    assert {row["predictor"] for row in judged["average"]} == {"f", "H"}
+    assert "rank" in run(words.replace("--rank 6", ""), code=2)
+    assert run(words).endswith("0 epochs run now\n")
+
+
+def test_a_head_that_does_not_fit_into_memory_is_refused(
+    run, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.introspection.heads.free_bytes", lambda: 10_000)
+    said = run(f"train-head --features clouds-train@net {SHORT} --layers 300", code=2)
+    assert "4,803 parameters take" in said
+    assert "--rank" in said
+    assert said.count("\n") == 1
+    assert not store.artifacts("head")
+
+
 def test_temperature_says_what_it_gains(run) -> None:
     said = run("fit-temperature --features clouds-test@net")
     assert said.startswith("head net-temperature: T = ")
@@ -118,6 +139,7 @@ def test_a_dry_run_gives_the_plan_and_writes_nothing(run, store: FeatureStore, w
         ("train-head --features clouds-train@net --rows held-out", "model 'net' is not there"),
         ("train-head --features clouds-train@net --reads x", "expected to read one of"),
         ("train-head --features clouds-train@net --reads features --loss ce", "has no loss"),
+        ("train-head --features clouds-train@net --reads features --rank 3", "expected a rank"),
         ("fit-neighbours --features clouds-train@net --k 300", "found k 300 and 299 rows"),
     ],
 )

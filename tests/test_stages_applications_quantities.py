@@ -191,3 +191,9 @@ def test_the_picture_shows_the_gradients_that_autograd_gives() -> None:
     passes = one_hot_passes(layer, features, loss="ce")[0]
     found = class_gradients(features[0].numpy(), logits[0].numpy())
     np.testing.assert_allclose(found, passes.transpose(1, 2).numpy(), **CLOSE)
+
+
+def test_the_picture_needs_only_the_classes_that_it_shows() -> None:
+    features, logits, shown = np.arange(1.0, 4.0), np.array([0.5, 2.0, -1.0, 0.0]), np.array([1, 3])
+    expected = class_gradients(features, logits)[np.ix_(shown, range(3), shown)]
+    np.testing.assert_array_equal(class_gradients(features, logits, shown), expected)

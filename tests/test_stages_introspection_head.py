@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from allocated import Allocated
 from safetensors.torch import save
 
 from stages.errors import InputError, StageError
@@ -67,14 +68,64 @@ def test_head_is_linear_layers_with_sigmoids_between() -> None:
     np.testing.assert_allclose(found.detach(), hidden @ w3.T + b3, atol=1e-5)
 
 
-@pytest.mark.parametrize("reads", READS)
-def test_head_is_one_module_that_exports_for_any_number_of_rows(reads: str) -> None:
-    head = a_head(replace(SPEC, reads=reads, M=1.5 if reads == "reflection" else None))
+@pytest.mark.parametrize(
+    ("reads", "rank", "longest"),
+    [*((reads, None, 64) for reads in READS), (*READS[:1], 3, 64), (*READS[:1], None, 31)],
+)
+def test_head_is_one_module_that_exports_for_any_number_of_rows(
+    monkeypatch: pytest.MonkeyPatch, reads: str, rank: int | None, longest: int
+) -> None:
+    monkeypatch.setattr("stages.introspection.head.LONGEST_WRITTEN_OUT", longest)
+    M = 1.5 if reads == "reflection" else None
+    head = a_head(replace(SPEC, reads=reads, rank=rank, M=M))
     inputs = torch.from_numpy(FEATURES), torch.from_numpy(LOGITS)
     rows = {0: torch.export.Dim("rows")}
     program = torch.export.export(head, inputs, dynamic_shapes=(rows, rows))
     few = tuple(each[:7] for each in inputs)
     torch.testing.assert_close(program.module()(*few), head(*few))
+
+
+def test_compact_first_layer_is_a_dense_one_of_low_rank() -> None:
+    head = a_head(replace(SPEC, rank=3))
+    dense = last_layer_gradient(FEATURES, LOGITS, M=1.5).scaled("minmax").dense()
+    classes, features = (each.detach().numpy() for each in head.low_rank.parameters())
+    pairs = np.stack([np.outer(u, v).ravel() for u, v in zip(classes, features, strict=True)])
+    (w1, b1), (w2, b2), (w3, b3) = (
+        (layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in head.linears
+    )
+    w1 = w1 @ pairs * 64 / np.sqrt(32)
+    assert np.linalg.matrix_rank(w1, tol=1e-5) == 3
+    hidden = 1 / (1 + np.exp(-(dense @ w1.T + b1)))
+    hidden = 1 / (1 + np.exp(-(hidden @ w2.T + b2)))
+    found = head(torch.from_numpy(FEATURES), torch.from_numpy(LOGITS))
+    np.testing.assert_allclose(found.detach(), hidden @ w3.T + b3, atol=1e-5)
+
+
+def test_long_gradients_are_read_in_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    written_out = predict_probabilities(a_head(), FEATURES, LOGITS)
+    monkeypatch.setattr("stages.introspection.head.LONGEST_WRITTEN_OUT", 31)
+    assert SPEC.is_in_factors
+    found = predict_probabilities(a_head(), FEATURES, LOGITS)
+    np.testing.assert_allclose(found, written_out, atol=1e-6)
+    monkeypatch.setattr("stages.introspection.head._FACTOR_ROWS", 7)
+    found = predict_probabilities(a_head(), FEATURES, LOGITS)
+    np.testing.assert_allclose(found, written_out, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [None, 5])
+def test_head_of_1000_classes_predicts_without_writing_a_gradient_out(rank: int | None) -> None:
+    spec = HeadSpec(1000, 2048, layers=(2,), M=1.5, rank=rank)
+    features, logits = RNG.random((200, 2048), np.float32), RNG.random((200, 1000), np.float32)
+    head = a_head(spec)
+    with Allocated() as made:
+        predict_probabilities(head, features, logits)
+    assert made.largest < 200 * 1000 * 2048 * 4 / 50
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_parameters_are_counted(rank: int | None) -> None:
+    spec = replace(SPEC, rank=rank)
+    assert spec.n_parameters == sum(each.numel() for each in Head(spec).parameters())
 
 
 def test_probabilities_are_float32_rows_that_sum_to_one() -> None:
@@ -135,6 +186,12 @@ def test_bytes_that_are_no_weights_are_refused() -> None:
         load_head(SPEC, b"not safetensors")
 
 
+def test_compact_heads_survive_json_and_others_have_the_plan_of_before() -> None:
+    compact = replace(SPEC, rank=3)
+    assert HeadSpec.from_dict(json.loads(json.dumps(compact.to_dict()))) == compact
+    assert "rank" not in SPEC.to_dict()
+
+
 @pytest.mark.parametrize("reads", READS)
 def test_spec_survives_json(reads: str) -> None:
     spec = HeadSpec(4, 8, layers=(), reads=reads, scaling="none", dropout=0.1)
@@ -143,7 +200,15 @@ def test_spec_survives_json(reads: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"layers": (0,)}, {"dropout": 1.0}, {"n_classes": 0}, {"scaling": "unit"}, {"reads": "x"}],
+    [
+        {"layers": (0,)},
+        {"dropout": 1.0},
+        {"n_classes": 0},
+        {"scaling": "unit"},
+        {"reads": "x"},
+        {"rank": 0},
+        {"rank": 3, "reads": "features"},
+    ],
 )
 def test_spec_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(InputError):

@@ -1,15 +1,19 @@
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from allocated import Allocated
+from torch import Tensor, nn
 
+from stages.introspection.first_layer import StackedGradients
 from stages.introspection.stacked import StackedMlp
 
 SIZES = [(12, 3), (12, 7, 3), (12, 8, 6, 5, 3), (12, 9, 8, 6, 5, 3)]
 
 
-def filled(sizes: tuple[int, ...], n_copies: int, **dtypes: torch.dtype) -> StackedMlp:
+def filled(sizes: tuple[int, ...], n_copies: int, **choice: Any) -> StackedMlp:
     generator = torch.Generator().manual_seed(0)
-    stacked = StackedMlp(sizes, n_copies, **dtypes)
+    stacked = StackedMlp(sizes, n_copies, **choice)
     with torch.no_grad():
         stacked.parameters.copy_(torch.randn(stacked.parameters.shape, generator=generator))
     return stacked
@@ -88,3 +92,69 @@ def test_bfloat16_products_stay_near_and_leave_float32_parameters() -> None:
     assert rounded.parameters.grad.dtype == torch.float32
     distance = torch.dist(exact.parameters.grad, rounded.parameters.grad)
     assert 0 < distance < 0.02 * exact.parameters.grad.norm()
+
+
+def in_factors(n: int, n_classes: int, width: int, *, is_shifted: bool = True) -> StackedGradients:
+    """Rows of two heads."""
+    double = torch.float64
+    offset = torch.randn(2, n, dtype=double) if is_shifted else None
+    delta = torch.randn(2, n, n_classes, dtype=double)
+    return StackedGradients(delta, torch.randn(2, n, width, dtype=double), offset)
+
+
+def written_out(rows: StackedGradients, index: int) -> Tensor:
+    """``δ ⊗ f + k`` of one head, element by element."""
+    dense = torch.einsum("nc,nd->ncd", rows.delta[index], rows.features[index]).flatten(1)
+    return dense if rows.offset is None else dense + rows.offset[index][:, None]
+
+
+def filled_by_autograd(stacked: StackedMlp, rows: StackedGradients, slope: Tensor) -> Tensor:
+    """The gradient of all parameters, of a dense first layer on what is written out.
+
+    The dense matrix of a low-rank layer is ``Σ_r C_hr u_r ⊗ v_r``, times a constant.
+    """
+    leaves = [tensor.clone().requires_grad_() for tensor in stacked.tensors]
+    n_vectors = len(stacked.vectors)
+    for index in range(2):
+        values = written_out(rows, index)
+        own = [leaf[index] for leaf in leaves]
+        weights, biases = own[n_vectors::2], own[n_vectors + 1 :: 2]
+        if n_vectors:
+            pairs = torch.einsum("rc,rd->rcd", own[0], own[1]).flatten(1)
+            weights[0] = weights[0] @ pairs * (64 / (5 * 7) ** 0.5)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            values = values @ weight.T + bias
+            values = values.sigmoid() if layer < len(weights) - 1 else values
+        values.backward(slope[index])
+    return torch.cat([leaf.grad.flatten() for leaf in leaves])
+
+
+@pytest.mark.parametrize("is_shifted", [True, False])
+@pytest.mark.parametrize("hidden", [(), (6,), (8, 6)])
+@pytest.mark.parametrize("rank", [None, 4])
+def test_gradients_in_factors_are_learned_from_as_if_written_out(
+    rank: int | None, hidden: tuple[int, ...], is_shifted: bool
+) -> None:
+    double = torch.float64
+    sizes = (rank or 35, *hidden, 3)
+    factors = (5, 7) if rank else ()
+    stacked = filled(sizes, 2, factors=factors, dtype=double, parameter_dtype=double)
+    rows = in_factors(20, 5, 7, is_shifted=is_shifted)
+    slope = torch.randn(2, 20, 3, dtype=double)
+    with torch.no_grad():
+        found, _ = stacked.forward(rows)
+        stacked.backward(rows, found, slope)
+    expected = filled_by_autograd(stacked, rows, slope)
+    torch.testing.assert_close(stacked.parameters.grad, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_step_at_the_width_of_imagenet_writes_no_gradient_out(rank: int | None) -> None:
+    n, n_classes, width = 256, 1000, 2048
+    sizes = (rank or n_classes * width, 2, n_classes)
+    stacked = StackedMlp(sizes, 1, factors=(n_classes, width) if rank else ())
+    rows = StackedGradients(torch.rand(1, n, n_classes), torch.rand(1, n, width), torch.rand(1, n))
+    with torch.no_grad(), Allocated() as made:
+        found, logits = stacked.forward(rows)
+        stacked.backward(rows, found, logits)
+    assert made.largest < n * n_classes * width * 4 / 50

@@ -45,9 +45,12 @@ def test_training_learns() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(precision: str) -> None:
+@pytest.mark.parametrize("rank", [None, 5])
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    precision: str, rank: int | None
+) -> None:
     params = replace(STAGE.params, seeds=(0, 4), precision=precision)
-    stage = replace(STAGE, spec=replace(SPEC, dropout=0.2), params=params)
+    stage = replace(STAGE, spec=replace(SPEC, dropout=0.2, rank=rank), params=params)
     straight = stage.start()
     run(stage, straight, range(5))
     first = stage.start()
@@ -77,15 +80,21 @@ def test_training_leaves_torchs_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def spec_of(reads: str, layers: tuple[int, ...]) -> HeadSpec:
-    return HeadSpec(4, 8, layers, reads, M=1.0 if reads == "reflection" else None)
+def spec_of(reads: str, layers: tuple[int, ...], rank: int | None = None) -> HeadSpec:
+    return HeadSpec(4, 8, layers, reads, M=1.0 if reads == "reflection" else None, rank=rank)
 
 
 @pytest.mark.parametrize("layers", [(), (16,), (12, 9, 7)])
-@pytest.mark.parametrize("reads", READS)
-def test_an_epoch_is_plain_sgd_over_each_seeds_rows_in_its_order(reads: str, layers) -> None:
+@pytest.mark.parametrize(
+    ("reads", "rank", "longest"),
+    [*((reads, None, 64) for reads in READS), (*READS[:1], 5, 64), (*READS[:1], None, 31)],
+)
+def test_an_epoch_is_plain_sgd_over_each_seeds_rows_in_its_order(
+    monkeypatch: pytest.MonkeyPatch, reads: str, rank: int | None, longest: int, layers
+) -> None:
+    monkeypatch.setattr("stages.introspection.head.LONGEST_WRITTEN_OUT", longest)
     params = HeadParams(epochs=1, weight_decay=1e-3, batch_rows=100, milestones=(), seeds=(0, 1, 5))
-    stage = replace(STAGE, spec=spec_of(reads, layers), params=params)
+    stage = replace(STAGE, spec=spec_of(reads, layers, rank), params=params)
     state = stage.start()
     stage.step(state, 0, ignore)
     for index, seed in enumerate(params.seeds):
@@ -101,6 +110,9 @@ def test_an_epoch_is_plain_sgd_over_each_seeds_rows_in_its_order(reads: str, lay
             torch.testing.assert_close(ours[index], linear.weight.detach(), rtol=1e-4, atol=1e-6)
         for ours, linear in zip(state.heads.biases, head.linears, strict=True):
             torch.testing.assert_close(ours[index, 0], linear.bias.detach(), rtol=1e-4, atol=1e-6)
+        compact = list(head.low_rank.parameters()) if rank else []
+        for ours, vectors in zip(state.heads.vectors, compact, strict=True):
+            torch.testing.assert_close(ours[index], vectors.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_seed_is_the_same_head_whatever_seeds_are_beside_it() -> None:

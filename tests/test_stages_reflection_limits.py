@@ -15,6 +15,7 @@ from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
 from stages.reflection.extract import Extract, extract, fitted
+from stages.reflection.named_layer import NamedLayer
 from stages.sensing.build import build_network
 from stages.sensing.model import describe
 from stages.sensing.weights import save_weights
@@ -177,6 +178,18 @@ def test_too_little_memory_is_refused_before_anything_is_written(tmp_path: Path)
     with pytest.raises(ResourceError, match=r"32x32 pixels: a worker takes 0.59 GiB.*--shard-rows"):
         extract(store, stage_of(tmp_path), executor, Journal.of(store.location, ["extract"]))
     assert not (tmp_path / "store").exists()
+
+
+def test_dense_gradients_that_do_not_fit_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    executor = LocalExecutor(1, memory_bytes=100 * 2**20)
+    stage = stage_of(tmp_path)
+    wide = replace(stage.card, network=f"{tmp_path}/mine.py:Wide")
+    stage = replace(stage, card=wide, layer=NamedLayer("3", "ce"))
+    with pytest.raises(ResourceError, match=r"--workers\); or project the gradients \(--project"):
+        fitted(stage, executor, 2)
+    projected = replace(stage, layer=NamedLayer("3", "ce", size=3))
+    with pytest.raises(ResourceError, match=r"--workers\)$"):
+        fitted(projected, executor, 2)
 
 
 def test_a_worker_keeps_within_the_memory_that_it_was_given(tmp_path: Path) -> None:

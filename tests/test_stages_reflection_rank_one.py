@@ -132,6 +132,22 @@ def test_projection_equals_the_product_with_the_dense_gradient(scaling: str) -> 
     np.testing.assert_allclose(gradient.project(matrix), gradient.dense() @ matrix.T, atol=1e-12)
 
 
+def test_projection_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient = gradients().scaled("minmax")
+    matrix = np.random.default_rng(3).normal(size=(6, 20))
+    monkeypatch.setattr("stages.reflection.rank_one._PROJECTED", 2 * gradient.n_classes)
+    assert gradient.outputs_at_once == 2
+    np.testing.assert_allclose(gradient.project(matrix), gradient.dense() @ matrix.T, atol=1e-12)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_weighted_sums_equal_those_of_the_dense_gradients(scaling: str) -> None:
+    gradient = gradients(7).scaled(scaling)
+    weights = np.random.default_rng(3).normal(size=(7, 6))
+    expected = weights.T @ gradient.dense()
+    np.testing.assert_allclose(gradient.weighted_sums(weights), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_torch_equals_numpy(scaling: str) -> None:
     ours, theirs = gradients().scaled(scaling), in_torch(gradients()).scaled(scaling)

@@ -45,6 +45,33 @@ def test_view_is_lazy_and_its_chunks_follow_the_rows() -> None:
     assert view.dtype == np.float32
 
 
+def test_chunks_that_would_be_large_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.reflection.view._BLOCK_BYTES", 4 * 24 * 4 + 1)
+    features, logits = da.from_array(FEATURES, (10, -1)), da.from_array(LOGITS, (7, -1))
+    view = reflection(features, logits, M=2.0)
+    assert view.chunks == ((4, 4, 2, 4, 4, 2, 4, 1), (24,))
+    expected = last_layer_gradient(FEATURES, LOGITS, M=2.0).scaled().dense()
+    np.testing.assert_array_equal(view.compute(scheduler="sync"), expected)
+
+
+def test_view_of_1000_classes_has_chunks_that_fit_into_memory() -> None:
+    factors = (da.zeros((50_000, width), dtype="f4") for width in (2048, 1000))
+    view = reflection(*factors, M=1.0)
+    assert view.shape == (50_000, 2_048_000)
+    assert max(view.chunks[0]) * view.shape[1] * 4 <= 2**27
+
+
+def test_long_rows_in_chunks_of_unknown_length_are_refused_with_the_way_out() -> None:
+    features, logits = (da.zeros((8, width), dtype="f4") for width in (2048, 1000))
+    mask = da.from_array(np.arange(8) > 3, 4)
+    with pytest.raises(InputError, match=r"a row takes 8,192,000 bytes.*compute_chunk_sizes"):
+        reflection(features[mask], logits[mask], M=1.0)
+
+
+def test_no_rows_have_no_gradients() -> None:
+    assert reflection(da.zeros((0, 6)), da.zeros((0, 4)), M=1.0).compute().shape == (0, 24)
+
+
 def test_part_of_the_view_is_the_same_rows() -> None:
     view = reflection(da.from_array(FEATURES, (10, -1)), da.from_array(LOGITS, (10, -1)), M=2.0)
     part = view[8:13].compute(scheduler="sync")

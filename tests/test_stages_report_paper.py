@@ -62,6 +62,7 @@ def test_what_the_paper_does_not_print_is_nan() -> None:
         ("table-5", mlp(), "H"),
         ("table-5", mlp(loss="ce"), None),
         ("table-5", mlp(layers=[100]), None),
+        ("table-5", mlp(rank=64), None),
         ("table-5", mlp(reads="features", loss=None), None),
         ("table-5", {"predictor": "temperature", "temperature": 2.0}, None),
         ("table-7", mlp(loss="ce"), "ce"),
@@ -69,6 +70,7 @@ def test_what_the_paper_does_not_print_is_nan() -> None:
         ("table-7", mlp(loss="ce", scaling="maxabs"), None),
         ("table-8", mlp(), "H 640-300-100-10"),
         ("table-8", mlp(layers=[]), "H 640-10"),
+        ("table-8", mlp(layers=[], rank=64), None),
         ("table-8", mlp(reads="features", scaling="none", layers=[30, 20]), "f_L 64-30-20-10"),
         ("table-8", mlp(reads="features", layers=[30, 20]), None),
         (

@@ -63,7 +63,7 @@ def panel(feature_set: FeatureSet, row: int, class_names: Sequence[str]) -> Pane
     classes = np.sort(np.argsort(-logits, kind="stable")[:MAX_CLASSES])
     shown = np.sort(np.argsort(-np.abs(features), kind="stable")[:MAX_FEATURES])
     names = [class_names[c] if class_names else str(c) for c in range(len(logits))]
-    gradients = class_gradients(features, logits)[np.ix_(classes, shown, classes)]
+    gradients = class_gradients(features[shown], logits, classes)
     top = int(logits.argmax())
     return Panel(
         f"{feature_set.plan['name']}, row {row}, predicted: {names[top]}",

@@ -151,17 +151,21 @@ def theorem(features: Numbers, logits: Numbers, *, loss: str, M: float | None) -
         }
 
 
-def class_gradients(features: Numbers, logits: Numbers) -> Numbers:
-    """``r_I`` of one image for every class ``I`` (cross entropy), what Fig. 5 of the paper shows.
+def class_gradients(
+    features: Numbers, logits: Numbers, classes: NDArray[np.int64] | None = None
+) -> Numbers:
+    """``r_I`` of one image for some classes ``I`` (cross entropy), what Fig. 5 of the paper shows.
 
     Args:
         features: shape ``(d,)``.
         logits: shape ``(N,)``.
+        classes: ``n`` of them; all where it is None.
 
     Returns:
-        Shape ``(N, d, N)``: class ``I``, feature, column.
+        Shape ``(n, d, n)``: class ``I``, feature, column; both the classes in their order.
     """
-    delta = softmax(logits) - np.eye(len(logits))
+    shown = np.arange(len(logits)) if classes is None else classes
+    delta = softmax(logits)[shown] - np.eye(len(shown))
     gradients: Numbers = features[None, :, None] * delta[:, None, :]
     return gradients
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.introspection.first_layer import StackedGradients
 from stages.reflection.rank_one import RankOneGradient
 
 
@@ -19,19 +20,20 @@ class Batch:
     There is a mask ``(K, n, width)`` of 0 and 1 / (1 - p) for each hidden layer, or none.
     """
 
-    inputs: Tensor
+    inputs: Tensor | StackedGradients
     labels: Tensor
     masks: list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The training rows, written out batch by batch into memory that is used again.
+    """The training rows: in factors, or written out batch by batch into memory that is used again.
 
     Args:
         vectors: what is read of the rows, in factors, on the device.
         labels: theirs, shape ``(n,)``.
         seeds: ``K`` of them.
+        in_factors: leave the rows in factors.
         batch_rows: rows of a batch; the last one of an epoch may be smaller.
         layers: widths of the hidden layers, for the masks.
         dropout: probability after each of them.
@@ -42,6 +44,7 @@ class Batches:
     labels: Tensor
     seeds: tuple[int, ...]
     batch_rows: int
+    in_factors: bool = False
     layers: tuple[int, ...] = ()
     dropout: float = 0.0
     dtype: torch.dtype = torch.float32
@@ -59,19 +62,30 @@ class Batches:
         for chosen in torch.split(rows, self.batch_rows, dim=1):
             flat = chosen.reshape(-1)
             labels = self.labels.index_select(0, flat).view(chosen.shape)
-            inputs = self._written_out(flat).view(*chosen.shape, -1).to(self.dtype)
+            inputs = self._factors(chosen) if self.in_factors else self._written_out(chosen)
             yield Batch(inputs, labels, self._masks(generators, chosen.shape[1]))
 
-    def _written_out(self, rows: Tensor) -> Tensor:
+    def _factors(self, chosen: Tensor) -> StackedGradients:
+        rows = self.vectors.take(chosen.reshape(-1))
+        offset = None if rows.offset is None else rows.offset.view(chosen.shape).to(self.dtype)
+        delta, features = (
+            factor.view(*chosen.shape, -1).to(self.dtype) for factor in (rows.delta, rows.features)
+        )
+        return StackedGradients(delta, features, offset)
+
+    def _written_out(self, chosen: Tensor) -> Tensor:
         """As ``vectors.take(rows).dense()``, in a third of the time: nothing new is allocated."""
+        rows = chosen.reshape(-1)
         delta, features, offset = self.vectors.delta, self.vectors.features, self.vectors.offset
         n_classes, width = delta.shape[1], features.shape[1]
         if len(rows) not in self._memory:
             self._memory[len(rows)] = delta.new_empty((len(rows), n_classes, width))
         dense = self._memory[len(rows)]
-        chosen, others = delta.index_select(0, rows), features.index_select(0, rows)
-        torch.mul(chosen[:, :, None], others[:, None, :], out=dense)
-        return dense if offset is None else dense.add_(offset.index_select(0, rows)[:, None, None])
+        own, others = delta.index_select(0, rows), features.index_select(0, rows)
+        torch.mul(own[:, :, None], others[:, None, :], out=dense)
+        if offset is not None:
+            dense.add_(offset.index_select(0, rows)[:, None, None])
+        return dense.view(*chosen.shape, -1).to(self.dtype)
 
     def _generator(self, seed: int, unit: int) -> torch.Generator:
         mixed = np.random.SeedSequence([seed, unit]).generate_state(1)

@@ -15,12 +15,19 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
 from stages.errors import InputError, StageError
+from stages.introspection.first_layer import LowRank
 from stages.introspection.reading import Reading
 from stages.reflection.losses import DEFAULT_LOSS, softmax
 from stages.typed import typed
 
 _BATCH_ELEMENTS = 2**23
-"""Most elements of dense inputs at once when predicting, 32 MiB in float32: near the caches."""
+"""Most elements of inputs at once when predicting, 32 MiB in float32: near the caches."""
+
+_FACTOR_ROWS = 1024
+"""The same for rows in factors, as ``RankOneGradient.project`` works on them."""
+
+LONGEST_WRITTEN_OUT = 2**17
+"""Longer gradients are never written out: a batch of 128 would take more than 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,7 @@ class HeadSpec:
         loss, M, variant: which gradient the head reads, see `stages.reflection`; without use where
             it reads none.
         scaling: of each row that is read.
+        rank: of a compact first layer, see `first_layer`; None is the paper's full one.
         dropout: probability after each hidden layer; the paper's 5-layer heads use 0.1.
     """
 
@@ -47,12 +55,18 @@ class HeadSpec:
     variant: str = "single-pass"
     scaling: str = "minmax"
     dropout: float = 0.0
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         if min((self.n_classes, self.feature_dim, *self.layers)) < 1:
             raise InputError(
                 f"head: expected positive sizes, found {self.n_classes} classes, "
                 f"{self.feature_dim} features and layers {self.layers}"
+            )
+        if self.rank is not None and (self.rank < 1 or self.reads != "reflection"):
+            raise InputError(
+                f"head: expected a rank >= 1 and a head that reads the reflection, found rank "
+                f"{self.rank} and one that reads {self.reads}"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"head: expected dropout in [0, 1), found {self.dropout}")
@@ -65,13 +79,39 @@ class HeadSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Widths from the input to the output: 640, 300, 100, 10 for R-18 on CIFAR-10."""
-        return (self.reading.size, *self.layers, self.n_classes)
+        """Widths of the linear layers: 640, 300, 100, 10 for R-18 on CIFAR-10.
+
+        The first is the length of what is read, or the rank of a compact first layer.
+        """
+        return (self.rank or self.reading.size, *self.layers, self.n_classes)
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Lengths of the factors that a compact first layer reads; none for a full one."""
+        return (self.n_classes, self.feature_dim) if self.rank else ()
+
+    @property
+    def is_in_factors(self) -> bool:
+        """Whether what the head reads is never written out."""
+        return self.rank is not None or self.reading.size > LONGEST_WRITTEN_OUT
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights and biases of all layers."""
+        compact = self.sizes[0] * sum(self.factors)
+        return compact + sum(n_out * (n_in + 1) for n_in, n_out in pairwise(self.sizes))
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows to predict at once, in bounded memory."""
+        return _FACTOR_ROWS if self.is_in_factors else max(1, _BATCH_ELEMENTS // self.sizes[0])
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
         """Plain values, for JSON; those of the gradient are None where none is read."""
         layers = {"layers": list(self.layers), "dropout": self.dropout}
-        return {**self.reading.to_dict(), **layers}
+        # Without the key a full first layer has the plan that it had before there was another.
+        compact = {"rank": self.rank} if self.rank else {}
+        return {**self.reading.to_dict(), **layers, **compact}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> HeadSpec:
@@ -86,20 +126,28 @@ class Head(nn.Module):
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.low_rank = LowRank(spec.rank, *spec.factors) if spec.rank else None
         self.linears = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(spec.sizes))
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Logits ``(n, N)`` from features ``(n, d)`` and the sensing network's logits ``(n, N)``.
 
-        The input is written out for the batch: on a CPU one large product took half to nine tenths
-        of the time of applying the first layer to the factors, for 10 x 64 to 31 x 2048.
+        A short input is written out for the batch: on a CPU one large product took half to nine
+        tenths of the time of applying the first layer to the factors, for 10 x 64 to 31 x 2048.
         """
-        values = self.spec.reading.vectors(features, logits).dense()
-        *hidden, last = self.linears
-        for linear in hidden:
-            values = self.dropout(torch.sigmoid(linear(values)))
-        found: Tensor = last(values)
+        gradients = self.spec.reading.vectors(features, logits)
+        first, *others = self.linears
+        if self.low_rank is not None:
+            values = first(self.low_rank(gradients))
+        elif self.spec.is_in_factors:
+            weight, bias = first.parameters()
+            values = gradients.project(weight) + bias
+        else:
+            values = first(gradients.dense())
+        for linear in others:
+            values = linear(self.dropout(torch.sigmoid(values)))
+        found: Tensor = values
         return found
 
 
@@ -118,7 +166,7 @@ def predict_probabilities(
         features: shape ``(n, d)``; moved to the head's device batch by batch.
         logits: of the sensing network, shape ``(n, N)``.
     """
-    batch_rows = max(1, _BATCH_ELEMENTS // head.spec.sizes[0])
+    batch_rows = head.spec.batch_rows
     device = next(head.parameters()).device
     probabilities = np.empty((len(features), head.spec.n_classes), np.float32)
     for start in range(0, len(features), batch_rows):

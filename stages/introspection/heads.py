@@ -8,8 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ResourceError
 from pipeline.journal import Journal
 from pipeline.loop import LoopReport, run_loop
+from pipeline.memory import free_bytes, gib
 from stages.errors import InputError
 from stages.introspection import temperature
 from stages.introspection.head import HeadSpec
@@ -26,6 +28,9 @@ from store.plan import Plan
 Rows = Literal["all", "held-out"]
 ROWS: tuple[Rows, ...] = ("all", "held-out")
 
+_PARAMETER_BYTES = 28
+"""Of one parameter in training: itself, gradient, momentum, and a checkpoint as it is made."""
+
 
 def head_spec(
     feature_set: FeatureSet,
@@ -36,6 +41,7 @@ def head_spec(
     variant: str = "single-pass",
     scaling: str = "minmax",
     dropout: float = 0.0,
+    rank: int | None = None,
 ) -> HeadSpec:
     """The spec of a head that fits a feature set; ``M`` is left open, training measures it."""
     model = feature_set.plan["inputs"]["model"]
@@ -48,6 +54,7 @@ def head_spec(
         variant=variant,
         scaling=scaling,
         dropout=dropout,
+        rank=rank,
     )
 
 
@@ -124,8 +131,11 @@ def train_head(
     Raises:
         PlanMismatchError: the name holds a head of other features or parameters.
         InputError: no row was held out of the network's training.
+        ResourceError: the parameters do not fit into memory.
         StageError: a head has collapsed; the message has the seed and the remedy.
     """
+    if not store.artifact("head", name).is_complete():
+        check_size(spec, params)
     chosen = training_rows(store, feature_set, rows)
     stage = TrainHead(
         feature_set.read("features")[chosen],
@@ -145,6 +155,21 @@ def train_head(
         rows="rows",
         facts={"predictor": "mlp", **_origin(feature_set), "rows": rows},
     )
+
+
+def check_size(spec: HeadSpec, params: HeadParams) -> None:
+    """Raise ``ResourceError`` where the heads are too large to be trained in the memory there is.
+
+    At 1,000 classes and 2,048 features the paper's first layer has 614 million parameters.
+    """
+    needed, free = spec.n_parameters * len(params.seeds) * _PARAMETER_BYTES, free_bytes()
+    if needed > free:
+        way_out = "take a lower --rank" if spec.rank else "take a compact first layer (--rank 256)"
+        raise ResourceError(
+            f"head training: {spec.n_parameters:,} parameters take {gib(needed)} for "
+            f"{len(params.seeds)} seed{'s' * (len(params.seeds) > 1)}, {gib(free)} are free: "
+            f"{way_out if spec.reads == 'reflection' else 'take narrower --layers'}, or fewer seeds"
+        )
 
 
 def training_rows(

@@ -5,11 +5,28 @@ A head is small: autograd and the calls around its products cost as much as a th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from stages.introspection.first_layer import StackedGradients, fill_low_rank_grads, low_rank
+
+
+@dataclass(slots=True)
+class Activations:
+    """What `StackedMlp.backward` needs again of a forward pass.
+
+    Attributes:
+        entered: what each linear layer was given, before dropout.
+        products: the two that a low-rank layer's outputs are made of.
+    """
+
+    entered: list[Tensor | StackedGradients] = field(default_factory=list)
+    products: tuple[Tensor, ...] = ()
 
 
 class StackedMlp:
@@ -18,6 +35,10 @@ class StackedMlp:
     All parameters lie in one vector, ``parameters``, whose ``grad`` `backward` fills: an optimiser
     step is one call. ``weights[l]`` are ``(K, out, in)`` and ``biases[l]`` ``(K, 1, out)`` views of
     it. Products are made in ``dtype``, from rounded copies where the parameters have another one.
+
+    Inputs may be gradients in factors, which are never written out. With their lengths ``N`` and
+    ``d`` as ``factors`` a low-rank layer stands before the first linear one; its parameters are
+    ``vectors``, ``(K, sizes[0], N)`` and ``(K, sizes[0], d)``.
     """
 
     def __init__(
@@ -25,71 +46,99 @@ class StackedMlp:
         sizes: Sequence[int],
         n_copies: int,
         *,
+        factors: tuple[int, ...] = (),
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         parameter_dtype: torch.dtype = torch.float32,
     ) -> None:
-        shapes = [(n_copies, n_out, n_in) for n_in, n_out in pairwise(sizes)]
-        n_numbers = sum(k * n_out * (n_in + 1) for k, n_out, n_in in shapes)
-        zeros = torch.zeros(n_numbers, device=device, dtype=parameter_dtype)
+        shapes = [(n_copies, sizes[0], length) for length in factors]
+        for n_in, n_out in pairwise(sizes):
+            shapes += [(n_copies, n_out, n_in), (n_copies, 1, n_out)]
+        zeros = torch.zeros(sum(map(math.prod, shapes)), device=device, dtype=parameter_dtype)
         self.parameters = nn.Parameter(zeros)
         self.parameters.grad = torch.zeros_like(zeros)
-        self.weights, self.biases = _views(self.parameters.detach(), shapes)
+        self.tensors = _views(self.parameters.detach(), shapes)
         self.dtype = dtype
         self._is_rounded = dtype != parameter_dtype
-        self._rounded = torch.zeros_like(zeros, dtype=dtype)
-        self._rounded_grad = torch.zeros_like(zeros, dtype=dtype)
-        own = self.parameters.detach(), self.parameters.grad
-        used = (self._rounded, self._rounded_grad) if self._is_rounded else own
-        self._weights, self._biases = _views(used[0], shapes)
-        self._weight_grads, self._bias_grads = _views(used[1], shapes)
+        used = self.parameters.detach(), self.parameters.grad
+        if self._is_rounded:
+            used = torch.zeros_like(zeros, dtype=dtype), torch.zeros_like(zeros, dtype=dtype)
+        self._used, self._used_grad = used
+        n = len(factors)
+        self.vectors, self.weights, self.biases = _by_kind(self.tensors, n)
+        self._vectors, self._weights, self._biases = _by_kind(_views(used[0], shapes), n)
+        self._vector_grads, self._weight_grads, self._bias_grads = _by_kind(
+            _views(used[1], shapes), n
+        )
 
-    def forward(self, inputs: Tensor, masks: Sequence[Tensor] = ()) -> tuple[list[Tensor], Tensor]:
-        """The hidden layers' outputs, and the logits ``(K, n, N)``, of inputs ``(K, n, in)``.
+    def forward(
+        self, inputs: Tensor | StackedGradients, masks: Sequence[Tensor] = ()
+    ) -> tuple[Activations, Tensor]:
+        """The logits ``(K, n, N)`` of inputs ``(K, n, in)``, and what `backward` needs of them.
 
         Args:
-            inputs: in the dtype of the products.
+            inputs: in the dtype of the products; in factors, if the first layer is of low rank.
             masks: of dropout, ``(K, n, width)`` for each hidden layer: 0 or 1 / (1 - p).
         """
         if self._is_rounded:
-            self._rounded.copy_(self.parameters.detach())
-        hidden: list[Tensor] = []
+            self._used.copy_(self.parameters.detach())
+        found = Activations()
         values = inputs
+        if self._vectors:
+            assert isinstance(inputs, StackedGradients)  # as the caller was told
+            values, *products = low_rank(inputs, self._vectors)
+            found.products = tuple(products)
         for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
-            values = torch.baddbmm(bias, values, weight.mT)
+            found.entered.append(values)
+            if isinstance(values, StackedGradients):
+                values = values.project(weight).add_(bias)
+            else:
+                fed = values * masks[layer - 1] if layer and masks else values
+                values = torch.baddbmm(bias, fed, weight.mT)
             if layer < len(self._weights) - 1:
-                hidden.append(values.sigmoid_())
-                values = values * masks[layer] if masks else values
-        return hidden, values
+                values.sigmoid_()
+        assert isinstance(values, Tensor)  # there is at least one layer
+        return found, values
 
     def backward(
-        self, inputs: Tensor, hidden: list[Tensor], slope: Tensor, masks: Sequence[Tensor] = ()
+        self,
+        inputs: Tensor | StackedGradients,
+        found: Activations,
+        slope: Tensor,
+        masks: Sequence[Tensor] = (),
     ) -> None:
         """Fill the gradient from ``slope``, the loss's derivative to the logits ``(K, n, N)``."""
         for layer in reversed(range(len(self._weights))):
-            below = hidden[layer - 1] if layer else inputs
+            below = found.entered[layer]
+            torch.sum(slope, dim=1, keepdim=True, out=self._bias_grads[layer])
+            if isinstance(below, StackedGradients):
+                below.weighted_sums(slope, self._weight_grads[layer])
+                continue
             is_dropped = layer > 0 and len(masks) > 0
             fed = below * masks[layer - 1] if is_dropped else below
             torch.bmm(slope.mT, fed, out=self._weight_grads[layer])
-            torch.sum(slope, dim=1, keepdim=True, out=self._bias_grads[layer])
-            if layer:
+            if layer or self._vectors:
                 slope = torch.bmm(slope, self._weights[layer])
-                if is_dropped:
-                    slope.mul_(masks[layer - 1])
+            if is_dropped:
+                slope.mul_(masks[layer - 1])
+            if layer:
                 slope.mul_(below).addcmul_(slope, below, value=-1)  # sigmoid' = h (1 - h)
+        if self._vectors:
+            assert isinstance(inputs, StackedGradients)  # as in the forward pass
+            fill_low_rank_grads(inputs, self._vectors, found.products, slope, self._vector_grads)
         if self._is_rounded:
             assert self.parameters.grad is not None  # as made in __init__
-            self.parameters.grad.copy_(self._rounded_grad)
+            self.parameters.grad.copy_(self._used_grad)
 
 
-def _views(
-    flat: Tensor, shapes: Sequence[tuple[int, int, int]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights ``(K, out, in)`` and biases ``(K, 1, out)``, one after another in a vector."""
-    weights, biases, start = [], [], 0
-    for k, n_out, n_in in shapes:
-        middle, stop = start + k * n_out * n_in, start + k * n_out * (n_in + 1)
-        weights.append(flat[start:middle].view(k, n_out, n_in))
-        biases.append(flat[middle:stop].view(k, 1, n_out))
-        start = stop
-    return weights, biases
+def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Tensors of these shapes, one after another in a vector."""
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _by_kind(
+    tensors: list[Tensor], n_vectors: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The vectors of a low-rank layer, the weights, and the biases."""
+    return tensors[:n_vectors], tensors[n_vectors::2], tensors[n_vectors + 1 :: 2]

@@ -210,6 +210,7 @@ class TrainHead:
             labels,
             self.params.seeds,
             self.params.batch_rows,
+            self.spec.is_in_factors,
             self.spec.layers,
             self.spec.dropout,
             self._dtype,
@@ -226,7 +227,13 @@ class TrainHead:
 
     def _state(self) -> HeadState:
         n_copies = len(self.params.seeds)
-        heads = StackedMlp(self.spec.sizes, n_copies, device=self.device, dtype=self._dtype)
+        heads = StackedMlp(
+            self.spec.sizes,
+            n_copies,
+            factors=self.spec.factors,
+            device=self.device,
+            dtype=self._dtype,
+        )
         optimizer = torch.optim.SGD(
             [heads.parameters],
             lr=self.params.learning_rate,
@@ -255,7 +262,8 @@ class TrainHead:
     def _evaluate(self, head: Head) -> tuple[float, float, int]:
         """Mean loss, accuracy, and how many classes are ever predicted, on the training rows."""
         total, n_correct, predicted = 0.0, 0, set[int]()
-        blocks = (torch.split(each, _EVALUATION_ROWS) for each in self._stored)
+        at_once = min(_EVALUATION_ROWS, self.spec.batch_rows)
+        blocks = (torch.split(each, at_once) for each in self._stored)
         for f, z, labels in zip(*blocks, strict=True):
             logits = head(f, z)
             prediction = logits.argmax(dim=1)
@@ -303,7 +311,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _tensors(state: HeadState) -> dict[str, Tensor]:
     """Views of all parameters, stacked by seed, under the names that they have in a ``Head``."""
     heads = state.heads
-    return {
+    compact = zip(("low_rank.classes", "low_rank.features"), heads.vectors, strict=False)
+    return dict(compact) | {
         f"linears.{layer}.{kind}": tensor
         for layer, (weight, bias) in enumerate(zip(heads.weights, heads.biases, strict=True))
         for kind, tensor in (("weight", weight), ("bias", bias.squeeze(1)))

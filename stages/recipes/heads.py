@@ -40,6 +40,7 @@ def head_task(context: Context, params: TrainHeadParams, inputs: Inputs) -> Task
         variant=params.variant,
         scaling=params.scaling,
         dropout=params.dropout,
+        rank=params.rank,
     )
     training = HeadParams(
         epochs=params.epochs,

@@ -140,6 +140,7 @@ class TrainHeadParams(StepParams):
 
     features: str
     layers: Several[PositiveInt] = (300, 100)
+    rank: PositiveInt | None = None
     reads: Reads = "reflection"
     loss: Loss = DEFAULT_LOSS
     variant: Variant = "single-pass"
@@ -158,6 +159,8 @@ class TrainHeadParams(StepParams):
         Reading(1, 1, self.reads, self.loss, None, self.variant, self.scaling)
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different ones, found {list(self.seeds)}")
+        if self.rank and self.reads != "reflection":
+            raise ValueError(f"rank: expected reads reflection, found {self.reads}")
         return self
 
 

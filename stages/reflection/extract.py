@@ -217,7 +217,9 @@ def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
     )
     if not (batch_rows := found.batch_rows(memory, stage.batch_rows)):
         title = f"{source.name} at {source.image_size[0]}x{source.image_size[1]} pixels"
-        raise ResourceError(found.refusal(title, memory))
+        is_dense = stage.layer is not None and stage.layer.size is None
+        projected = "; or project the gradients (--project 512)" if is_dense else ""
+        raise ResourceError(found.refusal(title, memory) + projected)
     return replace(stage, batch_rows=batch_rows)
 
 

@@ -14,6 +14,9 @@ from stages.reflection.losses import DEFAULT_LOSS, ArrayT, delta
 Scaling = Literal["minmax", "maxabs", "none"]
 SCALINGS: tuple[Scaling, ...] = ("minmax", "maxabs", "none")
 
+_PROJECTED = 2**13
+"""Products with a class's columns that `project` holds for a row, if not those of one output."""
+
 
 @dataclass(frozen=True, eq=False)
 class RankOneGradient(Generic[ArrayT]):
@@ -194,20 +197,50 @@ class RankOneGradient(Generic[ArrayT]):
             matrix: shape ``(h, N * d)``, e.g. the first layer of a head.
 
         Returns:
-            Shape ``(n, h)``. Works in ``n * h * N`` numbers of memory.
+            Shape ``(n, h)``. Works in ``n * max(N, 8192)`` numbers of memory, whatever ``h`` and
+            ``d`` are.
         """
         h = int(matrix.shape[0])
         if tuple(matrix.shape) != (h, self.size):
             raise InputError(
                 f"projection: expected a matrix [h, {self.size}], found {tuple(matrix.shape)}"
             )
-        xp = array_namespace(self.delta)
+        at_once = self.outputs_at_once
+        blocks = [self._projected(matrix[at : at + at_once]) for at in range(0, h, at_once)]
+        projected: ArrayT = array_namespace(self.delta).concat(blocks, axis=1)
+        return projected
+
+    def weighted_sums(self, weights: ArrayT) -> ArrayT:
+        """``Σ_i weights[i, j] r_i``, the derivative of `project` with respect to its matrix.
+
+        Args:
+            weights: shape ``(n, h)``.
+
+        Returns:
+            Shape ``(h, N * d)``. Works in ``n * h * N`` numbers of memory besides: take as many
+            columns of the weights as `outputs_at_once` says.
+        """
+        n, h = weights.shape
+        by_class = (weights[:, :, None] * self.delta[:, None, :]).reshape((n, h * self.n_classes))
+        sums: ArrayT = (by_class.T @ self.features).reshape((h, self.size))
+        return sums if self.offset is None else sums + (weights.T @ self.offset)[:, None]
+
+    @property
+    def outputs_at_once(self) -> int:
+        """Outputs that `project` works on at once."""
+        return max(1, _PROJECTED // self.n_classes)
+
+    def _projected(self, matrix: ArrayT) -> ArrayT:
+        h = int(matrix.shape[0])
         by_class = matrix.reshape((h * self.n_classes, self.feature_dim))
-        per_class = (self.features @ by_class.T).reshape((len(self), h, self.n_classes))
+        # Not by len(): torch.export would take the number of rows for a constant.
+        n = self.delta.shape[0]
+        per_class = (self.features @ by_class.T).reshape((n, h, self.n_classes))
         projected: ArrayT = (per_class @ self.delta[:, :, None])[:, :, 0]
         if self.offset is None:
             return projected
-        shifted: ArrayT = projected + self.offset[:, None] * xp.sum(matrix, axis=1)[None, :]
+        sums = array_namespace(matrix).sum(matrix, axis=1)
+        shifted: ArrayT = projected + self.offset[:, None] * sums[None, :]
         return shifted
 
     def _sums_of_products(self) -> ArrayT:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from dask.array import Array as DaskArray
 
 
+_BLOCK_BYTES = 2**27
+"""Most bytes of gradients in a chunk, unless one row alone has more."""
+
+_ROW_BYTES = 2**20
+"""Largest row of chunks of unknown length: they cannot be cut."""
+
+
 class FactorSet(Protocol):
     """What `reflect` asks of a feature set: two arrays by name, and the plan."""
 
@@ -47,20 +54,21 @@ def reflection(
         scaling: ``minmax``, ``maxabs`` or ``none``, each row on its own.
 
     Returns:
-        Shape ``(n, N * d)``, class-major; its row chunks are those of ``features``. Rows of NaN
-        stay NaN.
+        Shape ``(n, N * d)``, class-major; its row chunks are those of ``features``, cut where they
+        would have more than 128 MiB: 16 rows of 1,000 x 2,048. Rows of NaN stay NaN.
 
     Raises:
-        InputError: an unknown name, no ``M`` where one is needed, or arrays whose rows differ.
+        InputError: an unknown name, no ``M`` where one is needed, arrays whose rows differ, or
+            long rows in chunks of unknown length.
     """
     import dask.array as da
 
     checked_loss(loss, M=M, variant=variant)
     if scaling not in SCALINGS:
         raise InputError(f"scaling: expected one of {', '.join(SCALINGS)}; found {scaling!r}")
-    features, logits = _aligned(features, logits)
-    size = features.shape[1] * logits.shape[1]
+    size = features.shape[-1] * logits.shape[-1]
     dtype = np.result_type(features.dtype, logits.dtype)
+    features, logits = _aligned(features, logits, row_bytes=size * dtype.itemsize)
     return da.map_blocks(
         _dense_block,
         features,
@@ -106,7 +114,9 @@ def reflect(
     )
 
 
-def _aligned(features: DaskArray, logits: DaskArray) -> tuple[DaskArray, DaskArray]:
+def _aligned(
+    features: DaskArray, logits: DaskArray, *, row_bytes: int
+) -> tuple[DaskArray, DaskArray]:
     """Both arrays in whole rows, with the same row chunks (chunks of unknown length: as many)."""
     if features.ndim != 2 or logits.ndim != 2:
         raise InputError(
@@ -127,8 +137,20 @@ def _aligned(features: DaskArray, logits: DaskArray) -> tuple[DaskArray, DaskArr
             f"reflection: expected as many {'rows' if is_known else 'row chunks'} of features as "
             f"of logits, found {have[0]} and {have[1]}"
         )
-    features = features.rechunk({1: -1})
-    return features, logits.rechunk({0: features.chunks[0], 1: -1} if is_known else {1: -1})
+    if not is_known:
+        if row_bytes > _ROW_BYTES:
+            raise InputError(
+                f"reflection: a row takes {row_bytes:,} bytes and the chunks of these arrays have "
+                "no known length: call compute_chunk_sizes() on both first"
+            )
+        return features.rechunk({1: -1}), logits.rechunk({1: -1})
+    at_once = max(1, _BLOCK_BYTES // row_bytes)
+    rows = tuple(
+        min(at_once, n_rows - start)
+        for n_rows in features.chunks[0]
+        for start in range(0, max(n_rows, 1), at_once)
+    )
+    return features.rechunk({0: rows, 1: -1}), logits.rechunk({0: rows, 1: -1})
 
 
 def _dense_block(

@@ -115,9 +115,10 @@ def paper_row(table: str | None, network: str, head: Mapping[str, Any] | None) -
 
 
 def _is_on_reflection(spec: Mapping[str, Any], reads: str) -> bool:
-    """Made as the paper makes it: one backward pass, scaled between -1 and 1."""
+    """Made as the paper makes it: one backward pass, scaled between -1 and 1, all of it read."""
     return (
         reads == "reflection"
+        and spec.get("rank") is None
         and spec.get("variant", "single-pass") == "single-pass"
         and spec.get("scaling", "minmax") == "minmax"
     )

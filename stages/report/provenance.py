@@ -205,7 +205,8 @@ def _kind_of(head: Mapping[str, Any]) -> str:
     if head["predictor"] == "neighbours":
         return f"{spec['k']} nearest neighbours on {reads}"
     layers = "-".join(map(str, HeadSpec.from_dict(spec).sizes))
-    return f"{layers} on {reads}"
+    compact = f"rank {spec['rank']}, " if spec.get("rank") else ""
+    return f"{compact}{layers} on {reads}"
 
 
 def _parameters_of(head: Mapping[str, Any]) -> str:
