@@ -2,13 +2,13 @@
 
 Run it from the repository, with a store that has a model for the data set:
 
-    python benchmarks/breakdown.py --store STORE --data-root DATA --dataset cifar10c --precision bf16
+    python benchmarks/breakdown.py --store STORE --data-root DATA --dataset cifar10c
 
-The first rows of the data set are extracted in this process, into a store of their own, with a clock
-around each part of the work. Printed are the processor seconds of each part, in all threads, without
-those of the parts within it, and their share. They count the work of this process alone, whatever
-else runs on the machine. What waits instead of working (fsync, the set-up of Ray) stands in wall
-seconds beside it.
+The first rows of the data set are extracted in this process, into a store of their own, with a
+clock around each part of the work. Printed are the seconds of the processor in each part, of all
+threads, without those of the parts within it, and their share. They count the work of this process
+alone, whatever else runs on the machine. Seconds of the wall stand beside them, for what waits
+instead of working, such as fsync; those of parts that run at once add up to more than there were.
 
 With `--start-up` the command itself is run, and the wall seconds are printed from its start to its
 first committed shard, and of the same command again, which finds everything there.

@@ -43,7 +43,7 @@ class Flow:
 
     Attributes:
         batch_rows: images of a batch.
-        n_readers: batches on their way at once, one more than networks: that one is read ahead.
+        n_readers: threads, one more than networks: a batch is read ahead.
         n_threads: of the worker; the networks share them.
     """
 
@@ -82,7 +82,8 @@ class Flow:
         ahead: deque[Future[Batch]] = deque()
         with _threads(self.n_readers, self.n_threads, len(self.networks)) as pool:
             while starts or ahead:
-                while starts and len(ahead) < self.n_readers:
+                # Those that are through may wait for an earlier one without holding others up.
+                while starts and len(ahead) < self.n_readers + len(self.networks):
                     ahead.append(pool.submit(work, starts.popleft()))
                 yield ahead.popleft().result()
 

@@ -30,10 +30,10 @@ COLUMN_BYTES = 150
 SPARE = 1.5
 """Activations that are alive by torch's book-keeping, times this: kernels have work space."""
 
-CACHE_BYTES = 24 * 2**20
+CACHE_BYTES = 14 * 2**20
 """Of activations that a core of a CPU is best given at once, by `benchmarks/batch_size.py`."""
 
-LEAST_ROWS, MOST_ROWS = 8, 128
+LEAST_ROWS, MOST_ROWS = 8, 64
 """Of a batch on a CPU: smaller ones read the weights too often, larger ones gain nothing."""
 
 GPU_ROWS = 1024
@@ -102,7 +102,7 @@ def _best_rows(activations: int, precision: Precision) -> int:
     Computed, not timed: clocks differ from run to run, and with the batch size the last bits of
     the rows would.
 
-    >>> _best_rows(600_000, "fp32"), _best_rows(600_000, "bf16")
+    >>> _best_rows(340_000, "fp32"), _best_rows(340_000, "bf16")
     (32, 64)
     """
     n_bytes = activations if precision == "fp32" else activations / 2
