@@ -86,7 +86,8 @@ def measured(case: Case) -> dict[str, object]:
         (folder / "weights.safetensors").write_bytes(save_weights(network))
         del network
         source = SourceSpec(str(folder / "black.npy"), "test", "", image_size=case.side)
-        stage = Extract(source, card, str(folder / "weights.safetensors"), shard_rows=case.n_rows)
+        weights = str(folder / "weights.safetensors")
+        stage = Extract(source, card, weights, shard_rows=case.n_rows, batch_rows=128)
         store = FeatureStore(str(folder / "store"))
         peak = _watched()
         before = peak[0]

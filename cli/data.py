@@ -210,7 +210,7 @@ def extract(
     """
     from pipeline.journal import Journal
     from stages.data.registry import SourceSpec
-    from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
+    from stages.reflection.extract import Extract, extract
     from stages.reflection.named_layer import NamedLayer
     from stages.reflection.retry import retry_failed, sets_to_retry
     from stages.sensing.models import ModelRequest, choose
@@ -237,7 +237,7 @@ def extract(
         options.choice(precision, ("fp32", "bf16"), "--precision"),
         shard_rows,
         options.device_of(device) if device else default_device,
-        batch_size or DEFAULT_BATCH_ROWS,
+        batch_size,
         NamedLayer(layer, layer_loss, project) if layer else None,
     )
     if dry_run:

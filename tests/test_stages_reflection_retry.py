@@ -19,7 +19,7 @@ from pipeline.stage import ShardOutput, Tick
 from stages.data.fingerprint import BLOCK_BYTES
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
-from stages.reflection.extract import Extract, extract
+from stages.reflection.extract import Extract, extract, fitted
 from stages.reflection.retry import RetryFailed, retry_failed
 from stages.sensing.build import build_network
 from stages.sensing.model import describe
@@ -238,7 +238,7 @@ def test_a_retry_that_is_killed_between_any_two_steps_loses_nothing(
     """Its steps: take the receipt back; chunk, chunk and part; the new receipt."""
     dying = DyingStorage(hurt.shard_set.storage.location, lives=[n_steps])
     shard = hurt.shard_set.shards[1]
-    retrying = RetryFailed(stage_of(photos), hurt.shard_set, None)
+    retrying = RetryFailed(fitted(stage_of(photos), EXECUTOR, 1), hurt.shard_set, None)
     output = retrying.compute(retrying.setup(1), shard, lambda n_rows: None)
     shards = ShardSet(dying, hurt.plan)
     with pytest.raises(KilledError):

@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.recipes.context import Context, Inputs
 from stages.recipes.params import CorruptParams, ExtractParams
 from stages.recipes.tasks import shards_of
-from stages.reflection.extract import DEFAULT_BATCH_ROWS, Extract, extract
+from stages.reflection.extract import Extract, extract
 from stages.sensing.card import ModelCard
 from stages.sensing.model import check_code
 from stages.sensing.models import weights_path
@@ -88,7 +88,7 @@ def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Tas
         params.precision,
         params.shard_rows,
         context.extracting_device,
-        params.batch or DEFAULT_BATCH_ROWS,
+        params.batch,
     )
     plan = dataclasses.replace(stage, source=context.hashed(source)).plan()
     there = context.store.find(plan)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +22,7 @@ from pipeline.runner import RunReport, run_map
 from pipeline.space import check_space
 from pipeline.stage import ShardOutput, Tick
 from stages.data.registry import SourceSpec
-from stages.data.source import ImageSource, Rows, check_planned, read_each, source_facts
+from stages.data.source import ImageSource, check_planned, source_facts
 from stages.errors import InputError
 from stages.reflection.named_layer import NamedLayer
 from stages.sensing.card import ModelCard, Precision
@@ -35,9 +34,8 @@ from store.schema import ArraySpec, Schema
 from store.shards import DEFAULT_SHARD_ROWS, Shard
 
 if TYPE_CHECKING:
-    from stages.reflection.forward import Forward
+    from stages.reflection.flow import Flow
 
-DEFAULT_BATCH_ROWS = 128
 BLOCK_ROWS = 1024
 
 
@@ -51,9 +49,10 @@ class Extract:
         precision: of the layers before the last one, "fp32" or "bf16".
         shard_rows: images in a shard, a Zarr chunk and a Parquet part.
         device: where workers compute; "cuda" is the GPU that a worker was given.
-        batch_rows: images at once, less where memory is scarce. It is not part of the plan: another
-            batch size changes rows by rounding only.
+        batch_rows: images at once in a network; `fitted` chooses where it is None. It is not part
+            of the plan: another batch size changes rows by rounding only.
         layer: another layer whose gradients are stored as well; none by default.
+        n_images: images at once that a worker's memory holds; `fitted` finds out.
     """
 
     source: SourceSpec
@@ -62,8 +61,9 @@ class Extract:
     precision: Precision = "fp32"
     shard_rows: int = DEFAULT_SHARD_ROWS
     device: str = "cpu"
-    batch_rows: int = DEFAULT_BATCH_ROWS
+    batch_rows: int | None = None
     layer: NamedLayer | None = None
+    n_images: int | None = None
 
     name: ClassVar[str] = "extract"
     version: ClassVar[int] = 1  # raise it when any row comes out otherwise
@@ -115,19 +115,22 @@ class Extract:
         """Make sure that the source is still the planned one; raises ``InputError``."""
         check_planned(self.source.open(), plan["inputs"]["source"])
 
-    def setup(self, n_threads: int) -> _State:
-        """The opened source, and the network on its device."""
+    def setup(self, n_threads: int) -> Flow:
+        """The opened source, and networks on their device."""
         import torch
 
+        from stages.reflection.flow import flow_of
         from stages.reflection.forward import Forward
         from stages.sensing.model import load_sensing
 
+        assert self.batch_rows is not None  # `fitted` has set both
+        assert self.n_images is not None
         torch.set_num_threads(n_threads)
         sensing = load_sensing(self.card, self.weights, self.device, self.precision)
         forward = Forward(sensing, self.weights, self.layer, self.batch_rows)
-        return _State(self.source.open(), forward)
+        return flow_of(self.source.open(), forward, n_threads, self.n_images)
 
-    def compute(self, state: _State, shard: Shard, tick: Tick) -> ShardOutput:
+    def compute(self, state: Flow, shard: Shard, tick: Tick) -> ShardOutput:
         """Features, logits and sample columns of a shard.
 
         An image that cannot be read, makes the network fail, or gives numbers that are not finite
@@ -140,31 +143,33 @@ class Extract:
         failed: dict[int, str] = {}
         errors: dict[int, Exception] = {}
         crc = 0
-        waited = 0.0
-        for at, rows, seconds in _read_ahead(state.source, shard, self.batch_rows):
-            n = len(rows.images)
-            waited += seconds
+        read_s = 0.0
+        for batch in state.through(shard, arrays):
+            at, rows = batch.at, batch.rows
+            read_s += batch.read_s
             crc = google_crc32c.extend(crc, rows.images)
-            out = {name: values[at : at + n] for name, values in arrays.items()}
             failed |= {at + row: reason for row, reason in rows.failed.items()}
-            found = state.forward.fill(out, rows.images)
-            errors |= {at + row: error for row, error in found.items() if row not in rows.failed}
+            found = batch.errors.items()
+            errors |= {at + row: error for row, error in found if row not in rows.failed}
             parts.append(rows.columns)  # not the images: a shard of them may be larger than memory
-            tick(n)
+            tick(len(rows.images))
+        began = time.perf_counter()
         failed |= _unfit(shard, arrays, failed, errors)
         for values in arrays.values():
             values[list(failed)] = np.nan
         columns = _columns(shard, parts, arrays["logits"], failed, schema)
         chunk_rows = min(self.shard_rows, state.source.n_rows)  # setup: the planned number
+        files = encode_rows(schema, shard, chunk_rows, arrays, columns)
+        encode_s = time.perf_counter() - began
         return ShardOutput(
-            encode_rows(schema, shard, chunk_rows, arrays, columns),
+            files,
             {
                 "failed": {str(shard.start + row): failed[row] for row in sorted(failed)},
                 "images_crc32c": f"{crc:08x}",
                 "device": self.device,
-                "batch_rows": state.forward.batch_rows,
+                "batch_rows": state.rows_at_once,
             },
-            {"read": waited},
+            {"read": read_s / state.n_readers, "encode": encode_s},
         )
 
 
@@ -199,7 +204,7 @@ def extract(
 
 
 def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
-    """The stage with batches that a worker's memory holds: its own size, halved if need be.
+    """The stage with batches that suit the network, halved where a worker's memory needs it.
 
     Raises ``ResourceError`` where not even one image fits.
     """
@@ -212,6 +217,7 @@ def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
         stage.card,
         stage.schema(source),
         min(stage.shard_rows, source.n_rows),
+        precision=stage.precision,
         layer=stage.layer,
         device=stage.device,
     )
@@ -220,7 +226,7 @@ def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
         is_dense = stage.layer is not None and stage.layer.size is None
         projected = "; or project the gradients (--project 512)" if is_dense else ""
         raise ResourceError(found.refusal(title, memory) + projected)
-    return replace(stage, batch_rows=batch_rows)
+    return replace(stage, batch_rows=batch_rows, n_images=found.n_images(memory))
 
 
 def _check_classes(source: ImageSource, card: ModelCard) -> None:
@@ -249,35 +255,6 @@ def _check_classes(source: ImageSource, card: ModelCard) -> None:
 
 def _are_numbers(names: tuple[str, ...]) -> bool:
     return names == tuple(str(label) for label in range(len(names)))
-
-
-@dataclass(frozen=True)
-class _State:
-    """A worker's own: the opened source and the network."""
-
-    source: ImageSource
-    forward: Forward
-
-
-def _read_ahead(
-    source: ImageSource, shard: Shard, batch_rows: int
-) -> Iterator[tuple[int, Rows, float]]:
-    """The batches of a shard with their offset in it, and the seconds that they were waited for.
-
-    The next one is read while one is used.
-    """
-    starts = range(shard.start, shard.stop, batch_rows)
-    with ThreadPoolExecutor(1) as reader:
-        reads = (
-            (start, reader.submit(read_each, source, start, min(start + batch_rows, shard.stop)))
-            for start in starts
-        )
-        ahead = next(reads, None)
-        while ahead is not None:
-            (start, future), ahead = ahead, next(reads, None)
-            began = time.perf_counter()
-            rows = future.result()
-            yield start - shard.start, rows, time.perf_counter() - began
 
 
 def _unfit(

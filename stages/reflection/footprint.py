@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pipeline.memory import PROCESS_BYTES, gib
 from stages.data.source import ImageSource
 from stages.reflection.named_layer import NamedLayer
 from stages.sensing.build import build_network
-from stages.sensing.card import ModelCard
+from stages.sensing.card import ModelCard, Precision
 from stages.sensing.model import normalised
 from store.schema import Schema
 
@@ -29,19 +30,36 @@ COLUMN_BYTES = 150
 SPARE = 1.5
 """Activations that are alive by torch's book-keeping, times this: kernels have work space."""
 
+CACHE_BYTES = 14 * 2**20
+"""Of activations that a core of a CPU is best given at once, by `benchmarks/batch_size.py`."""
+
+LEAST_ROWS, MOST_ROWS = 8, 64
+"""Of a batch on a CPU: smaller ones read the weights too often, larger ones gain nothing."""
+
+GPU_ROWS = 1024
+"""Of a batch on a GPU: each layer is started once for all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes that a worker takes: ``fixed`` whatever the batch, ``shard`` of it for the rows."""
+    """Bytes that a worker takes: ``fixed`` whatever the batch, ``shard`` of it for the rows.
+
+    ``best_rows`` is the batch size that suits the network.
+    """
 
     fixed: int
     shard: int
     image: int
+    best_rows: int
 
-    def batch_rows(self, memory: int, most: int) -> int:
-        """The batch size that fits: ``most``, halved as often as needed; 0 where none does."""
-        rows = most
-        while rows and self.fixed + rows * self.image > memory:
+    def n_images(self, memory: int) -> int:
+        """How many images that much memory holds at once."""
+        return max(0, memory - self.fixed) // self.image
+
+    def batch_rows(self, memory: int, asked: int | None) -> int:
+        """The batch size that fits: the one asked for or the best, halved until it does, or 0."""
+        rows = asked or self.best_rows
+        while rows > self.n_images(memory):
             rows //= 2
         return rows
 
@@ -60,6 +78,7 @@ def footprint(
     schema: Schema,
     chunk_rows: int,
     *,
+    precision: Precision,
     layer: NamedLayer | None,
     device: str,
 ) -> Footprint:
@@ -73,7 +92,22 @@ def footprint(
     process = PROCESS_BYTES if is_on_cpu else PROCESS_BYTES + CUDA_BYTES
     # A batch is at work, one is read ahead, and one may be on its way from one form to another.
     image = 3 * height * width * 3 + (int(SPARE * activations) if is_on_cpu else 0)
-    return Footprint(process + source.held_bytes + 3 * weights + shard, shard, image)
+    best_rows = _best_rows(activations, precision) if is_on_cpu else GPU_ROWS
+    return Footprint(process + source.held_bytes + 3 * weights + shard, shard, image, best_rows)
+
+
+def _best_rows(activations: int, precision: Precision) -> int:
+    """The power of two whose activations are nearest to what a core is best given.
+
+    Computed, not timed: clocks differ from run to run, and with the batch size the last bits of
+    the rows would.
+
+    >>> _best_rows(340_000, "fp32"), _best_rows(340_000, "bf16")
+    (32, 64)
+    """
+    n_bytes = activations if precision == "fp32" else activations / 2
+    rows = 2 ** round(math.log2(CACHE_BYTES / n_bytes))
+    return int(min(max(rows, LEAST_ROWS), MOST_ROWS))
 
 
 def _of_network(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +33,11 @@ class Forward:
     weights: str
     layer: NamedLayer | None
     batch_rows: int
+
+    def twin(self) -> Forward:
+        """A copy for another thread: the weights are the same memory, nothing else is shared."""
+        weights = [*self.sensing.parameters(), *self.sensing.buffers()]
+        return replace(self, sensing=copy.deepcopy(self.sensing, {id(w): w for w in weights}))
 
     def fill(self, out: Arrays, images: NDArray[np.uint8]) -> dict[int, Exception]:
         """Write the vectors of images into the rows of ``out``, arrays of that length by name.
@@ -70,7 +76,9 @@ class Forward:
         return failed
 
     def _vectors(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        on_device = torch.from_numpy(images).to(self.sensing.mean.device)
+        on_device = torch.from_numpy(images)
+        if self.sensing.mean.is_cuda:
+            on_device = on_device.pin_memory().to(self.sensing.mean.device, non_blocking=True)
         features, logits = self.sensing(on_device)
         found = {"features": features, "logits": logits}
         if self.layer is not None:

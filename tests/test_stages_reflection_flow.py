@@ -1,0 +1,137 @@
+"""Batches on their way: a core each, rows that do not tell how many cores, the batch size."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.executors import LocalExecutor
+from pipeline.journal import Journal
+from stages.data.registry import SourceSpec
+from stages.reflection.extract import Extract, extract, fitted
+from stages.reflection.flow import flow_of
+from stages.reflection.forward import Forward
+from stages.reflection.named_layer import NamedLayer
+from stages.sensing.build import build_network
+from stages.sensing.model import Sensing, describe
+from stages.sensing.weights import save_weights
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+
+CLASSES = tuple("abcdefghij")
+
+TWO_AT_ONCE = """
+import threading
+import torch
+from torch import nn
+
+both = threading.Barrier(2, timeout=20)
+
+class Net(nn.Module):
+    def __init__(self, n_classes):
+        super().__init__()
+        self.last = nn.Linear(48, n_classes)
+
+    def forward(self, pixels):
+        if len(pixels) == 5:
+            both.wait()
+            with open(__file__ + ".log", "a") as log:
+                print(torch.get_num_threads(), file=log)
+        return self.last(nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(1))
+"""
+
+
+def stage_of(folder: Path, network: str = "cnn2", n_rows: int = 40, **changes: object) -> Extract:
+    """Random images under a network with random weights, in one shard."""
+    torch.manual_seed(0)
+    module = build_network(network, 10).eval()
+    card = describe(
+        module, name="n", network_name=network, class_names=CLASSES, image_size=32, family="images"
+    )
+    (folder / "weights.safetensors").write_bytes(save_weights(module))
+    images = np.random.default_rng(0).integers(0, 256, (n_rows, 32, 32, 3), np.uint8)
+    np.save(folder / "images.npy", images)
+    source = SourceSpec(str(folder / "images.npy"), "test", "")
+    return replace(Extract(source, card, str(folder / "weights.safetensors")), **changes)
+
+
+def run(stage: Extract, place: Path, n_threads: int) -> FeatureSet:
+    store = FeatureStore(str(place)).prepare()
+    executor = LocalExecutor(n_threads)
+    return extract(store, stage, executor, Journal.of(store.location, ["extract"]))[0]
+
+
+def test_rows_do_not_depend_on_the_number_of_cores(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, batch_rows=3)
+    alone, shared = (run(stage, tmp_path / str(n), n).read("features") for n in (1, 4))
+    np.testing.assert_array_equal(alone, shared)
+
+
+def test_every_core_has_a_batch_of_its_own(tmp_path: Path) -> None:
+    """The network waits until two batches are in it, and notes the threads of a layer."""
+    (tmp_path / "net.py").write_text(TWO_AT_ONCE)
+    stage = stage_of(tmp_path, f"{tmp_path}/net.py:Net", n_rows=10, batch_rows=5)
+    run(stage, tmp_path / "store", 2)
+    assert (tmp_path / "net.py.log").read_text().split() == ["1", "1"]
+    counts: list[int] = []
+    later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert counts == [2]  # what comes after it has all cores again
+
+
+def sensing_of(precision: str = "fp32") -> Sensing:
+    torch.manual_seed(0)
+    network = build_network("resnet18", 10).eval()
+    card = describe(
+        network, name="n", network_name="resnet18", class_names=CLASSES, image_size=32, family="x"
+    )
+    return Sensing(network, card, precision)  # type: ignore[arg-type]  # a Literal's value
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "n_images", "expected"), [(1, 999, 1), (4, 999, 4), (4, 24, 3), (4, 1, 1)]
+)
+def test_there_are_as_many_networks_as_cores_and_memory_allow(
+    n_threads: int, n_images: int, expected: int, tmp_path: Path
+) -> None:
+    forward = Forward(sensing_of(), "", None, batch_rows=8)
+    source = stage_of(tmp_path).source.open()
+    assert len(flow_of(source, forward, n_threads, n_images).networks) == expected
+    with_layer = replace(forward, layer=NamedLayer("conv1"))
+    assert len(flow_of(source, with_layer, n_threads, n_images).networks) == 1
+
+
+def test_networks_share_their_weights_and_nothing_else() -> None:
+    forward = Forward(sensing_of(), "", None, batch_rows=8)
+    twin = forward.twin()
+    pairs = list(zip(forward.sensing.parameters(), twin.sensing.parameters(), strict=True))
+    assert all(one.data_ptr() == other.data_ptr() for one, other in pairs)
+    modules = {id(module) for module in forward.sensing.modules()}
+    assert modules.isdisjoint(id(module) for module in twin.sensing.modules())
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "expected"),
+    [("fp32", None, 32), ("bf16", None, 64), ("fp32", 100, 100)],
+)
+def test_the_batch_size_is_the_one_asked_for_or_follows_from_the_network(
+    tmp_path: Path, precision: str, asked: int | None, expected: int
+) -> None:
+    stage = stage_of(tmp_path, "resnet18", precision=precision, batch_rows=asked)
+    assert fitted(stage, LocalExecutor(1, memory_bytes=2**32), 1).batch_rows == expected
+
+
+def test_weights_that_are_rounded_once_give_what_autocast_gives() -> None:
+    once, each_time = sensing_of("bf16"), sensing_of()
+    each_time.precision = "bf16"
+    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
+    convolutions = [each for each in once.modules() if isinstance(each, nn.Conv2d)]
+    assert {each.weight.dtype for each in convolutions} == {torch.bfloat16}
+    assert once.weight.dtype == torch.float32
+    for one, other in zip(once(images), each_time(images), strict=True):
+        assert torch.equal(one, other)
