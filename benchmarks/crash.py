@@ -139,7 +139,8 @@ def _counting(
     command = [sys.executable, "-m", module, *place, "--counted", str(counted), *extra]
 
     def n_computed() -> int:
-        return sum(map(int, counted.read_text().split())) if counted.is_file() else 0
+        lines = counted.read_text().splitlines() if counted.is_file() else []
+        return sum(int(line.split()[1]) for line in lines)
 
     def forget() -> None:
         out.mkdir(exist_ok=True)

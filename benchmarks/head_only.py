@@ -155,7 +155,7 @@ def _output() -> type[Any]:
     """The loss as TRAK asks for it."""
     from trak.modelout_functions import AbstractModelOutput
 
-    class Loss(AbstractModelOutput):  # type: ignore[misc]
+    class Loss(AbstractModelOutput):
         def __init__(self) -> None:
             pass
 

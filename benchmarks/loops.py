@@ -44,7 +44,7 @@ def plain(made: Made, out: Path) -> dict[str, Any]:
     from torchvision import transforms
     from torchvision.datasets import VisionDataset
 
-    class Images(VisionDataset):  # type: ignore[misc]  # torchvision gives no types
+    class Images(VisionDataset):
         """Reads an item as torchvision's CIFAR10 does."""
 
         def __init__(self) -> None:

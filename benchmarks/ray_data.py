@@ -1,6 +1,6 @@
 """Ray Data as the engine: read rows, `map_batches` with a network, `write_parquet`.
 
-`python -m benchmarks.ray_data FOLDER N_ROWS OUT` prints JSON. The actor reads its rows from the
+`python -m benchmarks.ray_data FOLDER N_ROWS OUT --counted FILE`. The actor reads its rows from the
 mapped array and has the same network as ours, merged and channels-last, so that the engines are
 compared. With `--checkpoint` a run that was killed goes on, as far as Ray Data can.
 """
@@ -8,7 +8,6 @@ compared. With `--checkpoint` a run that was killed goes on, as far as Ray Data 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -18,20 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.images import Made
+from benchmarks.loops import DEVICE
 
-BATCH_ROWS, N_BLOCKS = 128, 10
+BATCH_ROWS = 2048 if DEVICE == "cuda" else 128
+N_BLOCKS = 10
 
 
 class Forward:
-    """The network, in an actor; appends the number of the rows that it computes to ``counted``."""
+    """The network, in an actor; appends when it computed how many rows to ``counted``."""
 
-    def __init__(self, made: Made, counted: Path | None) -> None:
+    def __init__(self, made: Made, counted: Path) -> None:
         import torch
 
         from stages.sensing.model import load_sensing
 
         torch.set_num_threads(os.cpu_count() or 1)
-        self.sensing = load_sensing(made.card(), made.weights)
+        self.sensing = load_sensing(made.card(), made.weights, DEVICE)
         self.images = np.load(made.images, mmap_mode="r")
         self.counted = counted
 
@@ -39,11 +40,12 @@ class Forward:
         """Features and logits of some rows."""
         import torch
 
-        features, logits = self.sensing(torch.from_numpy(self.images[batch["id"]]))
-        if self.counted is not None:
-            with self.counted.open("a") as file:
-                file.write(f"{len(features)}\n")
-        return {"id": batch["id"], "features": features.numpy(), "logits": logits.numpy()}
+        began = time.time()
+        features, logits = self.sensing(torch.from_numpy(self.images[batch["id"]]).to(DEVICE))
+        found = {"features": features.cpu().numpy(), "logits": logits.cpu().numpy()}
+        with self.counted.open("a") as file:
+            file.write(f"{began} {len(features)}\n")
+        return {"id": batch["id"], **found}
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("n_rows", type=int)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--counted", type=Path)
+    parser.add_argument("--counted", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
     asked = parser.parse_args()
     import ray
@@ -67,18 +69,14 @@ def main() -> None:
             checkpoint_path=str(asked.checkpoint),
             delete_checkpoint_on_success=False,
         )
-    began = time.perf_counter()
     ray.data.range(asked.n_rows, override_num_blocks=N_BLOCKS).map_batches(
         Forward,
         fn_constructor_args=(Made(asked.folder, asked.n_rows), asked.counted),
         batch_size=BATCH_ROWS,
         concurrency=1,
         num_cpus=1,
+        num_gpus=int(DEVICE == "cuda"),
     ).write_parquet(str(asked.out))
-    seconds = time.perf_counter() - began
-    ray.shutdown()
-    written = sorted(path.stat().st_mtime for path in asked.out.rglob("*.parquet"))
-    print(json.dumps({"seconds": seconds, "written": written}))
 
 
 if __name__ == "__main__":

@@ -175,12 +175,15 @@ def contenders(sizes: Sizes) -> list[Contender]:
     """Rows of four sizes in one process; workers of four numbers for the same rows."""
     rows = [10**4, 10**5] if sizes.is_quick else [10**4, 10**5, 10**6, 10**7]
     workers = [1, 10] if sizes.is_quick else [1, 10, 100, 1000]
-    n_small = sizes.pick(5_000, 200_000)
+    n_small = sizes.pick(5_000, 100_000)
     small = SMALL_SHARD_ROWS
     return [
-        *(Contender(f"{n:,} rows", partial(storing, n, SHARD_ROWS, None), n) for n in rows),
         *(
-            Contender(f"{n:,} workers", partial(storing, n_small, small, n), n_small)
+            Contender(f"{n:,} rows", partial(storing, n, SHARD_ROWS, None), n, n < 10**6)
+            for n in rows
+        ),
+        *(
+            Contender(f"{n:,} workers", partial(storing, n_small, small, n), n_small, False)
             for n in workers
         ),
     ]

@@ -7,6 +7,7 @@ that its map says are there.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.paper_way import M
 BATCH_ROWS = 128
 
 
-class Loss(AbstractModelOutput):  # type: ignore[misc]  # TRAK gives no types
+class Loss(AbstractModelOutput):
     """The mean squared error to ``M``."""
 
     def __init__(self) -> None:
@@ -49,12 +50,12 @@ def main() -> None:
     parser.add_argument("--counted", type=Path, required=True)
     asked = parser.parse_args()
 
-    class Counting(FunctionalGradientComputer):  # type: ignore[misc]
-        """Notes the rows that are computed."""
+    class Counting(FunctionalGradientComputer):
+        """Notes when it computed how many rows."""
 
         def compute_per_sample_grad(self, batch: Any) -> Any:
             with asked.counted.open("a") as file:
-                file.write(f"{len(batch[0])}\n")
+                file.write(f"{time.time()} {len(batch[0])}\n")
             return super().compute_per_sample_grad(batch)
 
     made = Made(asked.folder, asked.n_rows)
