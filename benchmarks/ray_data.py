@@ -57,10 +57,11 @@ def main() -> None:
     parser.add_argument("--counted", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
     asked = parser.parse_args()
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the loopback, as ours
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
-    ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+    ray.init("local", logging_level="ERROR", log_to_driver=False, include_dashboard=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     if asked.checkpoint is not None:
@@ -73,7 +74,7 @@ def main() -> None:
         Forward,
         fn_constructor_args=(Made(asked.folder, asked.n_rows), asked.counted),
         batch_size=BATCH_ROWS,
-        concurrency=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=1,
         num_gpus=int(DEVICE == "cuda"),
     ).write_parquet(str(asked.out))

@@ -143,7 +143,13 @@ def storing(n_rows: int, shard_rows: int, n_workers: int | None, folder: Path) -
         if n_done != len(shards.shards):
             raise WrongNumbersError(f"{n_done} receipts for {len(shards.shards)} shards")
         _check_ends(store, n_rows)
-        return {"wall_s": wall_s, "receipts": n_done, "listing s": listing_s, "no-op s": again_s}
+        return {
+            "wall_s": wall_s,
+            "ms/shard": 1000 * wall_s / n_done,
+            "receipts": n_done,
+            "listing s": listing_s,
+            "no-op s": again_s,
+        }
 
     return once
 
