@@ -26,6 +26,9 @@ PARTS = {
 }
 """Name of a part -> its module."""
 
+PRELOAD = ("torch", "store.catalog", "stages.reflection.extract")
+"""What most contenders need: imported once, and shared by their processes."""
+
 
 def main() -> None:
     """Measure, print, and write what was asked for."""
@@ -41,35 +44,39 @@ def main() -> None:
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     asked = parser.parse_args()
     repeats = asked.repeats or (1 if asked.quick else 5)
+    about = machine.description()
     results: dict[str, Any] = results_in(asked.out) if asked.out else {}
+    wrong = 0
     for name in asked.only or PARTS:
         part: Part = import_module(PARTS[name]).PART
-        results[name] = result_of(part, Sizes(asked.quick), repeats, asked.folder)
+        try:
+            found = result_of(part, Sizes(asked.quick), repeats, asked.folder)
+        except WrongNumbersError as error:
+            tell(f"{name}: {error}")
+            wrong = 1
+            continue
+        results[name] = {**found, "machine": about}
         if asked.out:
             written(asked.out, results)
         print(shown(results[name]), flush=True)
+    sys.exit(wrong)
 
 
 def result_of(part: Part, sizes: Sizes, repeats: int, folder: str | None) -> dict[str, Any]:
-    """Measure a part."""
-    before, began = machine.load(), time.monotonic()
-    if line := machine.warning(before):
-        tell(line)
+    """Measure a part; raises ``WrongNumbersError``."""
+    warnings = [machine.warning_before()]
+    tell(f"{part.name}: {warnings[0] or 'the machine is quiet'}")
+    before, began = machine.jiffies(), time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        try:
-            found = measured(
-                part.contenders(sizes), Path(place), repeats, preload=part.preload, tell=tell
-            )
-        except WrongNumbersError as error:
-            sys.exit(f"{part.name}: {error}")
+        contenders = part.contenders(sizes)
+        found = measured(contenders, Path(place), repeats, preload=PRELOAD, tell=tell)
+    warnings.append(machine.warning_after(before))
     return {
         "title": part.title,
         "words": part.words,
         "quick": sizes.is_quick,
         "repeats": repeats,
-        "machine": machine.description(),
-        "before": before,
-        "warning": machine.warning(before),
+        "warning": "; ".join(filter(None, warnings)),
         "minutes": (time.monotonic() - began) / 60,
         "columns": part.columns,
         "rows": [each.row() for each in found],

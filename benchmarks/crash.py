@@ -175,5 +175,4 @@ PART = Part(
         Figure("rows lost or doubled by ours", ["ours, on Ray"], None, fact("lost"), at_most=0),
         Figure("rows kept by ours", ["ours, on Ray"], None, fact("kept"), at_least=0.6),
     ),
-    preload=("torch", "benchmarks.crash"),
 )

@@ -163,5 +163,4 @@ PART = Part(
         _at_work("ours, fp32", "Ray Data, fp32"),
         Figure("first rows, seconds", ["ours, fp32"], None, fact("first rows s"), at_most=10),
     ),
-    preload=("torch", "benchmarks.end_to_end"),
 )

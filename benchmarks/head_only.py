@@ -388,5 +388,4 @@ PART = Part(
             at_most=0.12,
         ),
     ),
-    preload=("torch", "benchmarks.head_only"),
 )

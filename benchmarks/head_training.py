@@ -185,5 +185,4 @@ PART = Part(
         Figure("usual loop / ours, fp32, 1 seed", [LOOP], "ours, fp32, 1 seed", wall_per_row),
         Figure("usual loop / ours, bf16, 3 seeds", [LOOP], "ours, bf16, 3 seeds", wall_per_row),
     ),
-    preload=("torch", "benchmarks.head_training"),
 )

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,31 +31,33 @@ def description() -> dict[str, object]:
     }
 
 
-def load(seconds: float = 1.0) -> dict[str, float]:
-    """What others do while we wait: load average, shares of the processors busy and stolen."""
-    before = _jiffies()
+def warning_before(seconds: float = 1.0) -> str:
+    """One line where others are at work while we wait; nothing where the machine is quiet."""
+    before = jiffies()
     time.sleep(seconds)
-    spent = {name: value - before[name] for name, value in _jiffies().items()}
-    total = sum(spent.values()) or 1
-    idle = spent["idle"] + spent["iowait"]
-    return {
-        "load average": os.getloadavg()[0],
-        "busy": 1 - (idle + spent["steal"]) / total,
-        "stolen": spent["steal"] / total,
-    }
-
-
-def warning(found: dict[str, float]) -> str:
-    """One line where the machine was not quiet; nothing where it was."""
-    if found["busy"] <= BUSY and found["stolen"] <= STOLEN:
+    idle = _share(before, "idle", "iowait", "steal")
+    if idle >= 1 - BUSY:
         return ""
     return (
-        f"not a quiet machine: before it began others took {found['busy']:.0%} of the processors, "
-        f"{found['stolen']:.0%} were stolen by the host (load average {found['load average']:.1f})"
+        f"not a quiet machine: others took {1 - idle:.0%} of the processors before it began "
+        f"(load average {os.getloadavg()[0]:.1f})"
     )
 
 
-def _jiffies() -> dict[str, int]:
+def warning_after(before: Mapping[str, int]) -> str:
+    """One line where the host took processors away since then."""
+    stolen = _share(before, "steal")
+    return f"the host took {stolen:.0%} of the processors away" if stolen > STOLEN else ""
+
+
+def _share(before: Mapping[str, int], *names: str) -> float:
+    """Of all jiffies since then, those that went to these."""
+    spent = {name: value - before[name] for name, value in jiffies().items()}
+    return sum(spent[name] for name in names) / (sum(spent.values()) or 1)
+
+
+def jiffies() -> dict[str, int]:
+    """What the processors did since the machine started."""
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
     values = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     return dict(zip(names, map(int, values), strict=False))
@@ -65,7 +68,11 @@ def _commit() -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    changed = " and what was not committed" if git("status", "--porcelain", "-uno") else ""
+    changed = (
+        " and what was not committed"
+        if git("status", "--porcelain", "-uno", "--", ".", ":!docs")
+        else ""
+    )
     return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
 
 

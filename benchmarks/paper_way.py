@@ -134,5 +134,4 @@ PART = Part(
             "one pass, frozen, over ours, fp32", ["one pass, frozen"], "ours, fp32", wall_per_row
         ),
     ),
-    preload=("torch", "benchmarks.paper_way"),
 )

@@ -78,4 +78,3 @@ class Part:
     contenders: Callable[[Sizes], list[Contender]]
     columns: tuple[str, ...]
     figures: tuple[Figure, ...]
-    preload: tuple[str, ...] = ()

@@ -170,5 +170,4 @@ PART = Part(
         Figure("intro-pipe query / pandas", ["intro-pipe query"], "pandas", wall),
         Figure("intro-pipe query / DuckDB", ["intro-pipe query"], "DuckDB", wall),
     ),
-    preload=("torch", "benchmarks.query"),
 )

@@ -206,5 +206,4 @@ PART = Part(
         Figure("rows/s, 10^7 / 10^5", [FEW], MOST, wall_per_row, at_least=0.9),
         Figure("memory, 10^7 / 10^5", [MOST], FEW, peak, at_most=1.1),
     ),
-    preload=("torch", "benchmarks.scale"),
 )
