@@ -48,7 +48,7 @@ wheel: $(INSTALLED) ## Build the wheel in dist/, e.g. for ray_cluster.yaml
 
 clean: ## Remove .venv, caches and builds; feature stores stay
 	rm -rf .venv .peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find cli pipeline stages store tests -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks cli pipeline stages store tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The frost photographs come without their package's dependencies: nothing here uses those, and
 # one is a second OpenCV that overwrites ours.

@@ -1,8 +1,8 @@
 """An epoch of training H on 50,000 rows of 640, beside its bare matrix products and the usual loop.
 
 H is that of Table 3, 640-300-100-10, batches of 128, equal hyper-parameters, rows synthetic. Ours
-is what `intro-pipe train-head` runs; with three seeds it trains three heads at once, and a row of
-the table counts for each. The products alone bound what a CPU can do in float32.
+is what `intro-pipe train-head` runs; with three seeds it trains three heads at once, and rows/s
+counts a row for each of them. The products alone bound what a CPU can do in float32.
 """
 
 from __future__ import annotations
