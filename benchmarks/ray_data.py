@@ -61,7 +61,14 @@ def main() -> None:
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
-    ray.init("local", logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+    n_cpus = (os.cpu_count() or 1) + 2  # on paper: actors that keep checkpoints hold one each
+    ray.init(
+        "local",
+        num_cpus=n_cpus,
+        logging_level="ERROR",
+        log_to_driver=False,
+        include_dashboard=False,
+    )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     if asked.checkpoint is not None:
