@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak check wheel clean
+.PHONY: help install demo test bench soak check wheel clean
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: $(INSTALLED) ## Run the whole chain on handwritten digits, offline (a minu
 # Two processes, and modules whole; one thread each, since more of them stand in each other's way.
 test: $(INSTALLED) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadgroup
+
+bench: $(INSTALLED) .peers ## Measure speed and memory beside others, into docs/benchmarks.md (40 minutes)
+	PYTHONPATH=$(CURDIR)/.peers $(BIN)/python -m benchmarks --out docs/benchmarks
 
 soak: $(INSTALLED) ## Look for what kills and files can break: stories, rounds, fuzzing (two hours)
 	$(BIN)/python tests/simulation.py --seeds 100000
@@ -36,9 +39,16 @@ wheel: $(INSTALLED) ## Build the wheel in dist/, e.g. for ray_cluster.yaml
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation
 
+# A peer that cannot be installed is told of by the table.
+.peers: benchmarks/peers.txt $(INSTALLED)
+	rm -rf $@
+	mkdir $@
+	grep -v '^#' $< | while read -r peer; do \
+	  $(BIN)/python -m pip install --quiet --no-deps --target $@ $$peer || true; done
+
 clean: ## Remove .venv, caches and builds; feature stores stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find cli pipeline stages store tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find benchmarks cli pipeline stages store tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The frost photographs come without their package's dependencies: nothing here uses those, and
 # one is a second OpenCV that overwrites ours.

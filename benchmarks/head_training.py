@@ -1,19 +1,16 @@
-"""Time an epoch of head training beside its bare matrix products and the ordinary loop.
+"""An epoch of training H on 50,000 rows of 640, beside its bare matrix products and the usual loop.
 
-Run it from the repository: `python benchmarks/head_training.py`. Everything is H of Table 3 on r_x
-at equal hyper-parameters. Each repeat runs one epoch of every contender in turn, so that whatever
-else the machine does falls on all of them; the table has medians.
+H is that of Table 3, 640-300-100-10, batches of 128, equal hyper-parameters, rows synthetic. Ours
+is what `intro-pipe train-head` runs; with three seeds it trains three heads at once, and rows/s
+counts a row for each of them. The products alone bound what a CPU can do in float32.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,14 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cli.output import emit, table
+from benchmarks.measuring import Contender, Once, WrongNumbersError, wall_per_row
+from benchmarks.part import Figure, Part, Sizes
 from stages.introspection.head import HeadSpec
 from stages.introspection.recipe import HeadParams, Precision
 from stages.introspection.stacked import StackedMlp
 from stages.introspection.train import TrainHead
-from store.catalog import FeatureStore
 
 BATCH_ROWS, WEIGHT_DECAY, LEARNING_RATE, MOMENTUM = 128, 5e-4, 0.1, 0.9
+TOLERANCE = 1e-6
+"""Of our gradients against autograd's, in float64, over the largest of them."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,6 @@ class Data:
         return HeadSpec(self.logits.shape[1], self.features.shape[1])
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One way of training: ``epoch`` runs the next one; ``n_heads`` are trained by it."""
-
-    name: str
-    n_heads: int
-    epoch: Callable[[], None]
-    accuracy: Callable[[], float | None]
-
-
 def synthetic(n_rows: int, n_classes: int = 10, width: int = 64) -> Data:
     """Non-negative features, the logits of a linear network, labels that it mostly gets right."""
     rng = np.random.default_rng(0)
@@ -63,13 +52,6 @@ def synthetic(n_rows: int, n_classes: int = 10, width: int = 64) -> Data:
     logits = 4 * (features - features.mean(axis=0)) @ weight.T
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
     return Data(features, logits.astype(np.float32), labels.astype(np.int64))
-
-
-def stored(store: str, name: str, n_rows: int) -> Data:
-    """The first rows of a feature set."""
-    found = FeatureStore(store).open(name)
-    labels = found.samples()["label"].to_numpy(np.int64)[:n_rows]
-    return Data(found.read("features", 0, n_rows), found.read("logits", 0, n_rows), labels)
 
 
 def dense_inputs(data: Data, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -104,9 +86,17 @@ def largest_difference(data: Data) -> float:
     return float((gradients - ours.parameters.grad).abs().max() / gradients.abs().max())
 
 
-def bare_products(data: Data) -> Contender:
+def checked(n_rows: int) -> Data:
+    """The rows; raises ``WrongNumbersError`` where our gradients are not autograd's."""
+    data = synthetic(n_rows)
+    if not (difference := largest_difference(data)) <= TOLERANCE:
+        raise WrongNumbersError(f"our gradients differ from autograd's by {difference:.1e}")
+    return data
+
+
+def bare_products(n_rows: int, _: Path) -> Once:
     """Only the products: forward, weights' gradients, inputs' gradients but the first layer's."""
-    layers = list(pairwise(data.spec.sizes))
+    layers = list(pairwise(synthetic(2).spec.sizes))
     x = [torch.rand(BATCH_ROWS, n_in) for n_in, _ in layers]
     slopes = [torch.rand(BATCH_ROWS, n_out) for _, n_out in layers]
     weights = [torch.rand(n_out, n_in) for n_in, n_out in layers]
@@ -119,15 +109,15 @@ def bare_products(data: Data) -> Contender:
                 _ = slopes[index][:n] @ weight
 
     def epoch() -> None:
-        n_rows = len(data.labels)
         for start in range(0, n_rows, BATCH_ROWS):
             products(min(BATCH_ROWS, n_rows - start))
 
-    return Contender("matrix products alone, fp32", 1, epoch, lambda: None)
+    return epoch
 
 
-def ours(data: Data, seeds: tuple[int, ...], precision: Precision) -> Contender:
+def ours(seeds: tuple[int, ...], precision: Precision, n_rows: int, _: Path) -> Once:
     """The stage that `intro-pipe train-head` runs."""
+    data = checked(n_rows)
     params = HeadParams(
         batch_rows=BATCH_ROWS,
         learning_rate=LEARNING_RATE,
@@ -139,16 +129,16 @@ def ours(data: Data, seeds: tuple[int, ...], precision: Precision) -> Contender:
     stage = TrainHead(data.features, data.logits, data.labels, data.spec, params)
     state = stage.start()
     epochs = iter(range(params.epochs))
-    return Contender(
-        f"intro-pipe, {precision}, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
-        len(seeds),
-        lambda: void(stage.step(state, next(epochs), lambda _: None)),
-        lambda: statistics.mean(stage.finish(state)[1]["train_accuracy"]),
-    )
+
+    def epoch() -> None:
+        stage.step(state, next(epochs), lambda _: None)
+
+    return epoch
 
 
-def ordinary(data: Data) -> Contender:
+def ordinary(n_rows: int, _: Path) -> Once:
     """Dense r_x in a TensorDataset, a shuffling DataLoader, nn.Sequential and torch's SGD."""
+    data = synthetic(n_rows)
     x, y = dense_inputs(data), torch.from_numpy(data.labels)
     torch.manual_seed(0)
     network = sequential(data.spec.sizes)
@@ -163,81 +153,36 @@ def ordinary(data: Data) -> Contender:
             torch.autograd.backward(nn.functional.cross_entropy(network(inputs), labels))
             optimizer.step()
 
-    def accuracy() -> float:
-        with torch.inference_mode():
-            return float((network(x).argmax(dim=1) == y).float().mean())
-
-    return Contender("ordinary PyTorch loop, fp32, 1 seed", 1, epoch, accuracy)
+    return epoch
 
 
-def void(_: object) -> None:
-    """Nothing, of anything."""
+PRODUCTS, LOOP = "matrix products alone, fp32", "usual loop, fp32, 1 seed"
 
 
-def seconds_per_epoch(contenders: list[Contender], repeats: int) -> list[list[float]]:
-    """Seconds of each contender's epochs, after one that does not count."""
-    times: list[list[float]] = [[] for _ in contenders]
-    for repeat in range(repeats + 1):
-        for contender, own in zip(contenders, times, strict=True):
-            started = time.perf_counter()
-            contender.epoch()
-            if repeat:
-                own.append(time.perf_counter() - started)
-    return times
-
-
-def rows_of(contenders: list[Contender], times: list[list[float]]) -> list[dict[str, Any]]:
-    """A row for each contender; the bound and the ordinary loop are the first and the last."""
-    heads = [
-        statistics.median(own) / contender.n_heads
-        for contender, own in zip(contenders, times, strict=True)
-    ]
+def contenders(sizes: Sizes) -> list[Contender]:
+    """The bound, ours with one seed and with three, and the loop."""
+    n = sizes.pick(2_000, 50_000)
+    three = (0, 1, 2)
     return [
-        {
-            "trained by": contender.name,
-            "s / head and epoch": seconds,
-            "share of bound": heads[0] / seconds,
-            "times ordinary": heads[-1] / seconds,
-            "train accuracy": contender.accuracy(),
-        }
-        for contender, seconds in zip(contenders, heads, strict=True)
+        Contender(PRODUCTS, partial(bare_products, n), n),
+        Contender("ours, fp32, 1 seed", partial(ours, (0,), "fp32", n), n),
+        Contender("ours, fp32, 3 seeds", partial(ours, three, "fp32", n), 3 * n),
+        Contender("ours, bf16, 3 seeds", partial(ours, three, "bf16", n), 3 * n),
+        Contender(LOOP, partial(ordinary, n), n),
     ]
 
 
-def main() -> None:
-    """Check the gradients, time the epochs, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--features", help="a labelled feature set; synthetic without")
-    parser.add_argument("--store", default="intro-pipe-store", help="where it lies")
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--repeats", type=int, default=5, help="timed epochs of each")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    data = stored(asked.store, asked.features, asked.rows) if asked.features else None
-    data = data or synthetic(asked.rows)
-    difference = largest_difference(data)
-    if difference > 1e-6:
-        raise SystemExit(f"our gradients differ from autograd's by {difference:.1e}")
-    contenders = [
-        bare_products(data),
-        ours(data, (0,), "fp32"),
-        ours(data, (0, 1, 2), "fp32"),
-        ours(data, (0, 1, 2), "bf16"),
-        ordinary(data),
-    ]
-    rows = rows_of(contenders, seconds_per_epoch(contenders, asked.repeats))
-    facts = {
-        "sizes": "-".join(map(str, data.spec.sizes)),
-        "rows": len(data.labels),
-        "batch": BATCH_ROWS,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "epochs": asked.repeats + 1,
-        "gradients differ from autograd by": difference,
-    }
-    text = ", ".join(f"{name} {value}" for name, value in facts.items())
-    emit({**facts, "results": rows}, f"{table(rows)}\n{text}", as_json=asked.json)
-
-
-if __name__ == "__main__":
-    main()
+PART = Part(
+    "head-training",
+    "Training H",
+    __doc__,
+    contenders,
+    columns=("rows/s", "seconds", "from", "to", "cpu s", "memory"),
+    figures=(
+        Figure(
+            "products / ours, fp32, 1 seed", [PRODUCTS], "ours, fp32, 1 seed", wall_per_row, 0.6
+        ),
+        Figure("usual loop / ours, fp32, 1 seed", [LOOP], "ours, fp32, 1 seed", wall_per_row),
+        Figure("usual loop / ours, bf16, 3 seeds", [LOOP], "ours, bf16, 3 seeds", wall_per_row),
+    ),
+)

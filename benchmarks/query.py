@@ -1,0 +1,173 @@
+"""Accuracy and calibration error of 95 cells over 950,000 stored rows, as whole commands.
+
+Ours is `intro-pipe query`. pandas and DuckDB are a script each, start-up included, that reads the
+same Parquet files and knows confidence and prediction from there. All have 10 bins `(lo, hi]`.
+`extract again` is the whole `extract` command where every row is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import stored_cells
+from benchmarks.commands import INTRO_PIPE, Cost, cost_of
+from benchmarks.measuring import Contender, Once, WrongNumbersError, wall
+from benchmarks.part import Figure, Part, Sizes
+from stages.data.corruptions.names import N_SEVERITIES
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+
+N_BINS, TOLERANCE = 10, 1e-9
+N_CELLS = len(stored_cells.CORRUPTIONS) * N_SEVERITIES
+
+PANDAS = """
+import sys
+import numpy as np
+import pandas as pd
+
+columns = ["corruption", "severity", "label", "prediction", "confidence"]
+rows = pd.read_parquet(sys.argv[1], columns=columns)
+rows["right"] = (rows["label"] == rows["prediction"]).astype(float)
+rows["bin"] = np.ceil(rows["confidence"] * 10)
+cell = ["corruption", "severity"]
+bins = rows.groupby([*cell, "bin"]).agg(
+    n_rows=("right", "size"), right=("right", "sum"), sure=("confidence", "sum")
+)
+bins["gap"] = (bins["right"] - bins["sure"]).abs()
+found = bins.groupby(level=cell).sum()
+found["accuracy"] = found["right"] / found["n_rows"]
+found["ece"] = found["gap"] / found["n_rows"]
+print(found.reset_index()[[*cell, "accuracy", "ece"]].to_json(orient="records"))
+"""
+
+DUCKDB = """
+import json
+import sys
+import duckdb
+
+found = duckdb.sql(f'''
+    with bins as (
+        select corruption, severity, ceil(confidence * 10) as bin, count(*) as n,
+            sum((label = prediction)::int) as sure_right, sum(confidence) as sure
+        from '{sys.argv[1]}/*.parquet' group by all
+    )
+    select corruption, severity, sum(sure_right) / sum(n) as accuracy,
+        sum(abs(sure_right - sure)) / sum(n) as ece
+    from bins group by all order by all
+''')
+print(json.dumps([dict(zip(found.columns, row)) for row in found.fetchall()]))
+"""
+
+
+def expected(found: FeatureSet) -> dict[tuple[str, int], tuple[float, float]]:
+    """Accuracy and calibration error of each cell, which is a shard, bin by bin."""
+    right = {}
+    for shard in found.shard_set.shards:
+        logits = found.read_chunk("logits", shard).astype(np.float64)
+        samples = found.read_samples(shard).to_pandas()
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        sure = (p / p.sum(axis=1, keepdims=True)).max(axis=1)
+        hits = logits.argmax(axis=1) == samples["label"].to_numpy()
+        edges = np.arange(N_BINS) / N_BINS
+        masks = [(sure > low) & (sure <= low + 1 / N_BINS) for low in edges]
+        gaps = [abs(hits[mask].sum() - sure[mask].sum()) for mask in masks]
+        cell = (samples["corruption"].iloc[0], int(samples["severity"].iloc[0]))
+        right[cell] = float(hits.mean()), float(sum(gaps) / len(hits))
+    return right
+
+
+def made_for(folder: Path, cell_rows: int) -> stored_cells.Cells:
+    """The set, beside the folder of a contender; all of the part share it."""
+    place = folder.with_name("cells")
+    made = stored_cells.Cells(place)
+    return made if made.store.is_dir() else stored_cells.make(place, cell_rows)
+
+
+def asking(
+    command: Callable[[stored_cells.Cells], Sequence[str]], cell_rows: int, folder: Path
+) -> Once:
+    """A command that prints the cells as JSON."""
+    made = made_for(folder, cell_rows)
+    right = expected(FeatureStore(str(made.store)).open(stored_cells.FEATURES))
+
+    def once() -> dict[str, Any]:
+        cost = cost_of(command(made))
+        _check(cost, right)
+        return cost.facts()
+
+    return once
+
+
+def _check(cost: Cost, right: dict[tuple[str, int], tuple[float, float]]) -> None:
+    """Raise ``WrongNumbersError`` where a printed cell is not as it should be."""
+    rows = json.loads(cost.stdout)
+    found = {(row["corruption"], row["severity"]): (row["accuracy"], row["ece"]) for row in rows}
+    if found.keys() != right.keys():
+        raise WrongNumbersError(f"{len(found)} cells, expected {len(right)}")
+    difference = max(abs(np.subtract(found[cell], right[cell])).max() for cell in right)
+    if not difference <= TOLERANCE:
+        raise WrongNumbersError(f"cells differ by {difference:.1e}")
+
+
+def _query(made: stored_cells.Cells) -> list[str]:
+    asked = ("--by", "corruption,severity", "--metric", "accuracy", "--metric", "ece", "--json")
+    return [*INTRO_PIPE, "query", stored_cells.FEATURES, *asked, "--store", str(made.store)]
+
+
+def _script(text: str, made: stored_cells.Cells) -> list[str]:
+    (samples,) = made.store.glob("features/*/samples")
+    return [sys.executable, "-c", text, str(samples)]
+
+
+def extracting(cell_rows: int, folder: Path) -> Once:
+    """`extract` of what is there."""
+    made = made_for(folder, cell_rows)
+    store = ("--store", str(made.store), "--shard-rows", str(cell_rows), "--json")
+    network = ("--network", "resnet18", "--weights", str(made.weights))
+    command = [*INTRO_PIPE, "extract", "--dataset", str(made.dataset), *network, *store]
+
+    def once() -> dict[str, Any]:
+        cost = cost_of(command)
+        if (n := json.loads(cost.stdout)["n_computed"]) != 0:
+            raise WrongNumbersError(f"{n} shards were computed, expected 0")
+        return cost.facts()
+
+    return once
+
+
+def contenders(sizes: Sizes) -> list[Contender]:
+    """Ours, pandas, DuckDB; and the repeat that has nothing to do."""
+    cell_rows = sizes.pick(200, 10_000)
+    n = N_CELLS * cell_rows
+    commands = {
+        "intro-pipe query": _query,
+        "pandas": partial(_script, PANDAS),
+        "DuckDB": partial(_script, DUCKDB),
+    }
+    asked = [
+        Contender(name, partial(asking, command, cell_rows), n)
+        for name, command in commands.items()
+    ]
+    return [*asked, Contender("extract again", partial(extracting, cell_rows), n)]
+
+
+PART = Part(
+    "query",
+    "Query",
+    __doc__,
+    contenders,
+    columns=("seconds", "from", "to", "cpu s", "memory"),
+    figures=(
+        Figure("intro-pipe query, seconds", ["intro-pipe query"], None, wall, at_most=2),
+        Figure("extract again, seconds", ["extract again"], None, wall, at_most=2),
+        Figure("intro-pipe query / pandas", ["intro-pipe query"], "pandas", wall),
+        Figure("intro-pipe query / DuckDB", ["intro-pipe query"], "DuckDB", wall),
+    ),
+)
