@@ -124,6 +124,12 @@ def test_the_two_readings_of_the_positive_class_differ():
     assert (found["fpr95"], found["fpr95_ood_pos"]) == (1.0, pytest.approx(4 / 40))
 
 
+def test_rejecting_exactly_95_percent_is_enough():
+    found = detection_summary(np.array([18.5]), np.arange(20.0))
+
+    assert found["fpr95_ood_pos"] == 0
+
+
 def test_a_perfect_and_a_reversed_detector():
     high, low = np.array([3.0, 4.0]), np.array([1.0, 2.0])
     areas = ("auroc", "aupr_in", "aupr_out")

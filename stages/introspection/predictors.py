@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.errors import DataNotFoundError, InputError
 from stages.introspection import temperature
-from stages.introspection.head import Head, HeadSpec, load_head, predict_probabilities
+from stages.introspection.head import Head, HeadSpec, head_factors, load_head, predict_probabilities
 from stages.introspection.neighbours import Neighbours
 from stages.introspection.reading import Reading
 from stages.introspection.train import WEIGHTS_KEY
@@ -22,6 +22,10 @@ from store.featureset import FeatureSet
 
 Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """Features ``[n, d]`` and logits ``[n, N]`` to probabilities ``[n, N]``."""
+
+
+Factors = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+"""Features and logits of f to input ``[n, h]`` and output ``[n, N]`` of a head's last layer."""
 
 
 def sensing_probabilities(
@@ -121,6 +125,31 @@ def predictors(
         seed: partial(predict_probabilities, open_head(artifact, seed, device=device))
         for seed in card["params"]["seeds"]
     }
+
+
+def factors(artifact: Artifact) -> dict[int, Factors]:
+    """What goes into a finished head's last layer and what comes out, for each of its seeds.
+
+    A temperature has the features of f and its logits divided. Raises ``InputError`` for a head
+    that has no last layer.
+    """
+    card = _card(artifact)
+    if card["predictor"] == "temperature":
+        return {0: partial(_divided, card["temperature"])}
+    if card["predictor"] != "mlp":
+        raise InputError(
+            f"head '{artifact.name}': expected a trained network or a temperature, which have "
+            f"logits, found {card['predictor']}; leave it out"
+        )
+    return {
+        seed: partial(head_factors, open_head(artifact, seed)) for seed in card["params"]["seeds"]
+    }
+
+
+def _divided(
+    value: float, features: NDArray[Any], logits: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    return features, logits / value
 
 
 def _tempered(
