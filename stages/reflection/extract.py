@@ -36,6 +36,7 @@ from store.shards import DEFAULT_SHARD_ROWS, Shard
 
 if TYPE_CHECKING:
     from stages.reflection.forward import Forward
+    from stages.reflection.perturbation import Perturbation
 
 DEFAULT_BATCH_ROWS = 128
 BLOCK_ROWS = 1024
@@ -54,6 +55,7 @@ class Extract:
         batch_rows: images at once, less where memory is scarce. It is not part of the plan: another
             batch size changes rows by rounding only.
         layer: another layer whose gradients are stored as well; none by default.
+        perturbations: that images go through first, in this order; none by default.
     """
 
     source: SourceSpec
@@ -64,6 +66,7 @@ class Extract:
     device: str = "cpu"
     batch_rows: int = DEFAULT_BATCH_ROWS
     layer: NamedLayer | None = None
+    perturbations: tuple[Perturbation, ...] = ()
 
     name: ClassVar[str] = "extract"
     version: ClassVar[int] = 1  # raise it when any row comes out otherwise
@@ -76,14 +79,17 @@ class Extract:
         """
         source = self.source.open()
         _check_classes(source, self.card)
+        perturbed = [each.to_dict() for each in self.perturbations]
+        tags = "".join(f"+{each.tag}" for each in self.perturbations)
         return {
-            "name": f"{source.name}-{source.split}@{self.card.name}",
+            "name": f"{source.name}{tags}-{source.split}@{self.card.name}",
             "stage": {
                 "name": self.name,
                 "version": self.version,
                 "params": {
                     "precision": self.precision,
                     "layer": self.layer.to_dict() if self.layer else None,
+                    **({"perturbations": perturbed} if perturbed else {}),
                 },
             },
             "inputs": {"source": source_facts(source), "model": self.card.to_dict()},
@@ -124,7 +130,8 @@ class Extract:
 
         torch.set_num_threads(n_threads)
         sensing = load_sensing(self.card, self.weights, self.device, self.precision)
-        forward = Forward(sensing, self.weights, self.layer, self.batch_rows)
+        moves = [each.of(sensing) for each in self.perturbations]
+        forward = Forward(sensing, self.weights, self.layer, self.batch_rows, moves)
         return _State(self.source.open(), forward)
 
     def compute(self, state: _State, shard: Shard, tick: Tick) -> ShardOutput:
@@ -213,6 +220,7 @@ def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
         stage.schema(source),
         min(stage.shard_rows, source.n_rows),
         layer=stage.layer,
+        is_perturbed=bool(stage.perturbations),
         device=stage.device,
     )
     if not (batch_rows := found.batch_rows(memory, stage.batch_rows)):

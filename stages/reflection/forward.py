@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stages.reflection.named_layer import ARRAY, NamedLayer
+from stages.reflection.perturbation import Move
 from stages.sensing.build import build_network
 from stages.sensing.model import Sensing, normalised
 from stages.sensing.weights import load_weights
@@ -25,13 +26,15 @@ Arrays = Mapping[str, NDArray[Any]]
 class Forward:
     """A network with its weights, the layer whose gradients are stored too, and a batch size.
 
-    ``batch_rows`` gets smaller where memory runs out.
+    ``batch_rows`` gets smaller where memory runs out. ``moves`` change images before they go in,
+    one after the other.
     """
 
     sensing: Sensing
     weights: str
     layer: NamedLayer | None
     batch_rows: int
+    moves: Sequence[Move] = ()
 
     def fill(self, out: Arrays, images: NDArray[np.uint8]) -> dict[int, Exception]:
         """Write the vectors of images into the rows of ``out``, arrays of that length by name.
@@ -71,6 +74,8 @@ class Forward:
 
     def _vectors(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         on_device = torch.from_numpy(images).to(self.sensing.mean.device)
+        for move in self.moves:
+            on_device = move(on_device)
         features, logits = self.sensing(on_device)
         found = {"features": features, "logits": logits}
         if self.layer is not None:
