@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from stages.reflection.losses import softmax
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
+from store.plan import Plan
 
 Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """Features ``[n, d]`` and logits ``[n, N]`` to probabilities ``[n, N]``."""
@@ -36,7 +37,19 @@ def sensing_probabilities(
     return softmax(logits.astype(np.float64)).astype(np.float64, copy=False)
 
 
-def choose_head(store: FeatureStore, feature_set: FeatureSet, name: str | None) -> Artifact:
+class OfModel(Protocol):
+    """A feature set, or the plan of one."""
+
+    @property
+    def plan(self) -> Plan:
+        """Says which network made the features, or will."""
+
+    @property
+    def name(self) -> str:
+        """What the set is called."""
+
+
+def choose_head(store: FeatureStore, feature_set: OfModel, name: str | None) -> Artifact:
     """The head of that name, or the only one that belongs to this network.
 
     Raises:
@@ -63,7 +76,7 @@ def choose_head(store: FeatureStore, feature_set: FeatureSet, name: str | None) 
     )
 
 
-def check_model(feature_set: FeatureSet, artifact: Artifact) -> None:
+def check_model(feature_set: OfModel, artifact: Artifact) -> None:
     """Raise ``InputError`` where a head belongs to another network than the features."""
     model, card = feature_set.plan["inputs"]["model"], _card(artifact)
     if card["model_weights_sha256"] != model["weights_sha256"]:
@@ -135,7 +148,7 @@ def factors(artifact: Artifact) -> dict[int, Factors]:
     """
     card = _card(artifact)
     if card["predictor"] == "temperature":
-        return {0: partial(_divided, card["temperature"])}
+        return {0: partial(divided, card["temperature"])}
     if card["predictor"] != "mlp":
         raise InputError(
             f"head '{artifact.name}': expected a trained network or a temperature, which have "
@@ -146,9 +159,10 @@ def factors(artifact: Artifact) -> dict[int, Factors]:
     }
 
 
-def _divided(
+def divided(
     value: float, features: NDArray[Any], logits: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Features, and logits divided by a temperature."""
     return features, logits / value
 
 
