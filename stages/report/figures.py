@@ -311,6 +311,7 @@ FIGURES: dict[str, Kind] = {
         "but where many contenders share a diagram. Rows of all cells and seeds together. On the "
         "diagonal confidence is right; below it, too high. Hollow: under 0.5 % of the rows.",
         draw_reliability,
+        needs=("accuracy",),
         part="bins",
     ),
     "by-epoch": Kind(
