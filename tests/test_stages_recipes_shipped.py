@@ -94,5 +94,7 @@ def test_the_cost_counts_each_seed():
 
 
 def test_a_recipe_that_does_not_ship_is_refused():
-    with pytest.raises(InputError, match="there is no recipe 'table-4'; these ship: table-2, table-3"):
+    with pytest.raises(
+        InputError, match="there is no recipe 'table-4'; these ship: table-2, table-3"
+    ):
         shipped_text("table-4")
