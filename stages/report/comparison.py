@@ -140,7 +140,7 @@ SPOKEN = {
     "nll": "NLL",
     "log_likelihood": "log-likelihood",
     "fpr95": "FPR at 95 % TPR",
-    "fpr95_ood_pos": "the same, OOD positive",
+    "fpr95_ood_pos": "FPR at 95 % TPR, OOD positive",
     "fpr95_sweep": "FPR at 95 % TPR, sweep",
     "detection_error": "detection error",
     "auroc": "AUROC",
