@@ -417,3 +417,15 @@ def test_an_attack_through_the_head_is_another_set(world, capsys):
 
 def test_without_a_head_f_stands_alone(world, capsys):
     assert "  H " not in said(capsys, "--detector", "msp", "--head", "none", "--resamples", "0").out
+
+
+def test_a_result_can_be_shown_as_a_page(world, capsys):
+    (found,) = world.detect("msp", n_resamples=100)
+    sys.argv = ["intro-pipe", "report", found.artifact.name, "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = json.loads(capsys.readouterr().out)
+
+    assert ended.value.code == 0
+    assert [line.split(" H ")[0] for line in shown["shows"]] == ["In AUROC", "In FPR at 95 % TPR"]
+    assert shown["figures"] == []
