@@ -36,7 +36,7 @@ steps:
     stage: train-head
     features: train
     layers: [20]
-    epochs: 40
+    epochs: 15
     batch: 16
     weight_decay: 0.0
   detected:
