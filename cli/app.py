@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import analysis, checking, data, heads, reading, recipes, report, runs, training
+from cli import analysis, checking, data, detection, heads, reading, recipes, report, runs, training
 from pipeline.terminal import printable_line
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ training.add_to(app)
 heads.add_to(app)
 reading.add_to(app)
 checking.add_to(app)
+detection.add_to(app)
 analysis.add_to(app)
 report.add_to(app)
 recipes.add_to(app)

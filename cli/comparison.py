@@ -10,14 +10,14 @@ from cli.output import table
 
 if TYPE_CHECKING:
     from stages.applications.evaluation import Contender, Evaluation
+    from stages.introspection.predictors import OfModel
     from store.catalog import FeatureStore
-    from store.featureset import FeatureSet
 
 _GAINS = ("accuracy", "ece")
 
 
 def contenders_of(
-    store: FeatureStore, feature_set: FeatureSet, heads: Sequence[str]
+    store: FeatureStore, feature_set: OfModel, heads: Sequence[str]
 ) -> list[Contender]:
     """The heads named as ``[LABEL=]NAME``; the model's only one, as H, where none is named."""
     from stages.applications.evaluation import Contender
@@ -43,8 +43,8 @@ def shown(result: Evaluation) -> str:
         {
             "predictor": label,
             "seeds": len(seeds),
-            **{name: _with_std(means[label, name]) for name in SHOWN},
-            **{f"gain in {name}": _gain(means[label, name]) for name in _GAINS},
+            **{name: with_std(means[label, name]) for name in SHOWN},
+            **{f"gain in {name}": gain_of(means[label, name]) for name in _GAINS},
         }
         for label, seeds in card["seeds"].items()
     ]
@@ -60,12 +60,14 @@ def shown(result: Evaluation) -> str:
     return f"{card['title']}\n{table(rows)}\n{definitions}\n{files}"
 
 
-def _with_std(row: Mapping[Hashable, Any]) -> str:  # Any: numbers
+def with_std(row: Mapping[Hashable, Any]) -> str:  # Any: numbers
+    """A mean over seeds with its standard deviation."""
     std = "" if math.isnan(row["std"]) else f" ± {row['std']:.4f}"
     return "-" if math.isnan(row["mean"]) else f"{row['mean']:.4f}{std}"
 
 
-def _gain(row: Mapping[Hashable, Any]) -> str:
+def gain_of(row: Mapping[Hashable, Any]) -> str:
+    """A gain over f with its interval."""
     if math.isnan(row["gain"]):
         return "-"
     has_interval = not math.isnan(row["gain_low"])

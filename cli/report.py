@@ -31,8 +31,12 @@ def report(
     ] = None,
     about: Annotated[str, typer.Option(help="What the page is about, in a sentence.")] = "",
     metrics: Annotated[
-        str, typer.Option(help="Columns of the table, commas between.")
-    ] = "accuracy,ece,mce,brier",
+        str | None,
+        typer.Option(
+            help="Columns of the table, commas between. (default: accuracy,ece,mce,brier, or "
+            "fpr95,detection_error,auroc for results of ood)"
+        ),
+    ] = None,
     figures: Annotated[
         str | None,
         typer.Option(
@@ -42,7 +46,7 @@ def report(
     ] = None,
     paper: Annotated[
         str | None,
-        typer.Option(help="Whose numbers stand beside: table-3, table-5, table-7 or table-8."),
+        typer.Option(help="Whose numbers stand beside: table-2, -3, -5, -7, -8 or -11."),
     ] = None,
     out: Annotated[
         str | None,
@@ -55,6 +59,8 @@ def report(
     from pathlib import Path
 
     from pipeline.journal import Journal
+    from stages.applications.detection import SHOWN as DETECTION_SHOWN
+    from stages.applications.evaluation import SHOWN
     from stages.report.report import (
         build_report,
         check_folder,
@@ -71,11 +77,13 @@ def report(
         check_folder(Path(out))
     place = FeatureStore(store).require()
     entries = entries_of([find_result(place, result) for result in results])
+    is_detection = "detector" in entries[0].result.card()
+    columns = DETECTION_SHOWN if is_detection else SHOWN
     says: dict[str, Any] = {
         "title": title or str(entries[0].result.card()["title"]),
         "about": about,
         "entries": entries,
-        "table": TableSpec(paper, options.names(metrics)),
+        "table": TableSpec(paper, options.names(metrics) or columns),
         "figures": figures_for(place, entries) if figures is None else options.names(figures),
     }
     called = name or report_name(report_plan(**says))

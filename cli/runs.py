@@ -25,6 +25,7 @@ RESUMABLE = (
     "fit-temperature",
     "fit-neighbours",
     "evaluate",
+    "ood",
     "analyse",
     "report",
     "run",

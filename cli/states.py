@@ -141,4 +141,5 @@ def _spec(run: Run, planned: Mapping[str, Any]) -> SourceSpec:  # Any: JSON
         str(Path(run.folder, root)) if root else "",
         planned["image_size"][0],
         limit,
+        labels=bool(planned.get("class_names")),
     )

@@ -249,11 +249,12 @@ def _checked(name: str, kind: str) -> str:
 
 
 def _answers(found: FeatureSet, name: str) -> bool:
-    inputs = found.plan["inputs"]
-    short = f"{inputs['source']['name']}@{inputs['model']['name']}"
+    whole, inputs = found.plan["name"], found.plan["inputs"]
+    source, model = inputs["source"]["name"], inputs["model"]["name"]
+    # A variant, such as cifar10+odin-test@resnet18, does not stand in the way of the plain set.
+    stems = (whole, f"{source}@{model}") if whole.startswith(f"{source}-") else (whole,)
     return any(
-        name.startswith(stem) and f"{stem}-{found.fingerprint}".startswith(name)
-        for stem in (found.plan["name"], short)
+        name.startswith(stem) and f"{stem}-{found.fingerprint}".startswith(name) for stem in stems
     )
 
 

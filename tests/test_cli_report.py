@@ -102,7 +102,7 @@ def test_another_table_is_another_report(run) -> None:
         ("nothing", "intro-pipe evaluate"),
         ("shapes --paper table-1", "table-3"),
         ("shapes --figures pie", "choose from"),
-        ("shapes --metrics auroc", "choose from"),
+        ("shapes --metrics jaccard", "choose from"),
         ("shapes --out {file}", "is a file"),
         ("shapes --out {file}/docs", "is a file"),
         ("shapes --out {file.parent}", "no part of a report"),

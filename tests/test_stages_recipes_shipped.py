@@ -6,10 +6,12 @@ from stages.errors import InputError
 from stages.recipes.shipped import Cost, cost_of, recipe_of, shipped_text, shipped_texts
 
 N_INSTANCES = {
+    "table-2": 25,  # f, eleven feature sets, H and three controls, eight results, a report
     "table-3": 25,  # f, two feature sets, H, a control and a result for each network, a report
     "table-5": 42,
     "table-7": 16,
     "table-8": 16,
+    "table-11": 25,
     "figure-2": 42,
     "figure-3": 42,
     "figure-6": 42,
@@ -66,7 +68,7 @@ def test_a_figure_whose_number_we_read_into_the_paper_says_so(name):
     assert "our reading" in shipped(name).about
 
 
-@pytest.mark.parametrize("name", ["table-3", "table-7", "table-8"])
+@pytest.mark.parametrize("name", ["table-2", "table-3", "table-7", "table-8", "table-11"])
 def test_the_tables_train_the_networks_and_heads_of_table_5(name):
     """The same parameters make the same plans: what one recipe has made the others find."""
     others = {each.params for each in shipped("table-5").instances if each.step in ("f", "H")}
@@ -92,5 +94,7 @@ def test_the_cost_counts_each_seed():
 
 
 def test_a_recipe_that_does_not_ship_is_refused():
-    with pytest.raises(InputError, match="there is no recipe 'table-4'; these ship: table-3"):
+    with pytest.raises(
+        InputError, match="there is no recipe 'table-4'; these ship: table-2, table-3"
+    ):
         shipped_text("table-4")

@@ -13,7 +13,7 @@ from tiny_recipe import TINY, run_tiny, tiny_run, write_tiny_data
 from pipeline.errors import RecipeError
 from pipeline.journal import Journal
 from pipeline.recipe_run import State
-from stages.applications.judgement import REFERENCE
+from stages.applications.averages import REFERENCE
 from stages.data.registry import SourceSpec
 from stages.recipes.params import COLUMNS, FIGURES, PAPER_TABLES, SENSING
 from stages.recipes.shipped import recipe_of

@@ -20,9 +20,15 @@ import torch
 
 from pipeline.journal import Journal
 from pipeline.progress import Progress
-from stages.applications.judgement import REFERENCE, Judgement, Predictor, cell_columns, judged
+from stages.applications.averages import REFERENCE
+from stages.applications.judgement import Judgement, Predictor, cell_columns, judged
 from stages.errors import InputError
-from stages.introspection.predictors import check_model, predictors, sensing_probabilities
+from stages.introspection.predictors import (
+    OfModel,
+    check_model,
+    predictors,
+    sensing_probabilities,
+)
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import DEFINITIONS, STATISTICS
 from stages.metrics.sums import N_BINS
@@ -124,6 +130,16 @@ def open_evaluation(result: Artifact) -> Evaluation:
 
 def checked(feature_set: FeatureSet, contenders: Sequence[Contender]) -> None:
     """Raise ``InputError`` for contenders that clash or do not fit, and for rows without labels."""
+    check_contenders(feature_set, contenders)
+    if not any(_has_labels(feature_set, shard) for shard in feature_set.shard_set.shards):
+        raise InputError(
+            f"evaluate {feature_set.name}: expected labelled rows, found none among "
+            f"{feature_set.n_rows:,}; take a split that has labels"
+        )
+
+
+def check_contenders(feature_set: OfModel, contenders: Sequence[Contender]) -> None:
+    """Raise ``InputError`` for contenders that clash, or belong to another network."""
     labels = [REFERENCE, *(each.label for each in contenders)]
     for label in labels:
         if not label.isprintable():
@@ -138,11 +154,6 @@ def checked(feature_set: FeatureSet, contenders: Sequence[Contender]) -> None:
             )
     for each in contenders:
         check_model(feature_set, each.head)
-    if not any(_has_labels(feature_set, shard) for shard in feature_set.shard_set.shards):
-        raise InputError(
-            f"evaluate {feature_set.name}: expected labelled rows, found none among "
-            f"{feature_set.n_rows:,}; take a split that has labels"
-        )
 
 
 def _has_labels(feature_set: FeatureSet, shard: Shard) -> bool:
@@ -158,18 +169,22 @@ def result_plan(
     other weights. Raises ``NotFoundError`` for a head that is missing or not finished.
     """
     bootstrap = {"n_resamples": n_resamples, "seed": seed if n_resamples else 0}
-    heads = [
-        {"label": each.label, "head": each.head.plan(), "files": _checksums(each.head)}
-        for each in contenders
-    ]
     return {
         "stage": {
             "name": "evaluate",
             "version": VERSION,
             "params": {"n_bins": N_BINS, "bootstrap": bootstrap},
         },
-        "inputs": {"features": feature_set.plan, "heads": heads},
+        "inputs": {"features": feature_set.plan, "heads": planned_heads(contenders)},
     }
+
+
+def planned_heads(contenders: Sequence[Contender]) -> list[Plan]:
+    """What a plan says of heads: of each its own plan, and the checksums of its files."""
+    return [
+        {"label": each.label, "head": each.head.plan(), "files": _checksums(each.head)}
+        for each in contenders
+    ]
 
 
 def _checksums(head: Artifact) -> dict[str, str]:
@@ -207,7 +222,7 @@ def _card(
         "dataset": {key: inputs["source"].get(key) for key in ("name", "split", "fingerprint")},
         "rows": feature_set.n_rows,
         "cells": {"columns": cells, "count": n_cells},
-        "contenders": {each.label: _facts(each.head) for each in contenders},
+        "contenders": {each.label: facts_of(each.head) for each in contenders},
         "seeds": seeds,
         "left_out_rows": left_out,
         "n_bins": N_BINS,
@@ -215,12 +230,17 @@ def _card(
         "bootstrap_seed": resampling.seed,
         "definitions": DEFINITIONS,
         "statistics": STATISTICS,
-        "versions": {
-            "intro-pipe": version("intro-pipe"),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what numbers depend on."""
+    return {
+        "intro-pipe": version("intro-pipe"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
     }
 
 
@@ -233,7 +253,7 @@ def _title(feature_set: FeatureSet, cells: Sequence[str], n_cells: int, n_left_o
     return title
 
 
-def _facts(head: Artifact) -> dict[str, Any]:  # Any: JSON
+def facts_of(head: Artifact) -> dict[str, Any]:  # Any: JSON
     """What a head is, without its history."""
     card = head.card()
     told = ("predictor", "features", "spec", "params", "rows", "temperature")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 from operator import add
 from typing import Any
 
@@ -18,17 +17,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.applications.averages import average_table, difference_table
 from stages.applications.recognition import Group, each_shard, groups_of
 from stages.errors import InputError
 from stages.introspection.predictors import Predict
-from stages.metrics.bootstrap import Resampling, interval, resample
+from stages.metrics.bootstrap import Resampling, resample
 from stages.metrics.calibration import METRICS, summary
 from stages.metrics.sums import CalibrationSums, judge, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
-
-REFERENCE = "f"
-"""The label of the sensing network itself, which gains are counted from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +197,11 @@ class _Tables:
         by_group = sorted_by_predictor(pd.DataFrame(self.by_group))
         bins = sorted_by_predictor(pd.concat(self.bins, ignore_index=True))
         by_seed = by_group.groupby(["predictor", "seed"], sort=False)[list(METRICS)].mean()
-        average, differences = self._average(by_seed), self._differences(by_seed)
+        resampled = {label: mean.value for label, mean in self.means.items()}
+        average, differences = (
+            average_table(by_seed, resampled),
+            difference_table(by_seed, resampled),
+        )
         return Judgement(by_group, average, differences, bins, dict(self.n_left_out))
 
     def _finish(self, group: Group, sums: list[_Sums]) -> None:
@@ -214,53 +215,7 @@ class _Tables:
             values = [metric(found.resampled) for metric in METRICS.values()]
             self.means[each.label].add(np.stack(values))
 
-    def _average(self, by_seed: pd.DataFrame) -> pd.DataFrame:
-        over_seeds = by_seed.groupby("predictor", sort=False)
-        mean, std = _by_predictor(over_seeds.mean()), _by_predictor(over_seeds.std())
-        n_seeds = over_seeds.size()
-        rows = []
-        for label in mean:
-            for at, name in enumerate(METRICS):
-                value = mean[label][name]
-                low, high = interval(value, self.means[label].value[at])
-                row = {"predictor": label, "metric": name, "mean": value, "std": std[label][name]}
-                row |= {"n_seeds": n_seeds[label], "low": low, "high": high}
-                is_f = label == REFERENCE
-                gain = [np.nan] * 3 if is_f else self._difference(mean, label, REFERENCE, name)
-                rows.append(row | dict(zip(_GAINS, gain, strict=True)))
-        return pd.DataFrame(rows)
 
-    def _differences(self, by_seed: pd.DataFrame) -> pd.DataFrame:
-        mean = _by_predictor(by_seed.groupby("predictor", sort=False).mean())
-        rows = [
-            (label, other, name, *self._difference(mean, label, other, name))
-            for label, other in permutations(mean, 2)
-            for name in METRICS
-        ]
-        columns = ["predictor", "other", "metric", "difference", "low", "high"]
-        return pd.DataFrame(rows, columns=columns)
-
-    def _difference(
-        self, mean: _ByPredictor, label: str, other: str, metric: str
-    ) -> tuple[float, float, float]:
-        """A predictor less another, with its interval."""
-        at = list(METRICS).index(metric)
-        value = mean[label][metric] - mean[other][metric]
-        resampled = self.means[label].value[at] - self.means[other].value[at]
-        return value, *interval(value, resampled)
-
-
-_ByPredictor = dict[str, dict[str, float]]
-"""Predictor -> metric -> number."""
-
-
-def _by_predictor(frame: pd.DataFrame) -> _ByPredictor:
-    found: Any = frame.to_dict(orient="index")  # Any: pandas cannot say that the index is labels
-    numbers: _ByPredictor = found
-    return numbers
-
-
-_GAINS = ("gain", "gain_low", "gain_high")
 _BIN_COLUMNS = ("bin", "low", "high", "n_rows", "n_correct", "confidence_sum")
 
 

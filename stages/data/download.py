@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.data.known import data_root_path, folder_of
+from stages.data.known import KNOWN, data_root_path, folder_of
 from stages.data.registry import open_source
 from stages.errors import InputError, StageError
 from store.storage import leads_out
@@ -48,6 +48,7 @@ class Recipe:
 
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_SVHN = "http://ufldl.stanford.edu/housenumbers/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 # Addresses and md5 sums: those that the publishers state and torchvision 0.28 uses, and those of
@@ -95,6 +96,26 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         is_archive=False,
     ),
+    "svhn": Recipe(
+        "svhn",
+        (
+            Remote(f"{_SVHN}train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+            Remote(f"{_SVHN}test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+        ),
+        is_archive=False,
+        max_bytes=2**28,  # of 182 and 64 MB
+    ),
+    "textures": Recipe(
+        "dtd",
+        (
+            Remote(
+                "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+                "fff73e5086ae6bdbea199a49dfb8a4c1",
+            ),
+        ),
+        is_archive=True,
+        max_bytes=2**30,  # of 600 MB
+    ),
 }
 
 
@@ -114,10 +135,13 @@ def download(
         InputError: the name is not one that can be fetched.
         StageError: the address does not answer, or what it sent has another md5.
     """
-    if name == "digits":
-        raise InputError("digits: comes with scikit-learn and needs no download")
+    if name in KNOWN and not KNOWN[name].folders:
+        raise InputError(f"{name}: is on every machine and needs no download")
     if name not in recipes:
-        raise InputError(f"{name}: cannot be fetched, expected one of {', '.join(recipes)}")
+        by_hand = f" ({KNOWN[name].by_hand})" if name in KNOWN else ""
+        raise InputError(
+            f"{name}: cannot be fetched{by_hand}, expected one of {', '.join(recipes)}"
+        )
     recipe, root = recipes[name], data_root_path(data_root)
     place = root / recipe.folder
     there = _already_there(name, root, place)

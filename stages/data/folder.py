@@ -1,4 +1,4 @@
-"""Image folders: ``<root>/train|test/<class>/<file>``."""
+"""Image folders: ``<root>/train|test/<class>/<file>``, or images of no class, loose in a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.data.fingerprint import listing_content
-from stages.data.resize import resize_rule, rgb_pixels
+from stages.data.resize import crop_rule, cropped_pixels, resize_rule, rgb_pixels
 from stages.data.source import SPLITS, ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 
@@ -32,11 +32,13 @@ class FolderReader:
         root: the folder above the splits.
         files: ``<split>/<class>/<file>`` of each row.
         labels: position of the class of each row among the sorted class names.
+        is_cropped: whether images keep their shape and lose their ends, or are stretched.
     """
 
     root: Path
     files: tuple[str, ...]
     labels: tuple[int, ...]
+    is_cropped: bool = False
 
     def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
         """Rows ``[start, stop)``; a file that cannot be decoded is a failed row of zeros."""
@@ -75,10 +77,11 @@ class FolderReader:
         failed = {}
         size = (images.shape[1], images.shape[2])
         root = str(self.root)
+        pixels_of = cropped_pixels if self.is_cropped else rgb_pixels
         for row in span:
             try:
                 with Image.open(f"{root}/{files[row]}") as image:
-                    images[row] = rgb_pixels(image, size)
+                    images[row] = pixels_of(image, size)
             except Exception as error:  # PIL raises nearly anything on a broken file
                 images[row] = 0
                 failed[row] = f"{files[row]}: {' '.join(str(error).split()) or repr(error)}"
@@ -123,6 +126,40 @@ def folder_source(root: Path, name: str, split: str, image_size: tuple[int, int]
     )
 
 
+def loose_source(root: Path, name: str, image_size: tuple[int, int]) -> ReaderSource:
+    """A source over the images right in a folder and in the folders in it, without labels.
+
+    This is how out-of-distribution sets come: ``dtd/images/<class>/<file>``, ``iSUN/<any>/<file>``.
+    Files are in sorted order. The shorter side of an image becomes ``image_size``, and its centre
+    is cut out.
+
+    Raises:
+        InputError: it holds no images.
+    """
+    folders = ("", *(f"{each}/" for each in _folders_in(root)))
+    files = tuple(f"{each}{image}" for each in folders for image in _images_in(root / each))
+    if not files:
+        raise InputError(
+            f"{root}: holds no images, expected <file> or <folder>/<file> with "
+            f"{', '.join(SUFFIXES)}"
+        )
+    return ReaderSource(
+        name=name,
+        split="test",
+        family=name,
+        class_names=(),
+        image_size=image_size,
+        resize=crop_rule(image_size),
+        n_rows=len(files),
+        reader=FolderReader(root, files, (-1,) * len(files), is_cropped=True),
+    )
+
+
+def has_loose_images(root: Path) -> bool:
+    """Whether a folder, or one in it, holds an image."""
+    return any(_images_in(root / each) for each in ("", *_folders_in(root)))
+
+
 def is_image_folder(root: Path) -> bool:
     """Whether there is a split with at least one class folder."""
     return any((root / split).is_dir() and _class_names(root, split) for split in SPLITS)
@@ -140,7 +177,11 @@ def _check_same_classes(root: Path, classes: dict[str, tuple[str, ...]]) -> None
 
 
 def _class_names(root: Path, split: str) -> tuple[str, ...]:
-    with os.scandir(root / split) as entries:
+    return _folders_in(root / split)
+
+
+def _folders_in(root: Path) -> tuple[str, ...]:
+    with os.scandir(root) as entries:
         return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
 
 

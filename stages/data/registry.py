@@ -10,12 +10,13 @@ from pathlib import Path
 
 from stages.data import corrupted
 from stages.data.arrays import array_source
-from stages.data.folder import folder_source, is_image_folder
-from stages.data.known import KNOWN, Known, data_root_path, folder_of
-from stages.data.source import SPLITS, ImageSource, ReaderSource, first_rows
+from stages.data.folder import folder_source, has_loose_images, is_image_folder, loose_source
+from stages.data.known import KNOWN, Known, data_root_path, folder_of, how_to_get
+from stages.data.source import SPLITS, ImageSource, ReaderSource, first_rows, without_labels
 from stages.errors import DataNotFoundError, InputError
 from store.disk import spelled_out
 
+LOOSE = "folder of images"
 _ARRAY_SUFFIXES = (".npz", ".npy")
 _Size = tuple[int, int]
 
@@ -49,7 +50,10 @@ class DatasetInfo:
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """How to open a source: what travels to workers in place of the source."""
+    """How to open a source: what travels to workers in place of the source.
+
+    Without ``labels`` it is one of images of no class.
+    """
 
     dataset: str
     split: str
@@ -57,6 +61,7 @@ class SourceSpec:
     image_size: int = 32
     limit: int | None = None
     corruptions: tuple[str, ...] = ()
+    labels: bool = True
 
     def __post_init__(self) -> None:
         """Make places absolute: a worker may run in another folder than the driver."""
@@ -67,9 +72,10 @@ class SourceSpec:
 
     def open(self) -> ImageSource:
         """The source; see ``open_source``."""
-        return open_source(
+        source = open_source(
             self.dataset, self.split, self.data_root, self.image_size, self.limit, self.corruptions
         )
+        return source if self.labels else without_labels(source)
 
 
 def open_source(
@@ -79,13 +85,13 @@ def open_source(
     image_size: int = 32,
     limit: int | None = None,
     corruptions: tuple[str, ...] = (),
-) -> ImageSource:
+) -> ReaderSource:
     """One split of a data set.
 
     Args:
         dataset: a registered name, a path, or the name of something under the data root: a folder
-            in the layout of CIFAR-10-C, an image folder, a ``.npz`` or ``.npy`` file, or a folder
-            of ``train`` and ``test`` in one of these two formats.
+            in the layout of CIFAR-10-C, an image folder, a ``.npz`` or ``.npy`` file, a folder of
+            ``train`` and ``test`` in one of these two formats, or a folder of images.
         split: ``train`` or ``test``.
         data_root: see ``data_root_path``.
         image_size: height and width that every image is brought to, in pixels.
@@ -110,8 +116,8 @@ def open_source(
     folder = folder_of(name, root)
     if folder is None:
         raise DataNotFoundError(
-            f"{name}: not under {root}, expected {' or '.join(known.folders)}; get it with "
-            f"`intro-pipe datasets --download {name}` or name its place with --data-root"
+            f"{name}: not under {root}, expected {' or '.join(known.folders)}; get it "
+            f"({how_to_get(name)}) or name its place with --data-root"
         )
     found = known.opener(folder, split, size)
     return first_rows(corrupted.only_corruptions(found, corruptions), limit)
@@ -153,7 +159,9 @@ def _layout(path: Path) -> str:
         return "folder of arrays"
     if corrupted.corruptions_in(path):
         return "CIFAR-10-C layout"
-    return "image folder" if is_image_folder(path) else ""
+    if is_image_folder(path):
+        return "image folder"
+    return LOOSE if has_loose_images(path) else ""
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -177,9 +185,13 @@ def _open_path(path: Path, split: str, size: _Size) -> ReaderSource:
         return corrupted.corrupted_source(path, name, size)
     if layout == "image folder":
         return folder_source(path, name, split, size)
+    if layout == LOOSE:
+        if split != "test":
+            raise DataNotFoundError(f"{path}: a folder of images has no split '{split}', only test")
+        return loose_source(path, name, size)
     raise InputError(
         f"{path}: no data that is read here, expected train|test/<class>/<image>, labels.npy with "
-        "<corruption>.npy, or a .npz or .npy file"
+        "<corruption>.npy, a .npz or .npy file, or images in a folder"
     )
 
 
@@ -190,7 +202,7 @@ def _name_of(path: Path) -> str:
 
 def _info_of_known(name: str, known: Known, root: Path) -> DatasetInfo:
     folder = folder_of(name, root)
-    how = "" if folder else f"intro-pipe datasets --download {name}"
+    how = "" if folder else how_to_get(name)
     where = str(folder) if folder and known.folders else ""
     problem = ""
     if folder is not None and known.folders:  # what is installed needs no look

@@ -28,6 +28,15 @@ def resize_rule(native: tuple[int, int] | None, size: tuple[int, int]) -> str:
     return "none" if native == size else f"bilinear-antialias {native[0]}x{native[1]}{wanted}"
 
 
+def crop_rule(size: tuple[int, int]) -> str:
+    """The rule of ``cropped_pixels`` in words.
+
+    >>> crop_rule((32, 32))
+    'bilinear-antialias shorter side ->32, centre 32x32'
+    """
+    return f"bilinear-antialias shorter side ->{max(size)}, centre {size[0]}x{size[1]}"
+
+
 def rgb_array(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """A writable copy as ``uint8 [n, H, W, 3]``; grey becomes three equal channels.
 
@@ -54,17 +63,36 @@ def _resized(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
 
 
 def rgb_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[Any]:
-    """Pixels of an opened image file as ``uint8 [H, W, 3]``.
+    """Pixels of an opened image file, stretched to ``uint8 [H, W, 3]``.
 
     Raises:
         ValueError: the file holds more than eight bits a channel.
     """
+    image = _in_rgb(image)
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def cropped_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[Any]:
+    """The same with the shorter side resized to the longer one of ``size``, and the centre cut out.
+
+    As torchvision's ``Resize`` and ``CenterCrop`` do one after the other. Raises ``ValueError``.
+    """
+    image = _in_rgb(image)
+    side, (width, height) = max(size), image.size
+    if min(width, height) != side:
+        shorter = min(width, height)
+        longer = side * max(width, height) // shorter
+        across = (side, longer) if width <= height else (longer, side)
+        image = image.resize(across, Image.Resampling.BILINEAR)
+    left, top = (round((image.size[axis] - size[1 - axis]) / 2) for axis in (0, 1))
+    return np.asarray(image.crop((left, top, left + size[1], top + size[0])))
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_MODES:
         raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns when a transparent palette goes straight to RGB
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -170,6 +170,32 @@ class ArrayReader:
         return self.hash_content()
 
 
+@dataclass(frozen=True, slots=True)
+class UnlabelledReader:
+    """The rows of another reader, their labels taken off."""
+
+    reader: Reader
+
+    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
+        """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
+        rows = self.reader.read(start, stop, size)
+        label = np.full(len(rows.images), -1, dtype=np.int64)
+        return replace(rows, columns={**rows.columns, "label": label})
+
+    def held_bytes(self) -> int:
+        """Memory that the data takes in a process for as long as it reads from it."""
+        return self.reader.held_bytes()
+
+    def content(self) -> str:
+        """Hash of the data, hex."""
+        return self.reader.content()
+
+
+def without_labels(source: ReaderSource) -> ReaderSource:
+    """The source as images of no class: those of another network's classes have none here."""
+    return replace(source, class_names=(), reader=UnlabelledReader(source.reader))
+
+
 def read_each(source: ImageSource, start: int, stop: int) -> Rows:
     """Rows ``[start, stop)``; those that cannot be read alone are failed rows of zeros.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import DataNotFoundError, InputError
 from stages.introspection import temperature
-from stages.introspection.head import Head, HeadSpec, load_head, predict_probabilities
+from stages.introspection.head import Head, HeadSpec, head_factors, load_head, predict_probabilities
 from stages.introspection.neighbours import Neighbours
 from stages.introspection.reading import Reading
 from stages.introspection.train import WEIGHTS_KEY
@@ -19,9 +19,14 @@ from stages.reflection.losses import softmax
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
+from store.plan import Plan
 
 Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """Features ``[n, d]`` and logits ``[n, N]`` to probabilities ``[n, N]``."""
+
+
+Factors = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+"""Features and logits of f to input ``[n, h]`` and output ``[n, N]`` of a head's last layer."""
 
 
 def sensing_probabilities(
@@ -32,7 +37,19 @@ def sensing_probabilities(
     return softmax(logits.astype(np.float64)).astype(np.float64, copy=False)
 
 
-def choose_head(store: FeatureStore, feature_set: FeatureSet, name: str | None) -> Artifact:
+class OfModel(Protocol):
+    """A feature set, or the plan of one."""
+
+    @property
+    def plan(self) -> Plan:
+        """Says which network made the features, or will."""
+
+    @property
+    def name(self) -> str:
+        """What the set is called."""
+
+
+def choose_head(store: FeatureStore, feature_set: OfModel, name: str | None) -> Artifact:
     """The head of that name, or the only one that belongs to this network.
 
     Raises:
@@ -59,7 +76,7 @@ def choose_head(store: FeatureStore, feature_set: FeatureSet, name: str | None) 
     )
 
 
-def check_model(feature_set: FeatureSet, artifact: Artifact) -> None:
+def check_model(feature_set: OfModel, artifact: Artifact) -> None:
     """Raise ``InputError`` where a head belongs to another network than the features."""
     model, card = feature_set.plan["inputs"]["model"], _card(artifact)
     if card["model_weights_sha256"] != model["weights_sha256"]:
@@ -121,6 +138,32 @@ def predictors(
         seed: partial(predict_probabilities, open_head(artifact, seed, device=device))
         for seed in card["params"]["seeds"]
     }
+
+
+def factors(artifact: Artifact) -> dict[int, Factors]:
+    """What goes into a finished head's last layer and what comes out, for each of its seeds.
+
+    A temperature has the features of f and its logits divided. Raises ``InputError`` for a head
+    that has no last layer.
+    """
+    card = _card(artifact)
+    if card["predictor"] == "temperature":
+        return {0: partial(divided, card["temperature"])}
+    if card["predictor"] != "mlp":
+        raise InputError(
+            f"head '{artifact.name}': expected a trained network or a temperature, which have "
+            f"logits, found {card['predictor']}; leave it out"
+        )
+    return {
+        seed: partial(head_factors, open_head(artifact, seed)) for seed in card["params"]["seeds"]
+    }
+
+
+def divided(
+    value: float, features: NDArray[Any], logits: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Features, and logits divided by a temperature."""
+    return features, logits / value
 
 
 def _tempered(

@@ -27,6 +27,36 @@ DEFINITIONS: dict[str, str] = {
 }
 """Keys are those of `stages.metrics.calibration.METRICS`."""
 
+DETECTION: dict[str, str] = {
+    "fpr95": (
+        "share of out-of-distribution (OOD) rows accepted by the threshold that accepts nearest to "
+        "95 % of the in-distribution (ID) rows: ID is positive, as in the paper's code base"
+    ),
+    "fpr95_ood_pos": (
+        "share of ID rows rejected by the first threshold that rejects at least 95 % of the OOD "
+        "rows: OOD is positive, as in OpenOOD and pytorch-ood"
+    ),
+    "detection_error": (
+        "smallest (1 - TPR + FPR) / 2 of any threshold, TPR and FPR the shares of ID and of OOD "
+        "rows that it accepts"
+    ),
+    "auroc": (
+        "area under TPR against FPR: the chance that an ID row scores higher than an OOD row, "
+        "equal scores counted half"
+    ),
+    "aupr_in": "area under precision against recall by trapezoids, ID positive",
+    "aupr_out": "area under precision against recall by trapezoids, OOD positive",
+    "fpr95_sweep": (
+        "fpr95 where rows are taken away one by one, ID before OOD rows of equal score, as the "
+        "paper's code base does; no interval"
+    ),
+    "auroc_sweep": (
+        "auroc under that sweep: equal scores counted as lost, which confidences that round to 1 "
+        "make matter; no interval"
+    ),
+}
+"""Keys are those of `stages.metrics.detection.detection_summary`."""
+
 STATISTICS: dict[str, str] = {
     "mean": "plain mean over cells (corruption, severity) of the cell's metric, then over seeds",
     "std": "standard deviation over seeds, n - 1 in the denominator",

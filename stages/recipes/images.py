@@ -7,14 +7,17 @@ from pathlib import Path
 
 from pipeline.journal import Journal
 from pipeline.recipe_run import State, Task
+from stages.applications.ood import labels_that_fit
 from stages.data.corrupt import Corrupt
 from stages.data.corruption_set import write_corrupted
 from stages.data.known import KNOWN, data_root_path
 from stages.errors import InputError
+from stages.introspection.adaptive import HeadTarget
 from stages.recipes.context import Context, Inputs
 from stages.recipes.params import CorruptParams, ExtractParams
 from stages.recipes.tasks import shards_of
 from stages.reflection.extract import Extract, extract
+from stages.reflection.perturbation import Odin, Perturbation, Pgd
 from stages.sensing.card import ModelCard
 from stages.sensing.model import check_code
 from stages.sensing.models import weights_path
@@ -81,6 +84,8 @@ def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Tas
         limit=params.limit,
         corruptions=params.corruptions,
     )
+    if params.out_of_distribution:
+        source = labels_that_fit(source, card.class_names)
     stage = Extract(
         source,
         card,
@@ -89,6 +94,7 @@ def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Tas
         params.shard_rows,
         context.extracting_device,
         params.batch,
+        perturbations=_perturbations(context, params, inputs.get("through")),
     )
     plan = dataclasses.replace(stage, source=context.hashed(source)).plan()
     there = context.store.find(plan)
@@ -102,6 +108,23 @@ def extract_task(context: Context, params: ExtractParams, inputs: Inputs) -> Tas
         extract(context.store, stage, context.extracting, journal)
 
     return Task(plan, f"features/{name}", state, detail, there, run)
+
+
+def _perturbations(
+    context: Context, params: ExtractParams, through: Artifact | None
+) -> tuple[Perturbation, ...]:
+    """An attack, then ODIN, where they are asked for."""
+    found: list[Perturbation] = []
+    if params.attack is not None:
+        target = None if through is None else HeadTarget(context.store.location, through.name)
+        found.append(
+            Pgd(
+                params.attack, params.epsilon, params.step, params.steps, params.attack_seed, target
+            )
+        )
+    if params.odin is not None:
+        found.append(Odin(params.odin))
+    return tuple(found)
 
 
 def check_data(context: Context, params: ExtractParams, _: Inputs) -> None:

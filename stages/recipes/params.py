@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -18,13 +20,13 @@ from pydantic import (
 from pipeline.steps import Several, StepParams
 from stages.data.corruptions.names import CORRUPTIONS, CURE, ROTATION, Collection
 from stages.introspection.reading import Reading, Reads
-from stages.metrics.definitions import DEFINITIONS
+from stages.metrics.definitions import DEFINITIONS, DETECTION
 from stages.reflection.losses import DEFAULT_LOSS, LOSSES, Variant
 from stages.reflection.rank_one import Scaling
 from stages.sensing.card import Precision
 from stages.sensing.recipe import PRESETS, Augmentation, Schedule
 
-PAPER_TABLES = ("table-3", "table-5", "table-7", "table-8")
+PAPER_TABLES = ("table-2", "table-3", "table-5", "table-7", "table-8", "table-11")
 FIGURES = (
     "accuracy-vs-ece",
     "gain-by-corruption",
@@ -35,6 +37,9 @@ FIGURES = (
 )
 """As in ``stages.report``, which takes a second to import."""
 
+DETECTORS = ("msp", "odin", "energy", "max-logit", "gradnorm", "mahalanobis", "knn")
+"""As in ``stages.applications.detectors``, which imports torch."""
+
 SENSING = "f"
 """The label of f in results, as in ``stages.applications.judgement``."""
 
@@ -44,6 +49,7 @@ COLUMNS = (
     *("metric", "mean", "std", "low", "high", "min", "max", "difference", "verdict"),
     *("gain", "gain_low", "gain_high", "paper", "paper_gain", "paper_dataset", "paper_note"),
     *DEFINITIONS,
+    *DETECTION,
 )
 """Columns of results and reports: an axis of a report cannot be called one of these."""
 
@@ -60,9 +66,21 @@ def _one_of(known: Iterable[str]) -> AfterValidator:
 
 
 Loss = Annotated[str, _one_of(LOSSES)]
-Metric = Annotated[str, _one_of(DEFINITIONS)]
+Metric = Annotated[str, _one_of([*DEFINITIONS, *DETECTION])]
 Corruption = Annotated[str, _one_of(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION)))]
 WeightDecay = Annotated[float, Field(ge=0)]
+
+
+def _fraction(value: object) -> object:
+    """``1/255`` as a number; whatever is none is left to the type."""
+    try:
+        return float(Fraction(value)) if isinstance(value, str) else value
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return value
+
+
+Pixels = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1)]
+"""How far a pixel in [0, 1] goes: 0.0014, or 1/255."""
 
 
 def _below_the_root(name: str) -> str:
@@ -125,6 +143,14 @@ class ExtractParams(StepParams):
     batch: PositiveInt | None = None
     shard_rows: PositiveInt = 10_000
     limit: PositiveInt | None = None
+    out_of_distribution: bool = False
+    odin: Pixels | None = None
+    attack: Literal["uniform", "confident"] | None = None
+    through: str | None = None
+    epsilon: Pixels = 1 / 255
+    step: Pixels = 1 / 255
+    steps: PositiveInt = 10
+    attack_seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _has_images(self) -> Self:
@@ -188,6 +214,29 @@ class EvaluateParams(StepParams):
     heads: dict[str, str] = Field(default_factory=dict)
     resamples: NonNegativeInt = 1000
     seed: NonNegativeInt = 0
+
+
+class OodParams(StepParams):
+    """Two sets told apart by a detector; ODIN reads those whose images it has moved."""
+
+    features: str
+    against: str
+    training: str | None = None
+    odin_features: str | None = None
+    odin_against: str | None = None
+    detector: Annotated[str, _one_of(DETECTORS)] = "msp"
+    heads: dict[str, str] = Field(default_factory=dict)
+    rows: PositiveInt = 10_000
+    resamples: NonNegativeInt = 1000
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _has_its_sets(self) -> Self:
+        if self.detector == "odin" and not (self.odin_features and self.odin_against):
+            raise ValueError("odin: expected 'odin_features' and 'odin_against', moved images")
+        if self.detector in ("mahalanobis", "knn") and self.training is None:
+            raise ValueError(f"{self.detector}: expected 'training', features that it is fitted on")
+        return self
 
 
 class TableParams(StepParams):

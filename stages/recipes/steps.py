@@ -19,6 +19,7 @@ from stages.recipes.params import (
     ExtractParams,
     FitNeighboursParams,
     FitTemperatureParams,
+    OodParams,
     ReportParams,
     SnapshotParams,
     TrainHeadParams,
@@ -60,7 +61,7 @@ KINDS = {
             "extract",
             ExtractParams,
             _later("images", "extract_task"),
-            one={"model": MODELS, "images": ("corrupt",)},
+            one={"model": MODELS, "images": ("corrupt",), "through": ("train-head",)},
             check=_later("images", "check_data"),
         ),
         StepKind(
@@ -91,10 +92,22 @@ KINDS = {
             taken_labels=(SENSING,),
         ),
         StepKind(
+            "ood",
+            OodParams,
+            _later("results", "ood_task"),
+            one=dict.fromkeys(
+                ("features", "against", "training", "odin_features", "odin_against"), EXTRACTED
+            ),
+            many={"heads": HEADS},
+            labelled=("heads",),
+            taken_labels=(SENSING,),
+            check=_later("results", "check_sets_apart"),
+        ),
+        StepKind(
             "report",
             ReportParams,
             _later("results", "report_task"),
-            many={"results": ("evaluate",)},
+            many={"results": ("evaluate", "ood")},
             taken_axes=COLUMNS,
         ),
     )

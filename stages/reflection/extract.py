@@ -35,6 +35,7 @@ from store.shards import DEFAULT_SHARD_ROWS, Shard
 
 if TYPE_CHECKING:
     from stages.reflection.flow import Flow
+    from stages.reflection.perturbation import Perturbation
 
 BLOCK_ROWS = 1024
 
@@ -53,6 +54,7 @@ class Extract:
             of the plan: another batch size changes rows by rounding only.
         layer: another layer whose gradients are stored as well; none by default.
         n_images: images at once that a worker's memory holds; `fitted` finds out.
+        perturbations: that images go through first, in this order; none by default.
     """
 
     source: SourceSpec
@@ -64,6 +66,7 @@ class Extract:
     batch_rows: int | None = None
     layer: NamedLayer | None = None
     n_images: int | None = None
+    perturbations: tuple[Perturbation, ...] = ()
 
     name: ClassVar[str] = "extract"
     version: ClassVar[int] = 1  # raise it when any row comes out otherwise
@@ -76,14 +79,17 @@ class Extract:
         """
         source = self.source.open()
         _check_classes(source, self.card)
+        perturbed = [each.to_dict() for each in self.perturbations]
+        tags = "".join(f"+{each.tag}" for each in self.perturbations)
         return {
-            "name": f"{source.name}-{source.split}@{self.card.name}",
+            "name": f"{source.name}{tags}-{source.split}@{self.card.name}",
             "stage": {
                 "name": self.name,
                 "version": self.version,
                 "params": {
                     "precision": self.precision,
                     "layer": self.layer.to_dict() if self.layer else None,
+                    **({"perturbations": perturbed} if perturbed else {}),
                 },
             },
             "inputs": {"source": source_facts(source), "model": self.card.to_dict()},
@@ -127,7 +133,7 @@ class Extract:
         assert self.n_images is not None
         torch.set_num_threads(n_threads)
         sensing = load_sensing(self.card, self.weights, self.device, self.precision)
-        forward = Forward(sensing, self.weights, self.layer, self.batch_rows)
+        forward = Forward(sensing, self.weights, self.layer, self.batch_rows, self.perturbations)
         return flow_of(self.source.open(), forward, n_threads, self.n_images)
 
     def compute(self, state: Flow, shard: Shard, tick: Tick) -> ShardOutput:
@@ -219,6 +225,7 @@ def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
         min(stage.shard_rows, source.n_rows),
         precision=stage.precision,
         layer=stage.layer,
+        is_perturbed=bool(stage.perturbations),
         device=stage.device,
     )
     if not (batch_rows := found.batch_rows(memory, stage.batch_rows)):

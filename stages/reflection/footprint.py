@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_
 
@@ -80,11 +80,15 @@ def footprint(
     *,
     precision: Precision,
     layer: NamedLayer | None,
+    is_perturbed: bool = False,
     device: str,
 ) -> Footprint:
-    """What a worker takes, found out by sending one image through an untrained network."""
+    """What a worker takes, found out by sending one image through an untrained network.
+
+    Where images are perturbed it is sent back as well: all activations live until then.
+    """
     height, width = source.image_size
-    weights, activations = _of_network(card, (height, width), layer)
+    weights, activations = _of_network(card, (height, width), layer, is_perturbed=is_perturbed)
     is_on_cpu = device == "cpu"
     # The vectors, and their encoded bytes.
     shard = chunk_rows * sum(2 * spec.row_bytes for spec in schema.arrays)
@@ -111,7 +115,7 @@ def _best_rows(activations: int, precision: Precision) -> int:
 
 
 def _of_network(
-    card: ModelCard, size: tuple[int, int], layer: NamedLayer | None
+    card: ModelCard, size: tuple[int, int], layer: NamedLayer | None, *, is_perturbed: bool
 ) -> tuple[int, int]:
     """Bytes of the weights, and of what is alive at most while one image goes through."""
     network = build_network(card.network, card.n_classes).eval()
@@ -120,9 +124,19 @@ def _of_network(
     with _Alive() as alive, torch.no_grad():
         pixels = normalised(image, torch.zeros(3), torch.ones(3))
         network(pixels)
+        if is_perturbed:
+            _there_and_back(network.requires_grad_(False), pixels)
         if layer is not None:
             layer.of(network, pixels, card.M)
     return weights, alive.peak
+
+
+def _there_and_back(network: nn.Module, pixels: Tensor) -> None:
+    with torch.enable_grad():
+        leaf = pixels.detach().clone().requires_grad_(True)
+        found = network(leaf)
+        logits: Tensor = found[-1] if isinstance(found, tuple) else found
+        torch.autograd.grad(logits.sum(), leaf)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, as below

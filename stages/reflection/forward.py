@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stages.reflection.named_layer import ARRAY, NamedLayer
+from stages.reflection.perturbation import Move, Perturbation
 from stages.sensing.build import build_network
 from stages.sensing.model import Sensing, normalised
 from stages.sensing.weights import load_weights
@@ -26,13 +27,15 @@ Arrays = Mapping[str, NDArray[Any]]
 class Forward:
     """A network with its weights, the layer whose gradients are stored too, and a batch size.
 
-    ``batch_rows`` gets smaller where memory runs out.
+    ``batch_rows`` gets smaller where memory runs out. ``perturbations`` change images before they
+    go in, one after the other.
     """
 
     sensing: Sensing
     weights: str
     layer: NamedLayer | None
     batch_rows: int
+    perturbations: tuple[Perturbation, ...] = ()
 
     def twin(self) -> Forward:
         """A copy for another thread: the weights are the same memory, nothing else is shared."""
@@ -79,6 +82,8 @@ class Forward:
         on_device = torch.from_numpy(images)
         if self.sensing.mean.is_cuda:
             on_device = on_device.pin_memory().to(self.sensing.mean.device, non_blocking=True)
+        for move in self._moves:
+            on_device = move(on_device)
         features, logits = self.sensing(on_device)
         found = {"features": features, "logits": logits}
         if self.layer is not None:
@@ -88,6 +93,10 @@ class Forward:
     def _gradients(self, layer: NamedLayer, images: Tensor) -> Tensor:
         pixels = normalised(images, self.sensing.mean, self.sensing.scale)
         return layer.of(self._plain_network, pixels, self.sensing.card.M)
+
+    @cached_property
+    def _moves(self) -> list[Move]:
+        return [each.of(self.sensing) for each in self.perturbations]
 
     @cached_property
     def _plain_network(self) -> nn.Module:

@@ -10,8 +10,8 @@ import pandas as pd
 from stages.report.tables import sign_of
 
 BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "not told apart", "no verdict"
-IN_WORDS = ("accuracy", "ece")
-"""The metrics of the sentences: recognition and calibration."""
+IN_WORDS = ("accuracy", "ece", "auroc", "fpr95")
+"""The metrics of the sentences: recognition and calibration, or detection."""
 
 HOW = "Differences are paired: both contenders on the same resampled images, 95 % intervals."
 
@@ -69,7 +69,7 @@ def verdict_of(metric: str, low: float, high: float) -> str:
 def sentences(
     comparison: pd.DataFrame, axes: tuple[str, ...], *, n_entries: int | None = None
 ) -> list[str]:
-    """What the comparison shows, one sentence for accuracy and one for ECE.
+    """What the comparison shows, a sentence for each of `IN_WORDS` that it has.
 
     ``n_entries`` is how many the report has: where some lack the contender the sentences say so.
     """
@@ -139,6 +139,14 @@ SPOKEN = {
     "brier_sum": "Brier, sum",
     "nll": "NLL",
     "log_likelihood": "log-likelihood",
+    "fpr95": "FPR at 95 % TPR",
+    "fpr95_ood_pos": "FPR at 95 % TPR, OOD positive",
+    "fpr95_sweep": "FPR at 95 % TPR, sweep",
+    "detection_error": "detection error",
+    "auroc": "AUROC",
+    "auroc_sweep": "AUROC, sweep",
+    "aupr_in": "AUPR, ID positive",
+    "aupr_out": "AUPR, OOD positive",
 }
 
 

@@ -80,7 +80,9 @@ def draw_figure(name: str, frames: dict[str, pd.DataFrame], axes: Sequence[str])
 
 
 def fitting_figures(by_group: pd.DataFrame, axes: Sequence[str]) -> list[str]:
-    """The figures that say something about these results, in their order."""
+    """The figures that say something about these results, in their order; none of detection."""
+    if "accuracy" not in by_group:
+        return []
     n_entries = len(by_group[list(axes)].drop_duplicates()) if axes else 1
     is_alone = by_group["predictor"].nunique() == 1
     return [

@@ -198,7 +198,7 @@ def _notes(table: pd.DataFrame) -> list[str]:
 
 def _legend() -> str:
     words = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
-    return f"{words}; accuracy and log-likelihood are better high, errors low."
+    return f"{words}; accuracy, areas and log-likelihood are better high, errors low."
 
 
 @cache

@@ -21,7 +21,14 @@ from stages.errors import InputError
 LAYERS_OF_H = {"vgg16": (1000, 100)}
 """Hidden layers of the paper's H where they are not 300 and 100."""
 
-PAPER_DATA = {"cifar10": ("test", 10_000, 1), "cifar10c": ("test", 950_000, 95)}
+PAPER_DATA = {
+    "cifar10": ("test", 10_000, 1),
+    "cifar10c": ("test", 950_000, 95),
+    "cifar10 against textures": ("test", 5_640, 1),
+    "cifar10 against svhn-10k": ("test", 10_000, 1),
+    "cifar10 against places365": ("test", 10_000, 1),
+    "cifar10 against lsun-c": ("test", 10_000, 1),
+}
 """Data set -> the split, rows and cells that the paper's numbers are of."""
 
 
@@ -85,11 +92,22 @@ def other_data(theirs: str, card: Mapping[str, Any]) -> str:
     return f"{name} with {told}" if told else ""
 
 
+def in_cell(row: str | None, card: Mapping[str, Any]) -> str | None:
+    """A row of a table that has one for each detector and set; as it is in any other.
+
+    >>> in_cell("H", {"detector": "msp", "dataset": {"name": "cifar10 against lsun-c"}})
+    'H, msp, lsun-c'
+    """
+    if row is None or "detector" not in card:
+        return row
+    return f"{row}, {card['detector']}, {card['dataset']['name'].partition(' against ')[2]}"
+
+
 def paper_row(table: str | None, network: str, head: Mapping[str, Any] | None) -> str | None:
     """Which row of the paper's table a head is; f where there is none, ``None`` for no row.
 
     Args:
-        table: "table-3", "table-5", "table-7" or "table-8".
+        table: one of those that there are numbers of, such as "table-3".
         network: of f, as it is called here.
         head: what its card says: ``predictor`` and ``spec``.
 

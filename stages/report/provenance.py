@@ -32,6 +32,7 @@ _UNTOLD = ("network", "n_classes", "feature_dim", "reads", "layers", "seeds", "s
 
 def results_used(judged: Sequence[Judged]) -> list[Row]:
     """A row for each result: what was judged, on how many rows, in how long."""
+    moves = [_moves_of(found.card.get("perturbations", {})) for found in judged]
     return [
         {
             **{name: str(value) for name, value in found.axes.items()},
@@ -42,9 +43,26 @@ def results_used(judged: Sequence[Judged]) -> list[Row]:
             "features": str(found.card["features"]),
             "resamples": f"{found.card['n_resamples']:,}",
             "seconds": f"{found.card['seconds']:,.1f}",
+            **({"images moved by": moved} if any(moves) else {}),
         }
-        for found in judged
+        for found, moved in zip(judged, moves, strict=True)
     ]
+
+
+def _moves_of(perturbations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """How the images of each side were moved: an attack, ODIN; nothing for plain ones."""
+    told = []
+    for side, steps in perturbations.items():
+        moves = [
+            ", ".join(
+                f"{name} {_short(value)}" if name != "target" else "through a head"
+                for name, value in step.items()
+                if value is not None
+            )
+            for step in steps
+        ]
+        told += [f"{side}: {'; then '.join(moves)}"] if moves else []
+    return ". ".join(told)
 
 
 def networks_used(store: FeatureStore, judged: Sequence[Judged]) -> list[Row]:

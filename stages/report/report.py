@@ -223,8 +223,10 @@ def _definitions(
     shown = [] if numbers is None else list(numbers["metric"].unique())
     shown += [metric for name in figures for metric in FIGURES[name].shows]
     card = judged[0].card
+    detectors = {found.card["detector"]: found.card for found in judged if "detector" in found.card}
     return {
         **{name: card["definitions"][name] for name in dict.fromkeys(shown)},
+        **{name: card["definitions"][name] for name, card in detectors.items()},
         **card.get("statistics", {}),
     }
 

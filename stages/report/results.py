@@ -21,6 +21,9 @@ KEYS = ("predictor", "other", "seed", "corruption", "severity", "bin", "low", "h
 """Columns of results; an axis cannot be called one of these."""
 
 
+_EMPTY = pd.DataFrame()
+
+
 @dataclass(frozen=True)
 class Entry:
     """A result, and where it stands among the others of a report."""
@@ -96,7 +99,7 @@ def find_result(store: FeatureStore, name: str) -> Artifact:
 
 
 def _is_judged(result: Artifact) -> bool:
-    return bool(result.plan()["stage"]["name"] == "evaluate")
+    return bool(result.plan()["stage"]["name"] in ("evaluate", "ood"))
 
 
 def entries_of(results: Sequence[Artifact]) -> list[Entry]:
@@ -153,9 +156,14 @@ def varying(frame: pd.DataFrame, axes: Sequence[str]) -> tuple[str, ...]:
 def _read(store: FeatureStore, entry: Entry) -> Judged:
     result = entry.result
     card = result.card()
+    files = [f"{part}.parquet" for part in ("by-group", "average", "differences", "bins")]
     frames = (
-        _with_axes(pd.read_parquet(io.BytesIO(result.read(f"{part}.parquet"))), entry.axes)
-        for part in ("by-group", "average", "differences", "bins")
+        _with_axes(
+            # What tells sets apart has no bins of confidence.
+            pd.read_parquet(io.BytesIO(result.read(file))) if file in card["files"] else _EMPTY,
+            entry.axes,
+        )
+        for file in files
     )
     return Judged(entry.axes, result.name, card, *_origin(store, card), *frames)
 
@@ -172,6 +180,7 @@ def _origin(
 
 def _with_axes(frame: pd.DataFrame, axes: Axes) -> pd.DataFrame:
     """The axes as the first columns."""
+    frame = frame.copy()
     for at, (name, value) in enumerate(axes.items()):
         frame.insert(at, name, value)
     return frame

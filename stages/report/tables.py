@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from stages.errors import InputError
-from stages.metrics.definitions import DEFINITIONS
-from stages.report.paper import check_paper_table, other_data, paper_number, paper_row
+from stages.metrics.definitions import DEFINITIONS, DETECTION
+from stages.report.paper import check_paper_table, in_cell, other_data, paper_number, paper_row
 from stages.report.results import Judged
 
-HIGHER_IS_BETTER = ("accuracy", "log_likelihood")
+HIGHER_IS_BETTER = ("accuracy", "log_likelihood", "auroc", "auroc_sweep", "aupr_in", "aupr_out")
 NEITHER_IS_BETTER = ("entropy",)
 
 
@@ -26,8 +26,9 @@ class TableSpec:
 
     def __post_init__(self) -> None:
         check_paper_table(self.paper)
-        if unknown := [name for name in self.metrics if name not in DEFINITIONS]:
-            raise InputError(f"no metric '{unknown[0]}': choose from {', '.join(DEFINITIONS)}")
+        known = [*DEFINITIONS, *DETECTION]
+        if unknown := [name for name in self.metrics if name not in known]:
+            raise InputError(f"no metric '{unknown[0]}': choose from {', '.join(known)}")
 
 
 def sign_of(metric: str) -> int:
@@ -78,8 +79,8 @@ def _beside_the_paper(rows: pd.DataFrame, found: Judged, paper: str | None) -> p
     facts = []
     for contender, metric in zip(rows["contender"], rows["metric"], strict=True):
         row = paper_row(paper, found.network, found.heads.get(contender)) if paper else None
-        number = paper_number(paper, found.network, row, metric)
-        of_f = paper_number(paper, found.network, "f", metric)
+        number = paper_number(paper, found.network, in_cell(row, found.card), metric)
+        of_f = paper_number(paper, found.network, in_cell("f", found.card), metric)
         is_other = bool(number.dataset and other_data(number.dataset, found.card))
         facts.append(
             {

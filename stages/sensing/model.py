@@ -126,8 +126,11 @@ class Sensing(nn.Module):
         Returns:
             ``f`` ``[n, feature_dim]`` and ``z = W f + b`` ``[n, n_classes]``, both float32.
         """
-        pixels = normalised(images, self.mean, self.scale)
-        kind = images.device.type
+        return self.vectors(normalised(images, self.mean, self.scale))
+
+    def vectors(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of normalised pixels ``[n, 3, H, W]``; gradients to them can be taken."""
+        kind = pixels.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.network(pixels)
         return self.last.inputs.pop(), logits

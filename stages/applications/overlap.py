@@ -1,0 +1,42 @@
+"""Images that two data sets share, found by the content of their pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from stages.data.source import ImageSource, read_each
+from stages.errors import InputError
+
+_BLOCK_ROWS = 1024
+
+
+def check_apart(inside: ImageSource, outsides: Sequence[ImageSource]) -> None:
+    """Make sure that out-of-distribution sets hold no in-distribution image, at the size of all.
+
+    Rows that cannot be read are no images, and are left out.
+
+    Raises:
+        InputError: one does; says how many, and which is the first.
+    """
+    names = dict(_hashed(inside))
+    for outside in outsides:
+        found = [(name, names[digest]) for digest, name in _hashed(outside) if digest in names]
+        if found:
+            here, there = found[0]
+            raise InputError(
+                f"{outside.name} {outside.split}: {len(found):,} of its {outside.n_rows:,} images "
+                f"are images of {inside.name} {inside.split} too (first: {here} is {there} there), "
+                "expected none: take them out, or compare with another set"
+            )
+
+
+def _hashed(source: ImageSource) -> Iterator[tuple[bytes, str]]:
+    """A hash of the pixels of each row, and the row's name."""
+    for start in range(0, source.n_rows, _BLOCK_ROWS):
+        rows = read_each(source, start, min(start + _BLOCK_ROWS, source.n_rows))
+        for row, (image, name) in enumerate(
+            zip(rows.images, rows.columns["sample_id"], strict=True)
+        ):
+            if row not in rows.failed:
+                yield hashlib.blake2b(image.tobytes(), digest_size=16).digest(), str(name)
