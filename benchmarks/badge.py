@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -74,10 +75,12 @@ def measured(seen: Seen, n: int, n_dense: int) -> dict[str, float]:
     return {"seconds": seconds, "peak_mb": peak / 1e6}
 
 
-def alone(n_dense: int, arguments: list[str]) -> dict[str, float]:
+def alone(n_dense: int, n_threads: int, arguments: list[str]) -> dict[str, float]:
     """What a process of its own measures."""
     command = [sys.executable, __file__, *arguments, "--alone", str(n_dense)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    threads = {"OMP_NUM_THREADS": str(n_threads), "OPENBLAS_NUM_THREADS": str(n_threads)}
+    environment = {**os.environ, **threads}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
@@ -91,6 +94,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--dense-queries", type=int, default=50, help="0 leaves the dense way out")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="cores to use")
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
@@ -106,7 +110,8 @@ def main() -> None:
             sys.exit("the two ways choose other rows of a small pool")
     ways = {"factors": 0, **({"dense": options.dense_queries} if options.dense_queries else {})}
     rounds = [
-        {way: alone(n, sys.argv[1:]) for way, n in ways.items()} for _ in range(options.rounds)
+        {way: alone(n, options.threads, sys.argv[1:]) for way, n in ways.items()}
+        for _ in range(options.rounds)
     ]
     rows: list[dict[str, object]] = []
     for way in ways:

@@ -95,12 +95,15 @@ class Head(nn.Module):
         The input is written out for the batch: on a CPU one large product took half to nine tenths
         of the time of applying the first layer to the factors, for 10 x 64 to 31 x 2048.
         """
-        values = self.spec.reading.vectors(features, logits).dense()
-        *hidden, last = self.linears
-        for linear in hidden:
-            values = self.dropout(torch.sigmoid(linear(values)))
-        found: Tensor = last(values)
+        found: Tensor = self.linears[-1](self.hidden(features, logits))
         return found
+
+    def hidden(self, features: Tensor, logits: Tensor) -> Tensor:
+        """What the last layer reads: the last hidden layer's output ``(n, width)``."""
+        values = self.spec.reading.vectors(features, logits).dense()
+        for linear in self.linears[:-1]:
+            values = self.dropout(torch.sigmoid(linear(values)))
+        return values
 
 
 @torch.inference_mode()
