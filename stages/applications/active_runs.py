@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 from scipy.stats import t as student
@@ -18,7 +18,7 @@ from pipeline.loop import run_loop
 from pipeline.runner import run_map
 from pipeline.stage import ShardOutput, Tick
 from stages.applications.active_learning import VERSION, ActiveLearning, RoundParams, code_of
-from stages.applications.lesson import Kind, LessonParams
+from stages.applications.lesson import ENOUGH, Kind, LessonParams
 from stages.data.registry import SourceSpec
 from stages.data.source import check_planned, source_facts
 from stages.errors import InputError
@@ -27,6 +27,9 @@ from store.catalog import FeatureStore
 from store.plan import Plan, fingerprint, readable_json
 from store.shards import Shard
 from store.shardset import ShardSet
+
+if TYPE_CHECKING:
+    from pandas.core.groupby import SeriesGroupBy
 
 CURVES = "curves.parquet"
 RUNS = "runs"
@@ -195,9 +198,10 @@ def run_all(
     stage = RunAll(store, runs, device)
     receipts = ShardSet.create(result.storage.child(RUNS), stage.plan(), {})
     title = f"active learning on {runs.inputs['source']['name']}"
-    run_map(stage, receipts, executor, journal, title=title, unit="epochs at most")
+    run_map(stage, receipts, executor, journal, title=title, unit="epochs")
     cards = [runs.run_of(store, lesson).card() for lesson in runs.lessons]
     frame = pd.concat([_curve(card) for card in cards], ignore_index=True)
+    trainings = [training for card in cards for training in _trainings(card)]
     facts = {
         "runs": [runs.run_of(store, lesson).name for lesson in runs.lessons],
         "lessons": [asdict(lesson) for lesson in runs.lessons],
@@ -205,6 +209,8 @@ def run_all(
         "dataset": runs.inputs["source"],
         "tests": runs.inputs["tests"],
         **{name: cards[0][name] for name in ("n_pool", "n_tests")},
+        "trainings": len(trainings),
+        "short_trainings": sum(accuracy < ENOUGH for accuracy in trainings),
     }
     result.write({CURVES: frame.to_parquet(index=False)}, facts)
     return result
@@ -231,11 +237,22 @@ def means_of(curves: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """
     keys = ["strategy", "kind", "predictor", "test", *by]
     seeds = curves.groupby([*keys, "seed"], sort=False)["accuracy"].mean()
-    found = seeds.groupby(level=keys, sort=False).agg(["mean", "std", "count"]).reset_index()
+    return with_interval(seeds.groupby(level=keys, sort=False))
+
+
+def with_interval(groups: SeriesGroupBy[Any, Any]) -> pd.DataFrame:
+    """``mean``, ``std``, ``n_seeds``, ``low`` and ``high`` of each group, as ``means_of``."""
+    found = groups.agg(["mean", "std", "count"]).reset_index()
     found = found.rename(columns={"count": "n_seeds"})
     n = found["n_seeds"]
     reach = found["std"] / n**0.5 * student.ppf(0.975, (n - 1).where(n > 1))
     return found.assign(low=found["mean"] - reach, high=found["mean"] + reach)
+
+
+def _trainings(card: Mapping[str, Any]) -> list[float]:
+    """How each training of a run ended: the share of its rows that were right."""
+    keys = ("train_accuracy", "head_train_accuracy")
+    return [metrics[key] for metrics in card["history"] for key in keys if key in metrics]
 
 
 def _curve(card: Mapping[str, Any]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pipeline.steps import StepKind
 from stages.recipes.params import (
     COLUMNS,
     SENSING,
+    ActiveLearnParams,
     CorruptParams,
     EvaluateParams,
     ExtractParams,
@@ -91,10 +92,16 @@ KINDS = {
             taken_labels=(SENSING,),
         ),
         StepKind(
+            "active-learn",
+            ActiveLearnParams,
+            _later("learning", "learning_task"),
+            one={"images": ("corrupt",)},
+        ),
+        StepKind(
             "report",
             ReportParams,
             _later("results", "report_task"),
-            many={"results": ("evaluate",)},
+            many={"results": ("evaluate", "active-learn")},
             taken_axes=COLUMNS,
         ),
     )
