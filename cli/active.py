@@ -22,7 +22,7 @@ CLEAN = "clean"
 
 OF_RUNS = (
     *("rounds", "query", "start", "corrupted", "corruption", "limit"),
-    *("executor", "gpus", "workers", "memory", "address"),
+    *("executor", "gpus", "workers", "address"),
 )
 OF_ASKING = ("labels", "out")
 """Options that mean nothing with --ask, and without it."""
@@ -33,7 +33,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "active-learn",
         epilog="Example: intro-pipe active-learn --dataset cifar10 --strategy badge,entropy "
-        "--model-kind f,h --seeds 0,1,2 --executor ray",
+        "--model-kind f,h --seeds 0,1,2 --executor ray  ·  For a folder without labels: "
+        "intro-pipe active-learn --dataset ./photos --ask 500",
     )(active_learn)
 
 
@@ -95,7 +96,6 @@ def active_learn(
     executor: options.ExecutorName = "local",
     gpus: options.Gpus = None,
     workers: options.Workers = None,
-    memory: options.Memory = None,
     address: options.Address = None,
     store: options.Store = options.DEFAULT_STORE,
     data_root: options.DataRoot = None,
@@ -105,7 +105,8 @@ def active_learn(
     """Learn from few labels: train, ask for those that would help most, train again.
 
     A checkpoint follows every round; the same command again goes on from the last one. Runs of
-    several strategies, kinds and seeds are independent: --executor ray runs them side by side.
+    several strategies, kinds and seeds are independent: --executor ray has them side by side. With
+    --ask people label: see docs/active-learning.md.
     """
     from stages.applications.active_learning import RoundParams
     from stages.applications.active_runs import ActiveRuns, lessons_of
@@ -144,7 +145,7 @@ def active_learn(
     if dry_run:
         _say_plan(place, runs, as_json=as_json)
         return
-    running, its_device = options.executor_of(executor, gpus, workers, address, memory)
+    running, its_device = options.executor_of(executor, gpus, workers, address)
     _run(place, runs, running, device or its_device, as_json=as_json)
 
 

@@ -31,18 +31,25 @@ def report(
     ] = None,
     about: Annotated[str, typer.Option(help="What the page is about, in a sentence.")] = "",
     metrics: Annotated[
-        str, typer.Option(help="Columns of the table, commas between.")
-    ] = "accuracy,ece,mce,brier",
+        str | None,
+        typer.Option(
+            help="Columns of the table, commas between. (default: accuracy,ece,mce,brier; of "
+            "active learning accuracy)"
+        ),
+    ] = None,
     figures: Annotated[
         str | None,
         typer.Option(
             help="accuracy-vs-ece, gain-by-corruption, gain-by-level, ece-by-level, reliability, "
-            "by-epoch; commas between. (default: all that the results allow)"
+            "by-epoch; of active learning learning-curves; commas between. (default: all that the "
+            "results allow)"
         ),
     ] = None,
     paper: Annotated[
         str | None,
-        typer.Option(help="Whose numbers stand beside: table-3, table-5, table-7 or table-8."),
+        typer.Option(
+            help="Whose numbers stand beside: table-1, table-3, table-5, table-7 or table-8."
+        ),
     ] = None,
     out: Annotated[
         str | None,
@@ -55,6 +62,7 @@ def report(
     from pathlib import Path
 
     from pipeline.journal import Journal
+    from stages.report.learning import CURVES, build_learning_report, is_learning
     from stages.report.report import (
         build_report,
         check_folder,
@@ -71,17 +79,25 @@ def report(
         check_folder(Path(out))
     place = FeatureStore(store).require()
     entries = entries_of([find_result(place, result) for result in results])
+    is_of_learning = is_learning(entries[0].result)
+    build = build_learning_report if is_of_learning else build_report
+    if figures is not None:
+        shown = list(options.names(figures))
+    else:
+        shown = [CURVES] if is_of_learning else figures_for(place, entries)
+    default = ("accuracy",) if is_of_learning else TableSpec().metrics
+    card = entries[0].result.card()
     says: dict[str, Any] = {
-        "title": title or str(entries[0].result.card()["title"]),
+        "title": title or str(card.get("title", entries[0].result.name)),
         "about": about,
         "entries": entries,
-        "table": TableSpec(paper, options.names(metrics)),
-        "figures": figures_for(place, entries) if figures is None else options.names(figures),
+        "table": TableSpec(paper, default if metrics is None else options.names(metrics)),
+        "figures": shown,
     }
     called = name or report_name(report_plan(**says))
     command = shlex.join(["intro-pipe", *sys.argv[1:]])
     with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
-        made = build_report(place, called, **says, command=command, journal=journal)
+        made = build(place, called, **says, command=command, journal=journal)
     copied = copy_report(made, Path(out)) if out else []
     card, page = made.card(), f"{made.storage.location}/report.html"
     text = [*card["shows"], f"page: {page}", *([f"copied to {out}"] if out else [])]

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,6 @@ from small_data import write_npz_set
 
 from pipeline.executors import LocalExecutor, RayExecutor
 from pipeline.journal import Journal
-from stages.applications import lesson
 from stages.applications.active_learning import LABELLED, ActiveLearning, RoundParams
 from stages.applications.active_runs import (
     ActiveRuns,
@@ -23,7 +23,7 @@ from stages.applications.active_runs import (
     run_all,
     stage_of,
 )
-from stages.applications.lesson import Factors, LessonParams, train_h
+from stages.applications.lesson import ENOUGH, Factors, LessonParams, renew, train_h
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
 from stages.sensing.model import Sensing
@@ -47,9 +47,9 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def runs_on(data, *, strategies=("badge",), kinds=("h",), seeds=(0,), rounds=ROUNDS):
+def runs_on(data, *, strategies=("badge",), kinds=("h",), seeds=(0,), rounds=ROUNDS, lesson=LESSON):
     source, test = (SourceSpec(str(data), split, "", 8) for split in ("train", "test"))
-    lessons = lessons_of(LESSON, strategies, kinds, seeds)
+    lessons = lessons_of(lesson, strategies, kinds, seeds)
     return ActiveRuns(lessons, rounds, source, {"clean": test})
 
 
@@ -130,8 +130,8 @@ def test_only_batch_norm_goes_over_into_the_next_round():
 
     fresh = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lesson, "build_network", lambda *_: fresh)
-        lesson.renew(network, Card, 0)
+        patch.setattr("stages.applications.lesson.build_network", lambda *_: fresh)
+        renew(network, Card, 0)
 
     assert not torch.equal(network[0].weight, before)
     assert network[1].running_mean.tolist() == [3, 3]
@@ -147,7 +147,7 @@ def test_training_stops_where_enough_rows_are_right():
 
     _, fit = train_h(factors, torch.from_numpy(labels), params, 0, ticks.append)
 
-    assert fit.accuracy >= lesson.ENOUGH
+    assert fit.accuracy >= ENOUGH
     assert fit.epochs == len(ticks) < 400
 
 
@@ -162,13 +162,13 @@ def test_a_pool_smaller_than_the_query_is_refused_before_anything_is_written(dat
 
 
 def test_curves_of_several_runs_are_there_again_without_computing(data, store, monkeypatch):
-    runs = runs_on(data, strategies=("random", "margin"), kinds=("f", "h"), seeds=(0, 1))
-    result = make(store, runs)
+    choice = {"kinds": ("f", "h"), "rounds": RoundParams(rounds=2, query=20, start=20)}
+    result = make(store, runs_on(data, strategies=("random", "margin"), seeds=(0, 1), **choice))
     monkeypatch.setattr(ActiveLearning, "step", None)
-    again = make(store, runs_on(data, strategies=("margin",), kinds=("f", "h"), seeds=(1, 0)))
+    again = make(store, runs_on(data, strategies=("margin",), seeds=(1, 0), **choice))
 
     curves = read_curves(result)
-    assert len(curves) == 2 * 2 * 3 * 3  # strategies, seeds, rounds; f, H and the f beside H
+    assert len(curves) == 2 * 2 * 2 * 3  # strategies, seeds, rounds; f, H and the f beside H
     assert len(read_curves(again)) == len(curves) // 2
     means = means_of(curves, ["labelled"])
     assert (means["low"] <= means["mean"]).all()
@@ -195,7 +195,7 @@ def test_runs_side_by_side_on_ray_give_the_same_curves(data, store, tmp_path):
 
 def test_a_kill_costs_at_most_the_round_that_it_falls_into(data, tmp_path):
     store, rounds = tmp_path / "store", RoundParams(rounds=20, query=2, start=20)
-    options = {"network": "cnn2", "epochs": 3, "lr": 1e-3, "layers": "12,8", "image-size": 8}
+    options = {"network": "cnn2", "epochs": 1, "lr": 1e-3, "layers": "12,8", "image-size": 8}
     options |= {"rounds": 20, "query": 2, "start": 20, "strategy": "badge", "model-kind": "h"}
     options |= {"dataset": data, "store": store}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -207,14 +207,15 @@ def test_a_kill_costs_at_most_the_round_that_it_falls_into(data, tmp_path):
     deadline, done = time.monotonic() + 60, set()
     while len(done) < 13 and time.monotonic() < deadline:  # the thirteenth is done ...
         done |= {path.stem for path in store.glob("results/*/checkpoints/*.json")}
-        time.sleep(0.0005)
+        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)  # ... and the next one is at work
     process.wait()
     last = max(path.stem for path in store.glob("results/*/checkpoints/*.json"))
 
-    result = make(FeatureStore(str(store)), runs_on(data, rounds=rounds))
+    runs = runs_on(data, rounds=rounds, lesson=replace(LESSON, epochs=1))
+    result = make(FeatureStore(str(store)), runs)
 
     receipt = json.loads((store / "results" / result.name / "runs/receipts/00000.json").read_text())
     assert receipt["rounds_run_now"] == 20 - 1 - int(last) <= 20 - 13
-    untouched = make(FeatureStore(str(tmp_path / "other")), runs_on(data, rounds=rounds))
+    untouched = make(FeatureStore(str(tmp_path / "other")), runs)
     assert read_curves(result).equals(read_curves(untouched))

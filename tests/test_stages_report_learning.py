@@ -1,5 +1,6 @@
 import io
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -117,7 +118,7 @@ def test_the_page_has_table_curves_runs_and_what_falls_short(learned):
     report = reported(store, results["f", "h"])
     page = report.read(MARKDOWN).decode()
 
-    assert "On clean images H is better than f in" in page
+    assert re.search(r"On clean images H is .* than f in|On clean images H is not told", page)
     assert "| margin | f |" in page
     assert "Fewer than 3 seeds: 2." in page
     assert "rounds 2 (20), query 10 (1,000), start 10 (100)" in page

@@ -21,6 +21,7 @@ from pipeline.stage import Tick
 from stages.applications.lesson import (
     Factors,
     LessonParams,
+    card_of,
     choose,
     factors_of,
     renew,
@@ -33,9 +34,9 @@ from stages.errors import InputError
 from stages.introspection.head import Head, HeadSpec
 from stages.sensing.build import build_network, source_hash
 from stages.sensing.card import ModelCard
-from stages.sensing.labelled import LabelledImages, Openable, normalisation, read_labelled
-from stages.sensing.model import Sensing, describe
-from stages.sensing.weights import save_weights
+from stages.sensing.labelled import LabelledImages, Openable, read_labelled
+from stages.sensing.model import Sensing
+from stages.sensing.weights import save_weights, weights_hash
 
 VERSION = 1
 """Raised whenever the same run comes out otherwise."""
@@ -242,7 +243,7 @@ class ActiveLearning:
         pq.write_table(table, sink)
         files = {WEIGHTS: save_weights(state.network), LABELLED: sink.getvalue()}
         facts: dict[str, Any] = {
-            "network": self._card.to_dict(),
+            "network": replace(self._card, weights_sha256=weights_hash(state.network)).to_dict(),
             "lesson": asdict(self.lesson),
             "n_pool": len(self._data.labels),
             "n_tests": {name: len(data.labels) for name, data in self._tests.items()},
@@ -267,17 +268,8 @@ class ActiveLearning:
     def _card(self) -> ModelCard:
         """Of a network of no training: classes, normalisation, last layer."""
         source = self.source.open()
-        mean, std, _ = normalisation(self._data.images, source.family)
-        return describe(
-            build_network(self.lesson.network, source.n_classes),
-            name=self.lesson.network,
-            network_name=self.lesson.network,
-            class_names=source.class_names,
-            image_size=source.image_size[0],
-            family=source.family,
-            mean=mean,
-            std=std,
-        )
+        names, family = source.class_names, source.family
+        return card_of(self.lesson, self._data.images, class_names=names, family=family)
 
 
 def code_of(network: str) -> dict[str, str]:

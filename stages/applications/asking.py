@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stages.applications.active_learning import VERSION, WEIGHTS, code_of
 from stages.applications.labels import label_list
 from stages.applications.lesson import (
     LessonParams,
+    card_of,
     choose,
     factors_of,
     renew,
@@ -33,10 +34,9 @@ from stages.data.folder import FolderReader
 from stages.data.source import ReaderSource, source_facts
 from stages.errors import InputError
 from stages.sensing.build import build_network
-from stages.sensing.card import ModelCard
-from stages.sensing.labelled import READ_ROWS, normalisation
-from stages.sensing.model import Sensing, describe
-from stages.sensing.weights import save_weights
+from stages.sensing.labelled import READ_ROWS
+from stages.sensing.model import Sensing
+from stages.sensing.weights import save_weights, weights_hash
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan, canonical_json, fingerprint
@@ -170,7 +170,8 @@ def _with_a_network(
     )
     place = {name: at for at, name in enumerate(asking.class_names)}
     labels = torch.tensor([place[asking.labels[row]] for row in rows.tolist()])
-    card = _card(asking, images)
+    names, family = asking.class_names, source.family
+    card = card_of(lesson, images, class_names=names, family=family)
     network = build_network(lesson.network, card.n_classes)
     renew(network, card, seed)
     network.to(device)
@@ -188,25 +189,11 @@ def _with_a_network(
     query = choose(lesson, sensing, head, factors.take(left), learned, asking.n, seed)
     facts = {
         "strategy": lesson.strategy,
-        "network": card.to_dict(),
+        "network": replace(card, weights_sha256=weights_hash(network)).to_dict(),
         "train_accuracy": fit.accuracy,
         "n_failed": len(failed),
     }
     return Query(left[query.rows], query.scores), {WEIGHTS: save_weights(network)}, facts
-
-
-def _card(asking: Asking, images: Tensor) -> ModelCard:
-    mean, std, _ = normalisation(images, asking.source.family)
-    return describe(
-        build_network(asking.lesson.network, len(asking.class_names)),
-        name=asking.lesson.network,
-        network_name=asking.lesson.network,
-        class_names=asking.class_names,
-        image_size=asking.source.image_size[0],
-        family=asking.source.family,
-        mean=mean,
-        std=std,
-    )
 
 
 def _blocks(source: ReaderSource, failed: set[int]) -> Iterator[Tensor]:

@@ -56,12 +56,12 @@ def _lines(path: Path) -> Iterable[tuple[int, str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataNotFoundError(f"{path}: cannot be read as labels ({error})") from error
     reader = csv.DictReader(io.StringIO(text))
-    if not {"sample_id", "label"} <= set(reader.fieldnames or ()):
-        raise InputError(
-            f"{path}: expected a CSV with the columns sample_id and label, found "
-            f"{', '.join(reader.fieldnames or ()) or 'nothing'}"
-        )
     try:
+        if not {"sample_id", "label"} <= set(reader.fieldnames or ()):
+            raise InputError(
+                f"{path}: expected a CSV with the columns sample_id and label, found "
+                f"{', '.join(reader.fieldnames or ()) or 'nothing'}"
+            )
         for row in reader:
             yield reader.line_num, row["sample_id"], (row["label"] or "").strip()
     except csv.Error as error:

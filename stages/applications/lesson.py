@@ -26,7 +26,8 @@ from stages.introspection.head import Head, HeadSpec
 from stages.reflection.losses import softmax
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
-from stages.sensing.model import Sensing, normalised
+from stages.sensing.labelled import normalisation
+from stages.sensing.model import Sensing, describe, normalised
 
 Kind = Literal["f", "h"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -110,6 +111,33 @@ def seed_of(*parts: int | str) -> int:
     """One seed made of several numbers and words."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def card_of(
+    params: LessonParams,
+    images: Tensor,
+    *,
+    class_names: tuple[str, ...],
+    family: str,
+) -> ModelCard:
+    """Of the network before any training: classes, last layer, and the pixels' normalisation.
+
+    Args:
+        images: ``[n, H, W, 3]`` uint8, those that are learned from.
+    """
+    mean, std, _ = normalisation(images, family)
+    with _seeded(params.seed):
+        network = build_network(params.network, len(class_names))
+    return describe(
+        network,
+        name=params.network,
+        network_name=params.network,
+        class_names=class_names,
+        image_size=images.shape[1],
+        family=family,
+        mean=mean,
+        std=std,
+    )
 
 
 def renew(network: nn.Module, card: ModelCard, seed: int) -> None:
@@ -261,6 +289,6 @@ def _fit(
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """torch's own generators from a seed, and restored after."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

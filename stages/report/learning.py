@@ -29,8 +29,9 @@ from store.artifacts import Artifact
 from store.catalog import FeatureStore
 
 CURVES = "learning-curves"
+METRICS = ("accuracy",)
 PLAN_NAME = "active-learning-curves"
-"""Of the stage whose results these are."""
+"""The metric there is, and the name of the stage whose results these are."""
 
 PAPER_ROUNDS = {"rounds": 20, "query": 1000, "start": 100}
 PAPER_TESTS = {"clean": "cifar10", "gaussian_noise": "cifar10c"}
@@ -67,7 +68,7 @@ def build_learning_report(
         InputError: other results among them, a figure that is not of these, or runs of f or of H
             alone.
     """
-    _check(entries, figures)
+    _check(entries, table, figures)
     plan = report_plan(
         title=title, about=about, entries=entries, table=table, figures=figures, notes=notes
     )
@@ -128,7 +129,7 @@ def _paper(paper: str | None, row: pd.Series[Any], contender: str) -> float:
     return paper_number(paper, network, f"{row['strategy']} {contender}", str(row["test"])).value
 
 
-def _check(entries: Sequence[Entry], figures: Sequence[str]) -> None:
+def _check(entries: Sequence[Entry], table: TableSpec | None, figures: Sequence[str]) -> None:
     for entry in entries:
         if not is_learning(entry.result):
             raise InputError(
@@ -141,6 +142,10 @@ def _check(entries: Sequence[Entry], figures: Sequence[str]) -> None:
                 f"result {entry.result.name} has runs of {min(kinds)} alone: a report compares f "
                 "and H, run both kinds"
             )
+    if table is not None and table.metrics != METRICS:
+        raise InputError(
+            f"metrics {', '.join(table.metrics)}: active learning is judged by {METRICS[0]} alone"
+        )
     if other := [name for name in figures if name != CURVES]:
         raise InputError(f"no figure '{other[0]}' of active learning: there is {CURVES}")
 
@@ -157,11 +162,13 @@ def _sentences(numbers: pd.DataFrame) -> list[str]:
         verdicts = pd.Series([verdict_of("accuracy", *each) for each in ends]).value_counts()
         words = {
             BETTER: "better than f",
-            WORSE: "worse",
-            EQUAL: "not told apart",
-            UNKNOWN: "without a verdict",
+            WORSE: "worse than f",
+            EQUAL: "not told apart from f",
+            UNKNOWN: "without a verdict against f",
         }
-        tally = ", ".join(f"{words[each]} in {verdicts.get(each, 0)}" for each in words)
+        tally = ", ".join(
+            f"{words[each]} in {verdicts[each]}" for each in words if each in verdicts
+        )
         span = f"{signed(rows['gain'].min())} to {signed(rows['gain'].max())}"
         found.append(f"On {_spoken(test)} H is {tally} of {len(rows)} strategies ({span}).")
     return found
@@ -245,7 +252,7 @@ def _drawing(curves: pd.DataFrame, axes: tuple[str, ...]) -> Drawing:
     title = "Accuracy against labels"
     caption = (
         "Mean over seeds of the accuracy after each round; bands are 95 % intervals of Student's t "
-        "over the seeds. Each is judged on what it has asked for itself."
+        "over the seeds, cut to what accuracies can be. Each is judged on what it asked for itself."
     )
     return Drawing(CURVES, title, caption, svg_of(figure, CURVES, title))
 
@@ -255,6 +262,7 @@ def _draw(curves: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     own = curves[curves["predictor"].isin(["f", "H"])]
     told = varying(own, axes)
     points = means_of(own, [*told, "labelled"])
+    points[["low", "high"]] = points[["low", "high"]].clip(0, 1)
     points["test"] = points["test"].str.replace("_", " ")
     found = panels_of(points, [*told, "strategy", "test"])
     styles = styles_of(["f", "H"])
