@@ -115,5 +115,4 @@ def _drawn(weights: Numbers, is_chosen: NDArray[np.bool_], draw: float) -> int:
     sums = np.cumsum(weights, dtype=np.float64)
     if sums[-1] == 0:
         sums = np.cumsum(~is_chosen, dtype=np.float64)
-    row = int(np.searchsorted(sums, draw * sums[-1], side="right"))
-    return min(row, int(np.searchsorted(sums, sums[-1])))  # where the product was rounded up
+    return int(np.searchsorted(sums, draw * sums[-1], side="right"))
