@@ -69,6 +69,15 @@ class RoundParams:
         """Rows that are labelled in the end."""
         return self.start + (self.rounds - 1) * self.query
 
+    def check(self, n_rows: int) -> None:
+        """Raise ``InputError`` for a pool that is smaller than that."""
+        if n_rows < self.n_labelled:
+            raise InputError(
+                f"the pool has {n_rows:,} labelled images, {self.rounds} rounds ask for "
+                f"{self.n_labelled:,} ({self.start} + {self.rounds - 1} x {self.query}): ask for "
+                "fewer"
+            )
+
 
 @dataclass(slots=True)
 class RoundState:
@@ -133,12 +142,7 @@ class ActiveLearning:
             InputError: the pool has fewer labelled rows than will be asked for.
         """
         n_rows = len(self._data.labels)
-        if n_rows < self.rounds.n_labelled:
-            raise InputError(
-                f"the pool has {n_rows:,} labelled images, {self.rounds.rounds} rounds ask for "
-                f"{self.rounds.n_labelled:,} ({self.rounds.start} + {self.rounds.rounds - 1} x "
-                f"{self.rounds.query}): ask for fewer"
-            )
+        self.rounds.check(n_rows)
         generator = np.random.default_rng(seed_of(self.lesson.seed, "start"))
         rows = generator.permutation(n_rows)[: self.rounds.start]
         network = build_network(self.lesson.network, self._card.n_classes)

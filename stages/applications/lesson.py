@@ -114,11 +114,7 @@ def seed_of(*parts: int | str) -> int:
 
 
 def card_of(
-    params: LessonParams,
-    images: Tensor,
-    *,
-    class_names: tuple[str, ...],
-    family: str,
+    params: LessonParams, images: Tensor, *, class_names: tuple[str, ...], family: str
 ) -> ModelCard:
     """Of the network before any training: classes, last layer, and the pixels' normalisation.
 

@@ -96,6 +96,7 @@ KINDS = {
             ActiveLearnParams,
             _later("learning", "learning_task"),
             one={"images": ("corrupt",)},
+            check=_later("learning", "check_learning"),
         ),
         StepKind(
             "report",
