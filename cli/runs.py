@@ -26,6 +26,7 @@ RESUMABLE = (
     "fit-neighbours",
     "evaluate",
     "analyse",
+    "active-learn",
     "report",
     "run",
     "reproduce",

@@ -9,7 +9,8 @@ from PIL import Image
 from small_data import digits, write_npz_set
 
 from cli.app import main
-from pipeline.journal import runs
+from cli.runs import command_of
+from pipeline.journal import Run, runs
 
 SMALL = "--network cnn2 --image-size 8 --epochs 2 --layers 6"
 
@@ -100,3 +101,10 @@ def test_a_dry_run_names_the_runs(run, folder: Path) -> None:
     assert "2 runs of 2 rounds, 109 labels each" in said
     assert "few-active-badge-f-1-" in said
     assert not (folder / "store").exists()
+
+
+def test_a_run_that_was_stopped_can_be_resumed(folder: Path) -> None:
+    stopped = Run(("active-learn", "--dataset", "few"), str(folder), {}, "stopped", 0.0)
+    words, _ = command_of(stopped, str(folder / "store"))
+
+    assert words[4:] == ["active-learn", "--dataset", "few"]
