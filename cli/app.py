@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from cli import analysis, checking, data, detection, heads, reading, recipes, report, runs, training
+from cli import (
+    active,
+    analysis,
+    checking,
+    data,
+    detection,
+    heads,
+    reading,
+    recipes,
+    report,
+    runs,
+    training,
+)
 from pipeline.terminal import printable_line
 
 app = typer.Typer(
@@ -48,6 +60,7 @@ data.add_to(app)
 training.add_to(app)
 heads.add_to(app)
 reading.add_to(app)
+active.add_to(app)
 checking.add_to(app)
 detection.add_to(app)
 analysis.add_to(app)

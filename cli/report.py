@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -33,20 +34,21 @@ def report(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Columns of the table, commas between. (default: accuracy,ece,mce,brier, or "
-            "fpr95,detection_error,auroc for results of ood)"
+            help="Columns of the table, commas between. (default: accuracy,ece,mce,brier; of "
+            "active learning accuracy; of ood fpr95,detection_error,auroc)"
         ),
     ] = None,
     figures: Annotated[
         str | None,
         typer.Option(
             help="accuracy-vs-ece, gain-by-corruption, gain-by-level, ece-by-level, reliability, "
-            "by-epoch; commas between. (default: all that the results allow)"
+            "by-epoch; of active learning learning-curves; commas between. (default: all that the "
+            "results allow)"
         ),
     ] = None,
     paper: Annotated[
         str | None,
-        typer.Option(help="Whose numbers stand beside: table-2, -3, -5, -7, -8 or -11."),
+        typer.Option(help="Whose numbers stand beside: table-1, -2, -3, -5, -7, -8 or -11."),
     ] = None,
     out: Annotated[
         str | None,
@@ -61,6 +63,7 @@ def report(
     from pipeline.journal import Journal
     from stages.applications.detection import SHOWN as DETECTION_SHOWN
     from stages.applications.evaluation import SHOWN
+    from stages.report.learning import CURVES, METRICS, build_learning_report, is_learning
     from stages.report.report import (
         build_report,
         check_folder,
@@ -77,19 +80,27 @@ def report(
         check_folder(Path(out))
     place = FeatureStore(store).require()
     entries = entries_of([find_result(place, result) for result in results])
-    is_detection = "detector" in entries[0].result.card()
-    columns = DETECTION_SHOWN if is_detection else SHOWN
+    card = entries[0].result.card()
+    is_of_learning = is_learning(entries[0].result)
+    build = build_learning_report if is_of_learning else build_report
+    columns: Sequence[str] = DETECTION_SHOWN if "detector" in card else SHOWN
+    if is_of_learning:
+        columns = METRICS
+    if figures is not None:
+        shown = list(options.names(figures))
+    else:
+        shown = [CURVES] if is_of_learning else list(figures_for(place, entries))
     says: dict[str, Any] = {
-        "title": title or str(entries[0].result.card()["title"]),
+        "title": title or str(card.get("title", entries[0].result.name)),
         "about": about,
         "entries": entries,
         "table": TableSpec(paper, options.names(metrics) or columns),
-        "figures": figures_for(place, entries) if figures is None else options.names(figures),
+        "figures": shown,
     }
     called = name or report_name(report_plan(**says))
     command = shlex.join(["intro-pipe", *sys.argv[1:]])
     with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
-        made = build_report(place, called, **says, command=command, journal=journal)
+        made = build(place, called, **says, command=command, journal=journal)
     copied = copy_report(made, Path(out)) if out else []
     card, page = made.card(), f"{made.storage.location}/report.html"
     text = [*card["shows"], f"page: {page}", *([f"copied to {out}"] if out else [])]

@@ -27,6 +27,7 @@ RESUMABLE = (
     "evaluate",
     "ood",
     "analyse",
+    "active-learn",
     "report",
     "run",
     "reproduce",

@@ -63,6 +63,7 @@ def run_map(
     journal: Journal,
     *,
     title: str,
+    unit: str = "images",
     redo: Sequence[Shard] = (),
     stream: TextIO | None = None,
     machine: Machine | None = None,
@@ -70,6 +71,7 @@ def run_map(
     """Compute the missing shards of a set. Where none is missing, nothing starts.
 
     Those of ``redo`` are computed too, and stay as they are until their new bytes are staged.
+    ``unit`` is what progress calls the rows.
 
     A shard that fails is tried three times, unless it would fail the same way again; the others are
     finished first. Where the inputs changed meanwhile, the shards of this run are taken back.
@@ -86,9 +88,8 @@ def run_map(
         place = shard_set.storage.location
         journal.begin().note("work", title=title, place=place, unit="shard", units=len(todo))
         again = frozenset(shard.index for shard in redo)
-        return _Run(Work(stage, shard_set), executor, journal, lease, title, stream, again).run(
-            todo
-        )
+        work = Work(stage, shard_set)
+        return _Run(work, executor, journal, lease, title, unit, stream, again).run(todo)
 
 
 class _Run:
@@ -101,6 +102,7 @@ class _Run:
         journal: Journal,
         lease: Lease,
         title: str,
+        unit: str,
         stream: TextIO | None,
         redo: Collection[int],
     ) -> None:
@@ -109,6 +111,7 @@ class _Run:
         self._journal = journal
         self._lease = lease
         self._title = title
+        self._unit = unit
         self._stream = stream
         self._redo = redo
         self._n_failed_before = 0
@@ -145,7 +148,7 @@ class _Run:
         n_rows = sum(shard.n_rows for shard in todo)
         room = Room(self._work.shard_set.storage.location)
         n_shards, lanes = len(todo), set[int]()
-        with Progress(self._title, n_rows, stream=self._stream) as progress:
+        with Progress(self._title, n_rows, unit=self._unit, stream=self._stream) as progress:
             watch = self._watched(progress.watch)
             for ended in self._executor.run(self._work, todo, watch):
                 self._lease.check()

@@ -198,7 +198,7 @@ def test_a_recipe_is_checked_without_the_heavy_libraries(place):
             "--set epochs=7: epochs is set to 3 already: leave one of them",
         ),
         (("run", "tiny.yaml", "--set", "epochs=x"), "expected a whole number such as 6, found x"),
-        (("reproduce", "table-4"), "there is no recipe 'table-4'; these ship: table-3"),
+        (("reproduce", "table-4"), "there is no recipe 'table-4'; these ship: table-1"),
         (("reproduce",), "which one?"),
     ],
 )

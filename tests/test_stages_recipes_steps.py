@@ -403,3 +403,56 @@ def test_a_limit_takes_the_first_rows(tmp_path):
     run_tiny(store, tmp_path / "data", f"{ALONE} epochs: 1, limit: 50}}")
 
     assert store.artifacts("model")[0].card()["n_train"] == 50
+
+
+# Active learning
+
+LEARNING = """\
+recipe: asking
+title: Who asks better
+about: A test.
+steps:
+  hard: {stage: corrupt, dataset: tiny, to: tiny-c, corruptions: [contrast, gaussian_noise]}
+  runs:
+    stage: active-learn
+    dataset: tiny
+    images: hard
+    network: cnn2
+    strategies: [margin]
+    seeds: [0, 1]
+    rounds: 2
+    query: 20
+    start: 20
+    epochs: 2
+    layers: [6]
+report:
+  results: [runs]
+  table: {paper: table-1, metrics: [accuracy]}
+  figures: [learning-curves]
+"""
+
+
+def test_active_learning_becomes_a_page_on_both_tests(place):
+    done = run_tiny(FeatureStore(str(place / "store")), place / "data", LEARNING)
+    report = done.statuses[-1].task.output
+
+    assert {status.state for status in done.statuses} == {State.COMPLETE}
+    assert [shown.split(" H ")[0] for shown in report.card()["shows"]] == [
+        "On clean images",
+        "On gaussian noise images",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("query: 20", "query: 2000", "tiny.yaml:6: step runs: the pool has 300 labelled images"),
+        ("[margin]", "[bagde]", "strategy 'bagde': expected one of random"),
+    ],
+)
+def test_active_learning_that_cannot_be_is_refused_before_anything_is_made(
+    tmp_path, old, new, message
+):
+    text = LEARNING.replace("tiny-c", "none-yet").replace(old, new)
+
+    assert message in refused_run(tmp_path, text)

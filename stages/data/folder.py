@@ -160,6 +160,34 @@ def has_loose_images(root: Path) -> bool:
     return any(_images_in(root / each) for each in ("", *_folders_in(root)))
 
 
+def pool_source(root: Path, name: str, image_size: tuple[int, int]) -> ReaderSource:
+    """A source over every image below a folder, in any layout and without labels.
+
+    Files are taken in the order of their paths, hidden ones left out; links to folders are not
+    followed. The split is called ``train``: it is what will be learned from.
+
+    Raises:
+        InputError: there is no image.
+    """
+    files: list[str] = []
+    for folder, below, _ in os.walk(root):
+        below[:] = sorted(each for each in below if not each.startswith("."))
+        place = Path(folder)
+        files += [(place / image).relative_to(root).as_posix() for image in _images_in(place)]
+    if not files:
+        raise InputError(f"{root}: holds no images, expected files with {', '.join(SUFFIXES)}")
+    return ReaderSource(
+        name=name,
+        split=SPLITS[0],
+        family=name,
+        class_names=(),
+        image_size=image_size,
+        resize=resize_rule(None, image_size),
+        n_rows=len(files),
+        reader=FolderReader(root, tuple(sorted(files)), (-1,) * len(files)),
+    )
+
+
 def is_image_folder(root: Path) -> bool:
     """Whether there is a split with at least one class folder."""
     return any((root / split).is_dir() and _class_names(root, split) for split in SPLITS)

@@ -67,7 +67,7 @@ class SourceSpec:
         """Make places absolute: a worker may run in another folder than the driver."""
         object.__setattr__(self, "data_root", str(data_root_path(self.data_root)))
         if self.dataset not in KNOWN:
-            place = _existing_path(self.dataset, Path(self.data_root))
+            place = existing_path(self.dataset, Path(self.data_root))
             object.__setattr__(self, "dataset", str(place))
 
     def open(self) -> ImageSource:
@@ -108,7 +108,7 @@ def open_source(
         raise InputError(f"image size is {image_size}, expected at least 1 pixel")
     root, name, size = data_root_path(data_root), str(dataset), (image_size, image_size)
     if name not in KNOWN:
-        found = _open_path(_existing_path(name, root), split, size)
+        found = _open_path(existing_path(name, root), split, size)
         return first_rows(corrupted.only_corruptions(found, corruptions), limit)
     known = KNOWN[name]
     if split not in known.n_rows:
@@ -133,7 +133,8 @@ def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
     return infos + [_info_of_path(path) for path in others]
 
 
-def _existing_path(name: str, root: Path) -> Path:
+def existing_path(name: str, root: Path) -> Path:
+    """The place of a data set: below the root by its name, or a path; may raise."""
     path = spelled_out(name)
     is_plain_name = len(path.parts) == 1 and name == path.name
     places = (root / path, path) if is_plain_name else (path,)
@@ -171,7 +172,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
 
 
 def _open_path(path: Path, split: str, size: _Size) -> ReaderSource:
-    layout, name = _layout(path), _name_of(path)
+    layout, name = _layout(path), name_of(path)
     if layout == "array file":
         return array_source(path, name, split, size)
     if layout == "folder of arrays":
@@ -195,7 +196,8 @@ def _open_path(path: Path, split: str, size: _Size) -> ReaderSource:
     )
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
+    """What the data set at a path is called."""
     name = path.stem if path.is_file() else path.resolve().name if not path.name else path.name
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)  # names stand in paths and in `data@model`
 

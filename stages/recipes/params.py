@@ -26,7 +26,7 @@ from stages.reflection.rank_one import Scaling
 from stages.sensing.card import Precision
 from stages.sensing.recipe import PRESETS, Augmentation, Schedule
 
-PAPER_TABLES = ("table-2", "table-3", "table-5", "table-7", "table-8", "table-11")
+PAPER_TABLES = ("table-1", "table-2", "table-3", "table-5", "table-7", "table-8", "table-11")
 FIGURES = (
     "accuracy-vs-ece",
     "gain-by-corruption",
@@ -39,6 +39,8 @@ FIGURES = (
 
 DETECTORS = ("msp", "odin", "energy", "max-logit", "gradnorm", "mahalanobis", "knn")
 """As in ``stages.applications.detectors``, which imports torch."""
+LEARNING_FIGURES = ("learning-curves",)
+"""Those of active learning."""
 
 SENSING = "f"
 """The label of f in results, as in ``stages.applications.judgement``."""
@@ -46,6 +48,7 @@ SENSING = "f"
 COLUMNS = (
     *("predictor", "other", "contender", "set", "seed", "n_seeds", "corruption", "severity"),
     *("n_rows", "n_correct", "confidence_sum", "bin", "share", "confidence"),
+    *("strategy", "kind", "test", "round", "labelled"),
     *("metric", "mean", "std", "low", "high", "min", "max", "difference", "verdict"),
     *("gain", "gain_low", "gain_high", "paper", "paper_gain", "paper_dataset", "paper_note"),
     *DEFINITIONS,
@@ -239,6 +242,28 @@ class OodParams(StepParams):
         return self
 
 
+class ActiveLearnParams(StepParams):
+    """Runs of active learning: for every strategy, kind and seed; ``images`` are tested on too."""
+
+    dataset: str
+    images: str | None = None
+    corruption: Corruption = "gaussian_noise"
+    network: str = "resnet18"
+    strategies: Annotated[Several[str], Field(min_length=1)] = ("badge",)
+    kinds: Annotated[Several[Literal["f", "h"]], Field(min_length=1)] = ("f", "h")
+    seeds: Annotated[Several[NonNegativeInt], Field(min_length=1)] = (0,)
+    rounds: PositiveInt = 20
+    query: PositiveInt = 1000
+    start: PositiveInt = 100
+    epochs: PositiveInt = 500
+    batch: PositiveInt = 128
+    lr: PositiveFloat = 1e-4
+    head_lr: PositiveFloat = 1e-3
+    layers: Several[PositiveInt] = (300, 100)
+    image_size: PositiveInt = 32
+    limit: PositiveInt | None = None
+
+
 class TableParams(StepParams):
     """Which metrics a table shows, and which table of the paper stands beside it."""
 
@@ -251,5 +276,5 @@ class ReportParams(StepParams):
 
     results: dict[str, str]
     table: TableParams | None = None
-    figures: Several[Annotated[str, _one_of(FIGURES)]] = ()
+    figures: Several[Annotated[str, _one_of((*FIGURES, *LEARNING_FIGURES))]] = ()
     notes: Several[str] = ()

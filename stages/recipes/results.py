@@ -16,6 +16,7 @@ from stages.data.registry import SourceSpec
 from stages.recipes.context import Context, Inputs
 from stages.recipes.params import EvaluateParams, ExtractParams, OodParams, ReportParams
 from stages.recipes.tasks import task_of
+from stages.report.learning import build_learning_report, is_learning
 from stages.report.report import build_report, report_plan
 from stages.report.results import Entry
 from stages.report.tables import TableSpec
@@ -99,8 +100,9 @@ def report_task(context: Context, params: ReportParams, inputs: Inputs) -> Task:
     )
     plan = says()
     name = f"{context.recipe.name}-{fingerprint(plan)[:8]}"
+    build = build_learning_report if is_learning(entries[0].result) else build_report
 
     def run(journal: Journal) -> None:
-        build_report(context.store, name, **says.keywords, command=context.command, journal=journal)
+        build(context.store, name, **says.keywords, command=context.command, journal=journal)
 
     return task_of(context.store.artifact("report", name), plan, run)

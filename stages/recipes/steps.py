@@ -14,6 +14,7 @@ from pipeline.steps import StepKind
 from stages.recipes.params import (
     COLUMNS,
     SENSING,
+    ActiveLearnParams,
     CorruptParams,
     EvaluateParams,
     ExtractParams,
@@ -104,10 +105,17 @@ KINDS = {
             check=_later("results", "check_sets_apart"),
         ),
         StepKind(
+            "active-learn",
+            ActiveLearnParams,
+            _later("learning", "learning_task"),
+            one={"images": ("corrupt",)},
+            check=_later("learning", "check_learning"),
+        ),
+        StepKind(
             "report",
             ReportParams,
             _later("results", "report_task"),
-            many={"results": ("evaluate", "ood")},
+            many={"results": ("evaluate", "ood", "active-learn")},
             taken_axes=COLUMNS,
         ),
     )

@@ -40,7 +40,8 @@ from store.plan import Plan, fingerprint
 
 VERSION = 1
 PAGE, MARKDOWN, TABLE, FIGURES_FOLDER = "report.html", "report.md", "table.csv", "figures"
-COPIED = (PAGE, MARKDOWN, TABLE, *(f"{FIGURES_FOLDER}/{name}.svg" for name in FIGURES))
+FIGURE_NAMES = (*FIGURES, "learning-curves")
+COPIED = (PAGE, MARKDOWN, TABLE, *(f"{FIGURES_FOLDER}/{name}.svg" for name in FIGURE_NAMES))
 """All the files that a report may have."""
 
 
@@ -147,6 +148,18 @@ def build_report(
         versions=versions_used(judged),
         command=command,
     )
+    return keep_report(store, report, plan, page, numbers, journal)
+
+
+def keep_report(
+    store: FeatureStore,
+    report: Artifact,
+    plan: Plan,
+    page: Page,
+    numbers: pd.DataFrame | None,
+    journal: Journal,
+) -> Artifact:
+    """Write a page and its table as the report of a plan."""
     store.prepare()
     journal.begin()
     report.claim(plan)

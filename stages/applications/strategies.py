@@ -1,0 +1,166 @@
+"""Query strategies of active learning: which rows of a pool to label next, as pure functions.
+
+Sources: Ash et al., 2020 (BADGE) and the code that comes with it; Sener and Savarese, 2018
+(core-set); Houlsby et al., 2011 (BALD). All see numbers only: whether they are those of f or of H
+is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr
+
+from stages.reflection.rank_one import RankOneGradient
+from stages.reflection.spread import farthest_first, k_means_plus_plus
+
+Numbers = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Rows of a pool in the order in which they were chosen, and why.
+
+    ``scores`` are the strategy's own, larger for rows that are wanted more; ``[n]`` both.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a predictor makes of rows.
+
+    Attributes:
+        probabilities: ``[n, N]``.
+        embedding: input of its last layer, ``[n, e]``: the features of f, H's last hidden layer.
+    """
+
+    probabilities: Numbers
+    embedding: Numbers
+
+    @property
+    def gradients(self) -> RankOneGradient[Numbers]:
+        """Those of the cross entropy to the class that is predicted, at the last layer."""
+        delta = self.probabilities.copy()
+        delta[np.arange(len(delta)), delta.argmax(axis=1)] -= 1
+        return RankOneGradient(delta, self.embedding)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """What a strategy may look at.
+
+    Attributes:
+        seen: of the rows that can be chosen.
+        labelled: of those that have been.
+        passes: gives the probabilities ``[n, N]`` of each of several passes with dropout.
+    """
+
+    seen: Seen
+    labelled: Seen
+    passes: Callable[[], Iterable[Numbers]]
+
+
+def entropy(probabilities: Numbers, n: int) -> Query:
+    """The most uncertain rows, by ``-Σ p log p``."""
+    return _largest(entr(probabilities).sum(axis=1), n)
+
+
+def least_confidence(probabilities: Numbers, n: int) -> Query:
+    """The rows whose largest probability is smallest."""
+    return _largest(1 - probabilities.max(axis=1), n)
+
+
+def margin(probabilities: Numbers, n: int) -> Query:
+    """The rows whose two largest probabilities are closest."""
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    return _largest(second - first, n)
+
+
+def bald(passes: Iterable[Numbers], n: int) -> Query:
+    """The rows on which the passes disagree most: ``H(E p) - E H(p)``, the mutual information."""
+    n_passes = 0
+    mean: Any = 0.0
+    own: Any = 0.0
+    for probabilities in passes:
+        n_passes += 1
+        mean = mean + probabilities
+        own = own + entr(probabilities).sum(axis=1)
+    return _largest(entr(mean / n_passes).sum(axis=1) - own / n_passes, n)
+
+
+def badge(seen: Seen, n: int, generator: np.random.Generator) -> Query:
+    """Rows whose gradients are long and differ: k-means++ over these; scores are D²."""
+    return Query(*k_means_plus_plus(seen.gradients, n, generator.random(n)))
+
+
+def core_set(embedding: Numbers, labelled: Numbers, n: int) -> Query:
+    """Rows farthest from what is labelled, in the embedding; scores are squared distances."""
+    return Query(*farthest_first(_vectors(embedding), n, _vectors(labelled)))
+
+
+def core_set_of_gradients(seen: Seen, labelled: Seen, n: int) -> Query:
+    """The same in the space of BADGE's gradients."""
+    return Query(*farthest_first(seen.gradients, n, labelled.gradients))
+
+
+def k_means(embedding: Numbers, n: int, generator: np.random.Generator) -> Query:
+    """Of ``n`` clusters of the embedding the row nearest to each centre, the largest cluster first.
+
+    Where rows coincide there are fewer clusters: the others are drawn evenly. Scores are the sizes
+    of the clusters, 0 for these.
+    """
+    from sklearn.cluster import KMeans  # slow to import
+    from sklearn.exceptions import ConvergenceWarning
+
+    model = KMeans(n, n_init=1, random_state=int(generator.integers(2**31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
+        clusters = model.fit_predict(embedding)
+    gaps = ((embedding - model.cluster_centers_[clusters]) ** 2).sum(axis=1)
+    by_cluster = np.lexsort((gaps, clusters))
+    _, first, sizes = np.unique(clusters[by_cluster], return_index=True, return_counts=True)
+    order = np.argsort(-sizes, kind="stable")
+    nearest = by_cluster[first[order]]
+    others = np.setdiff1d(np.arange(len(embedding)), nearest)
+    more = generator.permutation(others)[: n - len(nearest)]
+    scores = np.concatenate([sizes[order], np.zeros(len(more))])
+    return Query(np.concatenate([nearest, more]), scores.astype(np.float64))
+
+
+def at_random(n_rows: int, n: int, generator: np.random.Generator) -> Query:
+    """Any rows, all with the same chance."""
+    return Query(generator.permutation(n_rows)[:n], np.zeros(n))
+
+
+Strategy = Callable[[Pool, int, np.random.Generator], Query]
+
+STRATEGIES: dict[str, Strategy] = {
+    "random": lambda pool, n, generator: at_random(len(pool.seen.embedding), n, generator),
+    "entropy": lambda pool, n, _: entropy(pool.seen.probabilities, n),
+    "least-confidence": lambda pool, n, _: least_confidence(pool.seen.probabilities, n),
+    "margin": lambda pool, n, _: margin(pool.seen.probabilities, n),
+    "bald": lambda pool, n, _: bald(pool.passes(), n),
+    "badge": lambda pool, n, generator: badge(pool.seen, n, generator),
+    "core-set": lambda pool, n, _: core_set(pool.seen.embedding, pool.labelled.embedding, n),
+    "core-set-gradients": lambda pool, n, _: core_set_of_gradients(pool.seen, pool.labelled, n),
+    "k-means": lambda pool, n, generator: k_means(pool.seen.embedding, n, generator),
+}
+
+
+def _largest(scores: Numbers, n: int) -> Query:
+    """The rows with the largest scores; of equal ones the first."""
+    rows = np.argsort(-scores, kind="stable")[:n]
+    return Query(rows, scores[rows].astype(np.float64))
+
+
+def _vectors(rows: Numbers) -> RankOneGradient[Numbers]:
+    """Vectors ``v`` as ``1 ⊗ v``, whose distances are the same."""
+    return RankOneGradient(np.ones_like(rows[:, :1]), rows)

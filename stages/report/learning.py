@@ -1,0 +1,312 @@
+"""The report of active learning: what each strategy comes to when f asks and when H does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.journal import Journal
+from stages.applications.active_runs import means_of, read_curves, with_interval
+from stages.errors import InputError
+from stages.metrics.definitions import DEFINITIONS
+from stages.report.comparison import BETTER, EQUAL, UNKNOWN, WORSE, interval, signed, verdict_of
+from stages.report.drawing import draw_line, legend_above, name_scales, panels_of, sheet
+from stages.report.page import Cell, Drawing, Grid, Line, Page
+from stages.report.palette import SETTINGS, styles_of
+from stages.report.paper import paper_number
+from stages.report.provenance import ENOUGH_SEEDS, Row
+from stages.report.report import keep_report, report_plan
+from stages.report.results import Entry, varying
+from stages.report.svg import svg_of
+from stages.report.tables import TableSpec
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+
+CURVES = "learning-curves"
+METRICS = ("accuracy",)
+PLAN_NAME = "active-learning-curves"
+"""The metric there is, and the name of the stage whose results these are."""
+
+PAPER_ROUNDS = {"rounds": 20, "query": 1000, "start": 100}
+PAPER_TESTS = {"clean": "cifar10", "gaussian_noise": "cifar10c"}
+"""Test -> the data set that the paper's numbers are of."""
+
+STATISTICS = {
+    "mean": "plain mean over the rounds of a run, the first one included, then over seeds",
+    "gain": "H less f of the same strategy and seed, each the mean over its rounds",
+    "interval": "95 % interval of Student's t over the seeds; one seed has none",
+}
+
+
+def is_learning(result: Artifact) -> bool:
+    """Whether a result is one of active learning."""
+    return bool(result.plan()["stage"]["name"] == PLAN_NAME)
+
+
+def build_learning_report(
+    store: FeatureStore,
+    name: str,
+    *,
+    title: str,
+    about: str,
+    entries: Sequence[Entry],
+    table: TableSpec | None,
+    figures: Sequence[str],
+    command: str,
+    journal: Journal,
+    notes: Sequence[str] = (),
+) -> Artifact:
+    """As ``report.build_report``, for results of active learning.
+
+    Raises:
+        InputError: other results among them, a figure that is not of these, or runs of f or of H
+            alone.
+    """
+    _check(entries, table, figures)
+    plan = report_plan(
+        title=title, about=about, entries=entries, table=table, figures=figures, notes=notes
+    )
+    report = store.artifact("report", name)
+    if report.refuse_other(plan) and report.is_settled():
+        return report
+    axes = tuple(entries[0].axes)
+    curves = pd.concat([_curves(entry) for entry in entries], ignore_index=True)
+    numbers = learning_table(curves, axes, table.paper if table else None)
+    page = Page(
+        title=title,
+        about=about,
+        strong="H",
+        sentences=_sentences(numbers),
+        comparison=None,
+        table=_grid(numbers, axes) if table else None,
+        shortcomings=[*_shortcomings(entries, numbers), *notes],
+        drawings=[_drawing(curves, axes) for _ in figures],
+        definitions={"accuracy": DEFINITIONS["accuracy"], **STATISTICS},
+        provenance={"Results": [_used(entry) for entry in entries], "Runs": _runs(store, entries)},
+        versions={each: version(each) for each in ("intro-pipe", "torch", "numpy", "scikit-learn")},
+        command=command,
+    )
+    return keep_report(store, report, plan, page, numbers if table else None, journal)
+
+
+def learning_table(
+    curves: pd.DataFrame, axes: tuple[str, ...], paper: str | None = None
+) -> pd.DataFrame:
+    """A row for each place on the axes, strategy, test and asker, f or H.
+
+    Returns:
+        The axes, ``strategy``, ``test``, ``contender``; ``mean``, ``std``, ``n_seeds``, ``low``,
+        ``high``; for H ``gain``, ``gain_low`` and ``gain_high`` over f; ``paper`` and
+        ``paper_gain``.
+    """
+    own = curves[curves["predictor"].isin(["f", "H"])]
+    keys = [*axes, "strategy", "test"]
+    means = means_of(own, axes).rename(columns={"predictor": "contender"}).drop(columns="kind")
+    seeds = own.groupby([*keys, "seed", "predictor"], sort=False)["accuracy"].mean().unstack()
+    gains = with_interval((seeds["H"] - seeds["f"]).dropna().groupby(level=keys, sort=False))
+    gains = gains.rename(columns={"mean": "gain", "low": "gain_low", "high": "gain_high"})
+    found = means.merge(
+        gains[[*keys, "gain", "gain_low", "gain_high"]].assign(contender="H"),
+        on=[*keys, "contender"],
+        how="left",
+    )
+    theirs = [_paper(paper, row, row["contender"]) for _, row in found.iterrows()]
+    of_f = [_paper(paper, row, "f") for _, row in found.iterrows()]
+    is_h = found["contender"] == "H"
+    found = found.assign(paper=theirs, paper_gain=(pd.Series(theirs) - pd.Series(of_f)).where(is_h))
+    order = [*axes, "strategy", "test", "contender"]
+    return found[[*order, *(name for name in found if name not in order)]]
+
+
+def _paper(paper: str | None, row: pd.Series[Any], contender: str) -> float:
+    network = str(row.get("network", "resnet18"))
+    return paper_number(paper, network, f"{row['strategy']} {contender}", str(row["test"])).value
+
+
+def _check(entries: Sequence[Entry], table: TableSpec | None, figures: Sequence[str]) -> None:
+    for entry in entries:
+        if not is_learning(entry.result):
+            raise InputError(
+                f"result {entry.result.name} is not of active learning, others are: report them "
+                "apart"
+            )
+        kinds = {lesson["kind"] for lesson in entry.result.card()["lessons"]}
+        if kinds != {"f", "h"}:
+            raise InputError(
+                f"result {entry.result.name} has runs of {min(kinds)} alone: a report compares f "
+                "and H, run both kinds"
+            )
+    if table is not None and table.metrics != METRICS:
+        raise InputError(
+            f"metrics {', '.join(table.metrics)}: active learning is judged by {METRICS[0]} alone"
+        )
+    if other := [name for name in figures if name != CURVES]:
+        raise InputError(f"no figure '{other[0]}' of active learning: there is {CURVES}")
+
+
+def _curves(entry: Entry) -> pd.DataFrame:
+    return read_curves(entry.result).assign(**entry.axes)
+
+
+def _sentences(numbers: pd.DataFrame) -> list[str]:
+    """How often H is better or worse than f, for each test."""
+    found = []
+    for test, rows in numbers[numbers["contender"] == "H"].groupby("test", sort=False):
+        ends = zip(rows["gain_low"], rows["gain_high"], strict=True)
+        verdicts = pd.Series([verdict_of("accuracy", *each) for each in ends]).value_counts()
+        words = {
+            BETTER: "better than f",
+            WORSE: "worse than f",
+            EQUAL: "not told apart from f",
+            UNKNOWN: "without a verdict against f",
+        }
+        tally = ", ".join(
+            f"{words[each]} in {verdicts[each]}" for each in words if each in verdicts
+        )
+        span = f"{signed(rows['gain'].min())} to {signed(rows['gain'].max())}"
+        found.append(f"On {_spoken(test)} H is {tally} of {len(rows)} strategies ({span}).")
+    return found
+
+
+def _spoken(test: object) -> str:
+    return f"{str(test).replace('_', ' ')} images"
+
+
+def _grid(numbers: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
+    tests = list(numbers["test"].unique())
+    has_paper = numbers.groupby("test")["paper"].apply(lambda each: each.notna().any())
+    told = varying(numbers, axes)
+    lines = []
+    for key, rows in numbers.groupby([*told, "strategy", "contender"], sort=False):
+        by_test = rows.set_index("test")
+        cells = []
+        for test in tests:
+            row = by_test.loc[test]
+            cells.append(_cell(row))
+            if has_paper[test]:
+                paper_gain = signed(row["paper_gain"])
+                cells.append(
+                    Cell("" if pd.isna(row["paper"]) else f"{row['paper']:.3f}", paper_gain)
+                )
+        lines.append(Line(tuple(map(str, key)), tuple(cells), key[-1] == "H"))
+    heads = [
+        each for test in tests for each in (_spoken(test), *(("paper",) if has_paper[test] else ()))
+    ]
+    same = ", ".join(f"{name} {numbers[name].iloc[0]}" for name in axes if name not in told)
+    notes = [
+        *([f"Throughout: {same}."] if same else []),
+        "Accuracy, mean over rounds ± standard deviation over seeds; below it the gain of H over f "
+        "with its 95 % interval over seeds. ✓ better, ✗ worse, ≈ not told apart.",
+    ]
+    if has_paper.any():
+        notes.append("“paper”: the paper's own number, below it its gain of H over f.")
+    return Grid((*told, "strategy", "asked by"), tuple(heads), tuple(lines), tuple(notes))
+
+
+def _cell(row: pd.Series[Any]) -> Cell:
+    text = f"{row['mean']:.4f}" + ("" if pd.isna(row["std"]) else f" ± {row['std']:.4f}")
+    if pd.isna(row["gain"]):
+        return Cell(text)
+    ends = row["gain_low"], row["gain_high"]
+    return Cell(text, signed(row["gain"]), interval(*ends), verdict_of("accuracy", *ends))
+
+
+def _shortcomings(entries: Sequence[Entry], numbers: pd.DataFrame) -> list[str]:
+    found = []
+    for entry in entries:
+        card = entry.result.card()
+        names = {test: facts["name"] for test, facts in card["tests"].items()}
+        others = [name for test, name in names.items() if name != PAPER_TESTS.get(test, name)]
+        if others and numbers["paper"].notna().any():
+            found.append(
+                f"Other data: the paper's numbers are of cifar10 and cifar10c, ours of "
+                f"{', '.join(others)}. Compare gains, not levels."
+            )
+        if smaller := [
+            f"{name} {card['rounds'][name]:,} ({value:,})"
+            for name, value in PAPER_ROUNDS.items()
+            if card["rounds"][name] != value
+        ]:
+            found.append(f"Other sizes, in brackets the paper's: {', '.join(smaller)}.")
+        n_short, n_all = card["short_trainings"], card["trainings"]
+        if n_short:
+            found.append(
+                f"{n_short} of {n_all} trainings ended after {card['lessons'][0]['epochs']} epochs "
+                "with less than 99 % of their images right."
+            )
+    n_seeds = int(numbers["n_seeds"].min())
+    if n_seeds < ENOUGH_SEEDS:
+        found.append(f"Fewer than {ENOUGH_SEEDS} seeds: {n_seeds}.")
+    return list(dict.fromkeys(found))
+
+
+def _drawing(curves: pd.DataFrame, axes: tuple[str, ...]) -> Drawing:
+    with rc_context(SETTINGS):
+        figure = _draw(curves, axes)
+    title = "Accuracy against labels"
+    caption = (
+        "Mean over seeds of the accuracy after each round; bands are 95 % intervals of Student's t "
+        "over the seeds, cut to what accuracies can be. Each is judged on what it asked for itself."
+    )
+    return Drawing(CURVES, title, caption, svg_of(figure, CURVES, title))
+
+
+def _draw(curves: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    """A panel for each strategy and test, f and H in it."""
+    own = curves[curves["predictor"].isin(["f", "H"])]
+    told = varying(own, axes)
+    points = means_of(own, [*told, "labelled"])
+    points[["low", "high"]] = points[["low", "high"]].clip(0, 1)
+    points["test"] = points["test"].str.replace("_", " ")
+    found = panels_of(points, [*told, "strategy", "test"])
+    styles = styles_of(["f", "H"])
+    figure, panels = sheet(len(found), height=2.1, wide=points["test"].nunique())
+    for panel, (title, part) in zip(panels, found, strict=True):
+        for name, line in part.groupby("predictor", sort=False):
+            draw_line(panel, line, "labelled", styles[str(name)], markers=len(line) <= 12)
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.set_title(title)
+    name_scales(panels, x="labels", y="accuracy")
+    legend_above(figure, styles, styles)
+    return figure
+
+
+def _used(entry: Entry) -> Row:
+    card = entry.result.card()
+    lesson, rounds = card["lessons"][0], card["rounds"]
+    tests = ", ".join(f"{facts['name']} ({name})" for name, facts in card["tests"].items())
+    return {
+        **{name: str(value) for name, value in entry.axes.items()},
+        "result": entry.result.name,
+        "pool": f"{card['dataset']['name']}, {card['n_pool']:,} images",
+        "tests": tests,
+        "rounds": f"{rounds['rounds']}, {rounds['start']:,} labels and {rounds['query']:,} a round",
+        "network": lesson["network"],
+        "training": f"Adam at {lesson['lr']:g}, H at {lesson['head_lr']:g}, batches of "
+        f"{lesson['batch']}, {lesson['epochs']} epochs at most",
+    }
+
+
+def _runs(store: FeatureStore, entries: Sequence[Entry]) -> list[Row]:
+    rows = []
+    for entry in entries:
+        card = entry.result.card()
+        for name, lesson in zip(card["runs"], card["lessons"], strict=True):
+            history = store.artifact("result", name).card()["history"]
+            rows.append(
+                {
+                    "run": name,
+                    "strategy": lesson["strategy"],
+                    "asked by": "f" if lesson["kind"] == "f" else "H",
+                    "seed": str(lesson["seed"]),
+                    "epochs of f": f"{sum(each['epochs'] for each in history):,.0f}",
+                    "seconds": f"{sum(each['seconds'] for each in history):,.0f}",
+                }
+            )
+    return rows

@@ -1,0 +1,153 @@
+import csv
+import io
+
+import pytest
+import torch
+from PIL import Image
+from small_data import digits
+
+from pipeline.journal import Journal
+from stages.applications.asking import (
+    LIST,
+    SHEET,
+    THUMBNAIL,
+    Asking,
+    ask,
+    copy_question,
+    sample_ids_of,
+)
+from stages.applications.labels import read_labels
+from stages.applications.lesson import LessonParams
+from stages.data.folder import pool_source
+from stages.errors import InputError
+
+N = 40
+NAMES = ("zero", "one", "two")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Digits without labels in two folders, one of them unreadable, and what people call them."""
+    folder = tmp_path_factory.mktemp("photos")
+    names = {}
+    for row, (image, label) in enumerate(zip(*digits(N, 3), strict=True)):
+        name = f"{'old' if row % 2 else 'new'}/{row:02d}.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+        names[name] = NAMES[label]
+    (folder / "torn.png").write_bytes(b"torn")
+    (folder / ".hidden").mkdir()
+    return folder, names
+
+
+def asking(folder, n, labels=(), strategy="badge"):
+    source = pool_source(folder, "photos", (8, 8))
+    known = {name: row for row, name in enumerate(sample_ids_of(source))}
+    lesson = LessonParams(strategy=strategy, kind="h", network="cnn2", epochs=4, layers=(8,))
+    return Asking(lesson, source, read_labels(labels, known), n)
+
+
+def asked(store, question):
+    return ask(store, question, "cpu", Journal.of(store.location, ["active-learn"]))
+
+
+def labelled(path, names):
+    """Somebody fills the list in."""
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    lines = [f"{row['number']},{row['sample_id']},{names[row['sample_id']]}" for row in rows]
+    path.write_text("\n".join(["number,sample_id,label", *lines]))
+    return [row["sample_id"] for row in rows]
+
+
+def test_labels_go_round_from_a_list_to_the_next_one(photos, store, tmp_path):
+    folder, names = photos
+    first = copy_question(asked(store, asking(folder, 12)), tmp_path / "first")
+    ids = labelled(first, names)
+    question = asking(folder, 10, [first])
+    result = asked(store, question)
+    second = labelled(copy_question(result, tmp_path / "second"), names)
+
+    assert len(set(ids) | set(second)) == 22
+    assert set(question.class_names) == set(NAMES)
+    assert "torn.png" not in {*ids, *second}
+    assert result.card()["strategy"] == "badge"
+    assert asked(store, question).card() == result.card()
+
+
+def test_the_contact_sheet_has_a_picture_for_each(photos, store, tmp_path):
+    result = asked(store, asking(photos[0], 23))
+    copy_question(result, tmp_path)
+
+    with Image.open(tmp_path / SHEET) as sheet:
+        assert sheet.width == 20 * (THUMBNAIL + 4)
+        assert 2 * THUMBNAIL < sheet.height < 3 * THUMBNAIL
+
+
+def test_a_list_with_somebodys_labels_is_not_overwritten(photos, store, tmp_path):
+    result = asked(store, asking(photos[0], 3))
+    labels = copy_question(result, tmp_path)
+    labelled(labels, photos[1])
+    before = labels.read_bytes()
+
+    with pytest.raises(InputError, match="is there already: give it as --labels"):
+        copy_question(result, tmp_path)
+
+    assert labels.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sample_id,label\nnew/99.png,two\n", r":2: there is no sample 'new/99.png' in the pool"),
+        ("name,class\n", "expected a CSV with the columns sample_id and label, found name, class"),
+        ("", "found nothing"),
+        (
+            "sample_id,label\nnew/00.png,one\nnew/00.png,two\n",
+            ":3: sample 'new/00.png' is labelled 'two', and 'one' before",
+        ),
+        ("sample_id,label\nnew/00.png\n\n,\n", ":4: there is no sample ''"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_with_their_line(photos, tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+
+    with pytest.raises(InputError, match=message):
+        asking(photos[0], 3, [tmp_path / "labels.csv"])
+
+
+def test_samples_without_a_label_yet_may_be_asked_for_again(photos, tmp_path):
+    (tmp_path / "labels.csv").write_text("sample_id,label\nnew/00.png,zero\nold/01.png,\n")
+
+    assert list(asking(photos[0], 3, [tmp_path / "labels.csv"]).labels.values()) == ["zero"]
+
+
+def test_more_than_there_are_is_refused_before_anything_is_written(photos, store):
+    with pytest.raises(InputError, match="41 images without a label, 42 were asked for"):
+        asking(photos[0], 42)
+    with pytest.raises(InputError, match="40 images without a label that can be read"):
+        asked(store, asking(photos[0], 41))
+
+    assert store.artifacts("result") == ()
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing to see")
+
+    with pytest.raises(InputError, match="holds no images"):
+        pool_source(tmp_path, "photos", (8, 8))
+
+
+def test_the_list_is_a_csv_that_names_every_sample_in_order(photos, store):
+    result = asked(store, asking(photos[0], 3))
+    lines = result.read(LIST).decode().splitlines()
+
+    assert lines[0] == "number,sample_id,label"
+    assert [line.split(",")[1] for line in lines[1:]] == result.card()["asked"]
