@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -83,7 +82,7 @@ def report(
     card = entries[0].result.card()
     is_of_learning = is_learning(entries[0].result)
     build = build_learning_report if is_of_learning else build_report
-    columns: Sequence[str] = DETECTION_SHOWN if "detector" in card else SHOWN
+    columns: tuple[str, ...] = DETECTION_SHOWN if "detector" in card else SHOWN
     if is_of_learning:
         columns = METRICS
     if figures is not None:
