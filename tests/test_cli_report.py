@@ -100,7 +100,7 @@ def test_another_table_is_another_report(run) -> None:
     [
         ("sh", "write more of the name"),
         ("nothing", "intro-pipe evaluate"),
-        ("shapes --paper table-2", "table-3"),
+        ("shapes --paper table-4", "table-3"),
         ("shapes --figures pie", "choose from"),
         ("shapes --metrics jaccard", "choose from"),
         ("shapes --out {file}", "is a file"),
