@@ -196,6 +196,8 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     """
     n_bytes = 0
     with tarfile.open(archive) as tar:
+        # Python 3.11.2, which Debian 12 has, knows no filters: the checks below do without them.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
         for member in tar:
             n_bytes += member.size
             if leads_out(member.name) or not (member.isfile() or member.isdir()):
@@ -206,7 +208,7 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
                 raise StageError(
                     f"{archive.name}: unpacks to more than {max_bytes:,} bytes; refused"
                 )
-            tar.extract(member, folder, filter="data")
+            tar.extract(member, folder, set_attrs=False)
 
 
 def _fetch(remote: Remote, path: Path, max_bytes: int, progress: Progress | None) -> None:
