@@ -68,6 +68,11 @@ class FeatureStore:
     def require(self) -> "FeatureStore":
         """The store itself; raises ``NotFoundError`` where there is none: a slip of the pen."""
         if self._format() is None:
+            if {FEATURES, *(f"{kind}s" for kind in ARTIFACT_KINDS)} & set(self.storage.folders()):
+                raise NotFoundError(
+                    f"{self.location} has lost its {STORE_KEY}: the next command that computes "
+                    "something writes it again, e.g. `intro-pipe extract`"
+                )
             raise NotFoundError(
                 f"there is no store at {self.location}: --store or INTRO_PIPE_STORE names one, "
                 "`intro-pipe extract` makes one"

@@ -9,7 +9,7 @@ import pytest
 from conftest import Fill
 from squares import plan_of
 
-from store.catalog import FORMAT, FeatureStore
+from store.catalog import FORMAT, STORE_KEY, FeatureStore
 from store.errors import (
     AmbiguousNameError,
     DamagedError,
@@ -285,3 +285,11 @@ def test_a_damaged_artifact_does_not_keep_others_from_being_found(store: Feature
         store.artifact("model", name).claim({"seed": 0})
     store.artifact("model", "a").storage.write("plan.json", b"{")
     assert [model.name for model in store.made_by("model", {"seed": 0})] == ["z"]
+
+
+def test_a_store_that_lost_its_file_is_told_from_no_store(store: FeatureStore) -> None:
+    store.create(plan_of(4, 2))
+    store.storage.remove(STORE_KEY)
+    with pytest.raises(NotFoundError, match=r"has lost its store\.json"):
+        store.require()
+    assert store.prepare().require() is store
