@@ -146,7 +146,9 @@ def active_learn(
         _say_plan(place, runs, as_json=as_json)
         return
     running, its_device = options.executor_of(executor, gpus, workers, address)
-    _run(place, runs, running, device or its_device, as_json=as_json)
+    if device:
+        its_device = options.device_of(device)
+    _run(place, runs, running, its_device, as_json=as_json)
 
 
 def _check_given(context: typer.Context, *, is_asking: bool) -> None:

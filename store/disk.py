@@ -63,8 +63,7 @@ class Disk(Protocol):
 
 def spelled_out(path: str | Path) -> Path:
     """The path with ``~`` as its home; as it is where there is no such home, to be not found."""
-    # Path's own way raises a RuntimeError there.
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - see above
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own way raises RuntimeError
 
 
 class LocalDisk:

@@ -73,6 +73,7 @@ def test_people_are_given_a_list_and_a_sheet(run, folder: Path) -> None:
         ("few --strategy bagde", "expected one of random, entropy"),
         ("few --strategy badge,badge", "expected one or more different ones"),
         ("few --model-kind g", "model kind g: expected f or h"),
+        ("few --rounds 2 --query 9 --start 9 --device cuda:77", "this machine has cpu"),
         ("few --labels strange.csv", "--labels is not for a run without --ask"),
         ("photos --ask 13", "12 images without a label, 13 were asked for"),
         ("photos --ask 3 --rounds 2", "--rounds is not for a run with --ask"),

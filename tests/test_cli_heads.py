@@ -73,7 +73,7 @@ def test_a_compact_head_is_trained_judged_and_another_plan(run, store: FeatureSt
 def test_a_head_that_does_not_fit_into_memory_is_refused(
     run, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.introspection.heads.free_bytes", lambda: 10_000)
+    monkeypatch.setattr("stages.introspection.heads.free_bytes", lambda: 10_000)  # a tiny machine
     said = run(f"train-head --features clouds-train@net {SHORT} --layers 300", code=2)
     assert "4,803 parameters take" in said
     assert "--rank" in said

@@ -310,7 +310,7 @@ def test_shards_of_inputs_that_changed_during_the_run_are_taken_back(
             raise KeyboardInterrupt
 
     if is_interrupted:
-        monkeypatch.setattr(ShardSet, "publish", interrupted)
+        monkeypatch.setattr(ShardSet, "publish", interrupted)  # Ctrl-C has no hook there
     journal = Journal.of(str(tmp_path), ["test"]).begin()
     executor = Meddling(1, str(tmp_path))
     with pytest.raises(ValueError, match="the inputs changed"):

@@ -139,7 +139,7 @@ class RunAll:
 
         torch.set_num_threads(n_threads)
 
-    def compute(self, state: None, shard: Shard, tick: Tick) -> ShardOutput:  # noqa: ARG002
+    def compute(self, state: None, shard: Shard, tick: Tick) -> ShardOutput:  # noqa: ARG002 - see setup
         """Run all rounds that are missing."""
         lesson = self.runs.lessons[shard.index]
         run = self.runs.run_of(self.store, lesson)

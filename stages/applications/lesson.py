@@ -262,7 +262,7 @@ def _fit(
             optimiser = torch.optim.Adam(module.parameters(), lr=lr)
         module.train()
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n_rows))
-        n_right = torch.zeros((), dtype=torch.int64, device=labels.device)
+        n_right, n_seen = torch.zeros((), dtype=torch.int64, device=labels.device), 0
         with _seeded(seed_of(seed, "dropout", epoch)):
             for rows in torch.split(order.to(labels.device), params.batch):
                 if len(rows) > 1:  # batch norm has no statistics of a single image
@@ -273,7 +273,8 @@ def _fit(
                     nn.utils.clip_grad_value_(module.parameters(), CLAMP)
                     optimiser.step()
                     n_right += (logits.detach().argmax(1) == labels[rows]).sum()
-        accuracy = int(n_right) / n_rows
+                    n_seen += len(rows)
+        accuracy = int(n_right) / n_seen
         tick(1)
         if accuracy >= ENOUGH:
             break

@@ -143,7 +143,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, as
     """Keeps book of the memory of all tensors that are made under it."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types
         self.peak = 0
         self._now = 0
         self._seen: set[int] = set()
