@@ -28,7 +28,7 @@ from stages.applications.evaluation import (
     versions,
 )
 from stages.errors import InputError
-from stages.introspection.predictors import Factors, OfModel, divided, factors
+from stages.introspection.predictors import LastLayer, OfModel, divided, factors
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import DETECTION, STATISTICS
 from stages.metrics.detection import CURVE_METRICS, Scores, curve_of, detection_summary
@@ -196,7 +196,7 @@ def _make(
 ) -> None:
     started = time.monotonic()
     data = _Data.of(sides, comparison)
-    judges: dict[str, dict[int, Factors | None]] = {REFERENCE: {0: None}}
+    judges: dict[str, dict[int, LastLayer | None]] = {REFERENCE: {0: None}}
     judges |= {each.label: dict(factors(each.head)) for each in contenders}
     rows: list[dict[str, Any]] = []
     resampled: dict[str, NDArray[np.float64]] = {}
@@ -267,7 +267,7 @@ class _Data:
         """Of each side."""
         return len(self.inside[0])
 
-    def scores(self, name: str, factors_of: Factors | None) -> tuple[Scores, Scores]:
+    def scores(self, name: str, factors_of: LastLayer | None) -> tuple[Scores, Scores]:
         """Those of both sides by f itself, or by a head."""
         detector = DETECTORS[name]
         turn = factors_of or partial(divided, detector.temperature)
@@ -312,7 +312,7 @@ def _card(
     contenders: Sequence[Contender],
     comparison: Comparison,
     data: _Data,
-    judges: dict[str, dict[int, Factors | None]],
+    judges: dict[str, dict[int, LastLayer | None]],
 ) -> dict[str, Any]:  # Any: JSON
     source = _source(sides.inside)
     return {

@@ -22,7 +22,7 @@ from torch.nn import functional
 from pipeline.stage import Tick
 from stages.applications.strategies import STRATEGIES, Pool, Query, Seen
 from stages.errors import InputError, StageError
-from stages.introspection.head import Head, HeadSpec
+from stages.introspection.head import Head, HeadSpec, head_factors
 from stages.reflection.losses import softmax
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
@@ -45,7 +45,6 @@ N_PASSES, DROPOUT = 10, 0.5
 """Of BALD: how often, and which share of the last layer's inputs."""
 
 FORWARD_ROWS = 256
-HEAD_ROWS = 4096
 
 Array = NDArray[np.float32]
 
@@ -206,16 +205,8 @@ def seen_by(head: Head | None, factors: Factors) -> Seen:
     """What f makes of rows, or H where there is one."""
     if head is None:
         return Seen(softmax(factors.logits), factors.features)
-    device = next(head.parameters()).device
-    probabilities, embedding = [], []
-    for start in range(0, len(factors.logits), HEAD_ROWS):
-        rows = slice(start, start + HEAD_ROWS)
-        f, z = (torch.from_numpy(x[rows]).to(device) for x in (factors.features, factors.logits))
-        with torch.inference_mode():
-            hidden = head.last_hidden(f, z)
-            probabilities.append(softmax(head.linears[-1](hidden)).cpu().numpy())
-        embedding.append(hidden.cpu().numpy())
-    return Seen(np.concatenate(probabilities), np.concatenate(embedding))
+    hidden, logits = head_factors(head, factors.features, factors.logits)
+    return Seen(softmax(logits), hidden)
 
 
 def choose(

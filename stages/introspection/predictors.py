@@ -25,7 +25,7 @@ Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """Features ``[n, d]`` and logits ``[n, N]`` to probabilities ``[n, N]``."""
 
 
-Factors = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+LastLayer = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
 """Features and logits of f to input ``[n, h]`` and output ``[n, N]`` of a head's last layer."""
 
 
@@ -140,7 +140,7 @@ def predictors(
     }
 
 
-def factors(artifact: Artifact) -> dict[int, Factors]:
+def factors(artifact: Artifact) -> dict[int, LastLayer]:
     """What goes into a finished head's last layer and what comes out, for each of its seeds.
 
     A temperature has the features of f and its logits divided. Raises ``InputError`` for a head
