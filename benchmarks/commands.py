@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measuring import WrongNumbersError
 
-LOOK_EVERY_S, MEMORY_EVERY_S = 0.05, 0.5
+LOOK_EVERY_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 INTRO_PIPE = (sys.executable, "-m", "cli.app")
 
@@ -26,7 +26,8 @@ class Cost:
     """Seconds, processor seconds and memory of a command and all of its descendants.
 
     ``peak_bytes`` is their proportional set size, pages that they share counted once, at most, as
-    seen twice a second. ``stdout`` is what it printed.
+    seen twenty times a second, and that much less often the more of them there are. ``stdout`` is
+    what it printed.
     """
 
     wall_s: float
@@ -93,8 +94,8 @@ class _Tree:
             known |= {pid for pid, _ in found}
         for key in self._ticks.keys() & there.keys():
             self._ticks[key] = there[key][1]
-        if time.monotonic() - self._looked_at_memory > MEMORY_EVERY_S:
-            alive = self._ticks.keys() & there.keys()
+        alive = self._ticks.keys() & there.keys()
+        if time.monotonic() - self._looked_at_memory > LOOK_EVERY_S * len(alive):
             self.peak_bytes = max(self.peak_bytes, sum(_own_bytes(pid) for pid, _ in alive))
             self._looked_at_memory = time.monotonic()
 

@@ -85,7 +85,7 @@ def _processor() -> str:
 def _accelerator() -> str:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
 def _version(name: str) -> str:

@@ -18,6 +18,7 @@ from stages.data.corruptions.names import N_SEVERITIES
 from stages.data.registry import SourceSpec
 from stages.reflection.extract import Extract
 from stages.sensing.build import build_network
+from stages.sensing.models import ModelRequest, choose
 from stages.sensing.weights import save_weights
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
@@ -65,20 +66,19 @@ def make(folder: Path, cell_rows: int) -> Cells:
         np.lib.format.open_memmap(made.dataset / f"{name}.npy", "w+", np.uint8, shape)
     torch.manual_seed(0)
     made.weights.write_bytes(save_weights(build_network(images.NETWORK, 10).eval()))
-    stage = _stage(made, cell_rows)
-    found = FeatureStore(str(made.store)).prepare().create(stage.plan()).shard_set
+    store = FeatureStore(str(made.store)).prepare()
+    source = SourceSpec(str(made.dataset), "test", "", image_size=32)
+    request = ModelRequest(network=images.NETWORK, weights=str(made.weights))
+    chosen = choose(store, request, source)
+    chosen.take_in()
+    stage = Extract(chosen.source, chosen.card, chosen.weights, shard_rows=cell_rows)
+    found = store.create(stage.plan()).shard_set
     schema = stage.schema(stage.source.open())
     for shard in found.shards:
         found.commit(
             shard, encode_rows(schema, shard, cell_rows, *_rows(shard, labels)), {"failed": {}}
         )
     return made
-
-
-def _stage(made: Cells, cell_rows: int) -> Extract:
-    card = images.Made(made.folder, 0).card()
-    source = SourceSpec(str(made.dataset), "test", "", image_size=32)
-    return Extract(source, card, str(made.weights), shard_rows=cell_rows)
 
 
 def _rows(shard: Shard, labels: np.ndarray[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -112,12 +112,15 @@ class FeatureSet:
         except (ValueError, NotFoundError) as error:
             raise self._damaged(key, error) from error
 
-    def read_samples(self, shard: Shard) -> pa.Table:
-        """The sample columns of one shard; raises ``DamagedError``."""
+    def read_samples(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+        """Sample columns of one shard, all or those named; raises ``DamagedError``."""
         key = samples_key(shard)
+        planned = self.schema.arrow
+        if columns is not None:
+            planned = pa.schema([planned.field(name) for name in columns])
         try:
-            table = decode_samples(self.shard_set.storage.read(key))
-            if table.schema != self.schema.arrow or len(table) != shard.n_rows:
+            table = decode_samples(self.shard_set.storage.read(key), columns)
+            if table.schema != planned or len(table) != shard.n_rows:
                 raise ValueError(f"{len(table)} rows of {table.schema.names}, not as planned")
             return table
         except (pa.ArrowException, ValueError, OSError) as error:

@@ -4,11 +4,12 @@ import threading
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from cells import UNREAD, cells
 
-from stages.applications.recognition import each_shard, query
+from stages.applications.recognition import each_shard, query, rows_by_group
 from stages.errors import InputError
 from stages.metrics.calibration import METRICS
 from stages.metrics.sums import sums
@@ -42,6 +43,18 @@ def test_query_without_groups_is_one_row_over_everything(store: FeatureStore) ->
     table = query(cells(store))
     assert table["n_rows"].tolist() == [83]
     assert table.attrs["n_left_out"] == 1
+
+
+def test_rows_of_groups_come_as_the_groups_first_appear() -> None:
+    kind = ["snow", "fog", None, "snow", None, "fog", "snow"]
+    samples = pd.DataFrame({"kind": kind, "level": [2, 1, 1, 2, 1, 1, 3]}, index=range(10, 17))
+    found = rows_by_group(samples, ("kind", "level"))
+    assert [level for _, level in found] == [2, 1, 1, 3]
+    assert [rows.tolist() for rows in found.values()] == [[0, 3], [1, 5], [2, 4], [6]]
+    assert {group: rows.tolist() for group, rows in rows_by_group(samples, ()).items()} == {
+        (): [0, 1, 2, 3, 4, 5, 6]
+    }
+    assert rows_by_group(samples[:0], ("kind",)) == rows_by_group(samples[:0], ()) == {}
 
 
 def test_where_leaves_other_rows_out(store: FeatureStore) -> None:

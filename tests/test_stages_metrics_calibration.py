@@ -22,7 +22,7 @@ from stages.metrics.calibration import (
     summary,
 )
 from stages.metrics.definitions import DEFINITIONS
-from stages.metrics.sums import confidence_bins, merged, sums, sums_by_group
+from stages.metrics.sums import confidence_bins, judge, merged, sums
 from stages.sensing.torchvision_ops import import_torchvision
 
 # Four rows, two classes: confidences .8 .6 .9 .55, of which the second and third are right.
@@ -216,18 +216,13 @@ def test_no_rows_give_nan_without_a_warning() -> None:
     assert summary(total + sums(P, Y)) == summary(sums(P, Y))
 
 
-def test_groups_equal_the_sums_of_their_rows() -> None:
-    p, y = some_predictions(60)
-    groups = [("fog", 1), ("fog", 3), ("snow", 1)] * 20
-    found = sums_by_group(p, y, groups)
-    assert list(found) == [("fog", 1), ("fog", 3), ("snow", 1)]
-    assert summary(found["fog", 3]) == summary(sums(p[1::3], y[1::3]))
-    assert sums_by_group(P[:0], Y[:0], []) == {}
-
-
-def test_groups_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="found 3"):
-        sums_by_group(P, Y, ["a", "b", "c"])
+def test_sums_are_those_of_the_rows_one_by_one() -> None:
+    p, y = some_predictions(200, n_classes=3)
+    p[:3], y[3:9] = [[1, 0, 0], [0.3, 0.3, 0.4], [np.nan, 0, 1]], -1
+    found, slow = sums(p, y), judge(p, y).sums()
+    assert (found.n_rows, found.n_failed, found.n_unlabelled) == (193, 1, 6)
+    np.testing.assert_allclose(found.columns, slow.columns, rtol=1e-12)
+    np.testing.assert_allclose(found.fine, slow.fine, rtol=1e-12)
 
 
 def test_sums_survive_pickle() -> None:

@@ -18,12 +18,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.applications.averages import average_table, difference_table
-from stages.applications.recognition import Group, each_shard, groups_of
+from stages.applications.recognition import Group, each_shard, rows_by_group
 from stages.errors import InputError
 from stages.introspection.predictors import Predict
 from stages.metrics.bootstrap import Resampling, resample
 from stages.metrics.calibration import METRICS, summary
-from stages.metrics.sums import CalibrationSums, judge, rows_by_group
+from stages.metrics.sums import CalibrationSums, judge
 from store.featureset import FeatureSet
 from store.shards import Shard
 
@@ -132,7 +132,10 @@ class _Job:
 
     def rows_by_cell(self, shard: Shard) -> Mapping[Group, int]:
         """How many rows each cell has in a shard."""
-        return Counter(groups_of(self.feature_set.read_samples(shard).to_pandas(), self.by))
+        if not self.by:
+            return {(): shard.n_rows}
+        samples = self.feature_set.read_samples(shard, self.by).to_pandas()
+        return {group: len(rows) for group, rows in rows_by_group(samples, self.by).items()}
 
     def sums_of(self, shard: Shard) -> dict[Group, list[_Sums]]:
         """The sums of the cells that have rows in a shard, each predictor's in their order."""
@@ -140,7 +143,7 @@ class _Job:
         features = self.feature_set.read_chunk("features", shard)
         logits = self.feature_set.read_chunk("logits", shard)
         labels, weights = samples["label"].to_numpy(), self._weights(samples, shard)
-        rows_of = rows_by_group(groups_of(samples, self.by))
+        rows_of = rows_by_group(samples, self.by)
         weights_of = {group: weights[rows] for group, rows in rows_of.items()}
         sums: dict[Group, list[_Sums]] = {group: [] for group in rows_of}
         for predictor in self.predictors:  # one at a time: what it says of the rows is let go

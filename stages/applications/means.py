@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.applications.quantities import Quantities, row_quantities
-from stages.applications.recognition import Group, each_shard, groups_of
-from stages.metrics.sums import rows_by_group
+from stages.applications.recognition import Group, each_shard, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
 
@@ -125,7 +124,7 @@ class _Job:
         labels = samples["label"].to_numpy(np.int64)
         return {
             group: merged(self._blocks(features[rows], logits[rows], labels[rows]))
-            for group, rows in rows_by_group(groups_of(samples, self.by)).items()
+            for group, rows in rows_by_group(samples, self.by).items()
         }
 
     def _blocks(

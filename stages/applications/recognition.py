@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,14 +13,14 @@ from typing import Any, TypeVar
 import dask
 import numpy as np
 import pandas as pd
-import torch
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
+from numpy.typing import NDArray
 
 from stages.errors import InputError
-from stages.introspection.predictors import Predict, sensing_probabilities
 from stages.metrics.calibration import METRICS
-from stages.metrics.sums import CalibrationSums, merged, sums_by_group
+from stages.metrics.sums import CalibrationSums, merged, sums
+from stages.reflection.losses import softmax
 from store.featureset import FeatureSet
 from store.shards import Shard
 
@@ -35,17 +36,15 @@ def query(
     by: Sequence[str] = (),
     metrics: Sequence[str] = ("accuracy",),
     where: Mapping[str, Sequence[Any]] | None = None,
-    predict: Predict = sensing_probabilities,
     tick: Callable[[int], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Metrics of each group of rows, computed by Dask from one shard at a time.
+    """Metrics of f in each group of rows, computed by Dask from the logits of a shard at a time.
 
     Args:
         feature_set: complete.
         by: sample columns that group the rows; none for one group of all.
         metrics: names from ``stages.metrics.calibration.METRICS``.
         where: column -> values; other rows are left out.
-        predict: whose probabilities are judged; f's unless another is given.
         tick: told the rows of each shard that is done.
 
     Returns:
@@ -58,29 +57,16 @@ def query(
     _check_names("column", [*by, *(where or {})], [name for name, _ in feature_set.schema.columns])
     _check_names("metric", metrics, list(METRICS))
     by, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
-    sums = group_sums(feature_set, predict, by=by, where=where or {}, tick=tick)
-    if not sums:
-        raise InputError(f"no row of {feature_set.name} fits {dict(where or {})}")
-    table = table_of(sums, by=by, metrics=metrics)
-    table.attrs["n_left_out"] = n_left_out(sums)
-    return table
-
-
-def group_sums(
-    feature_set: FeatureSet,
-    predict: Predict,
-    *,
-    by: Sequence[str] = (),
-    where: Mapping[str, Sequence[Any]] | None = None,
-    tick: Callable[[int], None] = lambda _: None,
-) -> dict[Group, CalibrationSums]:
-    """The calibration sums of each group of rows; memory is bounded by the shards at work."""
-    job = _Job(feature_set, predict, tuple(by), dict(where or {}))
-    sums: dict[Group, CalibrationSums] = {}
+    job = _Job(feature_set, by, dict(where or {}))
+    found: dict[Group, CalibrationSums] = {}
     for part in each_shard(feature_set, job.sums_of, tick):
-        for group, found in part.items():
-            sums[group] = merged([sums[group], found] if group in sums else [found])
-    return {group: sums[group] for group in sorted(sums)}
+        for group, more in part.items():
+            found[group] = merged([found[group], more] if group in found else [more])
+    if not found:
+        raise InputError(f"no row of {feature_set.name} fits {dict(where or {})}")
+    table = table_of({group: found[group] for group in sorted(found)}, by=by, metrics=metrics)
+    table.attrs["n_left_out"] = n_left_out(found)
+    return table
 
 
 def each_shard(
@@ -103,11 +89,20 @@ def each_shard(
             yield from dask.compute(*tasks, scheduler="threads", pool=pool)
 
 
-def groups_of(samples: pd.DataFrame, by: Sequence[str]) -> list[Group]:
-    """The group of each row; one for all where no column groups them."""
-    if not by:
-        return [()] * len(samples)
-    return list(samples[list(by)].itertuples(index=False, name=None))
+def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArray[np.int64]]:
+    """The rows of each group, ascending, groups in the order in which they first appear.
+
+    All rows are one group where no column groups them. Missing values are values like others.
+    """
+    codes = np.zeros(len(samples), np.int64)
+    for column in by:
+        of_column, values = pd.factorize(samples[column], use_na_sentinel=False)
+        codes, _ = pd.factorize(codes * len(values) + of_column)
+    counts = np.bincount(codes)
+    order, starts = np.argsort(codes, kind="stable"), np.cumsum(counts) - counts
+    groups = samples[list(by)].iloc[order[starts]].itertuples(index=False, name=None)
+    rows_of = np.split(order, starts[1:])[: len(counts)]
+    return dict(zip(groups if by else [()] * len(counts), rows_of, strict=True))
 
 
 def n_left_out(sums: Mapping[Group, CalibrationSums]) -> int:
@@ -133,24 +128,25 @@ def table_of(
 @dataclass(frozen=True)
 class _Job:
     feature_set: FeatureSet
-    predict: Predict
     by: tuple[str, ...]
     where: dict[str, Sequence[Any]]
 
     def sums_of(self, shard: Shard) -> dict[Group, CalibrationSums]:
         """The sums of the groups that have rows in a shard."""
-        samples = self.feature_set.read_samples(shard).to_pandas()
+        columns = list(dict.fromkeys(["label", *self.by, *self.where]))
+        samples = self.feature_set.read_samples(shard, columns).to_pandas()
         keep = np.ones(len(samples), dtype=bool)
         for column, values in self.where.items():
             keep &= samples[column].isin(list(values)).to_numpy()
         if not keep.any():
             return {}
-        probabilities = self.predict(
-            self.feature_set.read_chunk("features", shard)[keep],
-            self.feature_set.read_chunk("logits", shard)[keep],
-        )
+        logits = self.feature_set.read_chunk("logits", shard)[keep].astype(np.float64)
         kept = samples[keep]
-        return sums_by_group(probabilities, kept["label"].to_numpy(), groups_of(kept, self.by))
+        probabilities, labels = softmax(logits), kept["label"].to_numpy()
+        return {
+            group: sums(probabilities[rows], labels[rows])
+            for group, rows in rows_by_group(kept, self.by).items()
+        }
 
 
 def _ticked(work: Callable[[Shard], _T], tick: Callable[[int], None], shard: Shard) -> _T:
@@ -162,16 +158,19 @@ def _ticked(work: Callable[[Shard], _T], tick: Callable[[int], None], shard: Sha
 @contextmanager
 def _single_threaded_torch() -> Iterator[None]:
     """One core a product, and as many as before when it is over."""
-    n_threads = torch.get_num_threads()
+    torch = sys.modules.get("torch")  # a query does without: importing it takes longer than asking
+    n_threads = torch.get_num_threads() if torch else 0
     _one_core()
     try:
         yield
     finally:
-        torch.set_num_threads(n_threads)
+        if torch:
+            torch.set_num_threads(n_threads)
 
 
 def _one_core() -> None:
-    torch.set_num_threads(1)  # a thread that was there already keeps its own number
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # a thread that was there already keeps its own number
 
 
 def _check_names(what: str, asked: Sequence[str], known: Sequence[str]) -> None:

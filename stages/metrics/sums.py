@@ -8,15 +8,13 @@ and a resample is a weighted sum of the same columns. What the sums are for:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr
 
 from stages.metrics.adaptive import N_FINE_BINS, fine_bins
 
@@ -38,8 +36,6 @@ SCORES = ("squared_error", "log_loss", "log_likelihood", "entropy", "failed", "u
 """
 
 Values = NDArray[np.float64]
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,9 +143,7 @@ def judge(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) 
     Raises:
         ValueError: shapes that do not fit, labels that are no integers or out of range.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
-    y = np.asarray(labels)
-    _check(p, y, n_bins)
+    p, y = _checked(probabilities, labels, n_bins)
     is_finite = np.isfinite(p).all(axis=1)
     rows = np.flatnonzero(is_finite & (y >= 0))
     columns = np.zeros((len(p), 3 * n_bins + len(SCORES)))
@@ -176,47 +170,26 @@ def _scores(p: Values, y: NDArray[np.int64]) -> Values:
         np.square(errors).sum(axis=1),
         -np.log(np.maximum(p_label, NLL_FLOOR)),
         np.log(p_label + LOG_LIKELIHOOD_FLOOR),
-        entr(p).sum(axis=1),
+        -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1),
     ]
     return np.stack(scores, axis=1)
 
 
 def sums(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) -> CalibrationSums:
-    """Reduce predictions to what the metrics need; see `judge`."""
-    return judge(probabilities, labels, n_bins=n_bins).sums()
-
-
-def sums_by_group(
-    probabilities: ArrayLike,
-    labels: ArrayLike,
-    groups: Sequence[_Key],
-    *,
-    n_bins: int = N_BINS,
-) -> dict[_Key, CalibrationSums]:
-    """`sums` of each group of rows, in the order in which the groups first appear.
-
-    Args:
-        probabilities: shape ``(n, N)``.
-        labels: shape ``(n,)``.
-        groups: a key for each row: strings, numbers or tuples of them.
-        n_bins: confidence bins.
-    """
-    judged = judge(probabilities, labels, n_bins=n_bins)
-    if len(groups) != len(judged.columns):
-        raise ValueError(
-            f"groups: expected one for each of {len(judged.columns)} rows, found {len(groups)}"
-        )
-    return {key: judged.take(rows).sums() for key, rows in rows_by_group(groups).items()}
-
-
-def rows_by_group(groups: Sequence[_Key]) -> dict[_Key, NDArray[np.int64]]:
-    """The rows of each group, ascending, in the order in which the groups first appear."""
-    codes: dict[_Key, int] = {}
-    code_of_row = np.fromiter((codes.setdefault(key, len(codes)) for key in groups), np.int64)
-    order = np.argsort(code_of_row, kind="stable")
-    ends = np.cumsum(np.bincount(code_of_row, minlength=len(codes)))
-    rows_of = np.split(order, ends[:-1]) if codes else []
-    return dict(zip(codes, rows_of, strict=True))
+    """Reduce predictions to what the metrics need: `judge`'s sums, without its row by row."""
+    p, y = _checked(probabilities, labels, n_bins)
+    is_finite = np.isfinite(p).all(axis=1)
+    counts = is_finite & (y >= 0)
+    left_out = [np.sum(~is_finite), np.sum(is_finite & (y < 0))]
+    if not counts.all():
+        p, y = p[counts], y[counts]
+    confidence = p.max(axis=1)
+    of_row = (np.ones(len(p)), p.argmax(axis=1) == y, confidence)
+    bins, fine = confidence_bins(confidence, n_bins), fine_bins(confidence)
+    by_bin = [np.bincount(bins, each, minlength=n_bins) for each in of_row]
+    by_fine_bin = [np.bincount(fine, each, minlength=N_FINE_BINS) for each in of_row]
+    columns = np.concatenate([*by_bin, _scores(p, y).sum(axis=0), left_out])
+    return CalibrationSums(p.shape[1], columns, np.stack(by_fine_bin))
 
 
 def merged(parts: Iterable[CalibrationSums]) -> CalibrationSums:
@@ -245,7 +218,11 @@ def _n_bins(columns: Values) -> int:
     return (n_columns - len(SCORES)) // 3
 
 
-def _check(p: Values, y: NDArray[Any], n_bins: int) -> None:  # Any: caller's dtype
+def _checked(
+    probabilities: ArrayLike, labels: ArrayLike, n_bins: int
+) -> tuple[Values, NDArray[np.int64]]:
+    """Both as arrays; raises ``ValueError`` as `judge` says."""
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if p.ndim != 2 or p.shape[1] < 1 or y.shape != p.shape[:1]:
         raise ValueError(
             f"expected probabilities [n, N] and labels [n], found {p.shape}, {y.shape}"
@@ -259,3 +236,4 @@ def _check(p: Values, y: NDArray[Any], n_bins: int) -> None:  # Any: caller's dt
         )
     if n_bins < 1:
         raise ValueError(f"n_bins: expected at least 1, found {n_bins}")
+    return p, y
