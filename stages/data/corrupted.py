@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.arrays import check_label_range, checked_images, checked_labels, open_npy
+from stages.data.arrays import (
+    check_label_range,
+    checked_images,
+    checked_labels,
+    mapped_npy,
+    open_npy,
+)
 from stages.data.cifar import CLASS_NAMES
 from stages.data.corruptions.names import N_ANGLES, N_SEVERITIES, ROTATION
 from stages.data.fingerprint import file_content
@@ -45,25 +51,24 @@ class CorruptedReader:
 
     def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
         """Rows ``[start, stop)``; only those are read from the memory-mapped arrays."""
-        rows = np.arange(start, stop)
-        corruption, within = np.divmod(rows, self.rows_per_corruption)
+        corruption, within = np.divmod(np.arange(start, stop), self.rows_per_corruption)
         severity, image = within // self.n_images + 1, within % self.n_images
-        labels = np.asarray(open_npy(self.folder / "labels.npy"))[within].astype(np.int64)
-        names = np.array(self.corruptions, dtype=np.str_)[corruption]
+        labels = mapped_npy(self.folder / "labels.npy")[within].astype(np.int64)
+        names = [self.corruptions[index] for index in corruption.tolist()]
         ids = [
             f"{name}/{level}/{index:05d}"
-            for name, level, index in zip(names, severity, image, strict=True)
+            for name, level, index in zip(names, severity.tolist(), image.tolist(), strict=True)
         ]
         columns = {
             "sample_id": np.array(ids, dtype=np.str_),
             "label": labels,
-            "corruption": names,
+            "corruption": np.array(names, dtype=np.str_),
             "severity": severity.astype(np.int64),
         }
         return Rows(self._images(start, stop, size), columns)
 
     def held_bytes(self) -> int:
-        """Nothing: the arrays are mapped for as long as it takes to read some rows."""
+        """Nothing: the arrays are mapped, and the kernel takes their pages back."""
         return 0
 
     def content(self) -> str:
@@ -76,7 +81,7 @@ class CorruptedReader:
         per = self.rows_per_corruption
         for index in range(start // per, -(-stop // per)):
             low, high = max(start, index * per), min(stop, (index + 1) * per)
-            array = open_npy(self.folder / f"{self.corruptions[index]}.npy")
+            array = mapped_npy(self.folder / f"{self.corruptions[index]}.npy")
             part = array[low - index * per : high - index * per]
             images[low - start : high - start] = rgb_array(part, size)
         return images

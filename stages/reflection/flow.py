@@ -43,7 +43,7 @@ class Flow:
 
     Attributes:
         batch_rows: images of a batch.
-        n_readers: threads, one more than networks: a batch is read ahead.
+        n_readers: threads that read a batch and send it through a network that is free.
         n_threads: of the worker; the networks share them.
     """
 
@@ -92,11 +92,14 @@ def flow_of(source: ImageSource, forward: Forward, n_threads: int, n_images: int
     """The flow of a worker with these threads, and with memory for so many images at once."""
     batch_rows = forward.batch_rows
     n_at_once = max(1, min(n_threads, n_images // batch_rows))
-    n_networks = n_at_once if forward.sensing.mean.device.type == "cpu" else N_ON_GPU
+    is_on_gpu = forward.sensing.mean.device.type != "cpu"
+    n_networks = N_ON_GPU if is_on_gpu else n_at_once
     if forward.layer is not None:
         n_networks = 1  # its gradients take another network, and more memory
     networks = (forward, *(forward.twin() for _ in range(n_networks - 1)))
-    return Flow(source, networks, batch_rows, max(n_networks, n_at_once) + 1, n_threads)
+    # A core that only reads ahead stands in the way of those that compute: a sixth slower.
+    n_readers = max(n_networks, n_at_once) + is_on_gpu
+    return Flow(source, networks, batch_rows, n_readers, n_threads)
 
 
 @contextmanager
