@@ -148,6 +148,11 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, as
         self._now = 0
         self._seen: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: whatever skips torch's compiler imports it first, which takes a second."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],  # Any: torch's own
