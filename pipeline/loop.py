@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from pipeline.journal import Journal
+from pipeline.memory import keep_freed_memory
 from pipeline.progress import Progress
 from pipeline.stage import Tick
 from store.artifacts import CHECKPOINTS, Artifact
@@ -99,6 +100,7 @@ def run_loop(
     is_begun = artifact.refuse_other(plan)
     if is_begun and artifact.is_settled():
         return _finished(artifact)
+    keep_freed_memory()
     # What cannot start is refused before anything is written.
     fresh = None if is_begun else stage.start()
     store.prepare()

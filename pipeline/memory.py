@@ -1,5 +1,6 @@
 """How much memory there is for workers: of this machine, or of the cgroup that we are held to."""
 
+import ctypes
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ PROCESS_BYTES = 600 * 2**20
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _CGROUPS = Path("/sys/fs/cgroup")
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of ``mallopt(3)``; the second is 32 MiB at most."""
 
 
 def bytes_of(text: str) -> int:
@@ -97,6 +101,20 @@ def free_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
             if group.is_relative_to(top) and (group / limit).is_file():
                 left += _left_in(group, limit, usage, cache)
     return max(0, min(left))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees for what it needs next, as much as it had at most.
+
+    glibc gives large blocks back to the kernel, and every batch of images waits for zeroed pages
+    again: a quarter of an extraction. Other libraries keep their own way.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_MMAP_THRESHOLD, 2**25)
 
 
 def _left_in(group: Path, limit: str, usage: str, cache: str) -> list[int]:

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.memory import keep_freed_memory
 from pipeline.stage import MapStage
 from store.errors import StoreError, WriteError
 from store.shards import Shard
@@ -127,6 +128,7 @@ class Worker:
         clock = _Clock(costs)
         if not self._is_set_up:
             self._n_setups += 1
+            keep_freed_memory()
             self._state = stage.setup(self._n_threads)
             stage.check(shard_set.plan)  # after it: what was opened before is seen too
             self._is_set_up = True

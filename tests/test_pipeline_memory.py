@@ -1,5 +1,8 @@
 """How much memory is free: the least of the machine's and of every cgroup above us."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,32 @@ def test_as_many_workers_are_started_as_there_is_memory_for() -> None:
     assert RayExecutor(memory_bytes=2**30)._n_workers(of_four, 8) == 3
     assert RayExecutor(memory_bytes=2**30)._n_workers(of_one, 8) == 1
     assert RayExecutor()._n_workers(of_four, 8) == 7
+
+
+BATCHES = """
+import resource, sys, threading
+import numpy as np
+from pipeline.memory import keep_freed_memory
+
+def batches():
+    for _ in range(20):
+        np.ones(2**20)
+
+def faults():
+    thread = threading.Thread(target=batches)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread.start(), thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep their own way")
+def test_freed_memory_is_there_for_the_next_batch() -> None:
+    told = subprocess.run([sys.executable, "-c", BATCHES], capture_output=True, check=True)
+    given_back, kept = map(int, told.stdout.split())
+    assert kept < given_back / 10
