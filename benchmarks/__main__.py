@@ -73,6 +73,7 @@ def result_of(part: Part, sizes: Sizes, repeats: int, folder: str | None) -> dic
     warnings.append(machine.warning_after(before))
     return {
         "title": part.title,
+        "files": machine.file_system(folder or tempfile.gettempdir()),
         "words": part.words,
         "quick": sizes.is_quick,
         "repeats": repeats,

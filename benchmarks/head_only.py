@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Contender, Once, WrongNumbersError, cpu_per_row, disk_per_row
 from benchmarks.part import Figure, Part, Sizes
+from pipeline.memory import keep_freed_memory
 from stages.reflection.rank_one import last_layer_gradient
 from stages.reflection.referees import serial_gradients, vmap_gradients
 from store.catalog import FeatureStore
@@ -41,6 +42,7 @@ class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.set_num_threads(1)  # of threads that wait for each other the time says little
+        keep_freed_memory()  # as our workers do
         torch.manual_seed(0)
         self.linear = nn.Linear(WIDTH, N_CLASSES)
 

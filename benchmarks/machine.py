@@ -31,6 +31,14 @@ def description() -> dict[str, object]:
     }
 
 
+def file_system(folder: str) -> str:
+    """The kind of file system that a folder lies on: the longest mount point above it says."""
+    mounts = (line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
+    place = Path(folder).resolve()
+    above = {Path(point): kind for point, kind in mounts if place.is_relative_to(point)}
+    return above[max(above, key=lambda point: len(point.parts))]
+
+
 def warning_before(seconds: float = 1.0) -> str:
     """One line where others are at work while we wait; nothing where the machine is quiet."""
     before = jiffies()

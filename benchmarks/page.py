@@ -56,7 +56,8 @@ def _paragraphs(result: Result) -> list[str]:
         "",
         f"Commit {about['commit']}, {about['date']}; {'; '.join(map(str, where))}; "
         f"{about['versions']}. Medians of {result['repeats']} rounds, {result['minutes']:.1f} "
-        f"minutes.{is_quick}" + (f" **{result['warning']}.**" if result["warning"] else ""),
+        f"minutes, files on {result['files']}.{is_quick}"
+        + (f" **{result['warning']}.**" if result["warning"] else ""),
     ]
 
 
