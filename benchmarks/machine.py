@@ -20,13 +20,14 @@ BUSY, STOLEN = 0.1, 0.02
 def description() -> dict[str, object]:
     """What a reader has to know of the machine, and of the code that ran."""
     n_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kernel = platform.release().partition("-")[0]
     return {
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "accelerator": _accelerator(),
         "memory": f"{n_bytes / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "system": f"{platform.system()} {kernel}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {_version(name)}" for name in (*OURS, *PEERS)),
     }
 
