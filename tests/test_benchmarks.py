@@ -59,7 +59,8 @@ def run_of(wall_s, n_rows=1, **facts):
 def result_of(rows, figures=()):
     machine = dict.fromkeys(("processor", "accelerator", "memory", "system"), "?")
     return {
-        **{"title": "Head only", "words": "Words.", "quick": False, "repeats": 5, "minutes": 1.0}, "files": "ext4",
+        **{"title": "Head only", "words": "Words.", "quick": False, "repeats": 5, "minutes": 1.0},
+        "files": "ext4",
         "machine": {**machine, "commit": "abc", "date": "2026-01-01", "versions": "torch 1"},
         **{"warning": "", "columns": ["seconds"], "rows": rows, "figures": figures},
     }
