@@ -68,8 +68,13 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present speed; ``None`` while there is none."""
-        speed = self.rows_per_s
+        """At the present speed, or the whole run's where that is higher; ``None`` while both are 0.
+
+        Trainings that end early are done in jumps, and hardly move in between.
+        """
+        now, done = self._history[-1]
+        whole = done / (now - self.started) if now > self.started else 0.0
+        speed = max(self.rows_per_s, whole)
         return (self.n_rows - self.n_done) / speed if speed else None
 
     def line(self) -> str:

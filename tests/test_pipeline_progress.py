@@ -74,6 +74,16 @@ def test_the_speed_falls_while_nothing_comes(clock: Clock) -> None:
     assert tally.rows_per_s == 0
 
 
+def test_time_left_of_work_that_comes_in_jumps_is_that_of_the_whole_run(clock: Clock) -> None:
+    tally = Tally(10_000, clock=clock)
+    clock.now += 1
+    tally.advance(1_000)
+    for _ in range(99):
+        clock.now += 1
+        tally.advance(1)
+    assert tally.seconds_left == pytest.approx((10_000 - 1_099) / 10.99)
+
+
 def test_rows_of_shards_at_work_count(clock: Clock) -> None:
     tally = Tally(200, clock=clock)
     tally.watch([Pace(0, FIRST, 30), Pace(1, SECOND, 40)])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.journal import Journal
+from pipeline.progress import Progress
 from stages.applications.detection import (
     Comparison,
     Detection,
@@ -196,12 +197,13 @@ def detect_all(
         feature_set, report = extract(store, planned.stage, executor, journal, take_in)
         failed = f", {report.n_failed_rows} not read" if report.n_failed_rows else ""
         say(f"extracted {feature_set.name}: {feature_set.n_rows:,} rows{failed}")
-    return [
-        detect(
-            store, _opened(store, cell.sides), setting.contenders, cell.comparison, journal=journal
-        )
-        for cell, _ in cells
-    ]
+    found = []
+    with Progress("detect", len(cells), unit="results") as progress:
+        for cell, _ in cells:
+            sides = _opened(store, cell.sides)
+            found.append(detect(store, sides, setting.contenders, cell.comparison, journal=journal))
+            progress.advance(1)
+    return found
 
 
 def _opened(store: FeatureStore, sides: Sides) -> Sides:
