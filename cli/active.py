@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -209,7 +210,8 @@ def _ask(
     result = asking.result_of(place)
     check_place(folder, result)
     if dry_run:
-        text = f"would choose {asking.n:,} of {asking.source.n_rows:,} images: {result.name}"
+        n_left = asking.source.n_rows - n_labelled
+        text = f"would choose {asking.n:,} of {n_left:,} images without a label: {result.name}"
         emit({"result": result.name, "out": str(folder)}, text, as_json=as_json)
         return
     with Journal.of(place.location, sys.argv[1:]).outcome() as journal:
@@ -218,11 +220,20 @@ def _ask(
     card = result.card()
     text = (
         f"{result.name}: {asking.n:,} images to label, chosen by {card['strategy']} after "
-        f"{n_labelled:,} labels\nwrite the labels into {path}, beside {folder / SHEET}; then the "
-        f"same command with --labels {path} in addition asks for the next ones"
+        f"{n_labelled:,} labels{_counted(asking)}\nwrite the labels into {path}, beside "
+        f"{folder / SHEET}; then the same command with --labels {path} in addition, and another "
+        "--out, asks for the next ones"
     )
+    if card.get("n_failed"):
+        text += f"\n{card['n_failed']:,} images cannot be read, and are not asked for"
     facts = {name: card[name] for name in ("strategy", "asked", "scores", "classes")}
     emit({"result": result.name, "list": str(path), **facts}, text, as_json=as_json)
+
+
+def _counted(asking: Asking) -> str:
+    """How many labels each class has, so that one that was mistyped is seen."""
+    counts = Counter(asking.labels.values())
+    return f" ({', '.join(f'{name} {counts[name]:,}' for name in sorted(counts))})" * bool(counts)
 
 
 def _say_plan(place: FeatureStore, runs: ActiveRuns, *, as_json: bool) -> None:

@@ -45,8 +45,9 @@ def ood(
     detector: Annotated[
         str,
         typer.Option(
-            help="msp, odin, energy, max-logit, gradnorm, mahalanobis, knn; commas between. The "
-            "last two also need features of the training images."
+            help="msp, odin, energy, max-logit, gradnorm, mahalanobis, knn; commas between. "
+            "(default: all but the last two, which also need features of the training images)",
+            show_default=False,
         ),
     ] = ALL_BUT_FITTED,
     model: Annotated[
@@ -74,7 +75,8 @@ def ood(
         str, typer.Option(help="How far ODIN moves pixels in [0, 1].")
     ] = "0.0014",
     rows: Annotated[
-        int, typer.Option(min=1, help="At most so many images of each set, drawn by the seed.")
+        int,
+        typer.Option(min=2, help="At most so many of each set are compared, drawn by the seed."),
     ] = 10_000,
     resamples: Annotated[
         int, typer.Option(min=0, help="Of the bootstrap over images; under 100, no intervals.")
@@ -248,7 +250,11 @@ def _shown(found: Sequence[Detection]) -> str:
     attacked = first["perturbations"]["inside"][:1]
     if attacked and attacked[0]["kind"] == "pgd":
         title += f"; both sides attacked: {_attack_in_words(attacked[0])}"
-    n_left_out = sum(each.card["left_out_rows"]["f"] for each in found)
+    left_out = {
+        (each.card["features"], each.card["against"]): each.card["left_out_rows"]["f"]
+        for each in found
+    }
+    n_left_out = sum(left_out.values())
     if n_left_out:
         note(f"{n_left_out:,} rows left out whose image could not be read: see `status`")
     place = found[0].artifact.storage.location.rpartition("/")[0]

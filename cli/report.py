@@ -89,6 +89,8 @@ def report(
         shown = list(options.names(figures))
     else:
         shown = [CURVES] if is_of_learning else list(figures_for(place, entries))
+    if len(entries) > 1 and "detector" in card:
+        card = {**card, "title": f"Out-of-distribution detection on {card['features']}"}
     says: dict[str, Any] = {
         "title": title or str(card.get("title", entries[0].result.name)),
         "about": about,

@@ -104,6 +104,8 @@ def decode_samples(data: bytes, columns: Sequence[str] | None = None) -> pa.Tabl
     With ``columns`` those alone are read and checked, in that order.
     """
     file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    if columns is not None and (missing := set(columns) - set(file.schema_arrow.names)):
+        raise ValueError(f"there is no column {', '.join(sorted(missing))}")
     table = file.read() if columns is None else file.read(list(columns)).select(list(columns))
     return table.replace_schema_metadata()  # what it says of pandas is not for us to obey
 

@@ -56,6 +56,10 @@ def test_a_benchmark_gives_means_and_curves_and_a_page(run, folder: Path) -> Non
     assert [found.outcome for found in runs(str(folder / "store"))] == ["done"]
     run(f"report {said['result']} --out page")
     assert (folder / "page/figures/learning-curves.svg").is_file()
+    (one, *_) = (
+        each["name"] for each in json.loads(run("ls --json")) if "margin-f" in each["name"]
+    )
+    assert "a single run or a question for labels, which has no table" in run(f"report {one}", 2)
 
 
 def test_people_are_given_a_list_and_a_sheet(run, folder: Path) -> None:

@@ -123,20 +123,29 @@ def test_another_seed_starts_from_other_rows(data):
 
 
 def test_only_batch_norm_goes_over_into_the_next_round():
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
-    network[1].running_mean += 3
-    before = network[0].weight.clone()
+    def net(*_):
+        class Net(torch.nn.Sequential):
+            def __init__(self):
+                super().__init__(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+                self.position = torch.nn.Parameter(torch.randn(4))
+
+        return Net()
 
     class Card:
         network, n_classes = "net", 2
 
-    fresh = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.applications.lesson.build_network", lambda *_: fresh)
-        renew(network, Card, 0)
+    networks = net(), net()
+    before = networks[0][0].weight.clone()
+    for network in networks:
+        network[1].running_mean += 3
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("stages.applications.lesson.build_network", net)
+            renew(network, Card, 0)
 
-    assert not torch.equal(network[0].weight, before)
-    assert network[1].running_mean.tolist() == [3, 3]
+    one, other = (network.state_dict() for network in networks)
+    assert not torch.equal(one["0.weight"], before)
+    assert one["1.running_mean"].tolist() == [3, 3]
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("batch", [128, 59])

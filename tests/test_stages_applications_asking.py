@@ -97,7 +97,7 @@ def test_a_list_with_somebodys_labels_is_not_overwritten(photos, store, tmp_path
     labelled(labels, photos[1])
     before = labels.read_bytes()
 
-    with pytest.raises(InputError, match="is there already: give it as --labels"):
+    with pytest.raises(InputError, match="is there already and may hold labels"):
         copy_question(result, tmp_path)
 
     assert labels.read_bytes() == before
@@ -107,13 +107,14 @@ def test_a_list_with_somebodys_labels_is_not_overwritten(photos, store, tmp_path
     ("text", "message"),
     [
         ("sample_id,label\nnew/99.png,two\n", r":2: there is no sample 'new/99.png' in the pool"),
-        ("name,class\n", "expected a CSV with the columns sample_id and label, found name, class"),
+        ("name,class\n", "commas between, found name and class"),
         ("", "found nothing"),
         (
             "sample_id,label\nnew/00.png,one\nnew/00.png,two\n",
             ":3: sample 'new/00.png' is labelled 'two', and 'one' before",
         ),
         ("sample_id,label\nnew/00.png\n\n,\n", ":4: there is no sample ''"),
+        ('sample_id,label\nnew/00.png,"one\nold/01.png,two\n', "unexpected end of data"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_with_their_line(photos, tmp_path, text, message):
@@ -134,6 +135,15 @@ def test_more_than_there_are_is_refused_before_anything_is_written(photos, store
         asking(photos[0], 42)
     with pytest.raises(InputError, match="40 images without a label that can be read"):
         asked(store, asking(photos[0], 41))
+
+    assert store.artifacts("result") == ()
+
+
+def test_a_label_of_an_image_that_cannot_be_read_is_refused(photos, store, tmp_path):
+    (tmp_path / "labels.csv").write_text("sample_id,label\ntorn.png,zero\nold/01.png,one\n")
+
+    with pytest.raises(InputError, match=r"torn.png: has a label and cannot be read"):
+        asked(store, asking(photos[0], 3, [tmp_path / "labels.csv"]))
 
     assert store.artifacts("result") == ()
 

@@ -14,7 +14,34 @@ from stages.errors import InputError
 from stages.metrics.calibration import METRICS
 from stages.metrics.sums import sums
 from store.catalog import FeatureStore
+from store.encoding import encode_rows
 from store.errors import IncompleteError
+from store.featureset import FeatureSet
+from store.schema import ArraySpec, Schema
+
+
+def graded(store: FeatureStore, grades: np.ndarray[Any, Any]) -> FeatureSet:
+    """Rows with a column of floats, ten a shard."""
+    schema = Schema(
+        (ArraySpec("features", (1,)), ArraySpec("logits", (2,))),
+        (("grade", "float64"), ("label", "int64")),
+    )
+    plan = {
+        "name": "graded-test@net",
+        "n_rows": len(grades),
+        "shard_rows": 10,
+        "schema": schema.to_json(),
+        "inputs": {"source": {"name": "graded"}, "model": {"name": "net"}},
+    }
+    found = store.prepare().create(plan)
+    for shard in found.shard_set.shards:
+        n = shard.n_rows
+        arrays = {"features": np.zeros((n, 1), np.float32), "logits": np.zeros((n, 2), np.float32)}
+        columns = {"grade": grades[shard.start : shard.stop], "label": np.zeros(n, np.int64)}
+        found.shard_set.commit(
+            shard, encode_rows(schema, shard, 10, arrays, columns), {"failed": {}}
+        )
+    return found
 
 
 def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -55,6 +82,19 @@ def test_rows_of_groups_come_as_the_groups_first_appear() -> None:
         (): [0, 1, 2, 3, 4, 5, 6]
     }
     assert rows_by_group(samples[:0], ("kind",)) == rows_by_group(samples[:0], ()) == {}
+
+
+def test_missing_values_of_several_shards_are_one_group_and_come_last(store: FeatureStore) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.choice([0.5, np.nan, 0.25], 30)
+    found = graded(store, values)
+    table = query(found, by=("grade",))
+    assert table["grade"].tolist()[:2] == [0.25, 0.5]
+    assert np.isnan(table["grade"].tolist()[2])
+    assert table["n_rows"].tolist() == [
+        *((values == grade).sum() for grade in (0.25, 0.5)),
+        np.isnan(values).sum(),
+    ]
 
 
 def test_where_leaves_other_rows_out(store: FeatureStore) -> None:

@@ -1,10 +1,11 @@
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stages.data.arrays import MAX_UNNAMED_CLASSES
+from stages.data.arrays import MAX_UNNAMED_CLASSES, mapped_npy
 from stages.data.registry import open_source
 from stages.errors import DataNotFoundError, InputError
 
@@ -192,3 +193,12 @@ def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="whole npy file of numbers"):
         open_source(path)
+
+
+def test_another_file_of_the_same_size_and_time_is_another_array(tmp_path: Path) -> None:
+    for name, value in (("a", 0), ("b", 1)):
+        np.save(tmp_path / f"{name}.npy", np.full(9, value, np.uint8))
+        os.utime(tmp_path / f"{name}.npy", (1e9, 1e9))
+    assert mapped_npy(tmp_path / "a.npy")[0] == 0
+    (tmp_path / "b.npy").replace(tmp_path / "a.npy")
+    assert mapped_npy(tmp_path / "a.npy")[0] == 1

@@ -12,6 +12,8 @@ from stages.metrics.detection import (
     auroc_sweep,
     curve_of,
     detection_summary,
+    fpr95,
+    fpr95_ood_pos,
     fpr95_sweep,
 )
 from stages.sensing.torchvision_ops import import_torchvision
@@ -156,6 +158,13 @@ def test_rows_of_no_weight_above_all_others_leave_precision_alone():
     curve = curve_of(np.array([3.0, 1.0]), np.array([2.0]), np.array([[0], [1], [1]]))
 
     assert aupr_in(curve)[0] == pytest.approx(metrics.auc([1, 0, 0], [0.5, 0.0, 1.0]))
+
+
+def test_a_side_of_no_weight_has_no_rates():
+    curve = curve_of(np.array([0.0]), np.array([1.0]), np.array([[0, 1, 1], [1, 0, 1]]))
+
+    assert np.isnan(fpr95(curve)).tolist() == [True, True, False]
+    assert np.isnan(fpr95_ood_pos(curve)).tolist() == [True, True, False]
 
 
 def test_every_metric_has_its_definition():

@@ -111,6 +111,14 @@ def test_a_flipped_value_of_a_sample_is_noticed() -> None:
         decode_samples(bytes(data))
 
 
+def test_a_column_that_is_not_in_the_part_is_told() -> None:
+    data = encode_samples(SCHEMA, COLUMNS)
+    name = SCHEMA.columns[0][0]
+    assert decode_samples(data, [name]).column_names == [name]
+    with pytest.raises(ValueError, match="there is no column weather"):
+        decode_samples(data, [name, "weather"])
+
+
 def test_names_of_parts_sort_as_rows_do() -> None:
     keys = [samples_key(Shard(index, 0, 1)) for index in (0, 9, 10, 99_999)]
     assert keys == sorted(keys)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.stage import Tick
 from stages.applications.lesson import (
+    FEWEST_CLASSES,
     Factors,
     LessonParams,
     card_of,
@@ -143,6 +144,11 @@ class ActiveLearning:
         """
         n_rows = len(self._data.labels)
         self.rounds.check(n_rows)
+        if self._card.n_classes < FEWEST_CLASSES:
+            raise InputError(
+                f"active learning: expected images of {FEWEST_CLASSES} classes at least, found "
+                f"{self._card.n_classes}: there is nothing to tell apart"
+            )
         generator = np.random.default_rng(seed_of(self.lesson.seed, "start"))
         rows = generator.permutation(n_rows)[: self.rounds.start]
         network = build_network(self.lesson.network, self._card.n_classes)

@@ -20,6 +20,7 @@ from pipeline.progress import Progress
 from stages.applications.active_learning import VERSION, WEIGHTS, code_of
 from stages.applications.labels import label_list
 from stages.applications.lesson import (
+    FEWEST_CLASSES,
     LessonParams,
     card_of,
     choose,
@@ -44,9 +45,6 @@ from store.plan import Plan, canonical_json, fingerprint
 LIST, SHEET = "to-label.csv", "to-label.png"
 THUMBNAIL, COLUMNS, CAPTION = 96, 20, 12
 """Pixels of a picture, pictures side by side, pixels of the number below each."""
-
-FEWEST_CLASSES = 2
-"""With labels of fewer, nothing can be learned: the samples are drawn evenly."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def ask(store: FeatureStore, asking: Asking, device: str, journal: Journal) -> A
     result, plan = asking.result_of(store), asking.plan()
     if result.refuse_other(plan) and result.is_settled():
         return result
-    if len(asking.class_names) < FEWEST_CLASSES:
+    if len(asking.class_names) < FEWEST_CLASSES:  # the samples are drawn evenly
         query, files, facts = _without_a_network(asking)
     else:
         query, files, facts = _with_a_network(asking, device)
@@ -133,7 +131,10 @@ def check_place(folder: Path, result: Artifact) -> None:
     path = folder / LIST
     ours = result.read(LIST) if result.is_complete() else None
     if path.exists() and path.read_bytes() != ours:
-        raise InputError(f"{path} is there already: give it as --labels, or name another --out")
+        raise InputError(
+            f"{path} is there already and may hold labels: name another --out (and give it as "
+            "--labels, if it does)"
+        )
 
 
 def copy_question(result: Artifact, folder: Path) -> Path:
@@ -165,9 +166,7 @@ def _with_a_network(
     lesson, source = asking.lesson, asking.source
     seed = seed_of(lesson.seed, "ask", len(asking.labels))
     rows = np.array(sorted(asking.labels), dtype=np.int64)
-    images = torch.cat(
-        [torch.from_numpy(source.read(row, row + 1).images) for row in rows.tolist()]
-    )
+    images = torch.cat([_labelled_image(source, row) for row in rows.tolist()])
     place = {name: at for at, name in enumerate(asking.class_names)}
     labels = torch.tensor([place[asking.labels[row]] for row in rows.tolist()])
     names, family = asking.class_names, source.family
@@ -194,6 +193,16 @@ def _with_a_network(
         "n_failed": len(failed),
     }
     return Query(left[query.rows], query.scores), {WEIGHTS: save_weights(network)}, facts
+
+
+def _labelled_image(source: ReaderSource, row: int) -> Tensor:
+    found = source.read(row, row + 1)
+    if found.failed:
+        raise InputError(
+            f"{sample_ids_of(source)[row]}: has a label and cannot be read "
+            f"({found.failed[0]}): mend the file, or leave its label empty"
+        )
+    return torch.from_numpy(found.images)
 
 
 def _blocks(source: ReaderSource, failed: set[int]) -> Iterator[Tensor]:

@@ -85,8 +85,8 @@ class Comparison:
 
     def __post_init__(self) -> None:
         checked_detectors((self.detector,))
-        if self.rows < 1:
-            raise InputError(f"ood: expected at least 1 row of each set, found {self.rows}")
+        if self.rows < 2:
+            raise InputError(f"ood: expected at least 2 rows of each set, found {self.rows}")
 
 
 @dataclass(frozen=True)

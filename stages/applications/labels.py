@@ -54,15 +54,19 @@ def _lines(path: Path) -> Iterable[tuple[int, str, str]]:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataNotFoundError(f"{path}: cannot be read as labels ({error})") from error
-    reader = csv.DictReader(io.StringIO(text))
+        raise DataNotFoundError(f"{path}: cannot be read as labels ({_reason(error)})") from error
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
         if not {"sample_id", "label"} <= set(reader.fieldnames or ()):
             raise InputError(
-                f"{path}: expected a CSV with the columns sample_id and label, found "
-                f"{', '.join(reader.fieldnames or ()) or 'nothing'}"
+                f"{path}: expected a CSV with the columns sample_id and label and commas between, "
+                f"found {' and '.join(reader.fieldnames or ()) or 'nothing'}"
             )
         for row in reader:
             yield reader.line_num, row["sample_id"], (row["label"] or "").strip()
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: cannot be read as labels: {error}") from error
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.stage import Tick
 from stages.applications.strategies import STRATEGIES, Pool, Query, Seen
@@ -34,6 +35,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 ENOUGH = 0.99
 """Share of the training rows that must be right, counted while they are learned from."""
+
+FEWEST_CLASSES = 2
+"""With labels of fewer there is nothing to learn."""
 
 CLAMP = 0.1
 """Largest element of a gradient."""
@@ -136,12 +140,16 @@ def card_of(
 
 
 def renew(network: nn.Module, card: ModelCard, seed: int) -> None:
-    """Make convolutions and linear layers anew; batch norms go on with what they have."""
+    """Make all layers anew, by the seed alone; batch norms go on with what they have."""
     with _seeded(seed):
         fresh = build_network(card.network, card.n_classes)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.load_state_dict(fresh.get_submodule(name).state_dict())
+    kept = tuple(
+        f"{name}." for name, module in network.named_modules() if isinstance(module, _BatchNorm)
+    )
+    state = fresh.state_dict()
+    network.load_state_dict(
+        {name: value for name, value in state.items() if not name.startswith(kept)}, strict=False
+    )
 
 
 def train_f(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 from typing import Any, TypeVar
 
 import dask
@@ -60,11 +61,13 @@ def query(
     job = _Job(feature_set, by, dict(where or {}))
     found: dict[Group, CalibrationSums] = {}
     for part in each_shard(feature_set, job.sums_of, tick):
-        for group, more in part.items():
+        for key, more in part.items():
+            group = tuple(nan if value != value else value for value in key)
             found[group] = merged([found[group], more] if group in found else [more])
     if not found:
         raise InputError(f"no row of {feature_set.name} fits {dict(where or {})}")
-    table = table_of({group: found[group] for group in sorted(found)}, by=by, metrics=metrics)
+    groups = sorted(found, key=lambda group: [(value is nan, value) for value in group])
+    table = table_of({group: found[group] for group in groups}, by=by, metrics=metrics)
     table.attrs["n_left_out"] = n_left_out(found)
     return table
 

@@ -36,7 +36,8 @@ _NO_ARRAYS = (
     zlib.error,
 )  # what reading bytes that are no archive of arrays raises
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, ...]
+"""Tells a file that was written again, or another one in its place."""
 
 
 def array_source(path: Path, name: str, split: str, image_size: tuple[int, int]) -> ReaderSource:
@@ -216,7 +217,7 @@ def _stamp(path: Path) -> Stamp:
         facts = path.stat()
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{path}: no such file") from error
-    return facts.st_mtime_ns, facts.st_size
+    return facts.st_ino, facts.st_ctime_ns, facts.st_mtime_ns, facts.st_size
 
 
 def _one_line(error: Exception) -> str:

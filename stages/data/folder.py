@@ -215,13 +215,21 @@ def _folders_in(root: Path) -> tuple[str, ...]:
 
 def _images_in(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(
+        names = sorted(
             entry.name
             for entry in entries
             if entry.name.lower().endswith(SUFFIXES)
             and not entry.name.startswith(".")
             and not entry.is_dir()
         )
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{folder}: expected file names in UTF-8, found {name!a}: rename it"
+            ) from error
+    return names
 
 
 def _size_bytes(root: Path, name: str) -> int:

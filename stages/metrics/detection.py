@@ -37,18 +37,23 @@ class Curve:
     @property
     def tpr(self) -> NDArray[np.float64]:
         """Share of the in-distribution rows that is accepted."""
-        rates: NDArray[np.float64] = self.inside / self.inside[-1]
-        return rates
+        return _share(self.inside)
 
     @property
     def fpr(self) -> NDArray[np.float64]:
         """Share of the other rows that is accepted."""
-        rates: NDArray[np.float64] = self.outside / self.outside[-1]
-        return rates
+        return _share(self.outside)
 
     def turned(self) -> Curve:
         """The curve with the other set as the positive one, and low scores accepted first."""
         return Curve((self.outside[-1] - self.outside)[::-1], (self.inside[-1] - self.inside)[::-1])
+
+
+def _share(accepted: NDArray[Any]) -> NDArray[np.float64]:
+    """Of all rows; NaN in resamples without any."""
+    rates = np.full(accepted.shape, np.nan)
+    np.divide(accepted, accepted[-1], out=rates, where=accepted[-1] > 0)
+    return rates
 
 
 def curve_of(inside: Scores, outside: Scores, weights: NDArray[Any] | None = None) -> Curve:
@@ -96,7 +101,7 @@ def fpr95(curve: Curve) -> Values:
     distance = np.abs(of * curve.inside - share * curve.inside[-1])
     at = distance.argmin(axis=0)  # the first: of thresholds with one TPR the strictest
     rates: Values = np.take_along_axis(curve.fpr, at[np.newaxis], axis=0)[0]
-    return rates
+    return np.where(curve.inside[-1] > 0, rates, np.nan)
 
 
 def fpr95_ood_pos(curve: Curve) -> Values:
@@ -105,7 +110,7 @@ def fpr95_ood_pos(curve: Curve) -> Values:
     share, of = TPR
     at = (of * turned.inside >= share * turned.inside[-1]).argmax(axis=0)
     rates: Values = np.take_along_axis(turned.fpr, at[np.newaxis], axis=0)[0]
-    return rates
+    return np.where(turned.inside[-1] > 0, rates, np.nan)
 
 
 def detection_error(curve: Curve) -> Values:

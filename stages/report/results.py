@@ -156,6 +156,12 @@ def varying(frame: pd.DataFrame, axes: Sequence[str]) -> tuple[str, ...]:
 def _read(store: FeatureStore, entry: Entry) -> Judged:
     result = entry.result
     card = result.card()
+    if "features" not in card:
+        raise InputError(
+            f"result {result.name}: expected an evaluation, a detection, an analysis or the curves "
+            "of active learning, found a single run or a question for labels, which has no table: "
+            "`intro-pipe ls` names the others"
+        )
     files = [f"{part}.parquet" for part in ("by-group", "average", "differences", "bins")]
     frames = (
         _with_axes(
