@@ -94,7 +94,7 @@ def footprint(
     shard = chunk_rows * sum(2 * spec.row_bytes for spec in schema.arrays)
     shard += chunk_rows * len(schema.columns) * COLUMN_BYTES
     process = PROCESS_BYTES if is_on_cpu else PROCESS_BYTES + CUDA_BYTES
-    # A batch is at work, one is read ahead, and one may be on its way from one form to another.
+    # A batch is at work, one is read (ahead, on a GPU), one on its way from one form to another.
     image = 3 * height * width * 3 + (int(SPARE * activations) if is_on_cpu else 0)
     best_rows = _best_rows(activations, precision) if is_on_cpu else GPU_ROWS
     return Footprint(process + source.held_bytes + 3 * weights + shard, shard, image, best_rows)
