@@ -225,15 +225,15 @@ def _ask(
         "--out, asks for the next ones"
     )
     if card.get("n_failed"):
-        text += f"\n{card['n_failed']:,} images cannot be read, and are not asked for"
+        text += f"\nnot asked for, since they cannot be read: {card['n_failed']:,}"
     facts = {name: card[name] for name in ("strategy", "asked", "scores", "classes")}
     emit({"result": result.name, "list": str(path), **facts}, text, as_json=as_json)
 
 
 def _counted(asking: Asking) -> str:
     """How many labels each class has, so that one that was mistyped is seen."""
-    counts = Counter(asking.labels.values())
-    return f" ({', '.join(f'{name} {counts[name]:,}' for name in sorted(counts))})" * bool(counts)
+    counts = sorted(Counter(asking.labels.values()).items())
+    return f" ({', '.join(f'{name} {n:,}' for name, n in counts)})" if counts else ""
 
 
 def _say_plan(place: FeatureStore, runs: ActiveRuns, *, as_json: bool) -> None:

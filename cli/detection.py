@@ -250,10 +250,8 @@ def _shown(found: Sequence[Detection]) -> str:
     attacked = first["perturbations"]["inside"][:1]
     if attacked and attacked[0]["kind"] == "pgd":
         title += f"; both sides attacked: {_attack_in_words(attacked[0])}"
-    left_out = {
-        (each.card["features"], each.card["against"]): each.card["left_out_rows"]["f"]
-        for each in found
-    }
+    # Of each pair of sets once: detectors leave out the same rows.
+    left_out = {each.card["dataset"]["name"]: each.card["left_out_rows"]["f"] for each in found}
     n_left_out = sum(left_out.values())
     if n_left_out:
         note(f"{n_left_out:,} rows left out whose image could not be read: see `status`")

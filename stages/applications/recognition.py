@@ -61,8 +61,7 @@ def query(
     job = _Job(feature_set, by, dict(where or {}))
     found: dict[Group, CalibrationSums] = {}
     for part in each_shard(feature_set, job.sums_of, tick):
-        for key, more in part.items():
-            group = tuple(nan if value != value else value for value in key)
+        for group, more in part.items():
             found[group] = merged([found[group], more] if group in found else [more])
     if not found:
         raise InputError(f"no row of {feature_set.name} fits {dict(where or {})}")
@@ -95,7 +94,8 @@ def each_shard(
 def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArray[np.int64]]:
     """The rows of each group, ascending, groups in the order in which they first appear.
 
-    All rows are one group where no column groups them. Missing values are values like others.
+    All rows are one group where no column groups them. Missing numbers are one value, ``math.nan``
+    itself, so that their groups are found again in other shards.
     """
     codes = np.zeros(len(samples), np.int64)
     for column in by:
@@ -103,7 +103,8 @@ def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArr
         codes, _ = pd.factorize(codes * len(values) + of_column)
     counts = np.bincount(codes)
     order, starts = np.argsort(codes, kind="stable"), np.cumsum(counts) - counts
-    groups = samples[list(by)].iloc[order[starts]].itertuples(index=False, name=None)
+    firsts = samples[list(by)].iloc[order[starts]].itertuples(index=False, name=None)
+    groups = [tuple(nan if value != value else value for value in first) for first in firsts]
     rows_of = np.split(order, starts[1:])[: len(counts)]
     return dict(zip(groups if by else [()] * len(counts), rows_of, strict=True))
 
