@@ -1,1 +1,1 @@
-"""What intro-pipe costs, measured beside others: `python -m benchmarks --quick` for a trial."""
+"""Benchmarks of intro-pipe and comparable programs; try `python -m benchmarks --quick`."""

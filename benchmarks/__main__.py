@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure every part, or some, and write JSON and a page of tables."""
+"""`python -m benchmarks`: measure all or some parts, and write JSON and a page of tables."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PARTS = {
 }
 """Name of a part -> its module."""
 
-PRELOAD = ("torch", "store.catalog", "stages.reflection.extract")
-"""What most contenders need: imported once, and shared by their processes."""
+PRELOAD = ("torch", "store.catalog", "stages.reflection.extraction")
+"""Modules that most contenders need: imported once, and shared by their processes."""
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure the requested parts, print the results and write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=PARTS, help="may be given again")
     parser.add_argument("--quick", action="store_true", help="small sizes: a trial, no figures")
@@ -87,7 +87,7 @@ def result_of(part: Part, sizes: Sizes, repeats: int, folder: str | None) -> dic
 
 
 def tell(line: str) -> None:
-    """Progress, for people."""
+    """Print progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Measure BADGE's choice on the factors against the same choice on dense gradients.
+"""Measure BADGE's selection on factors against the same selection on dense gradients.
 
 Run it from the repository: `python benchmarks/badge.py`. A pool of random features and the softmax
 of a linear layer on them; each way runs in a process of its own, which says how much memory it took
@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli.output import emit, table
-from stages.applications.strategies import Seen, badge
+from stages.active_learning.strategies import Seen, badge
 
 Numbers = NDArray[np.float32]
 
 
 def pool(n_rows: int, width: int, n_classes: int) -> Seen:
-    """Features in clouds, one for each class, and the probabilities of a layer that knows them."""
+    """Features in clusters, one per class, and the probabilities of a layer that separates them."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(n_classes, width)).astype(np.float32)
     noise = rng.standard_normal((n_rows, width), dtype=np.float32)
@@ -76,7 +76,7 @@ def measured(seen: Seen, n: int, n_dense: int) -> dict[str, float]:
 
 
 def alone(n_dense: int, n_threads: int, arguments: list[str]) -> dict[str, float]:
-    """What a process of its own measures."""
+    """Run a measurement in a separate process."""
     command = [sys.executable, __file__, *arguments, "--alone", str(n_dense)]
     threads = {"OMP_NUM_THREADS": str(n_threads), "OPENBLAS_NUM_THREADS": str(n_threads)}
     environment = {**os.environ, **threads}

@@ -18,7 +18,7 @@ import torch
 from cli.output import emit, table
 from pipeline.executors import LocalExecutor
 from stages.data.registry import SourceSpec
-from stages.reflection.extract import Extract, fitted
+from stages.reflection.extraction import Extraction, fitted
 from stages.sensing.build import build_network
 from stages.sensing.card import Precision
 from stages.sensing.model import Sensing, describe
@@ -30,7 +30,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 def images_per_s(sensing: Sensing, images: torch.Tensor, batch_rows: int) -> float:
-    """Of the time of this thread, which is the only one."""
+    """CPU time of this thread, which is the only one."""
     began = time.thread_time()
     for batch in images.split(batch_rows):
         sensing(batch)
@@ -48,13 +48,13 @@ def measured(name: str, precision: Precision, n_rounds: int, folder: Path) -> di
     images = np.random.default_rng(0).integers(0, 256, (N_IMAGES, size, size, 3), dtype=np.uint8)
     np.save(folder / "noise.npy", images)
     source = SourceSpec(str(folder / "noise.npy"), "test", "", image_size=size)
-    chosen = fitted(Extract(source, card, "", precision), LocalExecutor(1), 1).batch_rows
+    chosen = fitted(Extraction(source, card, "", precision), LocalExecutor(1), 1).batch_rows
     sensing = Sensing(network, card, precision)
     rates = dict.fromkeys(ROWS, 0.0)
     for _ in range(n_rounds):
         for rows in ROWS:
             rates[rows] = max(rates[rows], images_per_s(sensing, torch.from_numpy(images), rows))
-    assert chosen is not None  # what `fitted` promises
+    assert chosen is not None  # as `fitted` guarantees
     return {
         "network": name,
         "precision": precision,

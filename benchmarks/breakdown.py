@@ -27,6 +27,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,19 @@ from cli.output import emit, table
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal, runs
 from stages.data.registry import SourceSpec
-from stages.reflection.extract import Extract, extract
-from stages.sensing.models import ModelRequest, choose
+from stages.reflection.extraction import Extraction, extraction_job
+from stages.sensing.models import choose_model, weights_path
 from store.catalog import FeatureStore
 
 PARTS = {
-    "open and fit": "stages.reflection.extract.fitted",
-    "set up the worker": "stages.reflection.extract.Extract.setup",
+    "open and fit": "stages.reflection.extraction.fitted",
+    "set up the worker": "stages.reflection.extraction.FittedExtraction.setup",
     "read": "stages.reflection.flow.read_each",
-    "decode": "stages.data.folder.rgb_pixels",
+    "decode": "stages.data.resize.Resize.pixels",
     "normalise": "stages.sensing.model.normalised",
     "forward": "stages.sensing.model.Sensing.forward",
-    "reflect": "stages.reflection.extract._columns",
-    "check": "stages.reflection.extract._unfit",
+    "reflect": "stages.reflection.extraction._columns",
+    "check": "stages.reflection.extraction._unfit",
     "encode": "store.encoding.encode_chunk",
     "compress": "store.encoding.encode_samples",
     "checksum": "google_crc32c.extend",
@@ -60,7 +61,7 @@ PARTS = {
 
 
 class Clocks:
-    """Seconds of each part: of the processor and of the wall, in all threads."""
+    """CPU and wall seconds of each part, in all threads."""
 
     def __init__(self) -> None:
         self.cpu: dict[str, float] = defaultdict(float)
@@ -69,7 +70,7 @@ class Clocks:
         self._lock = threading.Lock()
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed: what it calls of other parts counts there."""
+        """Wrap a function to measure it; calls of other parts are counted there."""
 
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:  # Any: whatever it is
@@ -91,16 +92,18 @@ class Clocks:
         return timed
 
 
-def stage_of(options: argparse.Namespace) -> Extract:
-    """The extraction that was asked for."""
+def stage_of(options: argparse.Namespace) -> Extraction:
+    """The requested extraction."""
     source = SourceSpec(options.dataset, "test", options.data_root, limit=options.rows)
-    chosen = choose(FeatureStore(options.store), ModelRequest(options.model), source)
+    store = FeatureStore(options.store)
+    card = choose_model(store, source.open().family, options.model)
+    source = replace(source, image_size=card.image_size)
     precision, rows = options.precision, options.batch_size
-    return Extract(chosen.source, chosen.card, chosen.weights, precision, batch_rows=rows)
+    return Extraction(source, card, weights_path(store, card.name), precision, batch_rows=rows)
 
 
 def profiled(options: argparse.Namespace) -> list[dict[str, object]]:
-    """A row for each part."""
+    """One row per part."""
     import stages.reflection.flow  # noqa: F401 - imported late, and patched below
 
     clocks = Clocks()
@@ -112,7 +115,8 @@ def profiled(options: argparse.Namespace) -> list[dict[str, object]]:
             stack.enter_context(patch(name, clocks.around(part, original)))
         cpu, wall = time.process_time(), time.perf_counter()
         executor = LocalExecutor(options.threads)
-        _, report = extract(FeatureStore(place), stage, executor, Journal.of(place, ["extract"]))
+        job = extraction_job(FeatureStore(place), stage, executor)
+        report = job.run(Journal.of(place, ["extract"])).report
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     clocks.cpu["all else"], clocks.wall["all else"] = cpu - sum(clocks.cpu.values()), 0.0
     clocks.cpu["all"], clocks.wall["all"] = cpu, wall
@@ -131,7 +135,7 @@ def profiled(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def started_up(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Seconds from the command to what it does first, and of the same command again."""
+    """Seconds from the start of the command to its first steps, and for rerunning it."""
     with tempfile.TemporaryDirectory(dir=options.scratch) as place:
         shutil.copytree(Path(options.store, "models"), Path(place, "models"))
         shutil.copy(Path(options.store, "store.json"), place)

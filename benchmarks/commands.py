@@ -1,4 +1,4 @@
-"""What a command costs with all the processes that it starts: `Cost` of `cost_of`."""
+"""Cost of a command, including all processes that it starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Cost:
     stdout: str
 
     def facts(self) -> dict[str, Any]:
-        """For a run that consists of this command."""
+        """Measurements of a run that consists of this command."""
         return {key: value for key, value in asdict(self).items() if key != "stdout"}
 
 
@@ -48,7 +48,7 @@ def cost_of(
 ) -> Cost:
     """Run a command to its end, or until ``kill_when``: then all its processes are killed at once.
 
-    Raises ``WrongNumbersError`` with what it said where it failed.
+    Raises ``WrongNumbersError`` with its output if it failed.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -75,7 +75,7 @@ def cost_of(
 
 
 class _Tree:
-    """A process and its descendants, as far as they were seen; those that lost their parent too."""
+    """A process and all descendants that were seen, including those that lost their parent."""
 
     def __init__(self, root: int) -> None:
         self._ticks: dict[tuple[int, int], int] = {root_key(root): 0}
@@ -83,7 +83,7 @@ class _Tree:
         self.peak_bytes = 0
 
     def look(self) -> None:
-        """Note what each has used so far."""
+        """Record what each process has used so far."""
         there = _processes()
         known = {pid for pid, _ in self._ticks}
         grown = True
@@ -100,19 +100,19 @@ class _Tree:
             self._looked_at_memory = time.monotonic()
 
     def kill(self) -> None:
-        """Kill those that are alive, at once."""
+        """Kill all processes that are still alive."""
         self.look()
         for key in self._ticks.keys() & _processes().keys():
             with suppress(ProcessLookupError):
                 os.kill(key[0], signal.SIGKILL)
 
     def cpu_s(self) -> float:
-        """Processor seconds of all of them, up to the last look at each."""
+        """CPU seconds of all processes, as of the last look at each."""
         return sum(self._ticks.values()) / TICKS
 
 
 def root_key(pid: int) -> tuple[int, int]:
-    """A process by its number and when it started: numbers come again."""
+    """A process, identified by pid and start time, since pids are reused."""
     stat = _stat(pid)
     return (pid, stat[2]) if stat else (pid, 0)
 
@@ -128,7 +128,7 @@ def _processes() -> dict[tuple[int, int], tuple[int, int]]:
 
 
 def _stat(pid: int) -> tuple[int, int, int] | None:
-    """Parent, ticks used by the process itself, and start; ``None`` where it has gone."""
+    """Parent, ticks used by the process itself, and start; ``None`` if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -137,7 +137,7 @@ def _stat(pid: int) -> tuple[int, int, int] | None:
 
 
 def _own_bytes(pid: int) -> int:
-    """The proportional set size of a process; 0 where it has gone."""
+    """The proportional set size of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -1,9 +1,9 @@
-"""Killed at 70 % of the rows, all processes at once, and given again, by systems that can resume.
+"""Kill all processes at 70 % of the rows, then run the same command again, for systems that resume.
 
 Each run consists of an undisturbed command, one that is killed, and the same one again. `extra cpu`
-is what the last two took beyond the first, as a share of it: work done twice, and a second start.
-`kept` is the share of the rows that were not computed again; `lost` and `doubled` are rows of what
-is there in the end. Ray Data checkpoints by its `CheckpointConfig`, TRAK by its memory map. Loops,
+is what the last two took beyond the first, as a share of it: repeated work, and a second start.
+`kept` is the share of the rows that were not computed again; `lost` and `doubled` count rows of the
+final output. Ray Data uses its `CheckpointConfig` for checkpoints, TRAK its memory map. Loops,
 opacus, BackPACK and Bergson start over: they keep nothing.
 """
 
@@ -46,7 +46,7 @@ class Attempt:
 
 
 def killed(attempt_in: Callable[[images.Made, Path], Attempt], n_rows: int, folder: Path) -> Once:
-    """Undisturbed, killed, and again."""
+    """Run the command undisturbed, then kill it, then rerun it."""
     made = made_for(folder, n_rows)
     out = folder / "out"
     attempt = attempt_in(made, out)
@@ -83,7 +83,7 @@ def _check_all(attempt: Attempt, n_rows: int) -> None:
 
 
 def ours(executor: str, made: images.Made, out: Path) -> Attempt:
-    """`extract`: what is computed is what has a receipt."""
+    """`extract`: rows count as computed if they have a receipt."""
 
     def n_computed() -> int:
         receipts = out.glob("features/*/receipts/*.json")
@@ -99,7 +99,7 @@ def ours(executor: str, made: images.Made, out: Path) -> Attempt:
 
 
 def ray_data(made: images.Made, out: Path) -> Attempt:
-    """Ray Data with its checkpoints."""
+    """Ray Data with its own checkpoints."""
     import pyarrow.parquet as pq
 
     def ids() -> list[int]:
@@ -112,7 +112,7 @@ def ray_data(made: images.Made, out: Path) -> Attempt:
 
 
 def trak(made: images.Made, out: Path) -> Attempt:
-    """TRAK, whose map knows which rows are there."""
+    """TRAK, whose memory map records finished rows."""
     if find_spec("trak") is None:
         raise ModuleNotFoundError("No module named 'trak'")
 
@@ -133,7 +133,7 @@ def _counting(
     ids: Callable[[], list[int]],
     extra: tuple[str, ...] = (),
 ) -> Attempt:
-    """A command that notes the rows that it computes in a file."""
+    """A command that records the rows that it computes in a file."""
     counted = out.with_name(f"{out.name}-counted")
     place = (str(made.folder), str(made.n_rows), str(rows))
     command = [sys.executable, "-m", module, *place, "--counted", str(counted), *extra]

@@ -1,12 +1,12 @@
 """From uint8 images to features and logits, as whole commands: ResNet-18, untrained, noise images.
 
-Ours is `intro-pipe extract` on Ray into a new store, which `intro-pipe verify` then finds whole.
-The loop people write has a torchvision data set, a DataLoader of two processes, ToTensor,
-Normalize and batches of 128, and saves arrays at the end; the tuned loops are the fastest forward
-pass that we know how to write, and store nothing. Ray Data has our network behind `map_batches`
-and `write_parquet`.
+Ours is `intro-pipe extract` on Ray into a new store, which `intro-pipe verify` then checks. The
+usual loop has a torchvision data set, a DataLoader of two processes, ToTensor, Normalize and
+batches of 128, and saves arrays at the end; the tuned loops are the fastest forward pass that we
+know how to write, and store nothing. Ray Data runs our network in `map_batches` and writes with
+`write_parquet`.
 
-`at work` is images a second from the first batch on to the last receipt, file or batch: without
+`at work` is images per second from the first batch to the last receipt, file or batch, without
 start-up. The seconds are those of the whole command, start-up included.
 """
 
@@ -36,7 +36,7 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
 
 
 def check(logits: NDArray[Any], made: images.Made, precision: Precision) -> None:
-    """Raise ``WrongNumbersError`` where the first rows are not the plain network's."""
+    """Raise ``WrongNumbersError`` if the first rows differ from those of the plain network."""
     right = made.logits(0, CHECKED).numpy()
     difference = np.abs(logits[:CHECKED] - right).max() / np.abs(right).max()
     if not difference <= TOLERANCES[precision]:
@@ -83,7 +83,7 @@ def ours(precision: Precision, n_rows: int, folder: Path) -> Once:
 
 
 def _computes_since(store: Path) -> float:
-    """When the first worker had its network and began with its first images."""
+    """Time at which the first worker had loaded its network and read its first images."""
     (journal,) = store.glob("journal/*.jsonl")
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     return min(
@@ -145,7 +145,7 @@ def contenders(sizes: Sizes) -> list[Contender]:
 
 
 def _at_work(over: str, under: str, least: float | None = None) -> Figure:
-    """How many times as fast ``over`` is at work as ``under``."""
+    """Speed of ``over`` relative to ``under``, without start-up."""
     return Figure(f"{over} / {under}, at work", [over], under, fact("at work"), least)
 
 

@@ -1,9 +1,9 @@
-"""Per-sample gradients of a last layer, 512 to 10: features in, gradients computed, or stored too.
+"""Per-sample gradients of a last layer, 512 to 10: computed from features, then stored or not.
 
 Ours keeps the two factors, with checksums, receipt and fsync; `dense` writes r_x out in closed
-form, into the store and, as the others do, into a plain array. The loss is the mean squared error
-to ``M`` in all classes, batches have 128 rows, every method has one thread. No file but the store's
-is synced or has checksums.
+form, into the store and, like the others, into a plain array. The loss is the mean squared error
+to ``M`` in all classes, batches have 128 rows, every method has one thread. Only the files of the
+store are synced and have checksums.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.autograd import serial_gradients, vmap_gradients
 from benchmarks.measuring import Contender, Once, WrongNumbersError, cpu_per_row, disk_per_row
 from benchmarks.part import Figure, Part, Sizes
 from pipeline.memory import keep_freed_memory
 from stages.reflection.rank_one import last_layer_gradient
-from stages.reflection.referees import serial_gradients, vmap_gradients
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.schema import ArraySpec, Schema
@@ -37,18 +37,18 @@ OfBatch = Callable[[Tensor], Tensor]
 
 
 class Head(nn.Module):
-    """The last layer, with what peers ask of a model."""
+    """The last layer, with the attributes that other libraries need."""
 
     def __init__(self) -> None:
         super().__init__()
-        torch.set_num_threads(1)  # of threads that wait for each other the time says little
-        keep_freed_memory()  # as our workers do
+        torch.set_num_threads(1)  # the time of threads that wait for each other says little
+        keep_freed_memory()  # as in our workers
         torch.manual_seed(0)
         self.linear = nn.Linear(WIDTH, N_CLASSES)
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the layer."""
         return self.linear.weight.device
 
     def forward(self, features: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Head(nn.Module):
 
 
 def features_of(n_rows: int) -> Tensor:
-    """Non-negative features, as those behind a ReLU."""
+    """Non-negative features, as after a ReLU."""
     rng = np.random.default_rng(0)
     return torch.from_numpy(np.abs(rng.standard_normal((n_rows, WIDTH), dtype=np.float32)))
 
@@ -72,12 +72,12 @@ def closed_form(features: Tensor) -> NDArray[np.float64]:
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    """Each row's mean squared error to ``M``, summed: rows do not see each other."""
+    """Mean squared error to ``M`` of each row, summed, so that rows are independent."""
     return ((logits - M) ** 2).mean(dim=-1).sum()
 
 
 def dense(head: Head) -> OfBatch:
-    """Ours, written out."""
+    """Our gradients, dense."""
 
     @torch.no_grad()
     def gradients(features: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def trak(head: Head) -> OfBatch:
 
 
 def _output() -> type[Any]:
-    """The loss as TRAK asks for it."""
+    """The loss in the form that TRAK needs."""
     from trak.modelout_functions import AbstractModelOutput
 
     class Loss(AbstractModelOutput):
@@ -178,18 +178,18 @@ def vmap(head: Head) -> OfBatch:
 
 
 def autograd(head: Head) -> OfBatch:
-    """A backward pass a row."""
+    """One backward pass per row."""
     return partial(serial_gradients, head.linear, loss="mse-m", M=M)
 
 
 def batches(features: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Batches, with their first row."""
+    """Yield batches and their first row."""
     for start in range(0, len(features), BATCH_ROWS):
         yield start, features[start : start + BATCH_ROWS]
 
 
 def computed(method: Callable[[Head], OfBatch], n_rows: int, _: Path) -> Once:
-    """Gradients that nobody keeps."""
+    """Gradients that are not stored."""
     features, of_batch = features_of(n_rows), method(Head())
     head_rows = features[:BATCH_ROWS]
     check(of_batch(head_rows).detach().numpy(), head_rows)
@@ -314,7 +314,7 @@ def in_store(is_dense: bool, n_rows: int, folder: Path) -> Once:
 
 
 def checked(once: Callable[[], None], back: Callable[[], NDArray[Any]], features: Tensor) -> Once:
-    """What is timed, once the rows that it stores at either end are right."""
+    """The timed function, after its first and last rows were checked."""
     once()
     found = back()
     ends = [slice(0, BATCH_ROWS), slice(-BATCH_ROWS, None)]
@@ -324,7 +324,7 @@ def checked(once: Callable[[], None], back: Callable[[], NDArray[Any]], features
 
 
 def check(found: NDArray[Any], features: Tensor) -> None:
-    """Raise ``WrongNumbersError`` where gradients are not those of the closed form."""
+    """Raise ``WrongNumbersError`` if gradients differ from the closed form."""
     expected = closed_form(features)
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     if not difference <= TOLERANCE:
@@ -345,7 +345,7 @@ PEERS = ("opacus", "backpack", "bergson", "TRAK", "vmap(grad)", "loop with autog
 
 
 def contenders(sizes: Sizes) -> list[Contender]:
-    """Each method, computed only, then stored too."""
+    """Each method, first computed only, then also stored."""
     n = sizes.pick(2_000, 20_000)
     only = [Contender(name, partial(computed, method, n), n) for name, method in METHODS.items()]
     own_files = {"bergson": partial(in_bergson, n), "TRAK": partial(in_trak, n)}

@@ -1,8 +1,8 @@
-"""An epoch of training H on 50,000 rows of 640, beside its bare matrix products and the usual loop.
+"""One epoch of H on 50,000 rows of 640, compared with its matrix products and the usual loop.
 
-H is that of Table 3, 640-300-100-10, batches of 128, equal hyper-parameters, rows synthetic. Ours
-is what `intro-pipe train-head` runs; with three seeds it trains three heads at once, and rows/s
-counts a row for each of them. The products alone bound what a CPU can do in float32.
+H is that of Table 3, 640-300-100-10, with batches of 128, equal hyper-parameters and synthetic
+rows. Ours is what `intro-pipe train-head` runs; with three seeds it trains three heads at once, and
+rows/s counts a row for each of them. The products alone bound what a CPU can do in float32.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.measuring import Contender, Once, WrongNumbersError, wall_per_row
 from benchmarks.part import Figure, Part, Sizes
-from stages.introspection.head import HeadSpec
-from stages.introspection.recipe import HeadParams, Precision
+from stages.introspection.head_params import HeadParams, Precision
+from stages.introspection.head_spec import HeadSpec
+from stages.introspection.head_training import HeadTraining
 from stages.introspection.stacked import StackedMlp
-from stages.introspection.train import TrainHead
 
 BATCH_ROWS, WEIGHT_DECAY, LEARNING_RATE, MOMENTUM = 128, 5e-4, 0.1, 0.9
 TOLERANCE = 1e-6
-"""Of our gradients against autograd's, in float64, over the largest of them."""
+"""Largest difference of our gradients from autograd's in float64, relative to the largest one."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Stored features, logits and labels."""
+    """Features, logits and labels as stored."""
 
     features: NDArray[np.float32]
     logits: NDArray[np.float32]
@@ -40,7 +40,7 @@ class Data:
 
     @property
     def spec(self) -> HeadSpec:
-        """H of Table 3 for these."""
+        """H of Table 3 for these rows."""
         return HeadSpec(self.logits.shape[1], self.features.shape[1])
 
 
@@ -55,13 +55,13 @@ def synthetic(n_rows: int, n_classes: int = 10, width: int = 64) -> Data:
 
 
 def dense_inputs(data: Data, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The scaled r_x of all rows, written out."""
+    """The scaled r_x of all rows, dense."""
     f, z = (torch.from_numpy(each).to(dtype) for each in (data.features, data.logits))
     return data.spec.reading.measured(data.logits).vectors(f, z).dense()
 
 
 def sequential(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """The head as anyone would write it."""
+    """The head as plain PyTorch code."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out, dtype=dtype), nn.Sigmoid()]
@@ -69,7 +69,7 @@ def sequential(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> nn
 
 
 def largest_difference(data: Data) -> float:
-    """Between our gradients and autograd's on dense r_x, in float64, over the largest of them."""
+    """Largest difference of our gradients from autograd's on dense r_x in float64, relative."""
     x = dense_inputs(Data(*(each[:BATCH_ROWS] for each in vars(data).values())), torch.float64)
     y = torch.from_numpy(data.labels[:BATCH_ROWS])
     network = sequential(data.spec.sizes, torch.float64)
@@ -82,12 +82,12 @@ def largest_difference(data: Data) -> float:
         hidden, _ = ours.forward(x[None])
         ours.backward(x[None], hidden, slope[None])
     gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-    assert ours.parameters.grad is not None  # as StackedMlp makes it
+    assert ours.parameters.grad is not None  # as in StackedMlp
     return float((gradients - ours.parameters.grad).abs().max() / gradients.abs().max())
 
 
 def checked(n_rows: int) -> Data:
-    """The rows; raises ``WrongNumbersError`` where our gradients are not autograd's."""
+    """The rows; raises ``WrongNumbersError`` if our gradients differ from autograd's."""
     data = synthetic(n_rows)
     if not (difference := largest_difference(data)) <= TOLERANCE:
         raise WrongNumbersError(f"our gradients differ from autograd's by {difference:.1e}")
@@ -95,7 +95,8 @@ def checked(n_rows: int) -> Data:
 
 
 def bare_products(n_rows: int, _: Path) -> Once:
-    """Only the products: forward, weights' gradients, inputs' gradients but the first layer's."""
+    """Only the matrix products: forward, gradients of weights, and of inputs except the first
+    layer's."""
     layers = list(pairwise(synthetic(2).spec.sizes))
     x = [torch.rand(BATCH_ROWS, n_in) for n_in, _ in layers]
     slopes = [torch.rand(BATCH_ROWS, n_out) for _, n_out in layers]
@@ -126,7 +127,7 @@ def ours(seeds: tuple[int, ...], precision: Precision, n_rows: int, _: Path) -> 
         seeds=seeds,
         precision=precision,
     )
-    stage = TrainHead(data.features, data.logits, data.labels, data.spec, params)
+    stage = HeadTraining(data.features, data.logits, data.labels, data.spec, params)
     state = stage.start()
     epochs = iter(range(params.epochs))
 

@@ -36,7 +36,7 @@ class Made:
 
     @property
     def images(self) -> Path:
-        """Its one array."""
+        """Its only array."""
         return self.dataset / "gaussian_noise.npy"
 
     @property
@@ -45,13 +45,13 @@ class Made:
         return self.folder / "weights.safetensors"
 
     def network(self) -> nn.Module:
-        """The network as it was written, in eval mode."""
+        """The saved network in eval mode."""
         network = build_network(NETWORK, len(CLASS_NAMES))
         load_weights(network, self.weights)
         return network.eval()
 
     def card(self) -> ModelCard:
-        """What the store knows of it."""
+        """Card of the network."""
         return describe(
             self.network(),
             name=NETWORK,
@@ -62,13 +62,13 @@ class Made:
         )
 
     def pixels(self, start: int, stop: int) -> torch.Tensor:
-        """Images of some rows as the network wants them, by the textbook."""
+        """Normalised images of some rows, computed the simple way."""
         images = torch.from_numpy(np.load(self.images, mmap_mode="r")[start:stop].copy())
         mean, std = torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)
         return ((images / 255 - mean) / std).permute(0, 3, 1, 2)
 
     def logits(self, start: int, stop: int) -> torch.Tensor:
-        """What the plain network gives for some rows, in float32."""
+        """Output of the plain network for some rows, in float32."""
         with torch.no_grad():
             found: torch.Tensor = self.network()(self.pixels(start, stop))
         return found
@@ -85,7 +85,7 @@ def make(folder: Path, n_rows: int) -> Made:
     np.save(made.dataset / "labels.npy", np.tile(labels, N_SEVERITIES).astype(np.uint8))
     torch.manual_seed(0)
     network = build_network(NETWORK, len(CLASS_NAMES))
-    with torch.no_grad():  # statistics that are not those of a layer that does nothing
+    with torch.no_grad():  # other than the identity
         network.train()(torch.randn(256, 3, 32, 32))
     made.weights.write_bytes(save_weights(network.eval()))
     return made

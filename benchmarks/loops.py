@@ -38,7 +38,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def plain(made: Made, out: Path) -> dict[str, Any]:
-    """The loop that people write."""
+    """The usual loop."""
     import_torchvision()
     from PIL import Image
     from torch.utils.data import DataLoader
@@ -46,7 +46,7 @@ def plain(made: Made, out: Path) -> dict[str, Any]:
     from torchvision.datasets import VisionDataset
 
     class Images(VisionDataset):
-        """Reads an item as torchvision's CIFAR10 does."""
+        """Reads items as torchvision's CIFAR10 does."""
 
         def __init__(self) -> None:
             steps = [transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
@@ -133,7 +133,7 @@ def _rate(forward: Forward, data: NDArray[np.uint8], n: int) -> float:
 
 
 def main() -> None:
-    """Run one of them."""
+    """Run one of the loops."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("loop", choices=["plain", "tuned-fp32", "tuned-bf16"])
     parser.add_argument("folder", type=Path)

@@ -1,4 +1,4 @@
-"""The machine that was measured on, what else it did, and what of ours it ran."""
+"""Facts about the machine: hardware, other load, and the version of the code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUSY, STOLEN = 0.1, 0.02
 
 
 def description() -> dict[str, object]:
-    """What a reader has to know of the machine, and of the code that ran."""
+    """Facts about the machine and the code for readers of the results."""
     n_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kernel = platform.release().partition("-")[0]
     return {
@@ -33,7 +33,7 @@ def description() -> dict[str, object]:
 
 
 def file_system(folder: str) -> str:
-    """The kind of file system that a folder lies on: the longest mount point above it says."""
+    """Type of the file system of a folder, from the longest mount point above it."""
     mounts = (line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
     place = Path(folder).resolve()
     above = {Path(point): kind for point, kind in mounts if place.is_relative_to(point)}
@@ -41,7 +41,7 @@ def file_system(folder: str) -> str:
 
 
 def warning_before(seconds: float = 1.0) -> str:
-    """One line where others are at work while we wait; nothing where the machine is quiet."""
+    """A warning if other programs use the machine; empty if it is quiet."""
     before = jiffies()
     time.sleep(seconds)
     idle = _share(before, "idle", "iowait", "steal")
@@ -54,19 +54,19 @@ def warning_before(seconds: float = 1.0) -> str:
 
 
 def warning_after(before: Mapping[str, int]) -> str:
-    """One line where the host took processors away since then."""
+    """A warning if the host took processors away since then; else empty."""
     stolen = _share(before, "steal")
     return f"the host took {stolen:.0%} of the processors away" if stolen > STOLEN else ""
 
 
 def _share(before: Mapping[str, int], *names: str) -> float:
-    """Of all jiffies since then, those that went to these."""
+    """Share of all jiffies since then that went to these states."""
     spent = {name: value - before[name] for name, value in jiffies().items()}
     return sum(spent[name] for name in names) / (sum(spent.values()) or 1)
 
 
 def jiffies() -> dict[str, int]:
-    """What the processors did since the machine started."""
+    """Jiffies by state since the machine started."""
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
     values = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     return dict(zip(names, map(int, values), strict=False))

@@ -24,11 +24,11 @@ Facts = Mapping[str, Any]
 where the work was done by other processes."""
 
 Once = Callable[[], Facts | None]
-"""The piece of work that is timed. It writes into the folder that it was prepared with."""
+"""The function that is timed. It writes into the folder that it was prepared with."""
 
 
 class WrongNumbersError(Exception):
-    """A contender does not compute what it is timed for."""
+    """A contender computes other numbers than expected."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Run:
 
 @dataclass
 class Measured:
-    """The runs of a contender, one a round; none where ``absent`` says why."""
+    """The runs of a contender, one per round; none if ``absent`` has a reason."""
 
     contender: Contender
     runs: list[Run] = field(default_factory=list)
@@ -144,7 +144,7 @@ def measured(
 
 
 def ratios(over: Measured, under: Measured, of: Callable[[Run], float]) -> list[float]:
-    """How many times as much of something ``over`` has as ``under``, round by round."""
+    """Ratio of ``over`` to ``under`` in some quantity, for each round."""
     pairs = zip(over.runs, under.runs, strict=True)
     return [of(one) / of(other) for one, other in pairs if of(other)]
 
@@ -155,27 +155,27 @@ def wall(run: Run) -> float:
 
 
 def wall_per_row(run: Run) -> float:
-    """Seconds a row."""
+    """Seconds per row."""
     return run.wall_s / run.n_rows
 
 
 def cpu_per_row(run: Run) -> float:
-    """Processor seconds a row."""
+    """CPU seconds per row."""
     return run.cpu_s / run.n_rows
 
 
 def disk_per_row(run: Run) -> float:
-    """Bytes on disk a row."""
+    """Bytes on disk per row."""
     return run.disk_bytes / run.n_rows
 
 
 def peak(run: Run) -> float:
-    """Bytes of memory at most."""
+    """Peak memory in bytes."""
     return run.peak_bytes
 
 
 def fact(name: str) -> Callable[[Run], float]:
-    """What the runs say of themselves under a name."""
+    """Additional measurements of the runs under a name."""
     return lambda run: float(run.facts[name])
 
 
@@ -185,7 +185,7 @@ def _middle(values: list[Any]) -> Any:
 
 
 def _answer(pipe: Connection, each: Measured) -> Any:
-    """What a contender's process sends; raises what went wrong in it."""
+    """Receive a message of a contender's process; raises its errors."""
     try:
         kind, content = pipe.recv()
     except EOFError:
@@ -196,7 +196,7 @@ def _answer(pipe: Connection, each: Measured) -> Any:
 
 
 def _serve(pipe: Connection, contender: Contender, folder: Path) -> None:
-    """A contender's process: prepare, then run as often as asked for."""
+    """Main function of a contender's process: prepare, then run on request."""
     try:
         folder.mkdir(parents=True)
         once = contender.prepare(folder)
@@ -214,8 +214,8 @@ def _serve(pipe: Connection, contender: Contender, folder: Path) -> None:
 
 
 def _timed(once: Once, n_rows: int, folder: Path) -> Run:
-    """One run; what it has written is counted and removed."""
-    with suppress(OSError):  # where it may not forget, the peak since the start is told
+    """One run; the files that it wrote are counted and removed."""
+    with suppress(OSError):  # without permission to reset it, the peak since the start counts
         Path("/proc/self/clear_refs").write_text("5")
     cpu_s, began = _cpu_s(), time.perf_counter()
     facts = dict(once() or {})
@@ -233,14 +233,14 @@ def _timed(once: Once, n_rows: int, folder: Path) -> Run:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had resident since it was last asked to forget."""
+    """Peak resident memory of this process since it was last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes that the files of a folder take: holes do not count."""
+    """Disk usage of the files of a folder, without holes."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
 
 
@@ -250,6 +250,6 @@ def _empty(folder: Path) -> None:
 
 
 def _cpu_s() -> float:
-    """Of all threads of this process, and of its children that have ended."""
+    """CPU seconds of all threads of this process, and of its ended children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)

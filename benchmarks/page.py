@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.output import size
+from pipeline.terminal import size
 
 MARK = "<!-- What follows is written by `make bench`. -->"
 """A page is kept up to this line."""
@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 
 
 def results_in(out: str) -> dict[str, Any]:
-    """The parts that were measured before."""
+    """Parts that were measured earlier."""
     path = Path(f"{out}.json")
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
@@ -31,7 +31,7 @@ def written(out: str, results: Mapping[str, Result]) -> None:
 
 
 def shown(result: Result) -> str:
-    """A part as Markdown: what, where, the table, the figures."""
+    """A part as Markdown: description, machine, table and ratios."""
     rows = [each for each in result["rows"] if "absent" not in each]
     facts = [key for row in rows for key in row if key not in KNOWN]
     columns = ["name", *result["columns"], *dict.fromkeys(facts)]

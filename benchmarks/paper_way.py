@@ -1,9 +1,9 @@
-"""The paper's own way: an image at a time through a ResNet-18, a backward pass each, r_x to disk.
+"""The paper's procedure: one image at a time through a ResNet-18, one backward pass each, stored.
 
-`N passes` goes backward once for each of the 10 classes, on one forward pass. `frozen` goes
-backward through the last layer alone, as a careful reader would; the others through the whole
-network. Ours is `extract`, in the same process, into a store, both factors in place of r_x. The
-weights are untrained: only speed counts here. Numbers of rows differ: compare rows a second.
+`N passes` runs one backward pass for each of the 10 classes, on one forward pass. `frozen` computes
+the gradient of the last layer alone, as a careful programmer would; the others run backward through
+the whole network. Ours is `extract`, in the same process, which stores both factors instead of r_x.
+The weights are untrained: only speed counts here. The numbers of rows differ: compare rows/s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.part import Figure, Part, Sizes
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
-from stages.reflection.extract import Extract, extract
+from stages.reflection.extraction import Extraction, extraction_job
 from stages.reflection.rank_one import last_layer_gradient
 from stages.sensing.card import Precision
 from store.catalog import FeatureStore
@@ -46,7 +46,7 @@ def expected(made: images.Made) -> NDArray[np.float32]:
 
 
 def check(found: NDArray[Any], made: images.Made, precision: Precision = "fp32") -> None:
-    """Raise ``WrongNumbersError`` where the first rows are not those of the closed form."""
+    """Raise ``WrongNumbersError`` if the first rows differ from the closed form."""
     right = expected(made)
     difference = np.abs(found[:CHECKED] - right).max() / np.abs(right).max()
     if not difference <= TOLERANCES[precision]:
@@ -54,7 +54,7 @@ def check(found: NDArray[Any], made: images.Made, precision: Precision = "fp32")
 
 
 def one_by_one(passes: Passes, n_rows: int, folder: Path) -> Once:
-    """Backward passes, an image at a time; dense r_x into an array of numpy."""
+    """Backward passes, one image at a time; dense r_x into a numpy array."""
     made = images.make(folder.with_name(f"{folder.name}-images"), n_rows)
     network, pixels = made.network(), made.pixels(0, n_rows)
     if passes == "one pass, frozen":
@@ -92,14 +92,14 @@ def _stacked(network: nn.Module, logits: torch.Tensor) -> NDArray[np.float32]:
 
 
 def ours(precision: Precision, n_rows: int, folder: Path) -> Once:
-    """`extract` in this process, its network loaded anew in each run."""
+    """`extract` in this process; the network is loaded again in each run."""
     made = images.make(folder.with_name(f"{folder.name}-images"), n_rows)
     source = SourceSpec(str(made.dataset), "test", "", image_size=32)
-    stage = Extract(source, made.card(), str(made.weights), precision, shard_rows=n_rows // 5)
+    stage = Extraction(source, made.card(), str(made.weights), precision, shard_rows=n_rows // 5)
 
     def once() -> None:
         journal = Journal.of(str(folder), ["extract"])
-        extract(FeatureStore(str(folder)), stage, LocalExecutor(), journal)
+        extraction_job(FeatureStore(str(folder)), stage, LocalExecutor()).run(journal)
 
     once()
     found = next(FeatureStore(str(folder)).feature_sets())
@@ -109,7 +109,7 @@ def ours(precision: Precision, n_rows: int, folder: Path) -> Once:
 
 
 def contenders(sizes: Sizes) -> list[Contender]:
-    """Ours in both precisions, and the ways with one image at a time."""
+    """Ours in both precisions, and the methods with one image at a time."""
     many, some, few = sizes.pick(200, 10_000), sizes.pick(20, 500), sizes.pick(20, 100)
     return [
         Contender("ours, fp32", partial(ours, "fp32", many), many),

@@ -1,4 +1,4 @@
-"""A part of the benchmark: who is measured at what, and what it comes to."""
+"""A part of the benchmark: contenders and the ratios between them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.measuring import Contender, Measured, Run, ratios
 
 @dataclass(frozen=True)
 class Sizes:
-    """Full sizes, or those of a trial."""
+    """Sizes of a full run and of a trial."""
 
     is_quick: bool
 
     def pick(self, quick: int, full: int) -> int:
-        """The one of both that is asked for."""
+        """The requested one of two sizes."""
         return quick if self.is_quick else full
 
 
@@ -70,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Part:
-    """A part: its name, what it measures in words, its contenders, and what is shown of them."""
+    """A part: name, description, contenders, and what is shown of them."""
 
     name: str
     title: str

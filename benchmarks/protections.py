@@ -24,7 +24,7 @@ from cli.output import emit, table
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
-from stages.reflection.extract import Extract, extract
+from stages.reflection.extraction import Extraction, extraction_job
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.model import describe
@@ -37,7 +37,7 @@ N_ROWS = {"cnn2": 60_000, "resnet18": 10_000}
 
 @contextmanager
 def unprotected() -> Iterator[None]:
-    """Without checksums and fsync; never for rows that anybody needs."""
+    """Disable checksums and fsync; only for measurements."""
 
     def put(_disk: LocalDisk, path: str, data: bytes) -> None:
         Path(path).write_bytes(data)
@@ -53,10 +53,10 @@ def unprotected() -> Iterator[None]:
 def images_per_s(images: Path, card: ModelCard, weights: Path, n_threads: int) -> float:
     """Extract once, into a new store."""
     with tempfile.TemporaryDirectory(dir=images.parent) as place:
-        stage = Extract(SourceSpec(str(images), "test", "", image_size=32), card, str(weights))
+        stage = Extraction(SourceSpec(str(images), "test", "", image_size=32), card, str(weights))
         journal = Journal.of(place, ["extract"])
-        _, report = extract(FeatureStore(place), stage, LocalExecutor(n_threads), journal)
-        return report.rows_per_s
+        job = extraction_job(FeatureStore(place), stage, LocalExecutor(n_threads))
+        return job.run(journal).report.rows_per_s
 
 
 def measured(network: str, n_rounds: int, n_threads: int, folder: Path) -> dict[str, object]:

@@ -1,9 +1,9 @@
 """Accuracy and calibration error of 95 cells over 950,000 stored rows, as whole commands.
 
-Ours is `intro-pipe query`. pandas and DuckDB are a script each, start-up included, that reads the
-same Parquet files and knows confidence and prediction from there. All have 10 bins `(lo, hi]`.
-`extract again` is the whole `extract` command where every row is there already: with a model of the
-store, and with `--network` and `--weights`, which have to be read and held against it.
+Ours is `intro-pipe query`. pandas and DuckDB are a script each, start-up included, which reads the
+same Parquet files and takes confidence and prediction from there. All have 10 bins `(lo, hi]`.
+`extract again` is the whole `extract` command when every row is stored already: with a model of
+the store, and with `--network` and `--weights`, which have to be read and compared with it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def asking(
 
 
 def _check(cost: Cost, right: dict[tuple[str, int], tuple[float, float]]) -> None:
-    """Raise ``WrongNumbersError`` where a printed cell is not as it should be."""
+    """Raise ``WrongNumbersError`` if a printed cell is wrong."""
     rows = json.loads(cost.stdout)
     found = {(row["corruption"], row["severity"]): (row["accuracy"], row["ece"]) for row in rows}
     if found.keys() != right.keys():
@@ -128,7 +128,7 @@ def _script(text: str, made: stored_cells.Cells) -> list[str]:
 
 
 def extracting(is_in_store: bool, cell_rows: int, folder: Path) -> Once:
-    """`extract` of what is there."""
+    """`extract` of a finished set."""
     made = made_for(folder, cell_rows)
     store = ("--store", str(made.store), "--shard-rows", str(cell_rows), "--json")
     extract = [*INTRO_PIPE, "extract", "--dataset", str(made.dataset), *store]
@@ -145,7 +145,7 @@ def extracting(is_in_store: bool, cell_rows: int, folder: Path) -> Once:
 
 
 def contenders(sizes: Sizes) -> list[Contender]:
-    """Ours, pandas, DuckDB; and the repeat that has nothing to do."""
+    """Ours, pandas, DuckDB, and a rerun that has nothing to compute."""
     cell_rows = sizes.pick(200, 10_000)
     n = N_CELLS * cell_rows
     commands = {

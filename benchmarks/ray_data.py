@@ -24,7 +24,7 @@ N_BLOCKS = 10
 
 
 class Forward:
-    """The network, in an actor; appends when it computed how many rows to ``counted``."""
+    """The network in an actor; appends the time and number of computed rows to ``counted``."""
 
     def __init__(self, made: Made, counted: Path) -> None:
         import torch
@@ -49,7 +49,7 @@ class Forward:
 
 
 def main() -> None:
-    """Run it to its end."""
+    """Run the pipeline to its end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("n_rows", type=int)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--counted", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
     asked = parser.parse_args()
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the loopback, as ours
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback
     import ray
     from ray.data.checkpoint import CheckpointConfig
 

@@ -1,11 +1,10 @@
-"""The store and its driver alone: features are given, 64 and 10 numbers a row, 10,000 rows a shard.
+"""The store and its driver alone: given features, 64 and 10 numbers per row, 10,000 rows a shard.
 
 `N rows` is computed in one process: encode, checksum, fsync, publish, receipt; the memory is that
-of this process. `N workers` has the driver with so many simulated workers: real ones, that stage
-real shards of 100 rows, but one after the other, in the driver's process. What they take is
-subtracted, so that its seconds are those of the driver alone: hand out, publish, receipt, journal,
-progress. `listing` is what it takes to see which shards are there, `no-op` the same run again, in
-the process that has the imports.
+of this process. `N workers` runs the driver with as many simulated workers: they stage real shards
+of 100 rows, but one after the other, in the driver's process. Their time is subtracted, so the
+seconds are those of the driver alone: hand out, publish, receipt, journal, progress. `listing` is
+the time to list the finished shards, `no-op` the same run again, in a process that has the imports.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from benchmarks.part import Figure, Part, Sizes
 from pipeline.executors import LocalExecutor, Watch
 from pipeline.journal import Journal
 from pipeline.runner import run_map
-from pipeline.stage import ShardOutput, Tick
-from pipeline.worker import Outcome, Pace, Work, Worker
+from pipeline.work import ShardOutput, Task, Tick, Work
+from pipeline.worker import Outcome, Pace, Worker
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.plan import Plan
@@ -45,7 +45,7 @@ SMALL_SHARD_ROWS = 100
 
 @cache
 def _block(shard_rows: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Features and logits that every shard gets, apart from its number in the first one."""
+    """Features and logits of every shard, which differ only in its number in the first value."""
     rng = np.random.default_rng(0)
     shapes = {spec.name: (shard_rows, *spec.row_shape) for spec in SCHEMA.arrays}
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
@@ -53,7 +53,7 @@ def _block(shard_rows: int) -> dict[str, np.ndarray[Any, Any]]:
 
 @dataclass(frozen=True)
 class Given:
-    """Rows that are there already: all that is left is to store them."""
+    """Rows that exist already and only have to be stored."""
 
     shard_rows: int
     name: str = "given"
@@ -100,11 +100,11 @@ class SimulatedWorkers:
     def check(self) -> None:
         """There is always room."""
 
-    def worker_memory(self, n_shards: int) -> int:
+    def worker_memory(self, n_tasks: int) -> int:
         """As much as anyone wants."""
-        return 2**30 * n_shards
+        return 2**30 * n_tasks
 
-    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
+    def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
         """Every worker takes a shard; their outcomes come in any order."""
         workers = [Worker(work, lane, 1) for lane in range(self.n_workers)]
         rng = random.Random(0)
@@ -156,7 +156,8 @@ def storing(n_rows: int, shard_rows: int, n_workers: int | None, folder: Path) -
 
 def _run(stage: Given, shards: Any, executor: SimulatedWorkers | LocalExecutor) -> None:
     journal = Journal.of(str(Path(shards.storage.location).parents[1]), ["given"])
-    run_map(stage, shards, executor, journal, title="given", stream=io.StringIO())
+    with redirect_stderr(io.StringIO()):
+        run_map(stage, shards, executor, journal, title="given")
 
 
 def _timed(work: Any) -> tuple[Any, float]:

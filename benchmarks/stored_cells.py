@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from benchmarks import images
+from pipeline.make import make as make_stage
+from pipeline.workspace import Workspace
 from stages.data.corruptions.names import N_SEVERITIES
 from stages.data.registry import SourceSpec
-from stages.reflection.extract import Extract
+from stages.reflection.extraction import Extraction
 from stages.sensing.build import build_network
-from stages.sensing.models import ModelRequest, choose
+from stages.sensing.import_model import ImportModel
+from stages.sensing.models import model_card, weights_path
 from stages.sensing.weights import save_weights
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
@@ -68,10 +71,11 @@ def make(folder: Path, cell_rows: int) -> Cells:
     made.weights.write_bytes(save_weights(build_network(images.NETWORK, 10).eval()))
     store = FeatureStore(str(made.store)).prepare()
     source = SourceSpec(str(made.dataset), "test", "", image_size=32)
-    request = ModelRequest(network=images.NETWORK, weights=str(made.weights))
-    chosen = choose(store, request, source)
-    chosen.take_in()
-    stage = Extract(chosen.source, chosen.card, chosen.weights, shard_rows=cell_rows)
+    importing = ImportModel(
+        network=images.NETWORK, weights=str(made.weights), dataset=str(made.dataset)
+    )
+    card = model_card(make_stage(importing, Workspace(store)).output)
+    stage = Extraction(source, card, weights_path(store, card.name), shard_rows=cell_rows)
     found = store.create(stage.plan()).shard_set
     schema = stage.schema(stage.source.open())
     for shard in found.shards:

@@ -25,18 +25,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cli.output import emit, size, table
+from cli.output import emit, table
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
+from pipeline.terminal import size
 from stages.data.registry import SourceSpec
 from stages.introspection.first_layer import PACE, LowRank, StackedGradients
-from stages.introspection.head import HeadSpec, load_head, predict_probabilities
+from stages.introspection.head import load_head, predict_probabilities
+from stages.introspection.head_params import HeadParams
+from stages.introspection.head_spec import HeadSpec
+from stages.introspection.head_training import WEIGHTS_KEY, HeadTraining
 from stages.introspection.neighbours import Neighbours
 from stages.introspection.reading import Reading
-from stages.introspection.recipe import HeadParams
 from stages.introspection.stacked import StackedMlp
-from stages.introspection.train import WEIGHTS_KEY, TrainHead
-from stages.reflection.extract import Extract, extract
+from stages.reflection.extraction import Extraction, extraction_job
 from stages.reflection.named_layer import NamedLayer
 from stages.reflection.rank_one import RankOneGradient
 from stages.sensing.build import build_network
@@ -172,12 +174,12 @@ def extraction(folder: Path, n_rows: int, layer: NamedLayer | None) -> Callable[
     weights = folder / "weights.safetensors"
     weights.write_bytes(save_weights(network))
     source = SourceSpec(str(images), "test", "", image_size=32)
-    stage = Extract(source, replace(card, M=1.0), str(weights), layer=layer)
+    stage = Extraction(source, replace(card, M=1.0), str(weights), layer=layer)
 
     def run() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            store = FeatureStore(place)
-            extract(store, stage, LocalExecutor(1), Journal.of(place, ["extract"]))
+            job = extraction_job(FeatureStore(place), stage, LocalExecutor(1))
+            job.run(Journal.of(place, ["extract"]))
 
     return run
 
@@ -311,7 +313,7 @@ def trained(data: Data, held_out: Data, rank: int, epochs: int) -> dict[str, Any
     """A compact H on the generated rows, and what it says of others."""
     spec = HeadSpec(N_CLASSES, WIDTH, (), scaling="maxabs", rank=rank)
     params = HeadParams(epochs=epochs, learning_rate=0.3, weight_decay=5e-4)
-    stage = TrainHead(data.features, data.logits, data.labels, spec, params)
+    stage = HeadTraining(data.features, data.logits, data.labels, spec, params)
     started, state = time.perf_counter(), stage.start()
     for epoch in range(epochs):
         stage.step(state, epoch, lambda _: None)

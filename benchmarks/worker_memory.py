@@ -61,7 +61,7 @@ def measured(case: Case) -> dict[str, object]:
     from pipeline.journal import Journal
     from pipeline.memory import bytes_of
     from stages.data.registry import SourceSpec
-    from stages.reflection.extract import Extract, extract
+    from stages.reflection.extraction import Extraction, extraction_job
     from stages.sensing.build import build_network
     from stages.sensing.model import describe
     from stages.sensing.weights import save_weights
@@ -87,20 +87,20 @@ def measured(case: Case) -> dict[str, object]:
         del network
         source = SourceSpec(str(folder / "black.npy"), "test", "", image_size=case.side)
         weights = str(folder / "weights.safetensors")
-        stage = Extract(source, card, weights, shard_rows=case.n_rows, batch_rows=128)
+        stage = Extraction(source, card, weights, shard_rows=case.n_rows, batch_rows=128)
         store = FeatureStore(str(folder / "store"))
         peak = _watched()
         before = peak[0]
         executor = LocalExecutor(2, memory_bytes=bytes_of(case.memory))
-        found, report = extract(store, stage, executor, Journal.of(store.location, ["extract"]))
-        receipt = found.shard_set.receipt(found.shard_set.shards[0])
+        made = extraction_job(store, stage, executor).run(Journal.of(store.location, ["extract"]))
+        receipt = made.output.shard_set.receipt(made.output.shard_set.shards[0])
         return {
             **asdict(case),
-            "batch": receipt["batch_rows"],
+            "batch": receipt.facts["batch_rows"],
             "before": before,
             "anonymous": peak[0],
             "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "images/s": round(report.rows_per_s),
+            "images/s": round(made.report.rows_per_s),
         }
 
 

@@ -1,18 +1,22 @@
-"""Commands that hold a store against what it vouches for: verify, repair."""
+"""Commands that check the contents of a store: verify, repair."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options
+from cli.completion import completing, names_in_store
 from cli.output import emit, note, table
-from cli.runs import command_of
+from cli.remedies import detail_with_remedy, our_errors, with_remedy
+from cli.replay import Named, replayed
 
 if TYPE_CHECKING:
     from pipeline.journal import Run
@@ -23,79 +27,114 @@ if TYPE_CHECKING:
 
 Features = Annotated[
     list[str] | None,
-    typer.Argument(help="Feature sets, or folders that `corrupt` wrote. (default: all there is)"),
+    typer.Argument(
+        help="Feature sets, or folders that `corrupt` wrote. (default: all)",
+        autocompletion=completing(names_in_store("features")),
+    ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command(epilog="Example: intro-pipe verify cifar10c@resnet18")(verify)
-    app.command(epilog="Example: intro-pipe repair cifar10c@resnet18")(repair)
+    app.command(epilog="Example: intro-pipe verify --probe cifar10c@resnet18")(verify)
+    app.command(epilog="Example: intro-pipe repair cifar10c@resnet18")(options.grouped(repair))
 
 
 def verify(
     features: Features = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Also send some rows of each feature set through its network again and compare "
+            "the results.",
+        ),
+    ] = False,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete",
+            help="Exit with code 1, too, if a shard is missing or a model, head, result or report "
+            "is unfinished.",
+        ),
+    ] = False,
     store: options.Store = options.DEFAULT_STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Read every byte and hold it against the receipts. Exit code 1 where something is wrong."""
+    """Verify every file against its checksum. Exit code 1 if anything is wrong.
+
+    Missing shards are counted; only --complete makes them an error.
+
+    With --probe, each network is also checked on the images of its set, as before an extraction.
+    """
     from store.catalog import FeatureStore
 
-    checked = _check(FeatureStore(store), features or [])
-    emit(checked.to_dict(), checked.text, as_json=as_json)
-    if checked.wrong:
+    place = FeatureStore(store)
+    checked = _check(place, features or [])
+    if probe:
+        checked = _probed(place, checked)
+    text = checked.text
+    if checked.incomplete:
+        text += f"\nincomplete: {checked.incomplete}"
+        text += "" if complete else "; an error with --complete"
+    emit(checked.to_dict(), text, as_json=as_json)
+    if checked.wrong or (complete and checked.incomplete):
         sys.exit(1)
 
 
 def repair(
     features: Features = None,
     store: options.Store = options.DEFAULT_STORE,
+    *,
+    overrides: options.Overrides,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Take hurt shards back, and give the commands again that made them: they compute only those.
+    """Quarantine damaged shards and recompute them with the commands recorded in the journal.
 
-    The hurt files are kept in the set's folder, under quarantine/.
-    Models, heads and results are not touched: remove them, and make them again.
+    The damaged files are kept in the set's folder, under quarantine/. Models, heads and results are
+    not repaired: remove them and create them again. Options that say where a command runs are not
+    taken from the journal: pass them again.
     """
     from store.catalog import FeatureStore
     from store.errors import LeaseError
-    from store.verify import repair as take_back
+    from store.verify import repair as quarantine
 
     place = FeatureStore(store)
     checked = _check(place, features or [])
     taken: dict[str, list[int]] = {}
     n_busy = 0
     for name, shard_set, problems in checked.sets:
-        hurt = {p.shard.index for p in problems if p.shard is not None and not p.is_harmless}
-        is_hurt = any(p.needs_command for p in problems)
+        damaged = {p.shard.index for p in problems if p.shard is not None and not p.is_harmless}
+        is_damaged = any(p.needs_command for p in problems)
         if shard_set is not None and problems and not dry_run:
             try:
-                take_back(shard_set, problems)
-            except LeaseError as error:  # the others can be mended all the same
+                quarantine(shard_set, problems)
+            except LeaseError as error:  # the other sets can still be repaired
                 note(str(error))
-                n_busy += is_hurt
+                n_busy += is_damaged
                 continue
-        if is_hurt:  # the same command writes a lost plan and lost labels too
-            taken[name] = sorted(hurt)
+        if is_damaged:  # the same command also rewrites a lost plan and lost labels
+            taken[name] = sorted(damaged)
     if not dry_run:
         _sweep_artifacts(checked.artifacts)
     note(checked.text)
     again = _commands_of(place, list(taken))
-    n_mended = 0
+    named = Named(**asdict(overrides))
+    n_repaired = 0
     for name, shards in taken.items():
-        n_mended += _computed_again(place, name, shards, again.get(name), dry_run=dry_run)
+        n_repaired += _recomputed(place, name, shards, again.get(name), named, dry_run=dry_run)
     n_others = sum(not problem.is_harmless for problem in checked.of_artifacts)
-    n_hurt = len(taken) + n_busy
-    n_left = n_hurt - n_mended + n_others
-    text = f"{n_mended} of {n_hurt} hurt sets mended, {n_others} other problems"
+    n_damaged = len(taken) + n_busy
+    n_left = n_damaged - n_repaired + n_others
+    text = f"{n_repaired} of {n_damaged} damaged sets repaired, {n_others} other problems"
     emit({**checked.to_dict(), "taken_back": taken, "left": n_left}, text, as_json=as_json)
     if n_left:
         sys.exit(1)
 
 
 def _sweep_artifacts(artifacts: Sequence[Artifact]) -> None:
-    """Drop what kills have left staged in models, heads, results and reports."""
+    """Delete the staged files that killed runs left in models, heads, results and reports."""
     from store.errors import LeaseError
     from store.verify import sweep
 
@@ -107,25 +146,41 @@ def _sweep_artifacts(artifacts: Sequence[Artifact]) -> None:
             note(str(error))
 
 
-def _computed_again(
-    place: FeatureStore, name: str, shards: list[int], run: Run | None, *, dry_run: bool
+def _recomputed(
+    place: FeatureStore,
+    name: str,
+    shards: list[int],
+    run: Run | None,
+    named: Named,
+    *,
+    dry_run: bool,
 ) -> bool:
-    """Give the command of a set again, after its hurt shards were taken back; says if it ended."""
-    note(f"{name}: {len(shards)} shards {'would be ' if dry_run else ''}taken back")
+    """Rerun the command of a set whose damaged shards are quarantined; True if it is intact."""
+    note(f"{name}: {len(shards)} shards {'would be ' if dry_run else ''}quarantined")
     if run is None:
-        note(f"{name}: the journal does not know what made it: give that command again")
+        note(
+            f"{name}: the journal does not record the command that made it: run that command again"
+        )
         return False
-    command, environment = command_of(run, place.location)
-    note(f"in {run.folder}: intro-pipe {' '.join(run.command)}")
-    if dry_run:
-        return False
-    ended = subprocess.run(command, cwd=run.folder, env=environment, stdout=sys.stderr, check=False)
-    return ended.returncode == 0 and not _check(place, [name]).wrong
+    if Path(name).is_absolute() and run.verb == "corrupt":
+        named = replace(named, out=name)  # a folder, which the user has named
+    try:
+        again = replayed(run, place.location, named)
+        for line in again.notes():
+            note(line)
+        if dry_run:
+            return False
+        with redirect_stdout(sys.stderr):
+            again.make(as_json=False)
+    except our_errors() as error:
+        note(f"{name}: {with_remedy(error)}")  # the set may be intact: a later step can fail
+    checked = _check(place, [name])
+    return not checked.wrong and not checked.missing_shards
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """What was looked at: name, set (None where its plan is lost) and problems of each."""
+    """The sets that were checked: name, set (None if its plan is lost) and problems of each."""
 
     sets: list[tuple[str, ShardSet | None, list[Problem]]]
     artifacts: list[Artifact]
@@ -140,11 +195,36 @@ class _Checked:
         return [problem for problem in self.problems if not problem.is_harmless]
 
     @property
+    def missing_shards(self) -> dict[str, int]:
+        """Number of missing shards by set; complete sets are omitted."""
+        missing = {
+            name: len({p.shard.index for p in problems if p.shard is not None and p.is_harmless})
+            for name, _, problems in self.sets
+        }
+        return {name: n for name, n in missing.items() if n}
+
+    @cached_property
+    def unfinished(self) -> list[str]:
+        """Models, heads, results and reports without a card."""
+        return [f"{each.kind} {each.name}" for each in self.artifacts if not each.is_complete()]
+
+    @property
+    def incomplete(self) -> str:
+        """Summary of what is missing; empty if nothing is."""
+        n_missing = sum(self.missing_shards.values())
+        parts = [f"{n_missing:,} {'shard' if n_missing == 1 else 'shards'} missing"] * bool(
+            n_missing
+        )
+        if self.unfinished:
+            parts.append(f"{len(self.unfinished):,} unfinished ({', '.join(self.unfinished)})")
+        return ", ".join(parts)
+
+    @property
     def text(self) -> str:
-        """A line for each problem, and the sum."""
+        """One line per problem, and a summary."""
         summary = (
             f"checked {len(self.sets)} sets and {len(self.artifacts)} models, heads, results and "
-            f"reports: {len(self.wrong)} wrong, {len(self.problems) - len(self.wrong)} to note"
+            f"reports: {len(self.wrong)} problems, {len(self.problems) - len(self.wrong)} notes"
         )
         if not self.problems:
             return summary
@@ -152,18 +232,22 @@ class _Checked:
         return f"{shown}\n{summary}"
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        from dataclasses import asdict
-
-        rows = [asdict(each) | {"harmless": each.is_harmless} for each in self.problems]
-        return {"problems": rows, "wrong": len(self.wrong)}
+        rows = [
+            {**asdict(each), "detail": detail_with_remedy(each), "harmless": each.is_harmless}
+            for each in self.problems
+        ]
+        return {
+            "problems": rows,
+            "wrong": len(self.wrong),
+            "missing_shards": self.missing_shards,
+            "unfinished": self.unfinished,
+        }
 
 
 def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
-    """Read all bytes of these sets, or of the whole store where none is named."""
-    from pathlib import Path
-
+    """Verify every file of these sets, or of the whole store if none is named."""
     from pipeline.progress import Progress
-    from store.catalog import ARTIFACT_KINDS
+    from stages.contents import ARTIFACT_KINDS
     from store.shardset import RECEIPTS, ShardSet
     from store.storage import LocalStorage
     from store.verify import (
@@ -196,14 +280,52 @@ def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
     return _Checked(checked, artifacts, of_artifacts)
 
 
+def _probed(place: FeatureStore, checked: _Checked) -> _Checked:
+    """Add the problems that the probe of each feature set finds."""
+    names = [name for name, found, _ in checked.sets if found and "schema" in found.plan]
+    runs = _commands_of(place, names)
+    probed = {name: _probe_problems(place, name, runs.get(name)) for name in names}
+    sets = [
+        (name, found, [*problems, *probed.get(name, [])]) for name, found, problems in checked.sets
+    ]
+    return replace(checked, sets=sets)
+
+
+def _probe_problems(place: FeatureStore, name: str, run: Run | None) -> list[Problem]:
+    """The problems that a probe finds; a set that cannot be probed counts as one problem."""
+    from store.verify import Problem
+
+    try:
+        return list(_probe(place, name, run))
+    except our_errors() as error:
+        return [Problem(name, "not probed", "", str(error))]
+
+
+def _probe(place: FeatureStore, name: str, run: Run | None) -> Iterator[Problem]:
+    from cli.states import source_of
+    from stages.errors import InputError
+    from stages.reflection.feature_plan import planned_model
+    from stages.reflection.recheck import differences_now
+    from stages.sensing.models import weights_path
+    from stages.sensing.trust import require_trust
+    from store.verify import Problem
+
+    found = place.resolve(name)
+    model = planned_model(found.plan)
+    require_trust(model.network, f"model {model.name}")
+    if run is None:
+        raise InputError(f"{name}: the journal does not record where its images are")
+    source = source_of(run, found.plan["inputs"]["source"])
+    for detail in differences_now(found, source, weights_path(place, model.name)):
+        yield Problem(name, "other rows", "logits", detail)
+
+
 def _commands_of(place: FeatureStore, names: Sequence[str]) -> dict[str, Run]:
     """The newest run of the store's journal that worked on each of these sets."""
-    from pathlib import PurePath
-
     from pipeline.journal import newest_at
 
     found: dict[str, Run] = {}
     for where, (_, run) in newest_at(place.location).items():
-        for name in {where, PurePath(where).name} & set(names):  # a store may have been moved
+        for name in {where, Path(where).name} & set(names):  # the store may have been moved
             found.setdefault(name, run)
     return found

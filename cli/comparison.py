@@ -1,41 +1,24 @@
-"""What `evaluate` is told and what it shows: contenders by label, f beside them in one table."""
+"""The table that `evaluate` prints: f, and below it the heads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cli.output import table
 
 if TYPE_CHECKING:
-    from stages.applications.evaluation import Contender, Evaluation
-    from stages.introspection.predictors import OfModel
-    from store.catalog import FeatureStore
+    from stages.evaluation.evaluation import Evaluation
 
 _GAINS = ("accuracy", "ece")
 
 
-def contenders_of(
-    store: FeatureStore, feature_set: OfModel, heads: Sequence[str]
-) -> list[Contender]:
-    """The heads named as ``[LABEL=]NAME``; the model's only one, as H, where none is named."""
-    from stages.applications.evaluation import Contender
-    from stages.introspection.predictors import choose_head
-
-    if not heads:
-        return [Contender("H", choose_head(store, feature_set, None))]
-    pairs = [head.partition("=")[::2] for head in heads]
-    return [
-        Contender(label, choose_head(store, feature_set, name or label)) for label, name in pairs
-    ]
-
-
 def shown(result: Evaluation) -> str:
-    """The averages as a table, what they mean, and where the files lie."""
-    from stages.applications.evaluation import SHOWN
+    """The averages as a table, their definitions, and the location of the files."""
     from stages.metrics.bootstrap import MIN_RESAMPLES
     from stages.metrics.definitions import DEFINITIONS, STATISTICS
+    from stages.report.vocabulary import TABLE_METRICS
 
     card = result.card
     means = result.average.set_index(["predictor", "metric"]).to_dict(orient="index")
@@ -43,21 +26,21 @@ def shown(result: Evaluation) -> str:
         {
             "predictor": label,
             "seeds": len(seeds),
-            **{name: with_std(means[label, name]) for name in SHOWN},
+            **{name: with_std(means[label, name]) for name in TABLE_METRICS},
             **{f"gain in {name}": gain_of(means[label, name]) for name in _GAINS},
         }
-        for label, seeds in card["seeds"].items()
+        for label, seeds in card.seeds.items()
     ]
-    told = {name: DEFINITIONS[name] for name in SHOWN}
+    told = {name: DEFINITIONS[name] for name in TABLE_METRICS}
     told |= {"mean": STATISTICS["mean"], "gain": STATISTICS["gain"]}
-    if any(len(seeds) > 1 for seeds in card["seeds"].values()):
+    if any(len(seeds) > 1 for seeds in card.seeds.values()):
         told["±"] = STATISTICS["std"]
-    if card["n_resamples"] >= MIN_RESAMPLES:
-        told["[low, high]"] = f"{STATISTICS['interval']}; {card['n_resamples']:,} resamples"
+    if card.n_resamples >= MIN_RESAMPLES:
+        told["[low, high]"] = f"{STATISTICS['interval']}; {card.n_resamples:,} resamples"
     definitions = "\n".join(f"  {name}: {definition}" for name, definition in told.items())
     place = result.artifact.storage.location
     files = f"tables: {place}/{{by-group,average,differences,bins}}.parquet"
-    return f"{card['title']}\n{table(rows)}\n{definitions}\n{files}"
+    return f"{card.title}\n{table(rows)}\n{definitions}\n{files}"
 
 
 def with_std(row: Mapping[Hashable, Any]) -> str:  # Any: numbers

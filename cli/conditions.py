@@ -1,4 +1,4 @@
-"""Conditions as people write them: ``severity=3,5`` with the types of the columns."""
+"""Parse conditions such as ``severity=3,5`` with the types of the columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def conditions(texts: Sequence[str], schema: Schema) -> dict[str, list[Any]]:
-    """Column -> values; raises ``InputError`` for what cannot be one."""
+    """Column -> values; raises ``InputError`` for an invalid condition."""
     from stages.errors import InputError
 
     kinds = dict(schema.columns)
@@ -25,5 +25,15 @@ def conditions(texts: Sequence[str], schema: Schema) -> dict[str, list[Any]]:
         try:
             found.setdefault(column, []).extend(make(value) for value in values.split(","))
         except ValueError as error:
-            raise InputError(f"--where {text}: {column} is {kinds[column]}") from error
+            wanted = "a whole number" if make is int else "a number"
+            raise InputError(
+                f"--where {text}: expected {wanted} for {column}, found {values!r}{_hint(column)}"
+            ) from error
     return found
+
+
+def _hint(column: str) -> str:
+    """How to look up the number of a class, for columns of class numbers."""
+    if column not in ("label", "prediction"):
+        return ""
+    return "; classes are given by number, `intro-pipe extract --dry-run` lists them"

@@ -1,31 +1,31 @@
-"""The demo: every step of the chain on real handwriting, as commands that anyone can type."""
+"""The demo: every step of the pipeline on handwritten digits, as commands to type."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from cli.child import CAPTURED, run_child
 from cli.output import emit, note
 from pipeline.errors import RunFailedError
 from stages.errors import InputError
 
 STEPS = (
     (
-        "f senses: train a small network on 1,297 handwritten digits",
+        "train a small sensing network f on 1,297 handwritten digits",
         "train-sensing --dataset digits --preset quick",
     ),
     (
-        "make it hard: corrupt the 500 test digits in 19 ways at 5 severities",
+        "corrupt the 500 test digits in 19 ways at 5 severities",
         "corrupt --dataset digits",
     ),
     (
-        "f reflects: features and logits of the training digits ...",
+        "extract features and logits of the training digits ...",
         "extract --dataset digits --split train",
     ),
     (
@@ -33,37 +33,40 @@ STEPS = (
         "extract --dataset digits-c",
     ),
     (
-        "H introspects: train it on gradients made of the stored features",
+        "train an introspective head H on gradients computed from the stored features",
         "train-head --features digits-train@cnn2 --epochs 60 --weight-decay 5e-4 --seeds 0,1,2",
     ),
     (
-        "f against H on corrupted digits, from the store",
+        "evaluate f and H on corrupted digits, from the store",
         "evaluate --features digits-c@cnn2",
     ),
     (
-        "beside controls that see no gradient: the paper's Table 5, as a page with plots",
+        "compare with controls that use no gradient: Table 5 of the paper, as a page with plots",
         "reproduce table-5 --set dataset=digits --set corrupted=digits-c --set networks=[cnn2] "
         "--set preset=quick --set epochs=20 --set head_epochs=60 --set head_weight_decay=5e-4",
     ),
     (
-        "ask the store a question",
+        "query the store",
         "query digits-c@cnn2 --by corruption --metric accuracy --metric ece --where severity=5",
     ),
     (
-        "check every byte that was written",
+        "verify every file against its checksum",
         "verify",
     ),
 )
 
 
 def run_demo(store: str, *, as_json: bool, dry_run: bool) -> None:
-    """Run the steps one after the other, in a store of their own; a second time is a no-op.
+    """Run the steps one after the other in their own store; a second run computes nothing.
 
-    Raises ``RunFailedError`` where a step fails; its own message stands above. Raises
-    ``InputError`` for a URL.
+    Raises:
+        RunFailedError: a step failed; it has printed its own message.
+        InputError: the store is a URL.
     """
     if "://" in store:
-        raise InputError(f"--store {store}: the demo keeps its images there too, give a folder")
+        raise InputError(
+            f"--store {store}: expected a folder, since the demo also keeps its images there"
+        )
     folder = Path(store).absolute()
     places = {"INTRO_PIPE_STORE": str(folder), "INTRO_PIPE_DATA": str(folder / "data")}
     if dry_run:
@@ -73,12 +76,12 @@ def run_demo(store: str, *, as_json: bool, dry_run: bool) -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     results: dict[str, Any] = {}
-    for number, (what, command) in enumerate(STEPS, start=1):
-        note(f"\n[{number}/{len(STEPS)}] {what}\n$ intro-pipe {command}")
+    for number, (title, command) in enumerate(STEPS, start=1):
+        note(f"\n[{number}/{len(STEPS)}] {title}\n$ intro-pipe {command}")
         results[command] = _run(command, places, as_json=as_json)
     seconds = time.monotonic() - started
     note(
-        f"\nDone in {seconds:.0f} s. Everything lies in {folder}; go on with, for example:\n"
+        f"\nDone in {seconds:.0f} s. The results are in {folder}. To continue, for example:\n"
         f"  {_export(places)}\n"
         "  intro-pipe ls\n"
         "  intro-pipe query digits-c@cnn2 --by severity --metric accuracy --metric brier"
@@ -93,13 +96,7 @@ def _export(places: dict[str, str]) -> str:
 
 def _run(command: str, places: dict[str, str], *, as_json: bool) -> Any:  # Any: JSON
     words = [sys.executable, "-P", "-m", "cli.app", *shlex.split(command), *(["--json"] * as_json)]
-    ended = subprocess.run(
-        words,
-        env={**os.environ, **places},
-        stdout=subprocess.PIPE if as_json else None,
-        text=True,
-        check=False,
-    )
+    ended = run_child(words, {**os.environ, **places}, CAPTURED if as_json else None)
     if ended.returncode:
         raise RunFailedError(f"the demo stopped: `intro-pipe {command}` failed, see above")
     return json.loads(ended.stdout) if as_json else None

@@ -1,11 +1,18 @@
-"""Data frames to a terminal or a file, in the form that was asked for."""
+"""Data frames to a terminal or a file, in the requested format."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self
 
+import typer
+
+from cli.options import AsJson
 from cli.output import frame_table, note
+from pipeline.terminal import printable
+from stages.csv_text import ESCAPE_FORMULAS, csv_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,33 +20,76 @@ if TYPE_CHECKING:
 FORMS = ("table", "csv", "json", "parquet")
 
 
-def form_of(out: str | None) -> str:
-    """The form that a file's ending stands for; a table for others, and for a terminal."""
-    ending = Path(out).suffix.removeprefix(".") if out else ""
-    return ending if ending in FORMS else "table"
+@dataclass(frozen=True)
+class TableOptions:
+    """Format and file of a table that a command prints."""
+
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Output format: table, csv, json or parquet. (default: from the suffix of --out)",
+        ),
+    ] = None
+    out: Annotated[str | None, typer.Option("--out", help="File to write to.")] = None
+    escape_formulas: Annotated[bool, typer.Option("--escape-formulas", help=ESCAPE_FORMULAS)] = (
+        False
+    )
+    as_json: AsJson = False
+
+    def checked(self) -> Self:
+        """The options with their format, for use before anything is computed.
+
+        Raises:
+            InputError: the format is unknown, the suffix of ``out`` belongs to none (such as
+                ``.xlsx``), the folder of ``out`` does not exist, or the options contradict each
+                other.
+        """
+        from stages.errors import InputError
+
+        form = self.form or ("json" if self.as_json else _form_by_suffix(self.out))
+        if form not in FORMS:
+            raise InputError(f"--format {form}: expected one of {', '.join(FORMS)}")
+        if self.out is not None and not Path(self.out).absolute().parent.is_dir():
+            raise InputError(f"--out {self.out}: its folder does not exist")
+        if form == "parquet" and self.out is None:
+            raise InputError("--format parquet: expected --out FILE too")
+        if self.escape_formulas and form != "csv":
+            raise InputError(f"--escape-formulas is for CSV, found {form}: add --format csv")
+        return replace(self, form=form)
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Print the frame, or write it to ``out``; the options must be `checked`.
+
+        Output to a terminal contains no control characters.
+        """
+        if self.form == "parquet":
+            frame.to_parquet(self.out, index=False)
+        else:
+            text = self._text(frame)
+            if self.out is None:
+                print(printable(text) if sys.stdout.isatty() else text, end="")
+                return
+            Path(self.out).write_text(text, encoding="utf-8")
+        note(f"{len(frame)} rows in {self.out}")
+
+    def _text(self, frame: pd.DataFrame) -> str:
+        if self.form == "csv":
+            return csv_of(frame, escape_formulas=self.escape_formulas)
+        if self.form == "json":
+            return f"{frame.to_json(orient='records', indent=2)}\n"
+        return f"{frame_table(frame)}\n"
 
 
-def write_frame(frame: pd.DataFrame, form: str, out: str | None) -> None:
-    """Print the frame, or write it to ``out``; Parquet needs a file."""
+def _form_by_suffix(out: str | None) -> str:
     from stages.errors import InputError
 
-    if form not in FORMS:
-        raise InputError(f"--format {form}: expected one of {', '.join(FORMS)}")
-    if out is not None and not Path(out).absolute().parent.is_dir():
-        raise InputError(f"--out {out}: there is no such folder")
-    if form == "parquet":
-        if out is None:
-            raise InputError("--format parquet: it needs a file, give --out FILE")
-        frame.to_parquet(out, index=False)
-        note(f"{len(frame)} rows in {out}")
-        return
-    text = {
-        "table": lambda: frame_table(frame) + "\n",
-        "csv": lambda: frame.to_csv(index=False),
-        "json": lambda: frame.to_json(orient="records", indent=2) + "\n",
-    }[form]()
-    if out is None:
-        print(text, end="")
-    else:
-        Path(out).write_text(text, encoding="utf-8")
-        note(f"{len(frame)} rows in {out}")
+    suffix = Path(out).suffix.removeprefix(".").lower() if out else ""
+    if suffix in FORMS:
+        return suffix
+    if suffix not in ("", "txt", "md", "log"):
+        raise InputError(
+            f"--out {out}: expected a name that ends in .csv, .json, .parquet or .txt, found "
+            f".{suffix}; rename it, or choose a format with --format"
+        )
+    return "table"

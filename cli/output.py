@@ -1,4 +1,4 @@
-"""Results for people and for machines, on stdout; everything else goes to stderr."""
+"""Prints results on stdout, as text or JSON, and notes on stderr."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def emit(result: Any, text: str, *, as_json: bool) -> None:
 
 
 def note(line: str) -> None:
-    """A line for people that is not a result."""
+    """Print a line that is not a result, on stderr."""
     print(printable(line), file=sys.stderr)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Rows as an aligned text table; numbers to the right, fractions with four digits.
+    """Rows as an aligned text table; numbers are right-aligned, fractions have four digits.
 
     >>> print(table([{"name": "f", "accuracy": 0.5}]))
     name  accuracy
@@ -53,19 +53,6 @@ def frame_table(frame: pd.DataFrame) -> str:
     return table(rows, [str(name) for name in frame.columns])
 
 
-def size(n_bytes: float) -> str:
-    """Bytes as people say them.
-
-    >>> size(3_048_000)
-    '3.0 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
-
-
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4f}"
@@ -79,7 +66,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: numpy numbers as numbers, NaN as null."""
+    """The value as JSON types: numpy numbers as numbers, NaN as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

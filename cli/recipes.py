@@ -1,240 +1,61 @@
-"""Commands about recipes: run, reproduce."""
+"""What the commands of recipes print: the state of their steps, and the built-in ones."""
 
 from __future__ import annotations
 
-import re
-import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options
-from cli.output import emit, note, table
+from cli.output import emit, table
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
-    from pipeline.recipe_run import RecipeReport, RecipeRun, Status
-
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A parameter of the recipe: NAME=VALUE. May be given again."),
-]
-IsStatus = Annotated[bool, typer.Option("--status", help="Say how far each step is; make nothing.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    app.command(epilog="Example: intro-pipe run recipe.yaml --status")(run)
-    app.command(epilog="Example: intro-pipe reproduce table-5 --set epochs=100")(reproduce)
-
-
-def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, see docs/recipes.md.")],
-    changes: Changes = None,
-    status: IsStatus = False,
-    device: options.Device = None,
-    executor: options.ExecutorName = "ray",
-    gpus: options.Gpus = None,
-    workers: options.Workers = None,
-    memory: options.Memory = None,
-    address: options.Address = None,
-    store: options.Store = options.DEFAULT_STORE,
-    data_root: options.DataRoot = None,
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Run the steps of a recipe that are not there yet; the same command again goes on."""
-    from pathlib import Path
-
-    from stages.errors import DataNotFoundError
-
-    try:
-        text = Path(recipe).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataNotFoundError(
-            f"{recipe}: cannot be read as a recipe ({error}); `intro-pipe reproduce --list` has "
-            "those that ship"
-        ) from error
-    where = _Where(store, data_root, device, executor, gpus, workers, address, memory)
-    asked = _Asked(["run", recipe], tuple(changes or ()), status, dry_run, as_json)
-    _carry_out(text, recipe, asked, where)
-
-
-def reproduce(
-    name: Annotated[
-        str | None, typer.Argument(help="A recipe that ships, such as table-5.")
-    ] = None,
-    changes: Changes = None,
-    list_all: Annotated[
-        bool, typer.Option("--list", help="List the recipes that ship, and what they cost.")
-    ] = False,
-    status: IsStatus = False,
-    device: options.Device = None,
-    executor: options.ExecutorName = "ray",
-    gpus: options.Gpus = None,
-    workers: options.Workers = None,
-    memory: options.Memory = None,
-    address: options.Address = None,
-    store: options.Store = options.DEFAULT_STORE,
-    data_root: options.DataRoot = None,
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Make a table or a figure of the paper, as far as it is not there yet, and a report of it."""
-    from stages.errors import InputError
-    from stages.recipes.shipped import shipped_text
-
-    if list_all:
-        _list(as_json=as_json)
-        return
-    if name is None:
-        raise InputError("which one? `intro-pipe reproduce --list` has the recipes that ship")
-    where = _Where(store, data_root, device, executor, gpus, workers, address, memory)
-    asked = _Asked(["reproduce", name], tuple(changes or ()), status, dry_run, as_json)
-    _carry_out(shipped_text(name), f"{name}.yaml", asked, where)
+    from pipeline.stage import Made, Stage
+    from pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class _Where:
-    """The options of execution, as they were given."""
+class View:
+    """A flag of a verb's command that prints something in place of running the stage.
 
-    store: str
-    data_root: str | None
-    device: str | None
-    executor: str
-    gpus: int | None
-    workers: int | None
-    address: str | None
-    memory: str | None
+    Attributes:
+        option: name of the flag, without dashes.
+        help: its description.
+        show: prints; it takes the arguments of `cli.verbs.run_stage`.
+    """
 
-
-@dataclass(frozen=True)
-class _Asked:
-    """What is to be done with a recipe; ``command`` names it."""
-
-    command: Sequence[str]
-    changes: Sequence[str]
-    status: bool
-    dry_run: bool
-    as_json: bool
+    option: str
+    help: str
+    show: Callable[[type[Stage], Mapping[str, Any], Collection[str]], None]
 
     @property
-    def shown(self) -> str:
-        """The command that does this again, on whatever machine."""
-        settings = [word for change in self.changes for word in ("--set", change)]
-        return shlex.join(["intro-pipe", *self.command, *settings])
+    def parameter(self) -> Parameter:
+        """The flag."""
+        mark = typer.Option(f"--{self.option}", help=self.help, rich_help_panel=options.OUTPUT)
+        kind = Parameter.KEYWORD_ONLY
+        return Parameter(self.option, kind, default=False, annotation=Annotated[bool, mark])
 
 
-def _carry_out(text: str, name: str, asked: _Asked, where: _Where) -> None:
-    from pipeline.journal import Journal
-    from stages.recipes.shipped import recipe_of
+def show_status(stage: type[Stage], values: Mapping[str, Any], given: Collection[str]) -> None:
+    """Print the state of each step."""
+    from cli.verbs import asked_in
+    from pipeline.recipe_run import RecipeJob
 
-    recipe = recipe_of(text, name, _parted(asked.changes))
-    work = _run_of(recipe, asked, where)
-    if asked.status or asked.dry_run:
-        _show_statuses(recipe, list(work.statuses()), is_dry_run=asked.dry_run, asked=asked)
-        return
-    with Journal.of(work.store.location, sys.argv[1:]).outcome() as journal:
-        report = work.run(journal, note)
-    _show_report(recipe, report, as_json=asked.as_json)
-
-
-def _parted(changes: Sequence[str]) -> dict[str, str]:
-    """``NAME=VALUE`` as a mapping; raises ``InputError``."""
-    from stages.errors import InputError
-    from stages.sensing.trust import trust
-
-    for change in changes:
-        if "=" not in change:
-            raise InputError(f"--set {change}: expected NAME=VALUE, as in networks=[resnet18]")
-    settings: dict[str, str] = {}
-    for change in changes:
-        name, _, value = change.partition("=")
-        if (name := name.strip()) in settings:
-            raise InputError(
-                f"--set {change}: {name} is set to {settings[name]} already: leave one of them"
-            )
-        settings[name] = value
-        for network in re.findall(r"""[^\s,\[\]'"]+:\w+""", value):  # named as by --network
-            trust(network)
-    return settings
+    asked, workspace = asked_in(stage, values, given)
+    job = asked.job(workspace)
+    assert isinstance(job, RecipeJob)
+    rows = [status.to_dict() for status in job.statuses]
+    n_left = sum(not status.is_complete for status in job.statuses)
+    text = f"{table(rows)}\n\n{job.recipe.name}: {n_left} of {len(rows)} steps left"
+    facts = {"recipe": job.recipe.name, "parameters": job.recipe.parameters, "steps": rows}
+    emit(facts, text, as_json=values["as_json"])
 
 
-def _run_of(recipe: Recipe, asked: _Asked, where: _Where) -> RecipeRun:
-    from pipeline.recipe_run import RecipeRun
-    from stages.data.known import data_root_path
-    from stages.recipes.context import Context
-    from store.catalog import FeatureStore
-
-    corrupting, _ = options.executor_of(
-        where.executor, 0, where.workers, where.address, where.memory
-    )
-    extracting, its_device = options.executor_of(
-        where.executor, where.gpus, where.workers, where.address, where.memory
-    )
-    store = FeatureStore(where.store)
-    context = Context(
-        store,
-        str(data_root_path(where.data_root)),
-        options.device_of(where.device),
-        corrupting,
-        extracting,
-        where.device or its_device,
-        recipe,
-        asked.shown,
-    )
-    return RecipeRun(recipe, store, context)
-
-
-def _show_statuses(
-    recipe: Recipe, statuses: Sequence[Status], *, is_dry_run: bool, asked: _Asked
-) -> None:
-    left = [status for status in statuses if not status.is_complete]
-    rows = [_row(status) for status in (left if is_dry_run else statuses)]
-    what = "would make" if is_dry_run else "left:"
-    text = f"{table(rows)}\n\n{recipe.name}: {what} {len(left)} of {len(statuses)} steps"
-    found = {"recipe": recipe.name, "parameters": recipe.parameters, "steps": rows}
-    emit(found, text, as_json=asked.as_json)
-
-
-def _show_report(recipe: Recipe, report: RecipeReport, *, as_json: bool) -> None:
-    from pipeline.progress import duration
-
-    last = report.statuses[-1]
-    artifact = last.task.output if last.task and last.instance.kind.name == "report" else None
-    place = artifact.storage.location if artifact else None
-    shows = artifact.card()["shows"] if artifact else []
-    done = (
-        f"{recipe.name}: {len(report.statuses)} steps, {report.n_made} of them made now in "
-        f"{duration(report.seconds)}"
-    )
-    text = "\n".join([*shows, done, *([f"page: {place}/report.html"] if place else [])])
-    found: dict[str, Any] = {
-        "recipe": recipe.name,
-        "parameters": recipe.parameters,
-        "steps": [_row(status) for status in report.statuses],
-        "made": report.n_made,
-        "seconds": round(report.seconds, 1),
-        "report": place,
-        "shows": shows,
-    }
-    emit(found, text, as_json=as_json)
-
-
-def _row(status: Status) -> dict[str, Any]:
-    instance = status.instance
-    return {
-        "step": instance.label,
-        "stage": instance.kind.name,
-        "state": str(status.state),
-        "detail": status.detail,
-    }
-
-
-def _list(*, as_json: bool) -> None:
+def show_list(_: type[Stage], values: Mapping[str, Any], __: Collection[str]) -> None:
+    """Print the built-in recipes and what they cost."""
     from stages.recipes.shipped import cost_of, recipe_of, shipped_texts
 
     rows = []
@@ -243,8 +64,46 @@ def _list(*, as_json: bool) -> None:
         cost = {key.removeprefix("n_"): n for key, n in asdict(cost_of(recipe)).items()}
         rows.append({"name": name, "title": recipe.title, **cost})
     text = (
-        f"{table(rows)}\n\nWhat is made where nothing is there yet: networks trained, data sets "
-        "sent through one, heads.\nRecipes share what they can; --set changes data set, networks, "
-        "seeds and epochs."
+        f"{table(rows)}\n\nThe cost in an empty store: networks to train, data sets to extract "
+        "and heads to train.\nRecipes share outputs; --set changes data set, networks, seeds and "
+        "epochs."
     )
-    emit(rows, text, as_json=as_json)
+    emit(rows, text, as_json=values["as_json"])
+
+
+_STATUS = View("status", "Print the progress of each step without running anything.", show_status)
+VIEWS: Mapping[str, tuple[View, ...]] = {
+    "run": (_STATUS,),
+    "reproduce": (_STATUS, View("list", "List the built-in recipes and their cost.", show_list)),
+}
+"""By verb."""
+
+
+def summary_of_recipe(_: Stage, made: Made, __: Workspace) -> tuple[str, Any]:  # Any: JSON
+    """What the report shows, and the number of steps that were computed."""
+    from pipeline.progress import duration
+    from pipeline.recipe_run import RecipeJob
+    from pipeline.steps import REPORT
+    from stages.report.content import ReportCard
+
+    job, report = made.job, made.report
+    assert isinstance(job, RecipeJob)
+    has_page = report.statuses[-1].instance.kind.name == REPORT
+    place = made.output.storage.location if has_page else None
+    shows = ReportCard.of(made.output).shows if has_page else ()
+    n_all, n_made = len(report.statuses), report.n_made
+    done = (
+        f"{made.name}: {n_all} steps, {n_all - n_made} cached, {n_made} computed in "
+        f"{duration(report.seconds)}"
+    )
+    text = "\n".join([*shows, done, *([f"page: {place}/report.html"] if place else [])])
+    facts = {
+        "recipe": made.name,
+        "parameters": job.recipe.parameters,
+        "steps": [status.to_dict() for status in report.statuses],
+        "made": n_made,
+        "seconds": round(report.seconds, 1),
+        "report": place,
+        "shows": shows,
+    }
+    return text, facts

@@ -1,4 +1,4 @@
-"""What runs do and did, on the screen: the parts of `status` that come from journals."""
+"""Progress and outcome of runs: the parts of `status` that are read from journals."""
 
 from __future__ import annotations
 
@@ -15,23 +15,50 @@ if TYPE_CHECKING:
 
 N_RUNS = 10
 WATCH_EVERY_S = 2.0
+MAX_ERROR = 160
+"""Characters of an error that are shown; `status --shards` and the journal have the rest."""
 
 
-def runs_told(location: str) -> tuple[list[dict[str, Any]], str]:
-    """The last runs and what those at work do, as rows and as text."""
+def runs_report(location: str) -> tuple[list[dict[str, Any]], str]:
+    """The last runs and the progress of running ones, as rows and as text."""
     found = _last_runs(location)
     past = [
-        {"outcome": run.outcome, "command": "intro-pipe " + " ".join(run.command)} for run in found
+        {
+            "outcome": run.outcome,
+            "command": "intro-pipe " + " ".join(run.command),
+            "why": ending_of(run),
+        }
+        for run in found
     ]
-    text = f"\n\nlast runs, newest first\n{table(past)}" if past else ""
+    lines = [
+        {"outcome": outcome, "command": text}
+        for row in past
+        for outcome, text in ((row["outcome"], row["command"]), ("", row["why"]))
+        if text
+    ]
+    text = f"\n\nlast runs, newest first\n{table(lines)}" if past else ""
     activity = [line for run in found if run.outcome == "running" for line in _lines(run.events)]
     if activity:
-        text += "\n\nat work\n" + "\n".join(activity)
+        text += "\n\nrunning\n" + "\n".join(activity)
     return past, text
 
 
-def shards_told(location: str) -> tuple[list[dict[str, Any]], str]:
-    """What each attempt at a shard of the newest run that had some cost, as rows and as text."""
+def ending_of(run: Run) -> str:
+    """Why a run did not finish; empty if it finished or is still running."""
+    error = str(run.events[-1].get("error", ""))
+    short = error if len(error) <= MAX_ERROR else f"{error[:MAX_ERROR]}..."
+    signal = error.rpartition(" ")[2]
+    reasons = {
+        "unfinished": "the run was killed",
+        "stopped": f"stopped by {signal if signal in ('SIGTERM', 'SIGHUP') else 'Ctrl-C'}",
+        "failed": short,
+        "refused": short,
+    }
+    return reasons.get(run.outcome, "")
+
+
+def shards_report(location: str) -> tuple[list[dict[str, Any]], str]:
+    """Cost of each attempt at a shard in the newest run that has any, as rows and as text."""
     from pipeline.activity import costs_of
     from pipeline.journal import runs
 
@@ -41,14 +68,14 @@ def shards_told(location: str) -> tuple[list[dict[str, Any]], str]:
 
 
 def follow(location: str) -> None:
-    """Show what the runs at work do, again and again, until none is at work."""
+    """Print the progress of running runs repeatedly until none is running."""
     is_terminal = sys.stdout.isatty()
     while running := [run for run in _last_runs(location) if run.outcome == "running"]:
         lines = [line for run in running for line in _lines(run.events)]
-        # Home, the lines, and nothing of what stood there before.
+        # Move to the top, clear the screen, print the lines.
         print("\033[H\033[J" * is_terminal + printable("\n".join(lines)), flush=True)
         time.sleep(WATCH_EVERY_S)
-    print("no run is at work")
+    print("nothing is running")
 
 
 def _last_runs(location: str) -> list[Run]:

@@ -1,37 +1,38 @@
-"""The table of `status`: what is in the store and beside it, in what state, and why."""
+"""The table of `status`: the contents of a store, corrupted sets, and their states."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.output import table
+from cli.running import ending_of
+from pipeline.terminal import printable_line
+
 if TYPE_CHECKING:
     from pipeline.journal import Run
+    from stages.contents import Row
     from stages.data.registry import SourceSpec
+    from stages.data.source import PlannedSource, ReaderSource
+    from store.artifacts import Artifact
     from store.catalog import FeatureStore
-    from store.contents import Row
     from store.plan import Plan
     from store.storage import Storage
 
-OF_IMAGES = ("extract", "corrupt", "train-sensing")
-"""Commands that say where their images lie."""
-
 CORRUPT = "corrupt "
-"""How the title of work on a corrupted set begins."""
-
-MAX_ERROR = 160
-"""Characters of an error; `status --shards` and the journal have the rest."""
+"""Prefix of the titles of work on corrupted sets."""
 
 
 def states(store: FeatureStore) -> list[Row]:
-    """The contents of the store, and the corrupted sets that its journal knows.
+    """The contents of the store, and the corrupted sets that its journal records.
 
-    Beyond ``store.contents``: partial says how the last run ended that worked there; stale, that
-    the data set is no longer the planned one, by its cheap fingerprint.
+    Adds to ``stages.contents``: a partial row says how its last run ended, and a row is stale if
+    its data set is no longer the planned one, by the fast fingerprint.
     """
     from pipeline.journal import newest_at
-    from store.contents import contents
+    from stages.contents import contents
 
     newest = newest_at(store.location)
     # The last two parts of a place: the store may have been moved.
@@ -43,51 +44,77 @@ def states(store: FeatureStore) -> list[Row]:
         folder = row["kind"] if row["kind"] == "features" else f"{row['kind']}s"
         place = f"{folder}/{row['name']}"
         _explain(row, by_tail.get(place), _plan_in(store.storage.child(place)))
+        if row["kind"] == "model" and row["state"] == "complete":
+            row["detail"] = _doubt_about(store.artifact("model", row["name"]))
     corrupted = {place: run for place, (title, run) in newest.items() if title.startswith(CORRUPT)}
-    return rows + [_of_corrupted(place, corrupted[place]) for place in sorted(corrupted)]
+    return rows + [_corrupted_row(place, corrupted[place]) for place in sorted(corrupted)]
 
 
-def _of_corrupted(place: str, run: Run) -> Row:
-    from store.contents import row_of_set
+def text_of(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The rows as a table, and a line for each row with something to explain."""
+    whys = [row["detail"].removeprefix(row["progress"]).lstrip(",:; ") for row in rows]
+    lines = [
+        printable_line(f"{row['name']} ({row['kind']}): {why}")
+        for row, why in zip(rows, whys, strict=True)
+        if why
+    ]
+    return "\n".join([table(rows, columns), *([""] if lines else []), *lines])
+
+
+def _corrupted_row(place: str, run: Run) -> Row:
+    from stages.contents import row_of_set
     from store.errors import StoreError
     from store.shardset import find_set
     from store.storage import LocalStorage
 
     row: Row = {"kind": "corrupted", "name": place, "rows": None, "bytes": 0}
+    row |= {"progress": "", "failed": {}}
     try:
-        there = find_set(LocalStorage(place))
+        found = find_set(LocalStorage(place))
     except (StoreError, OSError) as error:
         return {**row, "state": "damaged", "detail": str(error)}
-    if there is None:
-        return {**row, "state": "missing", "detail": "its folder is gone"}
-    return _explain(row_of_set(there, "corrupted", place), run, there.plan)
+    if found is None:
+        return {**row, "state": "missing", "detail": "its folder no longer exists"}
+    return _explain(row_of_set(found, "corrupted", place), run, found.plan)
 
 
 def _explain(row: Row, run: Run | None, plan: Plan) -> Row:
-    """Put why a thing is partial, or why it is stale, into its row."""
-    ending = _ending(run) if row["state"] == "partial" and run else ""
-    changed = _changed(run, plan) if row["state"] in ("complete", "partial", "stale") else ""
+    """Add to a row why it is partial or stale."""
+    from stages.contents import INTACT_STATES
+
+    ending = _ending(run, row["detail"]) if row["state"] == "partial" and run else ""
+    changed = _changed(run, plan) if row["state"] in (*INTACT_STATES, "stale") else ""
     if changed and row["state"] == "complete":
         row["state"] = "stale"
     row["detail"] = "; ".join(part for part in (row["detail"], ending, changed) if part)
     return row
 
 
-def _ending(run: Run) -> str:
-    """How the last run ended that worked at something that is partial."""
-    error = str(run.events[-1].get("error", ""))
-    short = error if len(error) <= MAX_ERROR else f"{error[:MAX_ERROR]}..."
-    said = {
-        "unfinished": "the run was killed",
-        "stopped": "stopped by Ctrl-C",
-        "failed": short,
-        "refused": short,
-    }
-    return said.get(run.outcome, "")
+def _ending(run: Run, detail: str) -> str:
+    """How the last run of a partial row ended; empty if ``detail`` already says it."""
+    message = str(run.events[-1].get("error", "")).partition(": ")[2]  # behind its type
+    return "" if message and message in detail else ending_of(run)
+
+
+def _doubt_about(model: Artifact) -> str:
+    """Why a model of an older version would be refused today; empty if it would not be."""
+    from stages.errors import InputError
+    from stages.sensing.card import check_normalisation
+    from stages.sensing.models import model_card
+
+    try:
+        card = model_card(model)
+    except InputError:
+        return ""  # a card in another format
+    try:
+        check_normalisation(card.mean, card.std)
+    except InputError as error:
+        return f"its features are doubtful: {error}"
+    return ""
 
 
 def _plan_in(storage: Storage) -> Plan:
-    """The plan at a place; empty where none can be read, which the state says."""
+    """The plan at a place; empty if it cannot be read, which the state of the row shows."""
     from store.errors import NotFoundError
     from store.plan import read_object
     from store.shardset import PLAN_KEY
@@ -99,47 +126,62 @@ def _plan_in(storage: Storage) -> Plan:
 
 
 def _changed(run: Run | None, plan: Plan) -> str:
-    """How the data set that is there now differs from the planned one; empty if it does not.
+    """How the data set differs from the planned one now; empty if it does not.
 
-    It is looked for where the run found it. One that is not there has not changed.
+    It is read from where the run found it. A data set that no longer exists counts as unchanged.
     """
+    from pipeline.errors import JournalError
     from stages.data.source import source_facts
     from stages.errors import InputError
     from store.plan import differences
 
-    planned = plan.get("inputs", {}).get("source", {})
-    if run is None or not planned.keys() >= {"name", "split", "n_rows", "image_size"}:
+    inputs = plan.get("inputs")
+    planned = inputs.get("source") if isinstance(inputs, Mapping) else None
+    if run is None or not isinstance(planned, Mapping):
         return ""
     try:
-        source = _spec(run, planned).open()
+        source = source_of(run, planned)
         found = [line.partition(":")[0] for line in differences(source_facts(source), planned)]
-    except (InputError, OSError):
+    except (InputError, JournalError, OSError):
         return ""
     return f"its data set has changed: other {', '.join(found)}" if found else ""
 
 
-def _spec(run: Run, planned: Mapping[str, Any]) -> SourceSpec:  # Any: JSON
-    """Where a run found its images; raises ``InputError`` where they are no longer."""
-    from typer.main import get_command
+def source_of(run: Run, planned: Mapping[str, Any]) -> ReaderSource:  # Any: JSON
+    """The images of a run, from where the run read them; raises what ``_spec`` raises.
 
-    from cli.app import app
-    from stages.data.known import KNOWN
+    A run may have named its classes, so the planned order is used if it fits the data set.
+    """
+    from stages.data.source import planned_source
+    from stages.errors import InputError
+
+    facts = planned_source(planned)
+    spec = _spec(run, facts)
+    source, names = spec.open(), facts.class_names or ()
+    if names in ((), source.class_names):
+        return source
+    try:
+        return replace(spec, classes=names).open()
+    except InputError:
+        return source
+
+
+def _spec(run: Run, planned: PlannedSource) -> SourceSpec:
+    """Where a run found its images.
+
+    Raises:
+        InputError: they no longer exist.
+        JournalError: a journal may not name this place.
+    """
+    from cli.replay import images_of
     from stages.data.registry import SourceSpec
 
-    words, given = list(run.command), {}
-    if words[:1] and words[0] in OF_IMAGES:
-        command = get_command(app).commands[words[0]]  # type: ignore[attr-defined]  # it is a group
-        given = command.make_context(words[0], words[1:], resilient_parsing=True).params
-    dataset = given.get("dataset") or planned["name"]
-    limit = given["limit"] if given else planned["n_rows"]
-    has_root = any(word.startswith("--data-root") for word in words)
-    root = given.get("data_root") if has_root else run.environment.get("INTRO_PIPE_DATA")
-    here = Path(run.folder, dataset)
+    dataset, root, limit = images_of(run, planned.name, planned.n_rows)
     return SourceSpec(
-        str(here) if here.exists() and dataset not in KNOWN else dataset,
-        planned["split"],
-        str(Path(run.folder, root)) if root else "",
-        planned["image_size"][0],
+        dataset,
+        planned.split,
+        str(root),
+        planned.resizing,
         limit,
-        labels=bool(planned.get("class_names")),
+        labels=bool(planned.class_names),
     )

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# intro-pipe on Slurm: a Ray head on the first node, workers on the others, one extraction, the end.
+# intro-pipe on Slurm: start a Ray head on the first node and workers on the others, run one extraction.
 #
 #   sbatch docs/slurm.sh --dataset cifar10c --model resnet18
 #
-# What follows the script goes to `intro-pipe extract`. Store, data and the environment with
-# intro-pipe in it must lie where every node sees them: set the three variables below.
+# Arguments are passed on to `intro-pipe extract`. Store, data and the environment that contains
+# intro-pipe must be in folders that every node can access: set the three variables below.
 #SBATCH --job-name=intro-pipe
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -18,7 +18,7 @@ export INTRO_PIPE_STORE=${INTRO_PIPE_STORE:-/shared/store}
 export INTRO_PIPE_DATA=${INTRO_PIPE_DATA:-/shared/data}
 export PATH=${INTRO_PIPE_ENV:-/shared/env}/bin:$PATH
 
-# Only who knows this word may speak to the cluster; srun hands it on in the environment.
+# Only processes that know this token can talk to the cluster; srun passes it on in the environment.
 RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
 
@@ -43,7 +43,7 @@ srun --nodes=1 --ntasks=1 --overlap --nodelist="${hosts[0]}" \
   --num-cpus="$cpus" --num-gpus="$gpus" --include-dashboard=false &
 steps+=($!)
 until (exec 3<>"/dev/tcp/$head/$port") 2>/dev/null; do
-  kill -0 "${steps[0]}" # a head that has died ends the job
+  kill -0 "${steps[0]}" # end the job if the head has died
   sleep 1
 done
 for host in "${hosts[@]:1}"; do
@@ -52,7 +52,7 @@ for host in "${hosts[@]:1}"; do
   steps+=($!)
 done
 
-# Workers that are not up yet are waited for. The same job again goes on where this one stopped.
+# The run waits for workers that are not up yet. Submitting the same job again resumes it.
 n_gpus=$((gpus * ${#hosts[@]}))
 srun --nodes=1 --ntasks=1 --overlap --nodelist="${hosts[0]}" \
   intro-pipe extract --address "$head:$port" --gpus "$n_gpus" "$@"

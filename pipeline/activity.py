@@ -1,50 +1,56 @@
-"""What a run does, or did, as its journal tells it: for who looks from another shell, or later."""
+"""Progress of a run according to its journal, for other shells and for later."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.journal import TASKS
 from pipeline.progress import duration
 
 QUIET_S = 120.0
-"""A worker that has got no further for so long may hang."""
+"""Seconds without progress after which a worker is reported as possibly hanging."""
+
+PARTS = {"run": "round"}
+"""Unit of a run -> what its workers count, if that is not rows."""
 
 Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A worker, the shard that it holds, for how long it has stood at this row, and its process."""
+    """A worker, its process, the task it computes, and how long ago its last progress was."""
 
     number: int
-    shard: int
+    task: int
     n_rows: int
     seconds: float
     where: str = ""
 
-    def line(self) -> str:
-        """The same for people, with an arrow where it has stood still for long."""
+    def line(self, unit: str) -> str:
+        """One line of text, with an arrow if the worker may be hanging."""
         on = f" on {self.where}" if self.where else ""
-        odd = " <- it may hang" if self.seconds > QUIET_S else ""
+        arrow = " <- may be hanging" if self.seconds > QUIET_S else ""
+        row = PARTS.get(unit, "row")
         return (
-            f"  worker {self.number}{on}: shard {self.shard}, row {self.n_rows:,} of it, "
-            f"for {duration(self.seconds)}{odd}"
+            f"  worker {self.number}{on}: {unit} {self.task}, at {row} {self.n_rows:,} "
+            f"for {duration(self.seconds)}{arrow}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The last piece of work of a run: a set of shards, or a loop of epochs.
+    """The part of a run that started last, such as a set of shards, or a loop of epochs.
 
     Attributes:
-        title: what it is called.
-        unit: "shard", "epoch".
-        n_units, n_done: of them, and how many this run has done.
-        n_failures: attempts that failed.
-        last_error: of the last of these.
-        lanes: who holds what; empty where nobody has told.
-        seconds: since the last sign of life.
+        title: name of the work.
+        unit: "shard", "epoch", ...
+        n_units: number of units to do.
+        n_done: number of units that this run has done.
+        n_failures: number of failed attempts.
+        last_error: error of the last failed attempt.
+        lanes: the busy workers; empty if none were reported.
+        seconds: time since the last event.
     """
 
     title: str
@@ -57,17 +63,17 @@ class Activity:
     seconds: float
 
     def lines(self) -> list[str]:
-        """The same for people, what is odd marked with an arrow."""
-        told = f"{self.title}: {self.n_done} of {self.n_units} {self.unit}s in this run"
+        """Lines of text, with arrows at possible problems."""
+        summary = f"{self.title}: {self.n_done} of {self.n_units} {self.unit}s in this run"
         if self.n_failures:
-            told += f", {self.n_failures} attempts failed (last: {self.last_error})"
-        lanes = [lane.line() for lane in self.lanes]
-        quiet = f"  <- nothing for {duration(self.seconds)}"
-        return [told, *lanes, *([quiet] if self.seconds > QUIET_S else [])]
+            summary += f", {self.n_failures} attempts failed (last: {self.last_error})"
+        lanes = [lane.line(self.unit) for lane in self.lanes]
+        quiet = f"  <- no event for {duration(self.seconds)}"
+        return [summary, *lanes, *([quiet] if self.seconds > QUIET_S else [])]
 
 
 def activity_of(events: Sequence[Event], now: float) -> Activity | None:
-    """What the events of a run say it is at; None before its first piece of work."""
+    """The current activity of a run, or ``None`` before its first work started."""
     start = max((at for at, event in enumerate(events) if event["event"] == "work"), default=None)
     if start is None:
         return None
@@ -87,30 +93,33 @@ def activity_of(events: Sequence[Event], now: float) -> Activity | None:
 
 
 def _lanes(events: Sequence[Event], now: float) -> tuple[Lane, ...]:
-    """Where the workers were when last told, unless their shard has ended since."""
-    since: dict[tuple[int, int, int], float] = {}  # lane, shard, rows -> when first seen there
-    held: dict[int, tuple[int, int, int]] = {}
+    """The workers as last reported, without those whose task has ended since."""
+    since: dict[tuple[int, int, int, int], float] = {}  # lane, task, rows, ticks -> first seen
+    held: dict[int, tuple[int, int, int, int]] = {}
     where: dict[int, str] = {}
     for event in events:
         if event["event"] == "at work":
             for each in event["lanes"]:
-                place = (each["lane"], each["shard"], each["rows"])
+                place = (each["lane"], each["shard"], each["rows"], each.get("ticks", 0))
                 since.setdefault(place, event["time"])
                 held[each["lane"]] = place
                 where[each["lane"]] = each.get("where", "")
-        elif event["event"] in ("shard", "shard failed"):
+        elif event["event"].removesuffix(" failed") in TASKS:
             held.pop(event["lane"], None)
-    return tuple(Lane(*held[lane], now - since[held[lane]], where[lane]) for lane in sorted(held))
+    return tuple(
+        Lane(lane, place[1], place[2], now - since[place], where[lane])
+        for lane, place in sorted(held.items())
+    )
 
 
 def costs_of(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """A row for each attempt at a shard: what it cost, where it ran, how it ended."""
+    """One row per attempt at a task: where it ran, how long it took, and how it ended."""
     attempts: Counter[tuple[str, int]] = Counter()
     rows, title = [], ""
     for event in events:
         if event["event"] == "work":
             title = event["title"]
-        if event["event"] in ("shard", "shard failed"):
+        if event["event"].removesuffix(" failed") in TASKS:
             attempts[title, event["shard"]] += 1
             rows.append(
                 {
@@ -127,6 +136,6 @@ def costs_of(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def _costs_in(event: Event) -> dict[str, float]:
-    """Seconds by kind of work, as far as they are told."""
+    """Seconds by kind of work; empty if none were recorded."""
     costs = event.get("costs")
     return costs if isinstance(costs, dict) else {}

@@ -1,10 +1,11 @@
-"""A Ray cluster, one that others started or our own, and what its nodes have.
+"""Ray clusters, existing or started by us, and the resources of their nodes.
 
-Ray is imported here alone.
+Ray is imported only in this module, and only when it is needed.
 """
 
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,68 +15,73 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.cpus import n_cpus
 from pipeline.errors import ResourceError
+from pipeline.isolation import neutral_folder, private_folder
 from pipeline.memory import for_workers
+from pipeline.signals import kept_sigterm_handler
+from pipeline.watchdog import marked, watchdog
 
 Resources = Mapping[str, float]
-"""Of a node, as Ray names them: CPU, GPU, memory in bytes."""
+"""Resources of a node under Ray's names: CPU, GPU, memory in bytes."""
+
+_QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 
 CONNECT_S = 5.0
-"""How long a cluster may take to answer; Ray itself waits 80 s for one that is not there."""
+"""Seconds within which a cluster must respond; Ray itself waits 80 s for a missing one."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster at an address (``auto``, ``ray://host:10001``, ``host:6379``).
+    """A Ray cluster.
 
-    Without one, that of ``RAY_ADDRESS``, or one that this program has connected to already; else a
-    cluster of this machine, started and stopped with each connection.
+    Attributes:
+        given: address (``auto``, ``ray://host:10001``, ``host:6379``). ``None`` uses
+            ``RAY_ADDRESS``, or the cluster that this program has already connected to, or else
+            starts a cluster on this machine for the duration of each connection.
     """
 
     given: str | None = None
 
     @property
     def address(self) -> str | None:
-        """Where it is; None for one that the program has connected to, and for our own."""
-        return self.given or os.environ.get("RAY_ADDRESS") or None
+        """The address; ``None`` for an existing connection and for a cluster of our own."""
+        address = self.given or os.environ.get("RAY_ADDRESS") or "local"
+        return None if address == "local" else address
 
     @property
     def is_joined(self) -> bool:
-        """Whether it is one that others have started, and that may grow."""
+        """Whether it is a cluster that others have started, which may grow."""
         return bool(self.address) or _is_connected()
 
     def nodes(self) -> list[Resources]:
-        """What each node has, of a cluster that is joined as it was seen first.
+        """Resources of each node; of an existing cluster, as they were when first seen.
 
-        Raises ``ResourceError`` where there is none.
+        Raises ``ResourceError`` if there is no cluster at the address.
         """
         if self.is_joined:
             return self._seen_first
-        n_cpus = os.cpu_count() or 1
-        return [{"CPU": n_cpus, "GPU": n_visible_gpus(), "memory": for_workers()}]
+        return [{"CPU": n_cpus(), "GPU": n_visible_gpus(), "memory": for_workers()}]
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
-        """Ray, connected; where the program was connected already, it is left so."""
-        if self.address is None and "ray" not in sys.modules:  # which reads these at its import
-            # A cluster of our own is closed to other users by a token that lives as long as we do.
+        """Connect to Ray and yield its module; an existing connection is left open afterwards."""
+        if self.address is None and "ray" not in sys.modules:  # Ray reads these when imported
+            # A token for the lifetime of this process closes our cluster to other users.
             if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            # It listens on the loopback alone: a switch for systems that ask about ports.
+            # Listen on the loopback interface only, as Ray does on Windows and macOS.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        with redirect_stdout(sys.stderr):  # Ray prints what it has to say among our results
+        with redirect_stdout(sys.stderr):  # Ray prints messages, stdout is for results
             import ray
 
             if ray.is_initialized():
                 yield ray
                 return
-            try:
-                _connect(ray, self.address)
+            with _joined(ray, self.address) if self.address else _started(ray):
                 yield ray
-            finally:
-                ray.shutdown()
 
     @cached_property
     def _seen_first(self) -> list[Resources]:
@@ -84,17 +90,17 @@ class Cluster:
 
 
 def nodes_now(ray: Any) -> list[Resources]:
-    """What each node has of the cluster that Ray is connected to."""
+    """Resources of each node that is alive in the connected cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def total(nodes: Sequence[Resources], name: str) -> float:
-    """Of all nodes together."""
+    """Sum of a resource over all nodes."""
     return sum(node.get(name, 0.0) for node in nodes)
 
 
 def gpus_of_this_actor() -> list[str]:
-    """Their numbers on this node, in an actor."""
+    """Indexes, on this node, of the GPUs assigned to the actor that calls this."""
     import ray
 
     return list(ray.get_runtime_context().get_accelerator_ids()["GPU"])
@@ -108,26 +114,56 @@ def n_visible_gpus() -> int:
 
 
 def _is_connected() -> bool:
-    """Whether this program has connected to Ray already; never imports it."""
+    """Whether this program has connected to Ray already; does not import it."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def _connect(ray: Any, address: str | None) -> None:
-    if address is None:
-        ray.init("local", logging_level="ERROR", log_to_driver=False, include_dashboard=False)
-        return
+@contextmanager
+def _started(ray: Any) -> Iterator[None]:
+    """Start a cluster on this machine, in a private folder, and stop it after the block."""
+    with private_folder() as folder, watchdog(folder) as mark:
+        own = {"include_dashboard": False, "num_cpus": n_cpus(), "_temp_dir": folder}
+        keeping = kept_sigterm_handler(exit_codes=(1, signal.SIGTERM))
+        with _shut_down(ray):
+            try:
+                with neutral_folder(), marked(mark), keeping:
+                    ray.init("local", **_QUIET, **own)
+            except Exception as error:  # Ray also raises plain exceptions
+                raise ResourceError(
+                    f"cannot start a Ray cluster on this machine ({last_line(error)}): "
+                    "--executor local does not need one"
+                ) from error
+            yield
+
+
+@contextmanager
+def _joined(ray: Any, address: str) -> Iterator[None]:
+    """Join the cluster at an address; it keeps running after the block."""
+    with _shut_down(ray):
+        try:
+            if address != "auto":
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+            with neutral_folder(), kept_sigterm_handler(exit_codes=(signal.SIGTERM,)):
+                ray.init(address, **_QUIET)
+        except (OSError, RuntimeError, ValueError, SystemExit, ray.exceptions.RayError) as error:
+            raise ResourceError(
+                f"cannot join a Ray cluster at {address} ({last_line(error)}): start one with "
+                "`ray start --head`, or leave out --address and RAY_ADDRESS to use this machine "
+                "alone"
+            ) from error
+        yield
+
+
+@contextmanager
+def _shut_down(ray: Any) -> Iterator[None]:
+    """Disconnect from the cluster after the block, even if it fails."""
     try:
-        if address not in ("auto", "local"):
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-        ray.init(address, logging_level="ERROR", log_to_driver=False)
-    except (OSError, RuntimeError, ValueError, SystemExit, ray.exceptions.RayError) as error:
-        raise ResourceError(
-            f"cannot join a Ray cluster at {address} ({last_line(error)}): start one with "
-            "`ray start --head`, or leave out --address and RAY_ADDRESS to use this machine alone"
-        ) from error
+        yield
+    finally:
+        ray.shutdown()
 
 
 def last_line(error: BaseException | None) -> str:
-    """Where Ray says what happened, behind names and traces."""
+    """Last line of an error, where Ray puts the reason, after names and traces."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -1,21 +1,25 @@
-"""What can go wrong in running a stage."""
+"""Errors of the pipeline."""
 
 
 class PipelineError(Exception):
-    """A run cannot start or go on; the message is one line that says why and what to do."""
+    """A run cannot start or continue; the message is one line with the reason and a remedy."""
 
 
 class ResourceError(PipelineError, ValueError):
-    """More workers, GPUs or memory were asked for than there are."""
+    """More workers, GPUs or memory were requested than are available."""
 
 
 class RunFailedError(PipelineError):
-    """Some shards failed for good; the others are in the store, and the message says what next."""
+    """Some shards failed permanently; the others are stored. The message says how to continue."""
+
+
+class LoopFailedError(PipelineError):
+    """A loop cannot finish with its plan: running it again would fail again."""
 
 
 class JournalError(PipelineError, LookupError):
-    """There is no run to resume."""
+    """There is no run to resume, or its journal has content that is not allowed."""
 
 
 class RecipeError(PipelineError, ValueError):
-    """A recipe says what cannot be; the message begins with the file and the line."""
+    """A recipe is invalid; the message begins with the file and the line."""

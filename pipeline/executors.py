@@ -1,68 +1,68 @@
-"""Where workers run: what an executor is, and the one of this process."""
+"""The interface of executors, which decide where workers run, and the local executor."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pipeline.cpus import n_cpus
 from pipeline.memory import check_fit, for_workers
-from pipeline.worker import Outcome, Pace, Work, Worker
-from store.shards import Shard
+from pipeline.work import Task, Work
+from pipeline.worker import Outcome, Pace, Worker
 
 Watch = Callable[[Sequence[Pace]], None]
-"""Told now and then how far each busy lane is."""
+"""Called from time to time with the progress of each busy lane."""
 
 
 class Executor(Protocol):
-    """Runs shards of some work and yields an outcome for each, in the order in which they end."""
+    """Runs the tasks of some work and yields one outcome per task, in order of completion."""
 
     @property
     def description(self) -> str:
-        """What runs where, for people."""
+        """What runs where, for messages."""
 
     def check(self) -> None:
-        """Raise ``ResourceError`` where what was asked for is not there; nothing is written yet."""
+        """Raise ``ResourceError`` if the requested resources are missing; nothing is written."""
 
-    def worker_memory(self, n_shards: int) -> int:
-        """Bytes of memory that each worker may take where so many shards are to be computed."""
+    def worker_memory(self, n_tasks: int) -> int:
+        """Memory in bytes that each worker may use if ``n_tasks`` are to be computed."""
 
-    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
-        """Take shards from ``todo`` until it is empty; yield one outcome for each.
+    def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
+        """Take tasks from ``todo`` until it is empty, and yield one outcome for each.
 
-        The caller may append shards, those that failed, between two outcomes.
+        Between two outcomes the caller may append tasks, such as those to retry.
         """
 
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """A plain loop in this process, with all its cores."""
+    """Runs tasks one after another in this process, with all CPUs that it may use."""
 
-    n_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    n_threads: int = field(default_factory=n_cpus)
     memory_bytes: int | None = field(default=None, kw_only=True)
 
     @property
     def description(self) -> str:
-        """What runs where, for people."""
+        """What runs where, for messages."""
         return f"this process, {self.n_threads} threads"
 
     def check(self) -> None:
-        """Raise ``ResourceError`` where this machine has not the memory that was asked for."""
+        """Raise ``ResourceError`` if this machine lacks the requested memory."""
         check_fit(1, self.memory_bytes, [for_workers()], "this machine")
 
-    def worker_memory(self, n_shards: int) -> int:  # noqa: ARG002 - one worker in any case
-        """What was asked for, else what is free here, less a reserve."""
+    def worker_memory(self, n_tasks: int) -> int:  # noqa: ARG002 - always one worker
+        """The requested memory, or the free memory of this machine less a reserve."""
         return self.memory_bytes or for_workers()
 
-    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
-        """One shard after the other."""
+    def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
+        """Compute one task after another."""
         worker = _Watched(work, 0, self.n_threads, watch)
         while todo:
             yield worker.run(todo.popleft())
 
 
 class _Watched(Worker):
-    """A worker that reports its pace itself, having no driver that asks for it."""
+    """A worker that reports its own progress, since no driver polls it."""
 
     def __init__(self, work: Work, lane: int, n_threads: int, watch: Watch) -> None:
         super().__init__(work, lane, n_threads)

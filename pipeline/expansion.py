@@ -1,4 +1,4 @@
-"""From steps to instances: references followed, axes written out, parameters checked."""
+"""Expands the steps of a recipe into instances: resolves references and axes, checks parameters."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from pipeline.steps import Axes, Instance, Scalar, WrittenStep
-from pipeline.yaml_lines import Key, YamlText, hint, validated
-
-MAX_POINTS = 100_000
-"""Of the axes of a step: each is an instance of it."""
+from pipeline.fields import Scalar
+from pipeline.steps import Axes, Instance, WrittenStep
+from pipeline.yaml_lines import INSTANCE_SIZE, Key, YamlText, hint, validated
 
 
 @dataclass
 class Expansion:
-    """The steps of a text on their way to instances."""
+    """The expansion of the steps of a text into instances."""
 
     text: YamlText
-    parameters: Mapping[str, Any]  # Any: what YAML can hold
+    parameters: Mapping[str, Any]  # Any: a YAML value
     steps: Mapping[str, WrittenStep]
     done: dict[str, list[Instance]] = field(default_factory=dict)
 
     def instances(self) -> tuple[Instance, ...]:
-        """Every step at every point of its axes, each behind what it needs."""
+        """Every step at every point of its axes, each after the instances that it needs."""
         for step in self.steps.values():
             self._check_references(step)
         self._check_cycles()
@@ -59,10 +57,10 @@ class Expansion:
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
-            way: list[str] = error.args[1]
+            cycle: list[str] = error.args[1]
             raise self.text.error(
-                f"the steps go round in a circle: {' needs '.join(reversed(way))}",
-                *self.steps[way[-1]].path,
+                f"the steps form a cycle: {' needs '.join(reversed(cycle))}",
+                *self.steps[cycle[-1]].path,
             ) from error
 
     def _expand(self, name: str) -> None:
@@ -75,28 +73,25 @@ class Expansion:
         self.done[name] = [self._instance(step, axes) for axes in self._points(step)]
 
     def _points(self, step: WrittenStep) -> list[dict[str, Scalar]]:
-        """The points of the axes that a step inherits from what it refers to, times its own."""
+        """The product of the axes that a step inherits and its own axes."""
         points: list[dict[str, Scalar]] = [{}]
         for name in step.one.values():
+            self.text.spend(len(points) * len(self.done[name]), *step.path)
             points = [
                 {**point, **other.axes}
                 for point in points
                 for other in self.done[name]
                 if _agree(point, other.axes)
             ]
-        if twice := [axis for axis in step.each if any(axis in point for point in points)]:
+        if repeated := [axis for axis in step.each if any(axis in point for point in points)]:
             raise self.text.error(
-                f"step {step.name}: axis '{twice[0]}' comes with what the step refers to: remove "
+                f"step {step.name}: axis '{repeated[0]}' is inherited from another step: remove "
                 "it here",
-                *(*step.path, "each", twice[0]),
+                *(*step.path, "each", repeated[0]),
             )
         n_points = len(points) * prod(len(each) for each in step.each.values())
-        if n_points > MAX_POINTS:
-            raise self.text.error(
-                f"step {step.name}: expected {MAX_POINTS:,} combinations of its axes at most, "
-                f"found {n_points:,}",
-                *step.path,
-            )
+        n_others = sum(len(self.done[name]) for _, name in step.references)
+        self.text.spend(n_points * (INSTANCE_SIZE + n_others), *step.path)
         values = product(*step.each.values())
         own = [dict(zip(step.each, each, strict=True)) for each in values]
         return [{**point, **more} for point in points for more in own]
@@ -105,9 +100,15 @@ class Expansion:
         scope = {**self.parameters, **axes}
         references = {**step.one, **step.many}
         plain = self.text.at(*step.path).keys() - {"stage", "each"} - references.keys()
+        for key in plain & set(step.kind.refused):
+            raise self.text.error(
+                f"step {step.name}: {key}: a recipe cannot choose where to write: remove this key",
+                *step.path,
+                key,
+            )
         values = {key: self.text.filled((*step.path, key), scope) for key in plain}
-        params = validated(
-            step.kind.params,
+        stage = validated(
+            step.kind.stage,
             self.text,
             step.path,
             {**values, **references},
@@ -119,10 +120,10 @@ class Expansion:
         }
         many = {key: tuple(self._collected(step, key, axes)) for key in step.many}
         where = self.text.where(*step.path)
-        return Instance(step.name, step.kind, axes, params, one, many, where)
+        return Instance(step.name, step.kind, axes, stage, one, many, where)
 
     def _collected(self, step: WrittenStep, key: str, axes: Axes) -> Iterator[tuple[str, str]]:
-        """Every instance that agrees with the axes, under its label."""
+        """``(entry label, instance label)`` of every instance that agrees with the axes."""
         labels: set[str] = set()
         for written, name in step.many[key].items():
             path = (*step.path, key, written)
@@ -133,15 +134,15 @@ class Expansion:
                 label = self._label(written, {**axes, **other.axes}, path)
                 is_taken = not label.strip() or label in step.kind.taken_labels
                 if is_taken and key in step.kind.labelled:
-                    means = "no label" if not label.strip() else "taken already"
+                    problem = "blank" if not label.strip() else "reserved"
                     raise self.text.error(
-                        f"step {step.name}: {key}: '{label}', the label of '{name}', is {means}: "
+                        f"step {step.name}: {key}: '{label}', the label of '{name}', is {problem}: "
                         "choose another",
                         *path,
                     )
                 if label in labels and key in step.kind.labelled:
                     raise self.text.error(
-                        f"step {step.name}: {key}: '{label}' would stand for several instances of "
+                        f"step {step.name}: {key}: '{label}' would name several instances of "
                         f"'{name}': write {{label: {name}}} with an axis such as "
                         f"{{{list(other.axes)[-1]}}} in the label",
                         *path,
@@ -150,7 +151,7 @@ class Expansion:
                 yield label, other.label
 
     def _check_axes(self, step: WrittenStep, collected: Instance) -> None:
-        """Refuse an axis that the step cannot take, where it is written."""
+        """Raise ``RecipeError`` at the line of an axis whose name the step cannot take."""
         taken = [axis for axis in collected.axes if axis in step.kind.taken_axes]
         if not taken:
             return
@@ -159,13 +160,13 @@ class Expansion:
             others = (self.steps[name] for name in origin.one.values())
             origin = next(other for other in others if taken[0] in self.done[other.name][0].axes)
         raise self.text.error(
-            f"step {origin.name}: an axis cannot be called '{taken[0]}', which means something "
-            f"else in '{step.name}': choose another name",
+            f"step {origin.name}: an axis cannot be called '{taken[0]}', which is a reserved "
+            f"name in '{step.name}': choose another name",
             *(*origin.path, "each", taken[0]),
         )
 
     def _label(self, written: str, axes: Axes, path: tuple[Key, ...]) -> str:
-        """A label with ``{axis}`` written out."""
+        """A label with every ``{axis}`` replaced by its value."""
         for axis in re.findall(r"\{(\w+)\}", written):
             if axis not in axes:
                 raise self.text.error(

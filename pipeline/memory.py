@@ -1,4 +1,4 @@
-"""How much memory there is for workers: of this machine, or of the cgroup that we are held to."""
+"""Memory that workers may use: that of the machine, or of the cgroup that limits this process."""
 
 import ctypes
 import os
@@ -6,26 +6,31 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.cgroups import CGROUPS, groups_of
 from pipeline.errors import ResourceError
 
 WORKERS_SHARE = 0.7
-"""Of what is free; the rest is for the driver, for Ray and for the kernel's cache of files.
+"""Share of the free memory that workers may use; the driver, Ray and file caches need the rest.
 
-Ray gives actors of a machine the same share.
+Ray gives actors the same share of a machine.
 """
 
 PROCESS_BYTES = 600 * 2**20
-"""Of a worker before it has seen an image: Python, torch or OpenCV, Ray, and what they load."""
+"""Memory of a worker before it reads an image: Python, torch or OpenCV, Ray and their libraries."""
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_CGROUPS = Path("/sys/fs/cgroup")
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+"""Files of a cgroup's limit and usage by version, and the name of the entry for cached files."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Of ``mallopt(3)``; the second is 32 MiB at most."""
+"""Parameters of ``mallopt(3)``; the second may be at most 32 MiB."""
 
 
 def bytes_of(text: str) -> int:
-    """``"2G"`` as bytes, by powers of 1,024; raises ``ResourceError``.
+    """Parse a size such as ``"2G"``, in powers of 1,024; raises ``ResourceError``.
 
     >>> bytes_of("1.5G")
     1610612736
@@ -37,7 +42,7 @@ def bytes_of(text: str) -> int:
 
 
 def gib(n_bytes: int) -> str:
-    """Bytes as people read them.
+    """Format a size in GiB.
 
     >>> gib(3 * 2**29)
     '1.50 GiB'
@@ -46,12 +51,12 @@ def gib(n_bytes: int) -> str:
 
 
 def for_workers() -> int:
-    """Bytes of this machine's memory that workers may take."""
+    """Memory of this machine, in bytes, that workers may use."""
     return int(WORKERS_SHARE * free_bytes())
 
 
 def n_fitting(worker_bytes: int, nodes: Sequence[float]) -> int:
-    """How many workers of that size fit on nodes with so many bytes each.
+    """Number of workers that fit on nodes with the given memory; sizes in bytes.
 
     >>> n_fitting(2, [5, 3])
     3
@@ -60,76 +65,81 @@ def n_fitting(worker_bytes: int, nodes: Sequence[float]) -> int:
 
 
 def check_fit(n_workers: int, worker_bytes: int | None, nodes: Sequence[float], where: str) -> None:
-    """Raise ``ResourceError`` where so many workers of that size do not fit."""
+    """Raise ``ResourceError`` if ``n_workers`` of ``worker_bytes`` each do not fit on the nodes."""
     if worker_bytes is None or (n_fit := n_fitting(worker_bytes, nodes)) >= n_workers:
         return
-    there = " + ".join(f"{n_bytes / 2**30:.1f}" for n_bytes in nodes) + " GiB"
+    available = " + ".join(f"{n_bytes / 2**30:.1f}" for n_bytes in nodes) + " GiB"
     raise ResourceError(
-        f"{n_workers} workers of {worker_bytes / 2**30:.1f} GiB were asked for, {where} has {there}"
-        f" for workers, room for {n_fit}: give less --memory"
+        f"{n_workers} workers of {worker_bytes / 2**30:.1f} GiB were requested, {where} has "
+        f"{available} for workers, enough for {n_fit}: use less --memory"
         + (f", or --workers {n_fit}" if n_fit else "")
     )
 
 
 def machine_bytes() -> int:
-    """What this machine has in all."""
+    """Total memory of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def free_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
-    """What may still be taken here before the kernel kills somebody.
+def limit_bytes(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
+    """The most memory that this process may ever use, regardless of current usage.
 
-    The least of what the machine has free and what each cgroup above this process leaves, in either
-    version of cgroups. What the kernel keeps of files counts as free.
+    It is the smallest limit of the cgroups above the process, or the total of the machine.
     """
-    if not (proc / "meminfo").is_file():  # no Linux: what the machine has in all
+    groups = groups_of("memory", proc, cgroups)
+    limits = [_limit_of(group / _FILES[version][0]) for version, group in groups]
+    return min([machine_bytes(), *(limit for limit in limits if limit is not None)])
+
+
+def free_bytes(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
+    """Memory that can be allocated before the kernel kills a process.
+
+    It is the minimum of what the machine has free and what each cgroup above this process leaves,
+    in either version of cgroups. Cached files count as free.
+    """
+    if not (proc / "meminfo").is_file():  # not Linux
         return machine_bytes()
     meminfo = _numbers((proc / "meminfo").read_text().replace(":", ""))
     left = [meminfo["MemAvailable"] * 1024]
-    for line in (proc / "self" / "cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            top, limit, usage, cache = cgroups, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            top, cache = cgroups / "memory", "total_inactive_file"
-            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        here = top / path.lstrip("/")
-        # In a container the path is often that of the host, and its own group is at the top.
-        for group in (here, *here.parents):
-            if group.is_relative_to(top) and (group / limit).is_file():
-                left += _left_in(group, limit, usage, cache)
+    for version, group in groups_of("memory", proc, cgroups):
+        left += _left_in(group, *_FILES[version])
     return max(0, min(left))
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees for what it needs next, as much as it had at most.
+    """Make this process keep freed memory for reuse, up to its peak usage.
 
-    glibc gives large blocks back to the kernel, and every batch of images waits for zeroed pages
-    again: a quarter of an extraction. Other libraries keep their own way.
+    glibc returns large blocks to the kernel, so every batch of images would wait for zeroed pages
+    again, which took a quarter of an extraction. Other C libraries are not changed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc
+    except (AttributeError, OSError, TypeError):  # not glibc
         return
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_MMAP_THRESHOLD, 2**25)
 
 
 def _left_in(group: Path, limit: str, usage: str, cache: str) -> list[int]:
-    """What a cgroup leaves, as one number; none where it has no limit."""
+    """Memory that a cgroup leaves, as a list of one number; empty if it has no limit."""
+    if (most := _limit_of(group / limit)) is None:
+        return []
     try:
-        most = (group / limit).read_text().strip()
-        if most == "max":
-            return []
         used = int((group / usage).read_text())
-        return [int(most) - used + _numbers((group / "memory.stat").read_text()).get(cache, 0)]
-    except (OSError, ValueError):  # gone meanwhile, or not for us to read
+        return [most - used + _numbers((group / "memory.stat").read_text()).get(cache, 0)]
+    except (OSError, ValueError):  # gone in the meantime, or no permission
         return []
 
 
+def _limit_of(file: Path) -> int | None:
+    """The limit in a file of a cgroup, in bytes; ``None`` if it has none."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # "max", gone in the meantime, or no permission
+        return None
+
+
 def _numbers(text: str) -> dict[str, int]:
-    """``"name 12 kB"`` lines as numbers by name."""
+    """Parse lines such as ``name 12 kB`` into numbers by name."""
     words = (line.split() for line in text.splitlines())
     return {parts[0]: int(parts[1]) for parts in words if len(parts) > 1}

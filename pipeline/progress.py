@@ -1,4 +1,4 @@
-"""How far a run is: one live display on a terminal, one line every few seconds elsewhere."""
+"""Progress of a run: a live display on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -22,9 +22,9 @@ SPEED_WINDOW_S = 30.0
 
 @dataclass
 class Tally:
-    """Rows done against rows to do, and how fast it goes: the numbers behind every display.
+    """Counts rows done and to do, and measures the speed: the numbers behind every display.
 
-    The speed is that of the last half minute, so that a slow start does not spoil the time left.
+    The speed covers the last half minute, so that a slow start does not distort the time left.
     """
 
     n_rows: int
@@ -38,26 +38,26 @@ class Tally:
         self._history: list[tuple[float, int]] = [(self.started, 0)]
 
     def watch(self, paces: Sequence[Pace]) -> None:
-        """Take note of how far the lanes are."""
+        """Update the progress of the lanes."""
         for pace in paces:
             self.paces[pace.lane] = pace
         self._remember()
 
     def advance(self, n_rows: int) -> None:
-        """Take note of rows that are done for good."""
+        """Count rows that are finished."""
         self.n_finished += n_rows
         self._remember()
 
     def end(self, outcome: Outcome) -> None:
-        """Take note of a shard that ended; where it failed, its rows are still to do."""
+        """Count a task that ended; if it failed, its rows remain to be done."""
         held = self.paces.get(outcome.lane)
-        if held is not None and held.shard == outcome.shard:
+        if held is not None and held.task == outcome.task:
             del self.paces[outcome.lane]
-        self.advance(outcome.shard.n_rows if outcome.staged is not None else 0)
+        self.advance(0 if outcome.error else outcome.task.n_rows)
 
     @property
     def n_done(self) -> int:
-        """Rows computed, those of shards at work included."""
+        """Rows computed so far, including those of unfinished tasks."""
         return min(self.n_rows, self.n_finished + sum(pace.n_rows for pace in self.paces.values()))
 
     @property
@@ -68,9 +68,9 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present speed, or the whole run's where that is higher; ``None`` while both are 0.
+        """Time left at the current speed, or at the average speed if that is higher.
 
-        Trainings that end early are done in jumps, and hardly move in between.
+        ``None`` while both are 0. Trainings that stop early advance in jumps.
         """
         now, done = self._history[-1]
         whole = done / (now - self.started) if now > self.started else 0.0
@@ -78,10 +78,10 @@ class Tally:
         return (self.n_rows - self.n_done) / speed if speed else None
 
     def line(self) -> str:
-        """``240,000/950,000 images (25 %) · 3,120 images/s · 3 min 47 s left``."""
+        """One line: ``240,000/950,000 images (25 %) · 3,120 images/s · 3 min 47 s left``."""
         share = self.n_done / self.n_rows if self.n_rows else 1.0
         parts = [f"{self.n_done:,}/{self.n_rows:,} {self.unit} ({share:.0%})"]
-        if self.rows_per_s:
+        if self.rows_per_s >= 0.5:  # rounds are slower; "0 rounds/s" says nothing
             parts.append(f"{self.rows_per_s:,.0f} {self.unit}/s")
         if self.seconds_left is not None and self.n_done < self.n_rows:
             parts.append(f"{duration(self.seconds_left)} left")
@@ -95,7 +95,7 @@ class Tally:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Format a duration.
 
     >>> duration(227)
     '3 min 47 s'
@@ -109,12 +109,22 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Shows a tally while a run goes on; use it in a ``with`` block. Writes to stderr."""
+    """Displays a tally on stderr during a ``with`` block.
+
+    ``unit`` is the name of the rows in the plural, ``task`` that of what a worker does at a time.
+    """
 
     def __init__(
-        self, title: str, n_rows: int, *, unit: str = "images", stream: TextIO | None = None
+        self,
+        title: str,
+        n_rows: int,
+        *,
+        unit: str = "images",
+        task: str = "shard",
+        stream: TextIO | None = None,
     ) -> None:
         self.title = printable_line(title)
+        self.task = task
         self.tally = Tally(n_rows, unit)
         self._stream = stream or sys.stderr
         self._live: Live | None = None
@@ -138,26 +148,26 @@ class Progress:
             self._live.stop()
 
     def watch(self, paces: Sequence[Pace]) -> None:
-        """How far the lanes are."""
+        """Update the progress of the lanes."""
         self.tally.watch(paces)
         self._say()
 
     def advance(self, n_rows: int) -> None:
-        """Rows are done for good."""
+        """Count rows that are finished."""
         self.tally.advance(n_rows)
         self._say()
 
     def end(self, outcome: Outcome) -> None:
-        """A shard ended, well or not."""
+        """Count a task that ended, successfully or not."""
         self.tally.end(outcome)
         self._say()
 
     def remark(self, text: str) -> None:
-        """What is shown behind the numbers from now on, such as the last epoch's loss."""
+        """Set the text after the numbers, such as the loss of the last epoch."""
         self._remark = f" · {text}"
 
     def note(self, line: str) -> None:
-        """A line that stays: something that people should know of."""
+        """Print a line that stays visible."""
         text = printable(f"{self.title}: {line}")
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
@@ -183,7 +193,7 @@ class Progress:
         for lane, pace in sorted(self.tally.paces.items()):
             table.add_row(
                 Text(f"  worker {lane}", style="dim"),
-                ProgressBar(total=pace.shard.n_rows, completed=pace.n_rows, width=30),
-                Text(f"shard {pace.shard.index}", style="dim"),
+                ProgressBar(total=pace.task.n_rows, completed=pace.n_rows, width=30),
+                Text(f"{self.task} {pace.task.index}", style="dim"),
             )
         return table

@@ -1,37 +1,44 @@
-"""Workers as actors on a Ray cluster: how many, where, and which shard each is given."""
+"""Workers as actors on a Ray cluster: how many, where, and how tasks are assigned to them."""
 
 import math
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import Cluster, Resources, gpus_of_this_actor, last_line, nodes_now, total
 from pipeline.errors import ResourceError
 from pipeline.executors import Watch
 from pipeline.memory import check_fit, for_workers, n_fitting
-from pipeline.worker import Outcome, Pace, Work, Worker
-from store.shards import Shard
+from pipeline.work import Task, Work
+from pipeline.worker import Outcome, Pace, Worker
 
 POLL_S = 0.5
 
 HANG_S = 900.0
-"""A worker that has got no row further for so long is killed, whatever it says."""
+"""A worker without progress for this many seconds is killed."""
 
 GROW_EVERY_S = 5.0
-"""How often a cluster is asked whether it has grown."""
+"""Seconds between checks whether the cluster has grown."""
 
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """Actors on a Ray cluster: one for each GPU, or ``n_workers`` on CPUs where ``n_gpus`` is 0.
+    """Runs tasks in actors on a Ray cluster.
 
-    Each actor may take ``memory_bytes``; ``None`` is an even share of what there is.
+    Nodes of an existing cluster may leave and join. Workers that do not fit, and those of lost
+    nodes, wait for a node with room; if ``n_workers`` is ``None``, new CPUs get workers too.
 
-    A cluster that is joined may lose nodes and win some. Workers beyond what it has, and those of a
-    lost node, wait for a node with room; where ``n_workers`` is None, new CPUs get workers too.
+    Attributes:
+        n_gpus: number of workers with one GPU each; 0 for workers on CPUs.
+        n_workers: number of workers on CPUs; ``None`` for as many as fit.
+        cluster: where to run.
+        memory_bytes: memory that each actor may use; ``None`` for an even share.
     """
 
     n_gpus: int = 0
@@ -41,79 +48,79 @@ class RayExecutor:
 
     @property
     def description(self) -> str:
-        """What runs where, for people."""
+        """What runs where, for messages."""
         where = self.cluster.address or "a Ray cluster on this machine"
         what = f"{self.n_gpus} GPU workers" if self.n_gpus else f"{self.n_workers or 'CPU'} workers"
         return f"{what} on {where}"
 
     def check(self) -> None:
-        """Raise ``ResourceError`` where there is no cluster, or one with too little for us.
+        """Raise ``ResourceError`` if there is no cluster, or if its resources do not suffice.
 
-        A cluster that is joined may grow: it has too few where it has none.
+        An existing cluster may grow, so it only fails if it has none of what is needed.
         """
         nodes, is_joined = self.cluster.nodes(), self.cluster.is_joined
         where = "the cluster" if is_joined else "this machine"
-        there = int(total(nodes, "GPU"))
-        if self.n_gpus > there and not (is_joined and there):
+        n_found = int(total(nodes, "GPU"))
+        if self.n_gpus > n_found and not (is_joined and n_found):
             raise ResourceError(
-                f"{self.n_gpus} GPUs were asked for, {where} has {there}: use --gpus {there}"
+                f"{self.n_gpus} GPUs were requested, {where} has {n_found}: use --gpus {n_found}"
                 ", or --address to join a larger cluster"
             )
         n_workers = 1 if is_joined else self.n_gpus or self.n_workers or 1
         check_fit(n_workers, self.memory_bytes, _memory_of(nodes), where)
 
-    def worker_memory(self, n_shards: int) -> int:
-        """What was asked for, else an even share: of the cluster, or of what is free here."""
+    def worker_memory(self, n_tasks: int) -> int:
+        """The requested memory, or an even share of the cluster's or this machine's memory."""
         if self.memory_bytes:
             return self.memory_bytes
         nodes = self.cluster.nodes()
-        n_workers = self._n_workers(nodes, n_shards)
+        n_workers = self._n_workers(nodes, n_tasks)
         n_at_work = self._n_at_work(nodes, n_workers, is_joined=self.cluster.is_joined)
         return int(total(nodes, "memory")) // n_at_work
 
-    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
-        """Hand shards out as actors get free; a dead actor fails only the shard it held."""
-        is_joined = self.cluster.is_joined  # before we connect to one of our own
+    def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
+        """Assign tasks to free actors; a dead actor fails only the task that it was computing."""
+        is_joined = self.cluster.is_joined  # before connecting to a cluster of our own
         actors: list[Any] = []
         with self.cluster.connected() as ray:
 
-            def grow(n_shards: int) -> None:
-                actors.extend(self._more(ray, work, len(actors), n_shards, is_joined))
+            def grow(n_tasks: int) -> None:
+                actors.extend(self._more(ray, work, len(actors), n_tasks, is_joined))
 
             try:
-                yield from _handed_out(ray, actors, grow, todo, watch)
+                yield from _outcomes(ray, actors, grow, todo, watch)
             finally:
                 for actor in actors:
                     ray.kill(actor)
 
-    def _n_workers(self, nodes: Sequence[Resources], n_shards: int) -> int:
-        """How many are wanted, on nodes with these resources or on others that join."""
-        # One CPU stays free: actors on all of them can starve what the driver itself needs.
+    def _n_workers(self, nodes: Sequence[Resources], n_tasks: int) -> int:
+        """Number of workers wanted, on these nodes or on nodes that join later."""
+        # One CPU stays free: actors on all of them could starve the driver.
         most = max(1, int(total(nodes, "CPU")) - 1)
         if self.memory_bytes:
             most = max(1, min(most, n_fitting(self.memory_bytes, _memory_of(nodes))))
-        return min(self.n_gpus or self.n_workers or most, n_shards)
+        return min(self.n_gpus or self.n_workers or most, n_tasks)
 
     def _n_at_work(self, nodes: Sequence[Resources], n_workers: int, *, is_joined: bool) -> int:
-        """How many of so many these nodes have room for."""
-        if not is_joined:  # no CPU will ever join, and workers share those that are there
+        """Number of the ``n_workers`` that can run on these nodes now."""
+        if not is_joined:  # no CPU will ever join, and workers share the existing ones
             return n_workers
         return max(1, min(n_workers, int(total(nodes, "GPU" if self.n_gpus else "CPU"))))
 
     def _more(
-        self, ray: Any, work: Work, n_actors: int, n_shards: int, is_joined: bool
+        self, ray: Any, work: Work, n_actors: int, n_tasks: int, is_joined: bool
     ) -> list[Any]:
-        """The actors that are wanted beside those that are there, or wait for a node."""
+        """Create the actors that are wanted in addition to the ``n_actors`` existing ones."""
         nodes = nodes_now(ray)
-        if not is_joined:  # Ray keeps a part of the memory for itself, and `check` knows better
+        if not is_joined:  # Ray keeps a part of the memory for itself; use the same as `check`
             nodes = [{**node, "memory": for_workers()} for node in nodes]
-        n_workers = self._n_workers(nodes, n_shards)
+        n_workers = self._n_workers(nodes, n_tasks)
         if n_workers <= n_actors:
             return []
         n_at_work = self._n_at_work(nodes, n_workers, is_joined=is_joined)
         if n_at_work < n_workers:
-            told = f"{n_workers - n_at_work} of {n_workers} workers wait for nodes that join"
-            print(told, file=sys.stderr)
+            waiting = f"{n_workers - n_at_work} of {n_workers} workers wait for nodes to join"
+            print(waiting, file=sys.stderr)
         n_cpus = max(1, int(total(nodes, "CPU")))
         largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
         n_threads = max(1, min(n_cpus // n_at_work, largest))
@@ -121,44 +128,67 @@ class RayExecutor:
         actor = ray.remote(
             num_cpus=0 if self.n_gpus else 1 / n_sharing,
             num_gpus=1 if self.n_gpus else 0,
-            # A cluster of our own is this machine, which `check` has looked at already.
+            # A cluster of our own is this machine, whose memory `check` has already compared.
             memory=self.memory_bytes if self.cluster.address else None,
             max_restarts=-1,
             concurrency_groups={"pace": 1},
         )(_OnRay)
-        # The work travels with the call: what lies in the object store is lost to a restart.
-        return [actor.remote(work, lane, n_threads) for lane in range(n_actors, n_workers)]
+        folder = _working_directory()
+        # The work is an argument of the call, because a restart loses objects of Ray's store.
+        return [actor.remote(work, lane, n_threads, folder) for lane in range(n_actors, n_workers)]
 
 
 class _OnRay(Worker):
-    """A worker on a node of a cluster; one that was given a GPU says which."""
+    """A worker on a node of a cluster, which also reports its GPU.
+
+    It runs in the driver's working directory if the node has it, because a user's network may be a
+    module there. Nothing else is imported from it.
+    """
+
+    def __init__(self, work: Work, lane: int, n_threads: int, folder: str) -> None:
+        super().__init__(work, lane, n_threads)
+        with suppress(OSError):
+            os.chdir(folder)
 
     def where(self) -> str:
-        """``host:pid``, or ``host:pid gpu 3``."""
+        """The process and its GPU: ``host:pid``, or ``host:pid gpu 3``."""
         return " gpu ".join([super().where(), *gpus_of_this_actor()])
+
+
+def _working_directory() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it was removed
+        return "/"
 
 
 def _memory_of(nodes: Sequence[Resources]) -> list[float]:
     return [node.get("memory", 0.0) for node in nodes]
 
 
-def _handed_out(
+def _outcomes(
     ray: Any,
     actors: Sequence[Any],
     grow: Callable[[int], None],
-    todo: deque[Shard],
+    todo: deque[Task],
     watch: Watch,
 ) -> Iterator[Outcome]:
-    """Each actor is a lane; ``grow`` is told now and then how many shards there are for them.
+    """Assign tasks to actors and yield the outcomes.
 
-    A lane is given a shard once its actor answers a call, and after a death once it does again.
+    Each actor is a lane. It is given a task only once it has answered a call, and after a crash
+    only once it answers again, so an actor that waits for a node delays no task. It is given one
+    task at a time, because a crash of its process would fail a second one too.
 
-    So an actor that waits for a node, or that went with one, holds no shard up. It holds one shard
-    at a time: a second one would share the fate of the first when that kills the process.
+    Args:
+        ray: the connected module.
+        actors: the actors; ``grow`` may append to them.
+        grow: called from time to time with the number of unfinished tasks.
+        todo: the tasks; the caller may append to them.
+        watch: called with the progress of the busy lanes.
     """
-    running: dict[Any, tuple[int, Shard]] = {}
+    running: dict[Any, tuple[int, Task]] = {}
     called: dict[Any, int] = {}
-    wheres: list[str] = []  # of each lane, as it said last
+    wheres: list[str] = []  # process of each lane, as last reported
     grown = -math.inf
     idle: deque[int] = deque()
     paces = _Paces(ray, actors)
@@ -171,9 +201,9 @@ def _handed_out(
             called |= {_call(actors[lane]): lane for lane in range(len(wheres), len(actors))}
             wheres += [""] * (len(actors) - len(wheres))
         while todo and idle and not any(outcome.stops_run for outcome in outcomes):
-            lane, shard = idle.popleft(), todo.popleft()
-            running[actors[lane].run.remote(shard)] = (lane, shard)
-        if outcomes:  # what the caller does with them takes time: the lanes are at work meanwhile
+            lane, task = idle.popleft(), todo.popleft()
+            running[actors[lane].run.remote(task)] = (lane, task)
+        if outcomes:  # the caller may take long to handle one; the lanes work in the meantime
             yield outcomes.popleft()
             continue
         if not running and not called:
@@ -188,24 +218,24 @@ def _handed_out(
                     idle.append(lane)
                     wheres[lane] = answer
                 continue
-            lane, shard = running.pop(reference)
+            lane, task = running.pop(reference)
             if error is None:
                 idle.append(lane)
                 outcomes.append(answer)
             else:
                 called[_call(actors[lane])] = lane
-                outcomes.append(_death(shard, lane, error, f"worker {lane} died", wheres[lane]))
+                outcomes.append(_death(task, lane, error, f"worker {lane} died", wheres[lane]))
         watch(paces.ask(running.values()))
-        paces.kill_the_hung(running.values())
+        paces.kill_hung_actors(running.values())
 
 
 def _call(actor: Any) -> Any:
-    """Ask an actor where it is; waits for its restart, fails where there will be none."""
+    """Ask an actor for its process; waits for a restart, and fails if there will be none."""
     return actor.where.options(concurrency_group="pace", max_task_retries=-1).remote()
 
 
 def _answer(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
-    """What a call to an actor gave, or how the actor died."""
+    """The result of a call to an actor, or the error with which it died."""
     try:
         return ray.get(reference), None
     except ray.exceptions.RayError as error:
@@ -213,7 +243,7 @@ def _answer(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
 
 
 def _death(
-    shard: Shard,
+    task: Task,
     lane: int,
     error: Exception | None,
     what: str,
@@ -222,15 +252,15 @@ def _death(
     stops_run: bool = False,
 ) -> Outcome:
     reason = f"{what}: {last_line(error)}"
-    if not stops_run:  # Ray restarts the actor, and does not say then what it died of
-        reason += " (if memory ran out there, give less --memory or fewer --workers)"
+    if not stops_run:  # Ray restarts the actor, and does not report why it died
+        reason += " (if memory ran out, use less --memory or fewer --workers)"
     return Outcome(
-        shard, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run, where=where
+        task, lane, 0.0, error=reason, trace=str(error), stops_run=stops_run, where=where
     )
 
 
 class _Paces:
-    """How far the lanes are: each is asked while it computes, and watched for standing still."""
+    """Polls the progress of busy lanes and kills actors that hang."""
 
     def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
         self._ray = ray
@@ -238,19 +268,19 @@ class _Paces:
         self._asked: dict[int, Any] = {}
         self._last: dict[int, tuple[Pace, float]] = {}
 
-    def ask(self, running: Iterable[tuple[int, Shard]]) -> list[Pace]:
-        """The answers that have come in; an actor that does not answer is asked no second time."""
+    def ask(self, running: Iterable[tuple[int, Task]]) -> list[Pace]:
+        """Collect answers and ask again; an actor that has not answered is not asked twice."""
         paces = []
-        for lane, shard in running:
-            start = Pace(lane, shard, 0)
-            if lane not in self._last or self._last[lane][0].shard != shard:
+        for lane, task in running:
+            start = Pace(lane, task, 0)
+            if lane not in self._last or self._last[lane][0].task != task:
                 self._last[lane] = start, time.monotonic()
             if lane in self._asked:
                 ready, _ = self._ray.wait([self._asked[lane]], timeout=0)
                 if not ready:
                     continue
                 pace, _ = _answer(self._ray, self._asked.pop(lane))
-                if pace is not None and pace.shard == shard:  # not of the one before
+                if pace is not None and pace.task == task:  # not that of the task before
                     paces.append(pace)
                     if pace != self._last[lane][0]:
                         self._last[lane] = pace, time.monotonic()
@@ -258,8 +288,8 @@ class _Paces:
             self._asked[lane] = actor.pace.options(concurrency_group="pace").remote()
         return paces
 
-    def kill_the_hung(self, running: Iterable[tuple[int, Shard]]) -> None:
-        """Kill the actors that have stood at one row for too long: their shards are handed on."""
+    def kill_hung_actors(self, running: Iterable[tuple[int, Task]]) -> None:
+        """Kill actors without progress for too long; their tasks are assigned again."""
         for lane, _ in running:
             if time.monotonic() - self._last[lane][1] > HANG_S:
                 self._last[lane] = self._last[lane][0], time.monotonic()

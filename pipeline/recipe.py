@@ -1,7 +1,7 @@
-"""Recipes: a YAML text that names steps and wires them, checked before anything is opened.
+"""Recipes: YAML texts that define steps and connect them, checked before any input is opened.
 
-A step has a kind, parameters and axes; what refers to a step inherits its axes. Written out over
-their axes the steps become instances, each of which is one thing to be made.
+A step has a kind, parameters and axes; steps that refer to it inherit its axes. A step is expanded
+over its axes into instances, each of which has one output.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import RecipeError
 from pipeline.expansion import Expansion
-from pipeline.steps import REPORT, Instance, Kinds, Scalar, StepKind, WrittenStep
+from pipeline.fields import Scalar
+from pipeline.steps import REPORT, Instance, Kinds, StepKind, WrittenStep
+from pipeline.workspace import Heading
 from pipeline.yaml_lines import Key, YamlText, hint, mentions, plain_value, read_yaml, validated
 
 MAX_AXIS = 10_000
-"""Values of an axis that is given by its ends."""
+"""Maximum number of values of an axis that is written as a range."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A checked recipe; its instances in an order in which they can be made."""
+class Recipe(Heading):
+    """A checked recipe; each instance comes after the instances that it needs."""
 
-    name: str
-    title: str
-    about: str
     parameters: Mapping[str, Any]  # Any: what YAML can hold
     instances: tuple[Instance, ...]
 
@@ -44,15 +43,15 @@ def read_recipe(
 
     Args:
         text: YAML.
-        name: of its file, for messages.
-        kinds: what it can do.
-        changes: parameter -> what ``--set`` gave it.
-        shipped: name -> text of the recipes that this one may be ``like``.
+        name: name of its file, for messages.
+        kinds: the available kinds of steps.
+        changes: values of ``--set`` by parameter.
+        shipped: texts of the recipes that this one may name in ``like``, by name.
 
     Raises:
-        RecipeError: one line that names the file and the line, what was expected and found.
+        RecipeError: the recipe is invalid; one line with file, line, expectation and finding.
     """
-    yaml_text = _whole(read_yaml(text, name), shipped or {})
+    yaml_text = _with_base(read_yaml(text, name), shipped or {})
     document = validated(_Document, yaml_text, ())
     places = _places(document, yaml_text)
     parameters = _changed(document.parameters, changes or {})
@@ -65,8 +64,8 @@ def read_recipe(
     return Recipe(document.recipe, document.title, document.about, parameters, instances)
 
 
-def _whole(text: YamlText, shipped: Mapping[str, str]) -> YamlText:
-    """A text on top of the recipe that it is ``like``, if it is."""
+def _with_base(text: YamlText, shipped: Mapping[str, str]) -> YamlText:
+    """A text on top of the recipe that it names in ``like``, if any."""
     if not isinstance(text.values, dict):
         raise text.error("expected a mapping with the keys recipe and steps")
     if "like" not in text.values:
@@ -78,15 +77,17 @@ def _whole(text: YamlText, shipped: Mapping[str, str]) -> YamlText:
             f"{', '.join(shipped) or 'none'}",
             "like",
         )
-    return text.over(_whole(read_yaml(shipped[like], f"{like}.yaml"), {}))
+    return text.over(_with_base(read_yaml(shipped[like], f"{like}.yaml"), {}))
 
 
 class _Document(BaseModel):
-    """What stands at the top of a recipe."""
+    """The top-level keys of a recipe."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    recipe: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)  # it names a file
+    recipe: str = Field(
+        pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100
+    )  # it is used as a file name
     like: str | None = None
     title: str = ""
     about: str = ""
@@ -103,7 +104,7 @@ class _Document(BaseModel):
 
 
 def _places(document: _Document, text: YamlText) -> dict[str, tuple[Key, ...]]:
-    """Where each step is written; the report is one of them."""
+    """The path of each step in the text, including the report."""
     places: dict[str, tuple[Key, ...]] = {name: ("steps", name) for name in document.steps}
     for name, path in places.items():
         if name == REPORT:
@@ -114,7 +115,7 @@ def _places(document: _Document, text: YamlText) -> dict[str, tuple[Key, ...]]:
 
 
 def _changed(defaults: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
-    """The parameters with what ``--set`` gave; raises ``RecipeError`` for another type."""
+    """The parameters with the values of ``--set``; raises ``RecipeError`` if a type differs."""
     parameters = dict(defaults)
     for name, change in changes.items():
         if name not in defaults:
@@ -123,18 +124,18 @@ def _changed(defaults: Mapping[str, Any], changes: Mapping[str, str]) -> dict[st
                 f"--set {name}: unknown parameter{hint(name, defaults)}; there are: {known}"
             )
         value = plain_value(change)
-        if wrong := _misfit(value, defaults[name]):
+        if wrong := _type_error(value, defaults[name]):
             raise RecipeError(f"--set {name}={change}: {wrong}")
         parameters[name] = value
     return parameters
 
 
-def _misfit(value: Any, default: Any) -> str:
-    """Why a value cannot stand in for a default; nothing where it can. ``null`` takes anything."""
+def _type_error(value: Any, default: Any) -> str:
+    """Why a value cannot replace a default; empty if it can. Any value can replace ``null``."""
     if default is None:
         return ""
     if isinstance(default, list) and isinstance(value, list):
-        found = (_misfit(item, default[0]) for item in value if default)
+        found = (_type_error(item, default[0]) for item in value if default)
         return next((wrong for wrong in found if wrong), "")
     if type(value) is type(default) or (isinstance(default, float) and type(value) is int):
         return ""
@@ -154,8 +155,7 @@ def _check_parameters(
             raise text.error(f"'{name}' cannot be a parameter: use letters, digits and _", *place)
         if name not in used:
             raise text.error(
-                f"parameter '{name}' is used by no step: write ${name} where it belongs, or remove "
-                "it",
+                f"parameter '{name}' is not used by any step: use it as ${name}, or remove it",
                 *place,
             )
 
@@ -167,7 +167,7 @@ def written_step(
     parameters: Mapping[str, Any],
     text: YamlText,
 ) -> WrittenStep:
-    """A step of a text; raises ``RecipeError``."""
+    """Read a step of a text; raises ``RecipeError``."""
     values = text.at(*path)
     kind = _kind(name, path, kinds, text)
     each = _axes((*path, "each"), parameters, text) if "each" in values else {}
@@ -201,7 +201,7 @@ def _kind(name: str, path: tuple[Key, ...], kinds: Kinds, text: YamlText) -> Ste
 def _axes(
     path: tuple[Key, ...], parameters: Mapping[str, Any], text: YamlText
 ) -> dict[str, Sequence[Scalar]]:
-    """The axes of a step's own, each with its values."""
+    """The values of the axes that a step adds."""
     each = text.filled(path, parameters)
     if not isinstance(each, dict):
         raise text.error(f"each: expected axes, as in {{loss: [ce, l1]}}, found {each!r}", *path)
@@ -210,7 +210,7 @@ def _axes(
             raise text.error(f"'{axis}' cannot be an axis: use letters, digits and _", *path, axis)
         if axis in parameters:
             raise text.error(
-                f"axis '{axis}' is a parameter's name too: choose another", *path, axis
+                f"axis '{axis}' has the name of a parameter: choose another", *path, axis
             )
     return {axis: _axis_values(axis, value, (*path, axis), text) for axis, value in each.items()}
 
@@ -218,25 +218,25 @@ def _axes(
 def _axis_values(
     axis: str, written: Any, path: tuple[Key, ...], text: YamlText
 ) -> Sequence[Scalar]:
-    """A list of words and numbers, or ``{from: 1, to: 200, by: 3}``, ends included."""
+    """A list of words and numbers, or ``{from: 1, to: 200, by: 3}``, both ends included."""
     values = written
     if isinstance(written, dict) and written.keys() <= {"from", "to", "by"}:
         ends = [written.get("from", 0), written.get("to"), written.get("by", 1)]
         if all(type(end) is int for end in ends) and ends[2] > 0:
             if (n_values := (ends[1] - ends[0]) // ends[2] + 1) > MAX_AXIS:
                 raise text.error(
-                    f"axis {axis}: expected {MAX_AXIS:,} values at most, found {n_values:,}", *path
+                    f"axis {axis}: expected at most {MAX_AXIS:,} values, found {n_values:,}", *path
                 )
             values = list(range(ends[0], ends[1] + 1, ends[2]))
     is_list = isinstance(values, list) and bool(values)
     if not is_list or not all(isinstance(value, Scalar) for value in values):
         raise text.error(
-            f"axis {axis}: expected a list of words or numbers, or whole numbers as in "
+            f"axis {axis}: expected a list of words or numbers, or a range as in "
             f"{{from: 1, to: 200, by: 3}}, found {written!r}",
             *path,
         )
     if len(set(values)) < len(values):
-        raise text.error(f"axis {axis}: a value stands twice in {values!r}", *path)
+        raise text.error(f"axis {axis}: a value occurs twice in {values!r}", *path)
     return list(values)
 
 
@@ -247,7 +247,7 @@ def _step_name(value: Any, path: tuple[Key, ...], text: YamlText) -> str:
 
 
 def _entries(value: Any, path: tuple[Key, ...], text: YamlText) -> dict[str, str]:
-    """``{label: step}`` of a mapping, or of a list of steps, whose labels are their names."""
+    """Steps by label, from a mapping, or from a list of steps that are their own labels."""
     entries = {str(step): step for step in value} if isinstance(value, list) else value
     is_mapping = isinstance(entries, dict) and bool(entries)
     if not is_mapping or not all(isinstance(step, str) for step in entries.values()):

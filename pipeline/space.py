@@ -1,4 +1,4 @@
-"""Whether there is room for what a run writes: before it starts, and as it goes on."""
+"""Check that the disk has room for what a run writes, before it starts and while it runs."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from pipeline.errors import ResourceError, RunFailedError
 
 
 def free_space(folder: str) -> int | None:
-    """Bytes that are free on the disk of a folder, there or not yet; ``None`` for a URL."""
+    """Free bytes on the disk of a folder, which need not exist; ``None`` for a URL."""
     if "://" in folder:
         return None
     place = Path(folder).absolute()
@@ -17,20 +17,17 @@ def free_space(folder: str) -> int | None:
 
 
 def check_space(folder: str, n_bytes: int) -> None:
-    """Raise ``ResourceError`` where the disk of a folder, there or not yet, has too little room."""
+    """Raise ``ResourceError`` if the disk of a folder has less than ``n_bytes`` free."""
     free = free_space(folder)
     if free is not None and n_bytes > free:
         raise ResourceError(
-            f"{folder}: {_gb(n_bytes)} are to be written, {_gb(free)} are free: "
-            "make room, or choose another place (--store for features, --out for images)"
+            f"{folder}: {_gb(n_bytes)} are to be written, {_gb(free)} are free: free some space, "
+            "or choose another location (--store for features, --out for images)"
         )
 
 
 class Room:
-    """Room on the disk of a run, looked at after each shard.
-
-    How large a shard is tell those that were written.
-    """
+    """Checks the free space after each shard, from the average size of the shards written."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -39,10 +36,15 @@ class Room:
         self._has_warned = False
 
     def take(self, n_bytes: int, n_left: int, n_lanes: int) -> str:
-        """Note a shard of so many bytes; gives a warning, once, where the rest will not fit.
+        """Record a written shard, and return a warning, once, if the rest will not fit.
 
-        ``n_left`` shards are still to be written, and each of ``n_lanes`` may be at one of them.
-        Raises ``RunFailedError`` where not even those, and one besides, would fit.
+        Args:
+            n_bytes: size of the shard.
+            n_left: number of shards that remain to be written.
+            n_lanes: number of shards that may be being written at once.
+
+        Raises:
+            RunFailedError: less space is left than for the shards in progress and one more.
         """
         self._n_written += 1
         self._n_bytes += n_bytes
@@ -50,16 +52,16 @@ class Room:
         if free is None or n_left < 1:
             return ""
         each = self._n_bytes / self._n_written
-        told = f"about {_gb(n_left * each)} are left to write, {_gb(free)} are free"
+        state = f"about {_gb(n_left * each)} are left to write, {_gb(free)} are free"
         if free < min(n_left, n_lanes + 1) * each:
             raise RunFailedError(
-                f"{self._folder}: the disk is nearly full, {told}: free some space and run the "
-                "same command again; what was finished before is kept"
+                f"{self._folder}: the disk is nearly full, {state}: free some space and run the "
+                "same command again; finished shards are kept"
             )
         if free >= n_left * each or self._has_warned:
             return ""
         self._has_warned = True
-        return f"{told}: make room while this runs, or it stops before the disk is full"
+        return f"{state}: free some space while this runs, or it stops before the disk is full"
 
 
 def _gb(n_bytes: float) -> str:

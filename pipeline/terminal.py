@@ -1,27 +1,40 @@
-"""What a terminal shows: names and messages come from files, and may hold orders to a terminal."""
+"""Safe output of text from files, which may contain control sequences for the terminal."""
 
 import re
 
-_ORDERS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for tab and newline: escape sequences
-    r"\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of writing around
-    r"\ud800-\udfff]"  # bytes of a file name that are no text, which no stream takes
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and newline
+    r"\u200e\u200f\u202a-\u202e\u2066-\u2069"  # changes of the writing direction
+    r"\ud800-\udfff]"  # undecodable bytes of file names, which streams cannot write
 )
 
 
 def printable(text: str) -> str:
-    """The text with what is not meant for eyes spelled out; its lines stay lines.
+    """Escape control characters; lines are kept.
 
     >>> printable("a\x1b[2Jb")
     'a\\\\x1b[2Jb'
     """
-    return _ORDERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def printable_line(text: str) -> str:
-    """The same in one line, for a cell of a table or a message.
+    """Escape control characters, newlines and tabs, for a cell of a table or a message.
 
     >>> printable_line("a\nb")
     'a\\\\nb'
     """
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes with a unit.
+
+    >>> size(3_048_000)
+    '3.0 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

@@ -1,4 +1,4 @@
-"""A worker: sets a stage up once, then computes and stages one shard after another."""
+"""A worker is set up once, then computes one task after another, such as shards."""
 
 import os
 import platform
@@ -11,39 +11,71 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.memory import keep_freed_memory
-from pipeline.stage import MapStage
+from pipeline.work import Clock, ShardWork, Task, Tick, Work
 from store.errors import StoreError, WriteError
 from store.shards import Shard
 from store.shardset import ShardSet, StagedShard
 
 MAX_SETUPS = 3
-"""A worker that could not be set up so often stops the run: it would fail with every shard."""
+"""Failed setups after which a worker stops the run, since every shard would fail."""
 
 VERSIONS_OF = ("intro-pipe", "numpy", "torch", "zarr")
-"""Packages whose versions stand in every receipt."""
+"""Packages whose versions are recorded in every receipt."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What workers are given: a stage and the set its shards go to. Small, and picklable."""
+class SetWork:
+    """The work on the shards of a set: a stage computes them, and they are staged."""
 
-    stage: MapStage
+    stage: ShardWork
     shard_set: ShardSet
+
+    def setup(self, n_threads: int) -> Any:  # Any: each stage has its own state
+        """Set up the stage; raises ``ValueError`` if the inputs changed since the plan."""
+        state = self.stage.setup(n_threads)
+        # After setup, so that changes since the plan are seen.
+        self.stage.check(self.shard_set.plan)
+        return state
+
+    def compute(self, state: Any, shard: Shard, tick: Tick, clock: Clock) -> StagedShard:
+        """Compute and stage a shard."""
+        output = self.stage.compute(state, shard, tick)
+        clock.note("compute", output.costs)
+        facts = {
+            **output.facts,
+            "seconds": round(sum(clock.costs.values()), 3),
+            "python": platform.python_version(),
+            "versions": _versions(),
+        }
+        staged = self.shard_set.stage(shard, output.files, facts)
+        clock.note("write")
+        return staged
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a shard ended: staged, to be published, or with a one-line error and its traceback.
+    """How a task ended.
 
-    ``is_final``: trying again would fail the same way. ``stops_run``: so would every other shard.
-    ``costs`` has the seconds of its parts, ``where`` the process that did it.
+    Attributes:
+        task: the task.
+        lane: number of the worker.
+        seconds: time that it took.
+        staged: the staged shard, ready to be published, if the task is one and did not fail.
+        error: the error in one line; empty if there was none.
+        store_error: the error itself if it is one of the store.
+        trace: traceback of the error.
+        is_final: a retry would fail in the same way.
+        stops_run: every other task would fail in the same way.
+        where: the process that computed it.
+        costs: seconds by kind of work.
     """
 
-    shard: Shard
+    task: Task
     lane: int
     seconds: float
     staged: StagedShard | None = None
     error: str = ""
+    store_error: StoreError | None = None
     trace: str = ""
     is_final: bool = False
     stops_run: bool = False
@@ -52,28 +84,32 @@ class Outcome:
 
     @property
     def n_failed_rows(self) -> int:
-        """Rows of the shard that are NaN because their sample is bad; the receipt says why."""
-        return len(self.staged.receipt.get("failed", {})) if self.staged else 0
+        """Number of rows that are NaN because their sample is bad; the receipt has the reasons."""
+        return len(self.staged.receipt.failed) if self.staged else 0
 
     @property
     def n_bytes(self) -> int:
-        """Of the shard's files."""
-        files = self.staged.receipt["files"].values() if self.staged else ()
-        return sum(file["bytes"] for file in files)
+        """Total size of the shard's files."""
+        files = self.staged.receipt.files.values() if self.staged else ()
+        return sum(file.n_bytes for file in files)
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far a lane is in its shard, and in which process."""
+    """Progress of a lane in its task, and its process.
+
+    ``n_ticks`` counts the reports so far: while it grows, the worker does not hang.
+    """
 
     lane: int
-    shard: Shard
+    task: Task
     n_rows: int
     where: str = field(default="", compare=False)
+    n_ticks: int = 0
 
 
 class Worker:
-    """Runs in the driver or as a Ray actor; sets the stage up when its first shard comes."""
+    """Runs in the driver or as a Ray actor; the work is set up at the first task."""
 
     def __init__(self, work: Work, lane: int, n_threads: int) -> None:
         self._work = work
@@ -84,85 +120,74 @@ class Worker:
         self._n_setups = 0
         self._pace: Pace | None = None
 
-    def run(self, shard: Shard) -> Outcome:
-        """Compute and stage a shard. The one place where an exception becomes an outcome."""
+    def run(self, task: Task) -> Outcome:
+        """Compute a task; exceptions become outcomes here, and nowhere else."""
         started = time.perf_counter()
-        self._pace = Pace(self._lane, shard, 0, self.where())
+        self._pace = Pace(self._lane, task, 0, self.where())
         try:
             costs: dict[str, float] = {}
-            staged = self._staged(shard, costs)
-        except (Exception, SystemExit) as error:  # whatever it is, the other shards go on
-            return self._failure(shard, time.perf_counter() - started, error)
+            staged = self._computed(task, _Clock(costs))
+        except (Exception, SystemExit) as error:  # the other tasks are still computed
+            return self._failure(task, time.perf_counter() - started, error)
         finally:
             self._pace = None
         seconds = time.perf_counter() - started
-        return Outcome(shard, self._lane, seconds, staged, where=self.where(), costs=costs)
+        return Outcome(task, self._lane, seconds, staged, where=self.where(), costs=costs)
 
     def pace(self) -> Pace | None:
-        """The shard at work and its rows done so far; asked for while ``run`` is busy."""
+        """The task in progress and its finished rows; may be called while ``run`` is busy."""
         return self._pace
 
     def where(self) -> str:
-        """This process, as the journal names it: ``host:pid``."""
+        """This process as ``host:pid``."""
         return f"{platform.node()}:{os.getpid()}"
 
-    def _failure(self, shard: Shard, seconds: float, error: BaseException) -> Outcome:
+    def _failure(self, task: Task, seconds: float, error: BaseException) -> Outcome:
         is_final = isinstance(error, ValueError | TypeError | WriteError)
         is_useless = not self._is_set_up and (is_final or self._n_setups == MAX_SETUPS)
         kind = type(error).__name__
         first_line = (str(error).strip().splitlines() or [""])[0]
         return Outcome(
-            shard,
+            task,
             self._lane,
             seconds,
-            error=first_line if isinstance(error, StoreError) else f"{kind}: {first_line}",
+            error=(isinstance(error, StoreError) and first_line) or f"{kind}: {first_line}",
+            store_error=error if isinstance(error, StoreError) else None,
             trace=traceback.format_exc(),
             is_final=is_final,
             stops_run=is_useless or isinstance(error, WriteError),
             where=self.where(),
         )
 
-    def _staged(self, shard: Shard, costs: dict[str, float]) -> StagedShard:
-        """The shard, staged; ``costs`` gets the seconds of setup, of compute, of write."""
-        stage, shard_set = self._work.stage, self._work.shard_set
-        clock = _Clock(costs)
+    def _computed(self, task: Task, clock: Clock) -> StagedShard | None:
+        """Compute the task, after setting up if that has not been done."""
         if not self._is_set_up:
             self._n_setups += 1
             keep_freed_memory()
-            self._state = stage.setup(self._n_threads)
-            stage.check(shard_set.plan)  # after it: what was opened before is seen too
+            self._state = self._work.setup(self._n_threads)
             self._is_set_up = True
             clock.note("setup")
-        output = stage.compute(self._state, shard, self._tick)
-        clock.note("compute", output.costs)
-        facts = {
-            **output.facts,
-            "seconds": round(sum(costs.values()), 3),
-            "python": platform.python_version(),
-            "versions": _versions(),
-        }
-        staged = shard_set.stage(shard, output.files, facts)
-        clock.note("write")
-        return staged
+        return self._work.compute(self._state, task, self._tick, clock)
 
     def _tick(self, n_rows: int) -> None:
-        if self._pace is not None:
-            self._pace = replace(self._pace, n_rows=self._pace.n_rows + n_rows)
+        if (pace := self._pace) is not None:
+            n_rows, n_ticks = pace.n_rows + n_rows, pace.n_ticks + 1
+            self._pace = replace(pace, n_rows=n_rows, n_ticks=n_ticks)
 
 
 class _Clock:
-    """Notes what has passed since it was looked at last."""
+    """Implements ``pipeline.work.Clock``."""
 
     def __init__(self, costs: dict[str, float]) -> None:
-        self._costs = costs
+        self.costs = costs
         self._then = time.perf_counter()
 
     def note(self, name: str, parts: Mapping[str, float] | None = None) -> None:
-        """The seconds go to ``name``, but for those of its ``parts``."""
+        """Add the time since the last record to ``name``, except for that of its ``parts``."""
         now = time.perf_counter()
         parts = parts or {}
-        self._costs.update(parts)
-        self._costs[name] = now - self._then - sum(parts.values())
+        self.costs.update(parts)
+        self.costs[name] = now - self._then - sum(parts.values())
         self._then = now
 
 

@@ -1,13 +1,19 @@
-"""What can go wrong in a stage."""
+"""Errors of the stages."""
+
+from pipeline.errors import LoopFailedError
 
 
 class StageError(Exception):
-    """A stage could not do its work."""
+    """A stage failed."""
 
 
 class InputError(StageError, ValueError):
-    """What the user gave does not fit; one line says what, expected, found and the way out."""
+    """The user's input is invalid; the message is one line with expectation, finding and remedy."""
 
 
 class DataNotFoundError(InputError, FileNotFoundError):
-    """A data set, a file or a network is not where it was looked for."""
+    """A data set, a file or a network was not found."""
+
+
+class TrainingFailedError(StageError, LoopFailedError):
+    """A training diverged or collapsed, and needs other parameters."""

@@ -1,6 +1,7 @@
-"""What JSON says as a dataclass of ours: each field of the type that it is declared with."""
+"""Convert JSON to a dataclass, and check the type of each field."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,11 +12,23 @@ T = TypeVar("T")
 
 
 def typed(cls: type[T], values: Mapping[str, Any], what: str) -> T:  # Any: whatever JSON can hold
-    """The dataclass with these values; raises ``InputError`` with the first that does not fit."""
+    """The dataclass with these values; raises ``InputError`` for the first invalid one."""
     try:
-        found: T = TypeAdapter(cls).validate_python(dict(values))
+        found: T = _adapter_of(cls).validate_python(dict(values))  # type: ignore[arg-type]  # a class has a hash
         return found
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise InputError(f"{what}: {key + ': ' if key else ''}{first['msg']}") from error
+
+
+@cache
+def _adapter_of(cls: Any) -> TypeAdapter[Any]:  # Any: a dataclass
+    return TypeAdapter(cls)
+
+
+def known(values: object, what: str) -> dict[str, Any]:  # Any: whatever JSON can hold
+    """The values of a JSON object that are not null; raises ``InputError`` for anything else."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{what} is not in our format: expected names and values")
+    return {key: value for key, value in values.items() if value is not None}

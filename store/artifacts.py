@@ -1,24 +1,35 @@
-"""Whole artifacts: a network, a head, a result, a report. Files first, their card last."""
+"""Artifacts: folders of files other than sets of shards; the card is written last."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from store.errors import DamagedError, NotFoundError, PlanMismatchError
-from store.lease import Lease
+import pyarrow as pa
+
+from store.errors import ArtifactNotFoundError, DamagedError, NotFoundError, PlanMismatchError
+from store.lease import LEASES, Lease, holder_of
 from store.machine import Machine
-from store.plan import Plan, differences, read_object, readable_json
-from store.seal import check_vouched, sealed, unsealed, vouch
+from store.plan import Plan, differences, fingerprint, read_object, readable_json
+from store.seal import FileDigest, digests_in, sealed, unsealed, vouch
 from store.shardset import PLAN_KEY
 from store.storage import Storage
+from store.tables import read_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHECKPOINTS = "checkpoints"
-"""Folder of what an unfinished artifact goes on from."""
+"""Folder with the checkpoints from which an unfinished artifact is resumed."""
+
+FAILED_KEY = "failed.json"
+"""File that records which plan cannot be finished, and why; another plan may then be used here."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagedArtifact:
-    """Files that are written and have no place yet: key -> staged name, the card last."""
+    """Files that are written but not published: key -> staged name, including the card."""
 
     names: Mapping[str, str]
     card: dict[str, Any]  # Any: JSON
@@ -26,9 +37,9 @@ class StagedArtifact:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder with ``plan.json``, data files and ``<kind>.json``, the card, written last.
+    """A folder with ``plan.json``, data files and a card, ``<kind>.json``, that is written last.
 
-    ``kind`` is one of ``store.catalog.ARTIFACT_KINDS``.
+    ``kind`` names its folder in the store and its card; the store attaches no meaning to it.
     """
 
     storage: Storage
@@ -36,22 +47,22 @@ class Artifact:
 
     @property
     def card_key(self) -> str:
-        """Where the card lies."""
+        """Key of the card."""
         return f"{self.kind}.json"
 
     @property
     def name(self) -> str:
-        """The last part of the place, which is what people call it."""
+        """Name of the artifact: the last part of its location."""
         return self.storage.location.rstrip("/").rsplit("/", 1)[-1]
 
     def is_complete(self) -> bool:
-        """Whether the card is there."""
+        """Whether the card exists."""
         return self.storage.size(self.card_key) is not None
 
     def is_settled(self) -> bool:
-        """Whether the card is there, and will be after a power cut: for who is about to say so.
+        """Whether the card exists and is durable; call it before reporting the artifact as done.
 
-        Who wrote it may have died before that.
+        The process that wrote the card may have crashed before syncing its folder.
         """
         if not self.is_complete():
             return False
@@ -59,20 +70,77 @@ class Artifact:
         return True
 
     def claim(self, plan: Plan) -> None:
-        """Write the plan before the work starts; refuse a place that holds another one."""
-        if not self.storage.create(PLAN_KEY, readable_json(plan)):
-            self.refuse_other(plan)
+        """Write the plan before the work starts.
 
-    def refuse_other(self, plan: Plan) -> bool:
-        """Raise ``PlanMismatchError`` where the place holds another plan; says if it holds this."""
+        Raises ``PlanMismatchError`` if the folder holds another plan, unless the run of that plan
+        left nothing to resume or failed permanently; then the plan is replaced.
+        """
+        if self.storage.create(PLAN_KEY, readable_json(plan)) or self.holds(plan):
+            return
+        self._replace(plan)
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether the folder holds this plan; raises ``PlanMismatchError`` if it holds another.
+
+        Another plan does not count if no driver is running it, and it left nothing to resume or
+        failed permanently.
+        """
         if self.storage.size(PLAN_KEY) is None:
             return False
         if different := list(differences(plan, self.plan())):
+            if self._is_abandoned():
+                return False
+            done = "made" if self.is_complete() else "started"
             raise PlanMismatchError(
-                f"{self.kind} '{self.name}' was made with another plan ({'; '.join(different)}): "
+                f"{self.kind} '{self.name}' was {done} with another plan ({'; '.join(different)}): "
                 f"give this one another name, or remove {self.storage.location}"
             )
         return True
+
+    def mark_failed(self, plan: Plan, reason: str) -> None:
+        """Record that this plan cannot be finished. The caller must hold the lease."""
+        self.storage.write(FAILED_KEY, sealed({"plan": fingerprint(plan), "reason": reason}))
+
+    def _is_abandoned(self) -> bool:
+        # A folder that was claimed but never leased may belong to a driver that is just starting.
+        was_leased = next(self.storage.keys(LEASES), None) is not None
+        return was_leased and holder_of(self.storage) is None and self._holds_nothing()
+
+    def _holds_nothing(self) -> bool:
+        """Whether nothing is finished, and nothing could be resumed and then finished."""
+        if self.is_complete():
+            return False
+        has_failed = self.failure() is not None
+        return has_failed or next(self.storage.keys(CHECKPOINTS), None) is None
+
+    def failure(self) -> str | None:
+        """Why the current plan cannot be finished, or ``None`` if `mark_failed` recorded nothing.
+
+        Marks of earlier plans do not count. Raises ``DamagedError`` if the plan cannot be read.
+        """
+        try:
+            facts = unsealed(self.storage.read(FAILED_KEY))
+            is_current = facts["plan"] == fingerprint(self.plan())
+            return str(facts["reason"]) if is_current else None
+        except (NotFoundError, ValueError, KeyError):
+            return None
+
+    def _replace(self, plan: Plan) -> None:
+        """Replace an abandoned plan and remove its files."""
+        with Lease(self.storage, purpose=f"replace {self.kind} {self.name}") as lease:
+            if not self._holds_nothing():  # another driver has worked on it in the meantime
+                self.holds(plan)
+                return
+            left = [
+                key
+                for key in self.storage.keys("")
+                if key not in (PLAN_KEY, FAILED_KEY) and not key.startswith(f"{LEASES}/")
+            ]
+            self.storage.withdraw(left, lease.check)
+            staged = self.storage.stage(PLAN_KEY, readable_json(plan))
+            lease.check()
+            self.storage.publish(staged, PLAN_KEY)
+            self.storage.remove(FAILED_KEY)  # after the plan to which it belongs
 
     def plan(self) -> Plan:
         """The plan of the artifact; raises ``NotFoundError`` or ``DamagedError``."""
@@ -83,23 +151,26 @@ class Artifact:
         files: Mapping[str, bytes],
         facts: Mapping[str, Any],
         *,
+        plan: Plan,
         machine: Machine | None = None,
     ) -> dict[str, Any]:
-        """Write the files, then the card with their checksums; gives the card.
+        """Write the files, then the card with their checksums, and return the card.
 
-        Where someone else has finished it meanwhile, that one stays. Raises ``LeaseError`` where
-        someone else is writing it.
+        If another driver has finished the artifact in the meantime, its card is returned and
+        nothing is written. Raises ``LeaseError`` if another driver is writing the artifact, and
+        ``PlanMismatchError`` if the folder no longer holds ``plan``.
         """
         purpose = f"write {self.kind} {self.name}"
         with Lease(self.storage, purpose=purpose, machine=machine) as lease:
+            self.holds(plan)  # the folder may have changed hands since `claim`
             if self.is_settled():
                 return self.card()
             staged = self.stage(files, facts)
             lease.check()
             return self.publish(staged)
 
-    def stage(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> "StagedArtifact":
-        """Write the files and the card where nobody looks, to be published."""
+    def stage(self, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> StagedArtifact:
+        """Write the files and the card to the staging area, ready to be published."""
         vouched = {key: vouch(data) for key, data in files.items()}
         plan = vouch(self.storage.read(PLAN_KEY))
         card = sealed({**facts, "plan": plan, "files": vouched})
@@ -107,10 +178,11 @@ class Artifact:
             self.storage.stage_all({**files, self.card_key: card}), unsealed(card)
         )
 
-    def publish(self, staged: "StagedArtifact") -> dict[str, Any]:
-        """Put what was staged into its place, the card last; gives the card.
+    def publish(self, staged: StagedArtifact) -> dict[str, Any]:
+        """Publish the staged files, the card last, and return the card.
 
-        Only for who holds the lease, and has seen it after staging: see ``ShardSet.publish``.
+        The caller must hold the lease, and must have checked it after staging; see
+        ``ShardSet.publish``.
         """
         names = dict(staged.names)
         card = names.pop(self.card_key)
@@ -119,37 +191,57 @@ class Artifact:
         return staged.card
 
     def card(self) -> dict[str, Any]:
-        """The card; raises ``NotFoundError`` where the artifact is missing or not finished.
+        """Read the card.
 
-        Raises ``DamagedError`` where it was altered.
+        Raises ``NotFoundError`` if the artifact does not exist or is not finished, and
+        ``DamagedError`` if the card was altered.
         """
         if not self.is_complete():
-            state = "is not finished" if self.storage.size(PLAN_KEY) is not None else "is not there"
-            raise NotFoundError(f"{self.kind} '{self.name}' {state} ({self.storage.location})")
+            exists = self.storage.size(PLAN_KEY) is not None
+            state = "is not finished" if exists else "does not exist"
+            raise ArtifactNotFoundError(
+                f"{self.kind} '{self.name}' {state} ({self.storage.location})"
+            )
         return self._checked(self.card_key, _card_of)
 
+    def files(self) -> dict[str, FileDigest]:
+        """Digests of the files of a complete artifact by key; raises as ``card`` does."""
+        return digests_in(self.card()["files"])
+
     def read(self, key: str) -> bytes:
-        """A file of the artifact, checked against the card; raises ``DamagedError``."""
+        """Read a file of the artifact and check it against the card; raises ``DamagedError``."""
         data = self.storage.read(key)
-        if vouch(data) != self.card()["files"].get(key):
+        if FileDigest.of(data) != self.files().get(key):
             raise DamagedError(
-                f"{self.storage.location}/{key} is not what the card vouches for; "
-                "remove the folder and make it again"
+                f"{self.storage.location}/{key} does not match its checksum in the card; "
+                "remove the folder and create it again"
             )
         return data
+
+    def read_frame(self, key: str) -> pd.DataFrame:
+        """Read a Parquet file of the artifact into a data frame; raises ``DamagedError``."""
+        data = self.read(key)
+        try:
+            return read_frame(data)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise self._unreadable(key, error) from error
+
+    def _unreadable(self, key: str, error: Exception) -> DamagedError:
+        return DamagedError(
+            f"{self.storage.location}/{key} cannot be read ({error}); "
+            "remove the folder and create it again"
+        )
 
     def _checked(self, key: str, decode: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
         try:
             return decode(self.storage.read(key))
         except ValueError as error:
-            raise DamagedError(
-                f"{self.storage.location}/{key} cannot be read ({error}); "
-                "remove the folder and make it again"
-            ) from error
+            raise self._unreadable(key, error) from error
 
 
 def _card_of(data: bytes) -> dict[str, Any]:
-    """The card that some bytes hold; raises ``ValueError``."""
+    """Parse and check a card; raises ``ValueError``."""
     card = unsealed(data)
-    check_vouched(card.get("files"))
+    digests_in(card.get("files"))
+    digests_in({key: card[key] for key in ("plan",) if key in card})  # cards of 0.2 have none
     return card

@@ -1,4 +1,4 @@
-"""The store as people see it: sets, models and heads by name, with a unique-prefix rule."""
+"""The feature store: feature sets and artifacts, found by name or by unique prefix."""
 
 import errno
 import re
@@ -12,35 +12,42 @@ from store.disk import spelled_out
 from store.errors import (
     AmbiguousNameError,
     DamagedError,
+    FeatureSetNotFoundError,
     FormatError,
     NotFoundError,
     StoreError,
+    StoreNotFoundError,
     WriteError,
 )
 from store.featureset import FeatureSet, create_feature_set
+from store.locations import storage_at
 from store.plan import Plan, differences, fingerprint, is_plan, read_object, readable_json
 from store.schema import Schema
 from store.shards import shards_of
 from store.shardset import PLAN_KEY, ShardSet
-from store.storage import Storage, storage_at
+from store.storage import Storage
 
 FORMAT = 1
-"""Of the layout on disk; a store of a newer one is refused."""
+"""Version of the layout on disk; stores with a newer one are refused."""
 
 STORE_KEY = "store.json"
 FEATURES = "features"
-"""Folder of the feature sets."""
-
-ARTIFACT_KINDS = ("model", "head", "result", "report")
-"""In the order in which they are made; each has a folder of its own."""
+"""Folder that holds the feature sets."""
 
 MAX_NAME_BYTES = 200
-"""File systems allow 255; fingerprints and the marks of unfinished writes need the rest."""
+"""File systems allow 255; fingerprints and the suffixes of unfinished writes need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """A folder, or a URL, of feature sets, models, heads, results, reports and journals.
+    """A folder, or a URL, of feature sets, artifacts and journals.
+
+    Args:
+        location: the folder, absolute or relative to the current one, or a URL that fsspec opens.
+            It need not exist.
+
+    Raises:
+        FormatError: the store was made by a newer version of intro-pipe.
 
     >>> FeatureStore("store").open("cifar10c@resnet18").array("logits")  # doctest: +SKIP
     """
@@ -48,7 +55,7 @@ class FeatureStore:
     location: str
 
     def __post_init__(self) -> None:
-        place = str(self.location)  # a Path will do
+        place = str(self.location)  # a Path is accepted too
         if "://" in place:
             place = re.sub("(?<=[^/:])/+$", "", place)
         else:
@@ -62,28 +69,25 @@ class FeatureStore:
 
     @property
     def storage(self) -> Storage:
-        """The bytes below the store's root."""
+        """Storage at the root of the store."""
         return storage_at(self.location)
 
     def require(self) -> "FeatureStore":
-        """The store itself; raises ``NotFoundError`` where there is none: a slip of the pen."""
+        """Return the store itself; raises ``NotFoundError`` if it does not exist."""
         if self._format() is None:
-            if {FEATURES, *(f"{kind}s" for kind in ARTIFACT_KINDS)} & set(self.storage.folders()):
+            if any(map(self._holds_plans, self.storage.folders())):
                 raise NotFoundError(
-                    f"{self.location} has lost its {STORE_KEY}: the next command that computes "
-                    "something writes it again, e.g. `intro-pipe extract`"
+                    f"{self.location} has lost its {STORE_KEY}: it is written again when "
+                    "something is computed"
                 )
-            raise NotFoundError(
-                f"there is no store at {self.location}: --store or INTRO_PIPE_STORE names one, "
-                "`intro-pipe extract` makes one"
-            )
+            raise StoreNotFoundError(f"there is no store at {self.location}")
         return self
 
     def prepare(self) -> "FeatureStore":
-        """Make the store where there is none.
+        """Create the store if it does not exist, check that it is writable, and return it.
 
-        Raises ``WriteError`` where it cannot be written, or where a key that is taken can be taken
-        again: of two drivers one must be refused.
+        Raises ``WriteError`` if the store cannot be written, or if the object store overwrites an
+        existing key although it was asked not to: it could not keep two drivers apart.
         """
         if self._format() is None:
             self.storage.create(STORE_KEY, store_file())
@@ -91,17 +95,17 @@ class FeatureStore:
                 self.storage.remove(STORE_KEY)
                 raise WriteError(
                     errno.ENOTSUP,
-                    f"{self.location} cannot hold a store: it writes a key anew although it was to "
-                    "refuse that (If-None-Match), and so cannot keep two drivers apart",
+                    f"{self.location} cannot hold a store: it overwrites an existing key despite "
+                    "If-None-Match, and so cannot keep two drivers apart",
                 )
         self.storage.drop(self.storage.stage("writable", b""))
         return self
 
     def create(self, plan: Plan) -> FeatureSet:
-        """The feature set of that plan, new or resumed; another plan is another folder.
+        """Create the feature set of a plan, or open it if it exists.
 
-        The folder is named by the plan's hash: a ``plan.json`` there that says anything else was
-        altered, and is written again.
+        The folder is named by the plan's hash. A ``plan.json`` there with any other content was
+        altered, and is rewritten.
         """
         folder = _folder_of(plan)
         storage = self.storage.child(f"{FEATURES}/{folder}")
@@ -110,14 +114,14 @@ class FeatureStore:
         return create_feature_set(storage, plan)
 
     def find(self, plan: Plan) -> FeatureSet | None:
-        """The feature set of that plan if it was begun, and its ``plan.json`` is whole."""
+        """The feature set of a plan, or ``None`` if it does not exist or its plan is damaged."""
         return self._set_in(_folder_of(plan))
 
     def preview(self, plan: Plan) -> dict[str, Any]:
-        """What making the set of a plan would still do: rows, shards, bytes, and where."""
-        there = self.find(plan)
+        """What remains to be done for the feature set of a plan: location, rows, shards, bytes."""
+        existing = self.find(plan)
         shards = shards_of(plan["n_rows"], plan["shard_rows"])
-        missing = shards if there is None else there.shard_set.missing()
+        missing = shards if existing is None else existing.shard_set.missing()
         row_bytes = sum(spec.row_bytes for spec in Schema.from_json(plan["schema"]).arrays)
         chunk_rows = min(plan["shard_rows"], plan["n_rows"])
         return {
@@ -129,64 +133,72 @@ class FeatureStore:
         }
 
     def siblings(self, feature_set: FeatureSet) -> list[str]:
-        """A line for each other set of the same name, with the fields in which it differs."""
+        """One line for each other set with the same name, listing the fields that differ."""
         return [
-            f"note: {other.name} is another set of this name; it differs in "
+            f"note: {other.name} is another set with this name; it differs in "
             + "; ".join(list(differences(feature_set.plan, other.plan))[:4])
             for other in self.feature_sets()
             if other.plan["name"] == feature_set.plan["name"] and other.name != feature_set.name
         ]
 
     def feature_sets(self) -> Iterator[FeatureSet]:
-        """Every feature set, complete or not, by name, but for ``damaged_sets``."""
+        """Every feature set, complete or not, sorted by name, except ``damaged_sets``."""
         for folder in self._folders(FEATURES):
             if (found := self._set_in(folder)) is not None:
                 yield found
 
     def damaged_sets(self) -> list[str]:
-        """Names of the feature sets that cannot be opened: ``plan.json`` is lost or altered."""
+        """Names of the feature sets whose ``plan.json`` is missing or altered."""
         return [folder for folder in self.begun(FEATURES) if self._set_in(folder) is None]
 
     def open(self, name: str) -> FeatureSet:
-        """The complete feature set that answers to ``name``.
+        """Open the complete feature set that matches ``name``.
 
-        ``cifar10c@resnet18``, ``cifar10c-test@resnet18`` or ``cifar10c-test@resnet18-1f2e``: the
-        split may be left out, the fingerprint cut short, as long as one set answers. Raises
-        ``NotFoundError``, ``AmbiguousNameError``, ``IncompleteError`` or ``DamagedError``.
+        Args:
+            name: ``cifar10c@resnet18``, ``cifar10c-test@resnet18`` or
+                ``cifar10c-test@resnet18-1f2e``. The split may be omitted and the fingerprint
+                shortened as long as only one set matches.
+
+        Raises:
+            NotFoundError: no set matches.
+            AmbiguousNameError: several sets match.
+            IncompleteError: shards are missing.
+            DamagedError: the plan of the set is missing or altered.
         """
         return self.resolve(name).require_complete()
 
     def resolve(self, name: str) -> FeatureSet:
-        """Like ``open``, for sets that may be incomplete."""
+        """Like ``open``, but also accepts an incomplete set."""
+        if "-" in name and "/" not in name and (exact := self._set_in(name)) is not None:
+            return exact  # a full name: the other sets need not be read
         sets = tuple(self.feature_sets())
-        matches = [found for found in sets if _answers(found, name)]
+        matches = [found for found in sets if _matches(found, name)]
         if len(matches) == 1:
             return matches[0]
         if not matches:
             if damaged := [folder for folder in self.damaged_sets() if folder.startswith(name)]:
                 raise DamagedError(
                     f"{self.location}/{FEATURES}/{damaged[0]}/{PLAN_KEY} is missing or was "
-                    "altered: the same extract command writes it again"
+                    "altered: running the command that made the set rewrites it"
                 )
-            there = ", ".join(found.name for found in sets) or "none yet"
-            raise NotFoundError(
-                f"no feature set '{name}' in {self.location} (there: {there}): "
-                "`intro-pipe extract` makes one"
+            existing = ", ".join(found.name for found in sets) or "none yet"
+            raise FeatureSetNotFoundError(
+                f"no feature set '{name}' in {self.location} (existing: {existing})"
             )
         raise AmbiguousNameError(_ambiguous(name, matches))
 
     def artifact(self, kind: str, name: str) -> Artifact:
-        """The artifact of that kind and name; it need not exist."""
+        """The artifact with that kind and name; it need not exist."""
         return Artifact(self.storage.child(f"{kind}s/{_checked(name, kind)}"), kind)
 
     def artifacts(self, kind: str) -> tuple[Artifact, ...]:
-        """Every artifact of that kind, finished or not, by name."""
+        """Every artifact of a kind, finished or not, sorted by name."""
         return tuple(self.artifact(kind, name) for name in self._folders(f"{kind}s"))
 
     def made_by(self, kind: str, plan: Plan) -> list[Artifact]:
-        """The artifacts of that plan, whatever they are called, the finished ones first.
+        """The artifacts with a plan, under any name, finished ones first.
 
-        Damaged ones are passed over.
+        Damaged artifacts are skipped.
         """
         found = []
         for artifact in self.artifacts(kind):
@@ -196,16 +208,22 @@ class FeatureStore:
         return sorted(found, key=lambda artifact: not artifact.is_complete())
 
     def begun(self, below: str) -> list[str]:
-        """The names of the folders right below a folder that hold something, a plan or not."""
+        """Names of the non-empty folders directly below a folder, with or without a plan."""
         names = self.storage.folders(below)
         return [n for n in names if next(self.storage.keys(f"{below}/{n}"), None) is not None]
 
     def _folders(self, below: str) -> list[str]:
-        place = self.storage.child(below)  # it may be a link to another disk, and so may each set
+        place = self.storage.child(below)  # may be a link to another disk, and so may each set
         return [n for n in place.folders() if place.child(n).size(PLAN_KEY) is not None]
 
+    def _holds_plans(self, folder: str) -> bool:
+        try:
+            return bool(self._folders(folder))
+        except (StoreError, OSError):  # a folder of someone else's
+            return False
+
     def _set_in(self, folder: str) -> FeatureSet | None:
-        """The set of a folder; ``None`` where its plan is not there, or not that of its name."""
+        """The set in a folder, or ``None`` if its plan is missing or does not match its name."""
         storage = self.storage.child(f"{FEATURES}/{folder}")
         if storage.size(PLAN_KEY) is None:
             return None
@@ -214,7 +232,7 @@ class FeatureStore:
         try:
             found = FeatureSet(ShardSet.open(storage))
             found.check()
-        except FormatError:  # its name fits what it says, but that is no plan
+        except FormatError:  # the name matches the content, but the content is not a plan
             return None
         return found if found.name == folder else None
 
@@ -223,7 +241,7 @@ class FeatureStore:
             return int(read_object(self.storage.read(STORE_KEY))["format"])
         except NotFoundError:
             return None
-        except StoreError:  # no place for a store
+        except StoreError:  # the location cannot hold a store
             raise
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise FormatError(
@@ -234,7 +252,7 @@ class FeatureStore:
 
 
 def store_file() -> bytes:
-    """What ``store.json`` holds."""
+    """Content of ``store.json``."""
     return readable_json({"format": FORMAT})
 
 
@@ -243,7 +261,7 @@ def _folder_of(plan: Plan) -> str:
 
 
 def _checked(name: str, kind: str) -> str:
-    """The name, if a folder can have it."""
+    """The name itself; raises ``FormatError`` if a folder cannot have it."""
     is_short = len(name.encode(errors="replace")) <= MAX_NAME_BYTES
     if not name or "/" in name or name.startswith(".") or not name.isprintable() or not is_short:
         raise FormatError(
@@ -253,10 +271,10 @@ def _checked(name: str, kind: str) -> str:
     return name
 
 
-def _answers(found: FeatureSet, name: str) -> bool:
+def _matches(found: FeatureSet, name: str) -> bool:
     whole, inputs = found.plan["name"], found.plan["inputs"]
     source, model = inputs["source"]["name"], inputs["model"]["name"]
-    # A variant, such as cifar10+odin-test@resnet18, does not stand in the way of the plain set.
+    # A variant, such as cifar10+odin-test@resnet18, does not make the plain name ambiguous.
     stems = (whole, f"{source}@{model}") if whole.startswith(f"{source}-") else (whole,)
     return any(
         name.startswith(stem) and f"{stem}-{found.fingerprint}".startswith(name) for stem in stems
@@ -267,4 +285,4 @@ def _ambiguous(name: str, matches: Sequence[FeatureSet]) -> str:
     first, second = matches[:2]
     fields = "; ".join(list(differences(first.plan, second.plan))[:4])
     names = ", ".join(found.name for found in matches)
-    return f"'{name}' may be any of {names} (they differ in {fields}): write one of these names"
+    return f"'{name}' matches {names} (they differ in {fields}): use one of these names"

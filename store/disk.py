@@ -1,4 +1,4 @@
-"""The calls of a file system that the store makes, and no others: the seam for a simulated one."""
+"""The file system calls that the store makes, as a protocol that tests can simulate."""
 
 import errno
 import os
@@ -9,65 +9,65 @@ from typing import Protocol
 
 
 class Disk(Protocol):
-    """Files and folders by path. Whatever goes wrong is an ``OSError`` with its number.
+    """Files and folders by path. Every failure is an ``OSError`` with its error number.
 
-    A file is one with bytes of its own: links, pipes and devices are none, wherever they lead.
+    Only regular files count as files: links, pipes and devices do not, whatever they lead to.
     """
 
     @property
     def durable_folders(self) -> set[str]:
-        """Folders whose names this process has synced; it may forget them."""
+        """Folders whose entries this process has synced; entries may be dropped."""
 
     def unused_name(self) -> str:
-        """A name that no other process will think of."""
+        """A file name that no other process will generate."""
 
     def read(self, path: str) -> bytes:
-        """The content of a file."""
+        """Read a file."""
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file, and sync its content. Its name is durable once the folder is synced."""
+        """Write a file and sync its content. Its name is durable once the folder is synced."""
 
     def rename(self, path: str, target: str) -> None:
-        """Give a file another name, in place of what had that name."""
+        """Rename a file, replacing the target if it exists."""
 
     def link(self, path: str, target: str) -> None:
-        """Give a file a second name; ``FileExistsError`` where that is taken."""
+        """Create a hard link; raises ``FileExistsError`` if the target exists."""
 
     def unlink(self, path: str) -> None:
-        """Take a name away; ``FileNotFoundError`` where there is none."""
+        """Remove a file name; raises ``FileNotFoundError`` if it does not exist."""
 
     def make_folder(self, path: str) -> None:
-        """Make a folder in one that exists; ``FileExistsError`` where there is one."""
+        """Create a folder in an existing one; raises ``FileExistsError`` if it exists."""
 
     def remove_folder(self, path: str) -> None:
-        """Take an empty folder away; ``OSError`` where something is in it."""
+        """Remove an empty folder; raises ``OSError`` if it is not empty."""
 
     def sync_folder(self, path: str) -> None:
-        """Make the names in a folder durable."""
+        """Make the entries of a folder durable."""
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file, ``None`` where there is none."""
+        """Size of a file in bytes, or ``None`` if it does not exist."""
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder."""
+        """Whether the folder exists."""
 
     def is_link(self, path: str) -> bool:
-        """Whether the name stands for another place."""
+        """Whether the path is a symbolic link."""
 
     def files(self, top: str) -> list[str]:
-        """The paths of all files below a folder, none where there is no folder."""
+        """Paths of all files below a folder; empty if the folder does not exist."""
 
     def folders(self, top: str) -> list[str]:
-        """The names of the folders right below a folder, none where there is none."""
+        """Names of the folders directly below a folder; empty if the folder does not exist."""
 
 
 def spelled_out(path: str | Path) -> Path:
-    """The path with ``~`` as its home; as it is where there is no such home, to be not found."""
+    """Expand ``~`` to the home folder; unchanged if there is no such home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own way raises RuntimeError
 
 
 class LocalDisk:
-    """The file systems of this machine; there is one, ``LOCAL_DISK``, in every process."""
+    """The file systems of this machine. Use the single instance, ``LOCAL_DISK``."""
 
     def __init__(self) -> None:
         self.durable_folders: set[str] = set()
@@ -76,47 +76,47 @@ class LocalDisk:
         return "LOCAL_DISK"
 
     def unused_name(self) -> str:
-        """A name that no other process will think of."""
+        """A file name that no other process will generate."""
         return secrets.token_hex(8)
 
     def read(self, path: str) -> bytes:
-        """The content of a file."""
-        # Without O_NONBLOCK one would wait at a pipe for whoever writes to it.
+        """Read a file."""
+        # Without O_NONBLOCK, opening a pipe would block until another process writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FileNotFoundError(errno.ENOENT, "no file with bytes of its own", path)
+                raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
             return file.read()
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file, and sync its content. Its name is durable once the folder is synced."""
+        """Write a file and sync its content. Its name is durable once the folder is synced."""
         with Path(path).open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
 
     def rename(self, path: str, target: str) -> None:
-        """Give a file another name, in place of what had that name."""
+        """Rename a file, replacing the target if it exists."""
         Path(path).replace(target)
 
     def link(self, path: str, target: str) -> None:
-        """Give a file a second name; ``FileExistsError`` where that is taken."""
+        """Create a hard link; raises ``FileExistsError`` if the target exists."""
         os.link(path, target)
 
     def unlink(self, path: str) -> None:
-        """Take a name away; ``FileNotFoundError`` where there is none."""
+        """Remove a file name; raises ``FileNotFoundError`` if it does not exist."""
         Path(path).unlink()
 
     def make_folder(self, path: str) -> None:
-        """Make a folder in one that exists; ``FileExistsError`` where there is one."""
+        """Create a folder in an existing one; raises ``FileExistsError`` if it exists."""
         Path(path).mkdir()
 
     def remove_folder(self, path: str) -> None:
-        """Take an empty folder away; ``OSError`` where something is in it."""
+        """Remove an empty folder; raises ``OSError`` if it is not empty."""
         Path(path).rmdir()
 
     def sync_folder(self, path: str) -> None:
-        """Make the names in a folder durable."""
+        """Make the entries of a folder durable."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -124,7 +124,7 @@ class LocalDisk:
             os.close(descriptor)
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file, ``None`` where there is none."""
+        """Size of a file in bytes, or ``None`` if it does not exist."""
         try:
             facts = Path(path).lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -132,15 +132,15 @@ class LocalDisk:
         return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder."""
+        """Whether the folder exists."""
         return Path(path).is_dir()
 
     def is_link(self, path: str) -> bool:
-        """Whether the name stands for another place."""
+        """Whether the path is a symbolic link."""
         return Path(path).is_symlink()
 
     def files(self, top: str) -> list[str]:
-        """The paths of all files below a folder, none where there is no folder."""
+        """Paths of all files below a folder; empty if the folder does not exist."""
         return [
             str(Path(folder, name))
             for folder, _, names in os.walk(top, onerror=_raise_unless_absent)
@@ -148,7 +148,7 @@ class LocalDisk:
         ]
 
     def folders(self, top: str) -> list[str]:
-        """The names of the folders right below a folder, none where there is none."""
+        """Names of the folders directly below a folder; empty if the folder does not exist."""
         place = Path(top)
         return [path.name for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
 
@@ -157,6 +157,6 @@ LOCAL_DISK = LocalDisk()
 
 
 def _raise_unless_absent(error: OSError) -> None:
-    """A folder that cannot be listed is not an empty one: what is done would be done again."""
+    """A folder that cannot be listed must not look empty: finished work would be recomputed."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error

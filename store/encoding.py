@@ -1,42 +1,42 @@
-"""Rows to bytes and back: Zarr chunks for vectors, Parquet parts for scalars.
+"""Encode rows as bytes and decode them: Zarr chunks for arrays, Parquet parts for columns.
 
-All of it in memory; where the bytes go, and when, is the store's business.
+Everything happens in memory; other modules decide where the bytes are written.
 """
 
-import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from store.errors import ShardSizeError
 from store.plan import readable_json
 from store.schema import ArraySpec, Schema
 from store.shards import Shard
+from store.tables import write_table
 
 CHECKSUM_BYTES = 4
-"""Of the CRC-32C at the end of a chunk."""
+"""Size of the CRC-32C at the end of a chunk."""
 
 
 def chunk_key(spec: ArraySpec, shard: Shard) -> str:
-    """Where the chunk of a shard lies: ``features/c/3/0``."""
+    """Key of the chunk of a shard, e.g. ``features/c/3/0``."""
     return "/".join([spec.name, "c", str(shard.index), *("0" for _ in spec.row_shape)])
 
 
 def samples_key(shard: Shard) -> str:
-    """Where the sample columns of a shard lie; zero-padded, so that names sort as rows do."""
+    """Key of a shard's sample columns; zero-padded so that names sort in row order."""
     return f"samples/part-{shard.index:05d}.parquet"
 
 
 def metadata_files(schema: Schema, n_rows: int, shard_rows: int) -> dict[str, bytes]:
-    """The ``zarr.json`` of every array, and of the group with a consolidated copy of them.
+    """The ``zarr.json`` of every array, and of the group with their consolidated metadata.
 
-    They follow from the plan alone, so that they can be checked and written again at any time.
+    They depend on the plan alone, so they can be checked and rewritten at any time.
     """
     files: dict[str, bytes] = {}
     nodes: dict[str, Any] = {}
@@ -54,10 +54,13 @@ def metadata_files(schema: Schema, n_rows: int, shard_rows: int) -> dict[str, by
 
 
 def encode_chunk(spec: ArraySpec, values: NDArray[Any], chunk_rows: int) -> bytes:
-    """One whole chunk, as Zarr writes it: little-endian bytes and their CRC-32C.
+    """Encode one chunk as Zarr does: little-endian values followed by their CRC-32C.
 
-    ``values`` is ``[n, *row_shape]``; the last shard of a set may be shorter than ``chunk_rows``
-    and is filled up with NaN, since a Zarr chunk always has its full shape.
+    Args:
+        spec: the array that the chunk belongs to.
+        values: shape ``(n, *row_shape)``. The last shard of a set may have fewer than
+            ``chunk_rows`` rows; it is padded with NaN, since Zarr chunks have a fixed shape.
+        chunk_rows: rows of a chunk.
     """
     if values.shape[1:] != spec.row_shape or str(values.dtype) != spec.dtype:
         raise ValueError(
@@ -65,8 +68,8 @@ def encode_chunk(spec: ArraySpec, values: NDArray[Any], chunk_rows: int) -> byte
             f"the schema says (rows, {', '.join(map(str, spec.row_shape))}) {spec.dtype}"
         )
     filler = np.full((chunk_rows - len(values), *spec.row_shape), _fill_value(spec), spec.dtype)
-    # Zarr would make three copies on the way, and a chunk may be a good part of a worker's memory.
-    parts: list[Any] = [  # Any: arrays, which mypy does not know to be buffers
+    # Zarr would make three copies, and a chunk may take a large part of a worker's memory.
+    parts: list[Any] = [  # Any: mypy does not know that arrays are buffers
         np.ascontiguousarray(part, np.dtype(spec.dtype).newbyteorder("<"))
         for part in (values, filler)
     ]
@@ -77,13 +80,13 @@ def encode_chunk(spec: ArraySpec, values: NDArray[Any], chunk_rows: int) -> byte
 
 
 def decode_chunk(spec: ArraySpec, data: bytes, chunk_rows: int) -> NDArray[Any]:
-    """The inverse of ``encode_chunk``, filling included; ``ValueError`` on a bad checksum."""
+    """Decode a chunk, including padding rows; raises ``ValueError`` on a checksum mismatch."""
     expected = chunk_rows * spec.row_bytes + CHECKSUM_BYTES
-    if len(data) != expected:  # found out before room is made for what the plan promises
+    if len(data) != expected:  # checked before memory is allocated for what the plan claims
         raise ValueError(f"expected {expected} bytes, found {len(data)}")
     n_values = chunk_rows * math.prod(spec.row_shape)
     values = np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<"), n_values)
-    buffer: Any = values  # which mypy does not know an array to be
+    buffer: Any = values  # Any: mypy does not know that arrays are buffers
     found, promised = google_crc32c.value(buffer), int.from_bytes(data[-CHECKSUM_BYTES:], "little")
     if found != promised:
         raise ValueError(f"expected checksum {promised:08x}, found {found:08x}")
@@ -91,23 +94,18 @@ def decode_chunk(spec: ArraySpec, data: bytes, chunk_rows: int) -> NDArray[Any]:
 
 
 def encode_samples(schema: Schema, columns: Mapping[str, Any]) -> bytes:
-    """The sample columns of one shard as a Parquet file with the schema's types."""
-    table = pa.table({name: pa.array(columns[name]) for name, _ in schema.columns})
-    sink = io.BytesIO()
-    pq.write_table(table.cast(schema.arrow), sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+    """Encode the sample columns of one shard as a Parquet file with the schema's types.
 
-
-def decode_samples(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The inverse of ``encode_samples``; an Arrow error or ``OSError`` on a bad checksum.
-
-    With ``columns`` those alone are read and checked, in that order.
+    Raises ``ShardSizeError`` if the file would be too large for `read_table`.
     """
-    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-    if columns is not None and (missing := set(columns) - set(file.schema_arrow.names)):
-        raise ValueError(f"there is no column {', '.join(sorted(missing))}")
-    table = file.read() if columns is None else file.read(list(columns)).select(list(columns))
-    return table.replace_schema_metadata()  # what it says of pandas is not for us to obey
+    table = pa.table({name: pa.array(columns[name]) for name, _ in schema.columns})
+    typed = table.cast(schema.arrow)
+    try:
+        return write_table(typed)
+    except ValueError as error:
+        raise ShardSizeError(
+            f"the sample columns of a shard: {error}; use smaller shards"
+        ) from error
 
 
 def encode_rows(
@@ -117,7 +115,7 @@ def encode_rows(
     arrays: Mapping[str, NDArray[Any]],
     columns: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """All files of one shard: a chunk for every array, a part of the sample table."""
+    """Encode all files of one shard: one chunk per array, and one part of the sample table."""
     for name, values in {**arrays, **columns}.items():
         if len(values) != shard.n_rows:
             raise ValueError(
@@ -138,10 +136,10 @@ def _fill_value(spec: ArraySpec) -> float:
 def _array_metadata(spec: ArraySpec, n_rows: int, chunk_rows: int) -> dict[str, Any]:
     """The ``zarr.json`` of an array with one chunk per shard, as Zarr writes it.
 
-    Empty chunks are written too: Zarr's default drops a chunk that holds only the fill value, and
-    then a written shard and a missing one look the same.
+    Empty chunks are written too: by default Zarr drops a chunk that holds only the fill value, and
+    then a written shard could not be told from a missing one.
     """
-    import zarr  # here, since reading does without it: it takes longer to import than a query
+    import zarr  # here because reading does not need it, and importing it is slower than a query
     from zarr.codecs import BytesCodec, Crc32cCodec
     from zarr.storage import MemoryStore
 

@@ -1,44 +1,85 @@
-"""What can go wrong between us and the disk."""
+"""Errors of the store."""
 
 
 class StoreError(Exception):
-    """The store cannot do what was asked; the message is one line that says why and what to do."""
+    """An operation of the store failed; the message is one line with the reason and a remedy."""
 
 
 class NotFoundError(StoreError, FileNotFoundError):
-    """Nothing of that name is in the store."""
+    """The store contains nothing with that name."""
+
+
+class StoreNotFoundError(NotFoundError):
+    """There is no store at that location."""
+
+
+class FeatureSetNotFoundError(NotFoundError):
+    """No feature set has that name."""
+
+
+class ArtifactNotFoundError(NotFoundError):
+    """The artifact does not exist, or is not finished."""
 
 
 class AmbiguousNameError(StoreError, LookupError):
-    """More than one thing in the store answers to that name."""
+    """Several items in the store match the name."""
 
 
 class FormatError(StoreError, ValueError):
-    """The store, a plan or a receipt is of another format, or is not what it says it is."""
+    """A store, plan or receipt has an unsupported or invalid format."""
+
+
+class ShardSizeError(FormatError):
+    """The shards are too small for the number of rows, or too large for their files."""
 
 
 class PlanMismatchError(StoreError, ValueError):
-    """The same place holds results of another plan; the message names the fields that differ."""
+    """The location holds data of another plan; the message names the fields that differ."""
 
 
 class IncompleteError(StoreError, ValueError):
-    """A set is read before all its shards are there."""
+    """A set was read before all of its shards existed."""
+
+
+class FailedRowsError(StoreError, ValueError):
+    """More rows of a set failed than are allowed, and they were not accepted."""
+
+
+class RetryableRowsError(FailedRowsError):
+    """Too many rows of a feature set failed; they can be recomputed or accepted."""
 
 
 class DamagedError(StoreError):
-    """Bytes on disk are not those that their receipt vouches for."""
+    """Bytes on disk do not match their receipt."""
+
+
+class DamagedSetError(DamagedError):
+    """A file of a set of shards is damaged; its shard can be computed again.
+
+    Attributes:
+        set_name: name of the feature set, if it is one.
+    """
+
+    def __init__(self, message: str, set_name: str = "") -> None:
+        super().__init__(message)
+        self.set_name = set_name
 
 
 class LeaseError(StoreError, BlockingIOError):
-    """Another driver is at work on this set."""
+    """Another driver is writing this set."""
 
 
 class SweptError(StoreError):
-    """What was staged is gone: another driver has taken over, and nothing more can be published."""
+    """Staged files were removed: another driver has taken over, and this one cannot publish."""
 
 
 class WriteError(StoreError, OSError):
-    """The disk is full, read-only or broken; nothing was left half done."""
+    """The disk is full, read-only or faulty; no partial write was left behind."""
 
     def __str__(self) -> str:
-        return str(self.strerror or self.args[0])  # an OSError puts its number in front
+        return str(self.strerror or self.args[0])  # OSError would prefix its number
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""A feature set: rows of vectors and sample columns, read by rows, as Dask, or by condition."""
+"""Feature sets: arrays and sample columns, read by row range, lazily or by condition."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,34 +7,35 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from store.encoding import (
     chunk_key,
     decode_chunk,
-    decode_samples,
     metadata_files,
     samples_key,
 )
-from store.errors import DamagedError, FormatError, IncompleteError, NotFoundError
+from store.errors import DamagedSetError, FormatError, IncompleteError, NotFoundError
+from store.failures import check_failures
 from store.plan import Plan
 from store.schema import Schema
 from store.shards import Shard
 from store.shardset import ShardSet
 from store.storage import Storage
+from store.tables import read_table
 
 if TYPE_CHECKING:
     import dask.array as da
     import dask.dataframe as dd
+    import pandas as pd
 
 VIEWS = "intro_pipe.views"
-"""Entry points of views that need more than the store knows (losses, torch)."""
+"""Entry point group of views that need more than the store provides (losses, torch)."""
 
 
 def create_feature_set(storage: Storage, plan: Plan) -> "FeatureSet":
-    """Open the set of that plan, laying out its arrays first where there is none yet."""
+    """Open the feature set of a plan, creating it with its array metadata if necessary."""
     schema = Schema.from_json(plan["schema"])
     fixed = metadata_files(schema, plan["n_rows"], plan["shard_rows"])
     return FeatureSet(ShardSet.create(storage, plan, fixed))
@@ -42,18 +43,23 @@ def create_feature_set(storage: Storage, plan: Plan) -> "FeatureSet":
 
 @dataclass(frozen=True, repr=False)
 class FeatureSet:
-    """Features and logits of a data set under a network. Row ``i`` is sample ``i`` everywhere."""
+    """Features and logits of a data set under a network; row ``i`` belongs to sample ``i``.
+
+    Open one with ``FeatureStore.open``. Its arrays, ``features`` ``[n, d]`` and ``logits``
+    ``[n, N]``, are float32; its sample columns are ``sample_id``, ``label``, ``prediction``,
+    ``confidence``, ``status`` ("ok", or why the row failed) and those of the data set.
+    """
 
     shard_set: ShardSet
 
     @property
     def plan(self) -> Plan:
-        """Everything that determines the rows: data set, network, schema."""
+        """Everything that determines the rows, such as data set, network and schema."""
         return self.shard_set.plan
 
     @property
     def name(self) -> str:
-        """The name in the store: ``cifar10c-test@resnet18-1f2e3d4c5b6a``."""
+        """Name in the store, e.g. ``cifar10c-test@resnet18-1f2e3d4c5b6a``."""
         return f"{self.plan['name']}-{self.fingerprint}"
 
     @property
@@ -72,9 +78,9 @@ class FeatureSet:
         return Schema.from_json(self.plan.get("schema"))
 
     def check(self) -> None:
-        """Raise ``FormatError`` where the plan lacks what the store reads of it.
+        """Raise ``FormatError`` if the plan lacks fields that the store reads.
 
-        A name that fits a plan proves nothing: whoever has made the store gave it both.
+        A name that matches the plan's hash proves nothing: the author of a store chose both.
         """
         try:
             inputs = self.plan["inputs"]
@@ -93,17 +99,25 @@ class FeatureSet:
         return f"<FeatureSet {self.name}: {self.n_rows:,} rows of {arrays}>"
 
     def require_complete(self) -> "FeatureSet":
-        """The set itself; raises ``IncompleteError`` with what is missing and how to get it."""
+        """Return the set; raises ``IncompleteError`` with the missing shards and a remedy."""
         if missing := self.shard_set.missing():
             raise IncompleteError(
                 f"{self.name} has {len(missing)} of {len(self.shard_set.shards)} shards missing "
-                f"(first: {missing[0].index}): run the same extract command again, "
-                "or `intro-pipe resume`"
+                f"(first: {missing[0].index}), expected a complete set"
             )
         return self
 
+    def require_usable(self) -> "FeatureSet":
+        """Return the set itself if it is complete and has no more failed rows than allowed.
+
+        Call it before computing anything from the set as a whole. Raises ``IncompleteError``, or
+        ``FailedRowsError`` with the reasons and a remedy.
+        """
+        check_failures(self.require_complete().shard_set)
+        return self
+
     def read_chunk(self, name: str, shard: Shard) -> NDArray[Any]:
-        """One array's rows of one shard, ``[rows, *row_shape]``; raises ``DamagedError``."""
+        """Rows of one array in one shard, ``[rows, *row_shape]``; raises ``DamagedError``."""
         spec = self.schema.array(name)
         key = chunk_key(spec, shard)
         try:
@@ -113,21 +127,23 @@ class FeatureSet:
             raise self._damaged(key, error) from error
 
     def read_samples(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-        """Sample columns of one shard, all or those named; raises ``DamagedError``."""
+        """Sample columns of one shard, all or only ``columns``; raises ``DamagedError``."""
         key = samples_key(shard)
         planned = self.schema.arrow
         if columns is not None:
             planned = pa.schema([planned.field(name) for name in columns])
         try:
-            table = decode_samples(self.shard_set.storage.read(key), columns)
-            if table.schema != planned or len(table) != shard.n_rows:
-                raise ValueError(f"{len(table)} rows of {table.schema.names}, not as planned")
+            data = self.shard_set.storage.read(key)
+            table = read_table(data, columns, n_rows=shard.n_rows)
+            if table.schema != planned:
+                expected, found = _columns_of(planned), _columns_of(table.schema)
+                raise ValueError(f"expected the columns {expected}, found {found}")
             return table
         except (pa.ArrowException, ValueError, OSError) as error:
             raise self._damaged(key, error) from error
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows ``[start, stop)`` of an array, in memory; raises ``IncompleteError``."""
+        """Read rows ``[start, stop)`` of an array into memory; raises ``IncompleteError``."""
         self.require_complete()
         stop = self.n_rows if stop is None else min(stop, self.n_rows)
         parts = [
@@ -138,8 +154,8 @@ class FeatureSet:
         spec = self.schema.array(name)
         return np.concatenate(parts) if parts else np.empty((0, *spec.row_shape), spec.dtype)
 
-    def samples(self) -> pd.DataFrame:
-        """All sample columns, in memory, indexed by row; raises ``IncompleteError``."""
+    def samples(self) -> "pd.DataFrame":
+        """Read all sample columns into memory, indexed by row; raises ``IncompleteError``."""
         self.require_complete()
         tables = [self.read_samples(shard) for shard in self.shard_set.shards]
         frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
@@ -156,7 +172,7 @@ class FeatureSet:
         return lazy_array(self.read_chunk, self.schema.array(name), shards)
 
     def frame(self) -> "dd.DataFrame":
-        """The sample columns as a lazy data frame with one partition a shard, indexed by row.
+        """The sample columns as a Dask data frame, indexed by row, with one partition per shard.
 
         Raises ``IncompleteError``.
         """
@@ -166,40 +182,39 @@ class FeatureSet:
         return lazy_frame(self.read_samples, self.schema.arrow, shards)
 
     def where(self, **conditions: Any) -> "Selection":
-        """The rows with these values in the sample columns.
+        """Select the rows with the given values in the sample columns.
 
-        ``where(corruption="fog", severity=[3, 5])``: a list, range or array means any of its
-        values. Raises ``FormatError`` for a column that is not there.
+        ``where(corruption="fog", severity=[3, 5])``: a list, range or array matches any of its
+        values. Raises ``FormatError`` for an unknown column.
         """
         columns = [name for name, _ in self.schema.columns]
         if unknown := sorted(conditions.keys() - set(columns)):
             raise FormatError(
                 f"{self.name} has no column {', '.join(unknown)}; it has {', '.join(columns)}"
             )
+        from pandas.api.types import is_list_like
+
         frame = self.samples()
         keep = np.ones(len(frame), dtype=bool)
         for column, wanted in conditions.items():
-            values = wanted if pd.api.types.is_list_like(wanted) else [wanted]
+            values = wanted if is_list_like(wanted) else [wanted]
             keep &= frame[column].isin(list(values)).to_numpy()
         return Selection(self, np.flatnonzero(keep))
 
     def reflection(self, **choice: Any) -> "da.Array":
-        """Introspective features r_x ``[n_rows, n_classes * width]``, made lazily from the factors.
+        """Lazy introspective features r_x, ``[n_rows, n_classes * width]``.
 
-        ``choice``: ``loss`` ("mse-m"), ``M``, ``variant`` ("single-pass"), ``scaling``
-        ("minmax"); see ``stages.reflection.view.reflect``.
+        The same as ``intro_pipe.reflect(self, **choice)``, which documents the choices.
         """
         return load_view("reflection")(self, **choice)
 
     def torch_dataset(self, **choice: Any) -> Any:  # Any: a torch IterableDataset
-        """Batches for PyTorch; see ``stages.reflection.batches.FeatureBatches``."""
+        """Batches for PyTorch; the same as ``intro_pipe.torch_dataset(self, **choice)``."""
         return load_view("torch_dataset")(self, **choice)
 
-    def _damaged(self, key: str, error: Exception) -> DamagedError:
-        return DamagedError(
-            f"{self.shard_set.storage.location}/{key} is damaged ({error}): "
-            f"see `intro-pipe repair {self.name}`"
-        )
+    def _damaged(self, key: str, error: Exception) -> DamagedSetError:
+        place = f"{self.shard_set.storage.location}/{key}"
+        return DamagedSetError(f"{place} is damaged ({error})", self.name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -221,20 +236,24 @@ class Selection:
         return self.feature_set.plan
 
     def array(self, name: str) -> "da.Array":
-        """These rows of an array, lazily."""
+        """These rows of an array, as a Dask array."""
         return self.feature_set.array(name)[self.rows]
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> "pd.DataFrame":
         """These rows of the sample columns, in memory."""
         return self.feature_set.samples().iloc[self.rows]
 
     def reflection(self, **choice: Any) -> "da.Array":
-        """r_x of these rows, lazily."""
+        """Lazy introspective features r_x of these rows; see ``intro_pipe.reflect``."""
         return load_view("reflection")(self, **choice)
 
 
+def _columns_of(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
 def load_view(name: str) -> Callable[..., Any]:
-    """The installed view of that name: the store imports nothing from above, views register."""
+    """Load an installed view; views register as entry points, since the store imports no stage."""
     found: Sequence[Any] = tuple(entry_points(group=VIEWS, name=name))
     if not found:
         raise FormatError(f"no view '{name}' is installed: reinstall intro-pipe (pip install -e .)")

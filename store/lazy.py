@@ -1,4 +1,4 @@
-"""Rows that are read shard by shard, as Dask collections: one block, one partition a shard."""
+"""Dask collections that read a set shard by shard: one block or partition per shard."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from store.shards import Shard
 def lazy_array(
     read: Callable[[str, Shard], NDArray[Any]], spec: ArraySpec, shards: Sequence[Shard]
 ) -> da.Array:
-    """``[rows, *row_shape]`` with the true chunks; ``read`` gives an array's rows of a shard."""
+    """Dask array ``[rows, *row_shape]`` with one chunk per shard, read by ``read(name, shard)``."""
     blocks = [
         da.from_delayed(
             delayed(read, pure=True)(spec.name, shard),
@@ -33,7 +33,7 @@ def lazy_array(
 def lazy_frame(
     read: Callable[[Shard], pa.Table], schema: pa.Schema, shards: Sequence[Shard]
 ) -> dd.DataFrame:
-    """The columns with known divisions, indexed by row; ``read`` gives the columns of a shard."""
+    """Dask data frame with known divisions, indexed by row; ``read`` returns a shard's columns."""
     empty = _indexed(schema.empty_table(), 0)
     divisions = [shard.start for shard in shards] + [shards[-1].stop - 1]
     return dd.from_map(_partition, shards, read=read, meta=empty, divisions=divisions)

@@ -1,4 +1,4 @@
-"""One driver per set: numbered leases, each with a host, a process and a heartbeat."""
+"""Leases: at most one driver writes a set; each lease has a host, a process and a heartbeat."""
 
 import secrets
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from store.plan import read_object, readable_json
 from store.storage import Storage
 
 LEASES = "lease"
-"""Folder of the leases; the one with the highest number counts."""
+"""Folder of the leases; the one with the highest number is valid."""
 
 HEARTBEAT_S = 10.0
 EXPIRY_S = 60.0
-"""A heartbeat that is older than this, by our clock, is doubted."""
+"""Age of the last heartbeat, by our own clock, at which a lease is considered expired."""
 
 _TOKENS: set[str] = set()
-"""Of the leases that this process holds: what else bears its pid was not given back."""
+"""Tokens of the leases that this process holds; other leases with its pid were left behind."""
 
 _FACTS: dict[str, Callable[[Any], Any]] = {
     "host": str,
@@ -35,15 +35,18 @@ _FACTS: dict[str, Callable[[Any], Any]] = {
 
 
 class Lease:
-    """Held inside a ``with`` block; a second holder is refused with a message that names the first.
+    """Context manager for the right to write a set.
 
-    A lease is taken by creating the next number, which one driver alone can do, and is lost when
-    there is a higher one. So a driver that wakes up after it was given up can neither take its
-    lease back nor touch another's; and what it has staged is swept by its successor first of all.
-    Who stages, then checks the lease, then publishes, can therefore never publish beside another.
+    Entering it raises ``LeaseError``, naming the holder, if another driver holds the lease.
 
-    Numbers are never given out again, nor taken away: whether there is a next one can be asked of
-    the key itself, where the listings of an object store may lag behind.
+    A lease is taken by creating the file with the next number, at which only one driver can
+    succeed, and is lost as soon as a higher number exists. A driver that wakes up after its lease
+    expired can therefore neither regain its lease nor affect another one. The successor first
+    removes whatever was staged, so a driver that stages, checks its lease and then publishes can
+    never publish after it has lost the lease.
+
+    Numbers are never reused or removed: whether the next number exists can be checked by its key,
+    while listings of an object store may lag behind.
     """
 
     def __init__(self, storage: Storage, *, purpose: str, machine: Machine | None = None) -> None:
@@ -62,7 +65,7 @@ class Lease:
         self._stop: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
-        _TOKENS.add(self._token)  # before anyone can read it
+        _TOKENS.add(self._token)  # before any other process can read the lease
         try:
             self._take()
             self._storage.sweep()
@@ -82,8 +85,8 @@ class Lease:
         self._release()
 
     def check(self) -> None:
-        """Raise ``LeaseError`` where another driver has taken over: this one must stop."""
-        if self._is_there(self._number + 1) or not self._is_there(self._number):
+        """Raise ``LeaseError`` if another driver has taken over; this driver must then stop."""
+        if self._exists(self._number + 1) or not self._exists(self._number):
             raise LeaseError(
                 f"another driver took over {self._storage.location}: this one stops, and what was "
                 "finished is kept"
@@ -93,11 +96,11 @@ class Lease:
         while not self._number:
             last = _last(self._storage)
             self._refuse_if_held(last)
-            with suppress(SweptError):  # another one is faster, and sweeps
+            with suppress(SweptError):  # another driver was faster and removed our staged file
                 if self._storage.create(_key(last + 1), self._content()):
                     self._number = last + 1
 
-    def _is_there(self, number: int) -> bool:
+    def _exists(self, number: int) -> bool:
         return self._storage.size(_key(number)) is not None
 
     def _content(self, *, is_released: bool = False) -> bytes:
@@ -110,45 +113,45 @@ class Lease:
             raise LeaseError(
                 f"{self._storage.location} is being written by {holder['purpose']} "
                 f"(pid {holder['pid']} on {holder['host']}): wait for it, or stop it first; if it "
-                f"is gone, it is given up {EXPIRY_S:.0f} s after its last heartbeat"
+                f"has crashed, its lease expires {EXPIRY_S:.0f} s after the last heartbeat"
             )
 
     def _is_beating(self, holder: dict[str, Any], number: int) -> bool:
-        """Whether a doubtful holder beats while we watch: its clock, or ours, may be wrong."""
-        if holder["is_released"] or _is_neighbour(holder, self._machine):
+        """Whether an expired holder still sends heartbeats: its clock, or ours, may be wrong."""
+        if holder["is_released"] or _is_same_kernel(holder, self._machine):
             return False
         self._machine.sleep(2 * HEARTBEAT_S)
         seen = _read(self._storage, number)
         return seen not in ({}, holder) and not seen["is_released"]
 
     def _release(self) -> None:
-        _TOKENS.discard(self._token)  # on a full disk this must do for this process
+        _TOKENS.discard(self._token)  # enough for this process if the disk is full
         self._rewrite(is_released=True)
 
     def _beat(self) -> None:
         self._rewrite()
 
     def _rewrite(self, *, is_released: bool = False) -> None:
-        """Write our own number again, if it is still ours; a miss is no reason to stop."""
+        """Rewrite our lease if it is still ours; a missed heartbeat is no reason to stop."""
         with suppress(StoreError, OSError):
             if _read(self._storage, self._number).get("token") == self._token:
                 self._storage.write(_key(self._number), self._content(is_released=is_released))
 
 
 def holder_of(storage: Storage) -> dict[str, Any] | None:
-    """Who is writing the set now, ``None`` where nobody is."""
+    """The lease of the driver that is writing the set, or ``None`` if there is none."""
     holder = _read(storage, _last(storage))
     return holder if holder and is_alive(holder, ThisMachine()) else None
 
 
 def is_alive(holder: dict[str, Any], machine: Machine) -> bool:
-    """Whether the holder of a lease still works: its process lives, or its heart beats.
+    """Whether the holder of a lease is running, judged by its process or by its heartbeat.
 
-    Of a neighbour, a process of the same kernel, the kernel knows; clocks do not matter.
+    For a process on the same kernel the kernel is asked, and clocks do not matter.
     """
     if holder["is_released"]:
         return False
-    if _is_neighbour(holder, machine):
+    if _is_same_kernel(holder, machine):
         if holder["pid"] == machine.pid and holder["host"] == machine.host:
             return holder["token"] in _TOKENS
         began = machine.started(holder["pid"])
@@ -158,7 +161,7 @@ def is_alive(holder: dict[str, Any], machine: Machine) -> bool:
     return abs(machine.time() - heartbeat) <= EXPIRY_S
 
 
-def _is_neighbour(holder: dict[str, Any], machine: Machine) -> bool:
+def _is_same_kernel(holder: dict[str, Any], machine: Machine) -> bool:
     return bool(holder["kernel"]) and holder["kernel"] == machine.kernel
 
 
@@ -167,18 +170,18 @@ def _key(number: int) -> str:
 
 
 def _last(storage: Storage) -> int:
-    """The highest number, 0 where there is none; files that are no leases are passed over."""
+    """The highest lease number, 0 if there is none; other files are ignored."""
     names = {PurePosixPath(key).name for key in storage.keys(LEASES)}
     stems = [PurePosixPath(name).stem for name in names]
     numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
     last = max((number for number in numbers if f"{number:08d}.json" in names), default=0)
-    while storage.size(_key(last + 1)) is not None:  # not listed yet
+    while storage.size(_key(last + 1)) is not None:  # exists, but is not listed yet
         last += 1
     return last
 
 
 def _read(storage: Storage, number: int) -> dict[str, Any]:
-    """A lease, empty where there is none or where the file is not one."""
+    """Read a lease; empty if it does not exist or is not a valid lease."""
     try:
         content = read_object(storage.read(_key(number)))
         facts = {name: kind(content[name]) for name, kind in _FACTS.items()}

@@ -1,4 +1,4 @@
-"""The machine that a driver runs on: its clock and its processes, the seam for a simulated one."""
+"""The clock and the processes of a machine, as a protocol that tests can simulate."""
 
 import os
 import socket
@@ -13,46 +13,46 @@ HIDDEN = "hidden"
 
 
 class Machine(Protocol):
-    """A clock, and what is known about processes here."""
+    """A clock, and what is known about the processes of this machine."""
 
     @property
     def host(self) -> str:
-        """Its name."""
+        """Host name."""
 
     @property
     def kernel(self) -> str:
-        """One boot of a machine and one space of pids, where pids mean the same; may be empty."""
+        """Identifies one boot and one pid namespace, in which pids are comparable; may be empty."""
 
     @property
     def pid(self) -> int:
-        """The process that asks."""
+        """Process id of the caller."""
 
     def time(self) -> float:
-        """Seconds since 1970, by a clock that may jump."""
+        """Seconds since 1970; the clock may jump."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for a number of seconds."""
 
     def started(self, pid: int) -> str:
-        """When a process of this machine began, which tells a reused pid; empty if it is gone.
+        """When a process of this machine started, to detect a reused pid; empty if it is gone.
 
-        ``HIDDEN`` where it is there and that is all we may know.
+        ``HIDDEN`` if the process exists but its start time may not be read.
         """
 
     def every(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
-        """Do something again and again beside the work; gives what stops it."""
+        """Repeat an action in the background; returns a function that stops it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThisMachine:
-    """The one that this process runs on."""
+    """The machine on which this process runs."""
 
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 
     @property
     def kernel(self) -> str:
-        """Linux tells it; elsewhere processes are known by their heartbeats alone."""
+        """Boot id and pid namespace on Linux; elsewhere empty, and only heartbeats count."""
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -60,15 +60,15 @@ class ThisMachine:
             return ""
 
     def time(self) -> float:
-        """Seconds since 1970, by a clock that may jump."""
+        """Seconds since 1970; the clock may jump."""
         return time.time()
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for a number of seconds."""
         time.sleep(seconds)
 
     def started(self, pid: int) -> str:
-        """In ticks since the machine did; a zombie is gone, and so is all where /proc is not."""
+        """Start time in clock ticks since boot; empty for zombies and on systems without /proc."""
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -76,7 +76,7 @@ class ThisMachine:
         return "" if fields[0] == "Z" else fields[19]
 
     def every(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
-        """Do something again and again in a thread; gives what stops it and waits for its end."""
+        """Repeat an action in a thread; returns a function that stops it and joins the thread."""
         stopped = threading.Event()
 
         def beat() -> None:
@@ -94,7 +94,7 @@ class ThisMachine:
 
 
 def _is_another_users(pid: int) -> bool:
-    """Whether a process is there that we may not look at, as where /proc hides those of others."""
+    """Whether the process exists but belongs to another user, and /proc may hide it."""
     try:
         os.kill(pid, 0)
     except PermissionError:

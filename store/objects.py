@@ -1,8 +1,8 @@
-"""Values as objects of a bucket, ``s3://bucket/prefix``, or of whatever else fsspec opens by URL.
+"""Values as objects in a bucket, ``s3://bucket/prefix``, or in any other store fsspec can open.
 
-What the protocol needs of such a store: a read sees the last write, a put can be refused where the
-key is taken, and a copy gives a whole object a second key or fails. S3, Google Cloud Storage and
-Azure have these. Listings may lag behind, by less than a lease takes to expire.
+The object store must provide: reads that see the last write, puts that can be refused if the key
+exists, and copies that give a whole object a second key or fail. S3, Google Cloud Storage and Azure
+do. Listings may lag behind, by less than the expiry time of a lease.
 """
 
 import errno
@@ -22,40 +22,45 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from store.errors import FormatError, NotFoundError, StoreError, SweptError, WriteError
+from store.errors import FormatError, NotFoundError, StoreError, SweptError, WriteError, first_line
 from store.storage import STAGING, leads_out
 
 T = TypeVar("T")
 
 WAITS_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Between the tries of a request that may do better; each is shortened by chance."""
+"""Seconds between the attempts of a request; each is shortened at random."""
 
 LOG_EVERY_S = 5.0
-"""Objects cannot grow: a log is written anew so often at most."""
+"""Minimum seconds between writes of a log: an object cannot grow, so all of it is rewritten."""
 
 N_REQUESTS = 8
-"""At once, where a shard has many files."""
+"""Maximum number of parallel requests for the files of a shard."""
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _LASTING = (*_ABSENT, FileExistsError, PermissionError)
-"""Errors that another try does not mend."""
+"""Errors that are not retried."""
 
 _BUGS = (AttributeError, LookupError, TypeError)
-"""Ours or a library's, and no matter of the store's."""
+"""Programming errors, ours or a library's, which are not errors of the store."""
 
-_PASSING = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteReadError"}
-"""Names of errors of botocore and aiohttp that are no ``OSError`` and may pass all the same."""
+_TRANSIENT = {
+    "HTTPClientError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "IncompleteReadError",
+}
+"""Names of transient errors of botocore and aiohttp that are not subclasses of ``OSError``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectStorage:
-    """Keys are objects below a URL. What is staged lies below ``.staging``; a copy publishes it.
+    """Keys are objects below a URL. Values are staged below ``.staging`` and published by a copy.
 
-    An empty object counts as none: so a key is withdrawn by a copy too, which a sweep stops; a
-    removal could come late, and take away what a successor has put there.
+    An empty object counts as missing. A key is withdrawn by copying an empty object to it, which a
+    sweep can prevent; a delete request could arrive late and remove what a successor has written.
 
-    Only the URL is held: every process finds its own credentials, in its environment or where the
-    cloud's tools keep them, so that none is ever in a plan, a receipt, a journal or a message.
+    Only the URL is held. Every process finds its own credentials in its environment or in the
+    configuration of the cloud's tools, so none ends up in a plan, receipt, journal or message.
     """
 
     url: str
@@ -81,9 +86,9 @@ class ObjectStorage:
         return ObjectStorage(f"{self.url}/{prefix}")
 
     def read(self, key: str) -> bytes:
-        """The object; raises ``NotFoundError``, and ``OSError`` where the store does not answer."""
+        """Read an object; raises ``NotFoundError``, or ``OSError`` if the store is unreachable."""
         try:
-            data = self._asked(key, lambda: self._get(key))
+            data = self._query(key, lambda: self._get(key))
         except _ABSENT:
             data = b""
         if not data:
@@ -91,31 +96,31 @@ class ObjectStorage:
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        """Put the object in place of whatever was there; raises ``WriteError``."""
-        self._changed(key, lambda: self._files.pipe_file(self._path(key), data))
+        """Put an object, replacing an existing one; raises ``WriteError``."""
+        self._modify(key, lambda: self._files.pipe_file(self._path(key), data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put the object unless there is one; of two that try at once one is refused."""
+        """Put an object unless the key exists; of two concurrent attempts, one fails."""
 
         def put() -> bool:
             try:
                 self._files.pipe_file(self._path(key), data, mode="create")
             except Exception:
-                # Stores say that a key is taken in many ways; and where the answer to a try got
-                # lost, it may be by ourselves.
+                # Stores report an existing key in many ways; and if the response to an attempt
+                # was lost, the existing object may be our own.
                 if not self._files.exists(self._path(key)):
                     raise
                 return self._get(key) == data
             return True
 
-        return self._changed(key, put)
+        return self._modify(key, put)
 
     def stage(self, key: str, data: bytes) -> str:
-        """Put the object where nobody looks; raises ``WriteError``."""
+        """Put an object into the staging area; raises ``WriteError``."""
         return self.stage_all({key: data})[key]
 
     def stage_all(self, values: Mapping[str, bytes]) -> dict[str, str]:
-        """Put the objects where nobody looks, some at once; where one fails none stays."""
+        """Put objects into the staging area, in parallel; if one fails, all are removed."""
         names = {key: f"{PurePosixPath(key).name}.{secrets.token_hex(8)}" for key in values}
         try:
             _each(lambda key: self.write(f"{STAGING}/{names[key]}", values[key]), values)
@@ -129,53 +134,53 @@ class ObjectStorage:
         self.publish_all({key: staged})
 
     def publish_all(self, names: Mapping[str, str]) -> None:
-        """Copy staged objects to their keys, some at once; raises ``SweptError``, ``WriteError``.
+        """Copy staged objects to their keys, in parallel; raises ``SweptError``, ``WriteError``.
 
-        A copy takes place in the store, in one step: that of an object which was swept fails,
-        however late the request comes.
+        The store copies in one step: copying an object that was swept fails, however late the
+        request arrives.
         """
-        _each(lambda key: self._changed(key, lambda: self._copy(names[key], key)), names)
+        _each(lambda key: self._modify(key, lambda: self._copy(names[key], key)), names)
         _each(self.drop, names.values())
 
     def publish_new(self, staged: str, key: str) -> bool:
-        """Copy a staged object to its key unless that is taken; ``SweptError``, ``WriteError``.
+        """Copy a staged object to its key unless it exists; raises ``SweptError``, ``WriteError``.
 
-        Who sweeps puts nothing into place before: so no two can find the key free and copy. S3 is
-        asked to refuse that as well.
+        A driver that takes over sweeps before it publishes, so two drivers cannot both find the key
+        free and copy. S3 is asked to refuse that as well.
         """
         is_s3 = self.url.startswith(("s3:", "s3a:"))
 
         def copy() -> bool:
-            there = self._length(key)
-            if there:
-                return self._get(key) == self._get(f"{STAGING}/{staged}")  # an answer got lost
-            is_refusable = is_s3 and there is None  # not where an empty one is to be replaced
+            size = self._length(key)
+            if size:
+                return self._get(key) == self._get(f"{STAGING}/{staged}")  # a response was lost
+            is_refusable = is_s3 and size is None  # an empty object is to be replaced
             self._copy(staged, key, **({"IfNoneMatch": "*"} if is_refusable else {}))
             return True
 
-        return self._changed(key, copy)
+        return self._modify(key, copy)
 
     def staged(self) -> list[str]:
-        """The names of what is staged, sorted."""
+        """Names of the staged objects, sorted."""
         return [PurePosixPath(key).name for key in self._listed(STAGING, least=0)]
 
     def drop(self, staged: str) -> None:
-        """Remove a staged object; it may be gone, and if it stays it waits for the next sweep."""
+        """Remove a staged object; if that fails, the next sweep removes it. It may be missing."""
         with suppress(WriteError):
             self.remove(f"{STAGING}/{staged}")
 
     def sweep(self) -> None:
-        """Remove all that is staged; raises ``WriteError``."""
+        """Remove all staged objects; raises ``WriteError``."""
         _each(lambda name: self.remove(f"{STAGING}/{name}"), self.staged())
 
     def remove(self, key: str) -> None:
-        """Remove the object; it may be absent."""
+        """Remove an object; it may be missing."""
 
         def remove() -> None:
             with suppress(FileNotFoundError):
                 self._files.rm_file(self._path(key))
 
-        self._changed(key, remove)
+        self._modify(key, remove)
 
     def withdraw(self, keys: Sequence[str], check: Callable[[], None]) -> None:
         """Copy a staged empty object to the keys; raises ``SweptError``, ``WriteError``."""
@@ -184,36 +189,36 @@ class ObjectStorage:
             check()
             for key in keys:
                 if self.size(key) is not None:
-                    self._changed(key, partial(self._copy, empty, key))
+                    self._modify(key, partial(self._copy, empty, key))
         finally:
             self.drop(empty)
 
     def sync(self, prefix: str = "") -> None:
-        """What was put is durable."""
+        """Do nothing: objects are durable once put."""
 
     def size(self, key: str) -> int | None:
-        """Size of the object in bytes, ``None`` where there is none."""
-        return self._asked(key, lambda: self._length(key)) or None
+        """Size of an object in bytes, or ``None`` if it does not exist."""
+        return self._query(key, lambda: self._length(key)) or None
 
     def sizes(self) -> dict[str, int]:
-        """Key -> length in bytes, from listings alone."""
+        """Key -> size in bytes of every object, from listings alone."""
         return {key: n for key, n in self._listed("").items() if not key.startswith(f"{STAGING}/")}
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Every object below ``prefix`` but the staged ones, as a sorted list of keys."""
+        """Keys of all objects below ``prefix``, sorted, without the staged ones."""
         return (key for key in self._listed(prefix) if not key.startswith(f"{STAGING}/"))
 
     def folders(self, prefix: str = "") -> list[str]:
-        """The names right below ``prefix`` that have objects below them, sorted."""
+        """Names directly below ``prefix`` that have objects below them, sorted."""
         try:
-            found = self._asked(prefix, lambda: self._files.ls(self._path(prefix), detail=True))
+            found = self._query(prefix, lambda: self._files.ls(self._path(prefix), detail=True))
         except _ABSENT:
             return []
         names = {PurePosixPath(f["name"]).name for f in found if f["type"] == "directory"}
         return sorted(names - {STAGING})
 
     def log(self, key: str) -> "ObjectLog":
-        """An object that is written anew, at times, with more lines."""
+        """A log whose object is rewritten from time to time."""
         return ObjectLog(self, key)
 
     @property
@@ -222,7 +227,7 @@ class ObjectStorage:
 
     def _path(self, key: str) -> str:
         if leads_out(key):
-            raise FormatError(f"{self.url}: {key!r} leads out of that place: it is no key")
+            raise FormatError(f"{self.url}: {key!r} is not a key: it leads out of the store")
         return f"{self.url}/{key}".rstrip("/")
 
     def _get(self, key: str) -> bytes:
@@ -230,14 +235,14 @@ class ObjectStorage:
         return data
 
     def _listed(self, prefix: str, least: int = 1) -> dict[str, int]:
-        """Sorted keys and their lengths, of objects with at least so many bytes."""
+        """Keys, sorted, and sizes of the objects with at least ``least`` bytes."""
         root = self._files._strip_protocol(self.url)
-        found = self._asked(prefix, lambda: self._files.find(self._path(prefix), detail=True))
+        found = self._query(prefix, lambda: self._files.find(self._path(prefix), detail=True))
         sizes = {path.removeprefix(f"{root}/"): facts["size"] for path, facts in found.items()}
         return {key: int(sizes[key]) for key in sorted(sizes) if sizes[key] >= least}
 
     def _length(self, key: str) -> int | None:
-        """Bytes of an object, 0 of one that was withdrawn, ``None`` where there never was one."""
+        """Size of an object: 0 if it was withdrawn, ``None`` if it never existed."""
         try:
             facts = self._files.info(self._path(key))
         except _ABSENT:
@@ -249,33 +254,34 @@ class ObjectStorage:
             self._files.cp_file(self._path(f"{STAGING}/{staged}"), self._path(key), **condition)
         except FileNotFoundError as error:
             raise SweptError(
-                f"{self.url}: {staged} was swept away before it was published: another driver "
+                f"{self.url}: {staged} was removed before it was published: another driver "
                 "has taken over, or repaired the set"
             ) from error
 
-    def _asked(self, key: str, request: Callable[[], T]) -> T:
-        """What a request gives; ``FileNotFoundError`` or its kin, ``OSError`` with the place."""
+    def _query(self, key: str, request: Callable[[], T]) -> T:
+        """Run a read request; raises ``OSError`` with the location, missing keys as they are."""
         try:
-            return _tried(request)
+            return _with_retries(request)
         except (StoreError, *_ABSENT, *_BUGS):
             raise
         except Exception as error:
-            raise OSError(errno.EIO, _line(error), f"{self.url}/{key}") from error
+            raise OSError(errno.EIO, first_line(error), f"{self.url}/{key}") from error
 
-    def _changed(self, key: str, request: Callable[[], T]) -> T:
-        """What a request gives; whatever goes wrong is a ``WriteError`` with the place."""
+    def _modify(self, key: str, request: Callable[[], T]) -> T:
+        """Run a write request; failures are raised as ``WriteError`` with the location."""
         try:
-            return _tried(request)
+            return _with_retries(request)
         except (StoreError, *_BUGS):
             raise
         except Exception as error:
             number = getattr(error, "errno", None) or errno.EIO
-            raise WriteError(number, f"cannot write {self.url}/{key}: {_line(error)}") from error
+            why = first_line(error)
+            raise WriteError(number, f"cannot write {self.url}/{key}: {why}") from error
 
 
 @dataclass(slots=True)
 class ObjectLog:
-    """The lines so far, and when they were written last."""
+    """The lines so far, and when they were last written."""
 
     storage: ObjectStorage
     key: str
@@ -283,11 +289,11 @@ class ObjectLog:
     written: float = -math.inf
 
     def exists(self) -> bool:
-        """Whether there is a line."""
+        """Whether there is at least one line."""
         return bool(self.lines)
 
     def add(self, line: str) -> None:
-        """Keep a line, and write all of them unless that was done just now; ``WriteError``."""
+        """Add a line, and write all lines unless that was done recently; raises ``WriteError``."""
         self.lines.append(line)
         if time.monotonic() - self.written >= LOG_EVERY_S:
             self.flush()
@@ -300,7 +306,7 @@ class ObjectLog:
 
 @cache
 def _file_system(scheme: str, _of_process: int) -> Any:
-    """One for all threads of a process, which share its connections; not for those forked off."""
+    """One file system per process: threads share its connections, forked processes must not."""
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
@@ -310,27 +316,27 @@ def _file_system(scheme: str, _of_process: int) -> Any:
         raise FormatError(f"{scheme}:// cannot be opened: {error}") from error
 
 
-def _tried(request: Callable[[], T]) -> T:
-    """Ask again, ever later, while the store is throttling, unreachable or cuts connections."""
+def _with_retries(request: Callable[[], T]) -> T:
+    """Retry with increasing delays while the store throttles, is unreachable or disconnects."""
     for wait in WAITS_S:
         try:
             return request()
         except Exception as error:
-            if not _may_pass(error):
+            if not _is_transient(error):
                 raise
         time.sleep(wait * random.uniform(0.5, 1.0))
     return request()
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, (StoreError, *_LASTING)):
         return False
     names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, OSError) or bool(names & _PASSING)
+    return isinstance(error, OSError) or bool(names & _TRANSIENT)
 
 
 def _each(do: Callable[[str], Any], names: Iterable[str]) -> None:
-    """Do it for every name, some at once; raises the first error when all have ended."""
+    """Call ``do`` for every name, in parallel; raises the first error once all have ended."""
     names = list(names)
     if len(names) == 1:
         do(names[0])
@@ -338,7 +344,3 @@ def _each(do: Callable[[str], Any], names: Iterable[str]) -> None:
         with ThreadPoolExecutor(min(len(names), N_REQUESTS)) as pool:
             for _ in list(pool.map(do, names)):
                 pass
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,27 +9,27 @@ Plan = Mapping[str, Any]
 """A JSON object. Two runs with equal plans write equal rows."""
 
 MAX_DEPTH = 50
-"""Of what is read: Python itself gives up at some hundreds, with an error of its own."""
+"""Maximum nesting of a JSON file; Python itself fails at some hundreds of levels."""
 
-_TOO_DEEP = f"it is nested more than {MAX_DEPTH} deep"
+_TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 
 FINGERPRINT_DIGITS = 12
 """Hexadecimal digits of a fingerprint: 48 bits, enough for the sets of one store."""
 
 
 def canonical_json(value: Any) -> bytes:  # Any: whatever JSON can hold
-    """The one spelling of a JSON value: sorted keys, no spaces, finite numbers only."""
+    """Canonical form of a JSON value: sorted keys, no spaces, finite numbers only."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode()
 
 
 def readable_json(value: Any) -> bytes:  # Any: whatever JSON can hold
-    """JSON for people and tools: indented, keys in the order given."""
+    """Indented JSON with keys in the given order."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_object(data: bytes | str) -> dict[str, Any]:  # Any: whatever JSON can hold
-    """The JSON object that a file holds; raises ``ValueError`` where it holds anything else."""
+    """Parse a JSON object; raises ``ValueError`` for anything else."""
     try:
         value = json.loads(data, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -59,26 +59,26 @@ def is_plan(data: bytes, digest: str) -> bool:
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
-    """One ``path: ours, there theirs`` line for every leaf in which two JSON values differ.
+    """Yield ``path: ours, found theirs`` for every leaf in which two JSON values differ.
 
     >>> list(differences({"a": {"b": 1}}, {"a": {"b": 2}}))
-    ['a.b: 1, there 2']
+    ['a.b: 1, found 2']
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in sorted(ours.keys() | theirs.keys()):
             below = f"{path}.{key}" if path else str(key)
             if key not in theirs:
-                yield f"{below}: {_short(ours[key])}, there nothing"
+                yield f"{below}: {_short(ours[key])}, found nothing"
             elif key not in ours:
-                yield f"{below}: nothing, there {_short(theirs[key])}"
+                yield f"{below}: nothing, found {_short(theirs[key])}"
             else:
                 yield from differences(ours[key], theirs[key], below)
     elif canonical_json(ours) != canonical_json(theirs):
-        yield f"{path}: {_short(ours)}, there {_short(theirs)}"
+        yield f"{path}: {_short(ours)}, found {_short(theirs)}"
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_depth(value: Any, left: int) -> None:

@@ -1,4 +1,4 @@
-"""What a row holds: arrays with a fixed shape per row, and scalar columns."""
+"""Schemas: the arrays, with a fixed shape per row, and the scalar columns of a set."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,15 @@ import pyarrow as pa
 from store.errors import FormatError
 
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (16, 32, 64))
-"""What arrays can hold: numbers, never objects, whose bytes could stand for anything."""
+"""Data types of arrays: numbers only, since pickled objects could run code."""
+
+MAX_ROW_BYTES, MAX_AXES = 2**36, 16
+"""Limits of one row of an array, so that the arrays of any plan can be allocated."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """An array of the set: ``[rows, *row_shape]`` of ``dtype``; ``axes`` names its axes."""
+    """An array ``[rows, *row_shape]`` of type ``dtype``; ``axes`` names the axes of a row."""
 
     name: str
     row_shape: tuple[int, ...]
@@ -39,7 +42,7 @@ class Schema:
     columns: tuple[tuple[str, str], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The form in which the plan keeps it."""
+        """JSON form, as stored in a plan."""
         return {
             "arrays": [
                 {
@@ -55,7 +58,7 @@ class Schema:
 
     @classmethod
     def from_json(cls, value: Any) -> "Schema":
-        """The inverse of ``to_json``; raises ``FormatError`` for what cannot be a schema."""
+        """The inverse of ``to_json``; raises ``FormatError`` for an invalid schema."""
         try:
             arrays = tuple(
                 ArraySpec(
@@ -67,7 +70,7 @@ class Schema:
                 for spec in value["arrays"]
             )
             schema = cls(arrays, tuple((name, kind) for name, kind in value["columns"]))
-            if all(_is_whole(spec) for spec in arrays) and schema.arrow:
+            if all(_is_valid(spec) for spec in arrays) and schema.arrow:
                 return schema
         except (AttributeError, KeyError, TypeError, ValueError):
             pass
@@ -76,7 +79,7 @@ class Schema:
         )
 
     def array(self, name: str) -> ArraySpec:
-        """The array of that name; ``KeyError`` lists those there are."""
+        """The array with that name; raises ``KeyError`` listing the existing names."""
         for spec in self.arrays:
             if spec.name == name:
                 return spec
@@ -88,8 +91,10 @@ class Schema:
         return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in self.columns])
 
 
-def _is_whole(spec: ArraySpec) -> bool:
+def _is_valid(spec: ArraySpec) -> bool:
     is_named = isinstance(spec.name, str) and spec.name.isidentifier()  # it names a folder
     is_shaped = all(type(size) is int and size > 0 for size in spec.row_shape)
     has_axes = not spec.axes or len(spec.axes) == len(spec.row_shape)
-    return is_named and is_shaped and has_axes and spec.dtype in DTYPES
+    if not (is_named and is_shaped and has_axes and spec.dtype in DTYPES):
+        return False
+    return len(spec.row_shape) <= MAX_AXES and spec.row_bytes <= MAX_ROW_BYTES

@@ -1,14 +1,14 @@
-"""Shards: the unit of work, of writing, of committing and of resuming."""
+"""Shards: the unit of computing, writing, committing and resuming."""
 
 from dataclasses import dataclass
 
 DEFAULT_SHARD_ROWS = 10_000
-"""One (corruption, severity) cell of CIFAR-10-C."""
+"""Rows of one (corruption, severity) cell of CIFAR-10-C."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A half-open row range ``[start, stop)``, the ``index``-th of its data set."""
+    """The ``index``-th shard of a set: the half-open row range ``[start, stop)``."""
 
     index: int
     start: int
@@ -20,12 +20,12 @@ class Shard:
 
     @property
     def n_rows(self) -> int:
-        """How many rows the shard covers."""
+        """Number of rows."""
         return self.stop - self.start
 
 
 def shards_of(n_rows: int, shard_rows: int) -> tuple[Shard, ...]:
-    """Cover ``[0, n_rows)`` with shards of ``shard_rows``; the last one may be shorter."""
+    """Split ``[0, n_rows)`` into shards of ``shard_rows`` rows; the last one may be shorter."""
     if n_rows < 0 or shard_rows < 1:
         raise ValueError(f"cannot split {n_rows} rows into shards of {shard_rows}")
     starts = range(0, n_rows, shard_rows)

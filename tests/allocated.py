@@ -1,4 +1,4 @@
-"""How large the tensors are that code makes."""
+"""Measure the memory of the tensors that code allocates."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""A bucket on this machine: a real S3 API, and a gate before it that loses, delays and refuses.
+"""A local bucket: a real S3 API behind a proxy that loses, delays and refuses requests.
 
-``python tests/bucket.py [PORT]`` serves one until it is stopped, for who wants to try things out.
+``python tests/bucket.py [PORT]`` serves one until it is stopped, for trying things out.
 """
 
 import http.client
@@ -89,7 +89,7 @@ class Gate(ThreadingHTTPServer):
         return answer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Be silent about who went away."""
+        """Do not print errors of disconnected clients."""
 
     @contextmanager
     def served(self) -> Iterator["Gate"]:
@@ -126,7 +126,7 @@ class _Passing(BaseHTTPRequestHandler):
         if fault == "lose the answer":
             self._cut()
             return
-        with suppress(OSError):  # who asked may have given up
+        with suppress(OSError):  # the client may have given up
             self._answer(status, headers, content, n_sent=len(content) // 2 if fault else None)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815 - http.server asks for these
@@ -141,7 +141,7 @@ class _Passing(BaseHTTPRequestHandler):
     def _answer(
         self, status: int, headers: Mapping[str, str], content: bytes, n_sent: int | None = None
     ) -> None:
-        """Send an answer, or its first bytes and no more."""
+        """Send a response, or only its first bytes."""
         self.send_response_only(status)
         for name, value in headers.items():
             if name.lower() not in ("content-length", "connection", "transfer-encoding"):

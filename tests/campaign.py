@@ -1,12 +1,12 @@
-"""Real processes on a real disk, hurt in every way we know, round after round, by seed.
+"""Damage real processes on a real disk in every known way, round after round, by seed.
 
-Each round makes one set of squares by a command of its own, does it some harm at a random moment,
-gives the same command again until it succeeds, and compares what is there with a set that nothing
-disturbed: rows, order, bytes, checksums. Attempts at shards are counted, so that work done twice is
-known. Some rounds do the same to commands of intro-pipe: see ``campaign_stages``.
+Each round makes a set of squares with a command, causes a fault at a random moment, reruns the
+command until it succeeds, and compares the result with an undisturbed set: rows, order, bytes,
+checksums. Attempts at shards are counted to detect repeated work. Some rounds do the same with
+commands of intro-pipe; see ``campaign_stages``.
 
     python tests/campaign.py --rounds 300
-    python tests/campaign.py --first 17 --rounds 1       # round 17 again
+    python tests/campaign.py --first 17 --rounds 1       # repeat round 17
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ N_SHARDS = N_ROWS // SHARD_ROWS
 N_WORKERS = 2
 MARK = "INTRO_PIPE_CAMPAIGN"
 UNCOMPARED = ("receipts", "lease", "quarantine")
-"""Folders that say when and by whom something was done, or keep what was hurt."""
+"""Folders that record when and by whom something was done, or keep damaged files."""
 
 MAX_TRIES = 4
 DISK_BYTES = 96 * 1024
-"""Too little for the set, so that the disk runs full under way."""
+"""Too small for the set, so that the disk becomes full during the run."""
 
 
 @dataclass
 class Round:
-    """A store in a folder of its own, and the processes that were started for it."""
+    """A store in its own folder, and the processes that were started for it."""
 
     seed: int
     folder: Path
@@ -67,8 +67,8 @@ class Round:
         return self.folder / "store"
 
     def start(self, pause_s: float = PAUSE_S, **environment: str) -> subprocess.Popen[str]:
-        """The command, in a process group of its own."""
-        if self.n_workers:  # the work must last longer than it takes to notice that a node is gone
+        """Start the command in its own process group."""
+        if self.n_workers:  # the work must last longer than detecting the loss of a node
             pause_s = 20 * PAUSE_S
         words = (self.store, self.attempts, N_ROWS, SHARD_ROWS, pause_s, self.n_workers)
         process = subprocess.Popen(
@@ -78,24 +78,24 @@ class Round:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Who runs in the background of a shell ignores Ctrl-C, and so would its children.
+            # Background jobs of a shell ignore Ctrl-C, and their children would, too.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.started.append(process)
         return process
 
     def finish(self) -> str:
-        """Give the command until it succeeds; the last error where it never does."""
+        """Run the command until it succeeds; returns the last error if it never does."""
         error = ""
         for _ in range(MAX_TRIES):
             process = self.start()
             error = process.communicate()[1]
             if process.returncode == 0:
                 return ""
-        return error or "no error was told"
+        return error or "the command failed without an error message"
 
     def wait_for(self, process: subprocess.Popen[str], n_receipts: int) -> None:
-        """Until so many shards are done, or the process has ended."""
+        """Wait until ``n_receipts`` shards are done, or the process has ended."""
         while process.poll() is None and len(self.receipts()) < n_receipts:
             time.sleep(0.002)
 
@@ -112,7 +112,7 @@ class Round:
         return FeatureStore(str(self.store)).create(plan_of(N_ROWS, SHARD_ROWS))
 
     def pids(self, words: str = "") -> list[int]:
-        """Processes of this round that are alive, those whose command line has these words."""
+        """Running processes of this round whose command line contains ``words``."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -122,7 +122,7 @@ class Round:
         return found
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining processes."""
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -132,84 +132,84 @@ class Round:
                 process.stderr.close()
 
 
-def kill_driver(hurt: Round) -> None:
-    """The driver and its workers, at once."""
-    process = hurt.start()
-    hurt.wait_for(process, hurt.some_receipts())
-    time.sleep(hurt.rng.uniform(0, PAUSE_S))
+def kill_driver(case: Round) -> None:
+    """Kill the driver and its workers at once."""
+    process = case.start()
+    case.wait_for(process, case.some_receipts())
+    time.sleep(case.rng.uniform(0, PAUSE_S))
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
-def kill_driver_early(hurt: Round) -> None:
-    """In its first steps, before any shard is done."""
-    process = hurt.start()
-    time.sleep(hurt.rng.uniform(0.3, 1.5))
+def kill_driver_early(case: Round) -> None:
+    """Kill the driver in its first steps, before any shard is done."""
+    process = case.start()
+    time.sleep(case.rng.uniform(0.3, 1.5))
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
-def interrupt(hurt: Round) -> None:
-    """As Ctrl-C does."""
-    process = hurt.start()
-    hurt.wait_for(process, hurt.some_receipts())
+def interrupt(case: Round) -> None:
+    """Interrupt the driver, as Ctrl-C does."""
+    process = case.start()
+    case.wait_for(process, case.some_receipts())
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
     process.communicate()
 
 
-def two_drivers(hurt: Round) -> None:
-    """A second one starts while the first is at work, and is refused."""
-    first = hurt.start(pause_s=20 * PAUSE_S)
-    hurt.wait_for(first, 1)
-    _require_refusal(hurt, first)
+def two_drivers(case: Round) -> None:
+    """Start a second driver while the first is running; it must be refused."""
+    first = case.start(pause_s=20 * PAUSE_S)
+    case.wait_for(first, 1)
+    _require_refusal(case, first)
     first.communicate()
 
 
-def suspend(hurt: Round) -> None:
-    """The driver stops, another starts and is refused, and it goes on."""
-    first = hurt.start()
-    hurt.wait_for(first, hurt.rng.randint(1, N_SHARDS // 2))
+def suspend(case: Round) -> None:
+    """Suspend the driver, start another, which must be refused, and resume the first."""
+    first = case.start()
+    case.wait_for(first, case.rng.randint(1, N_SHARDS // 2))
     with suppress(ProcessLookupError):
         os.killpg(first.pid, signal.SIGSTOP)
-    _require_refusal(hurt, first)
+    _require_refusal(case, first)
     with suppress(ProcessLookupError):
         os.killpg(first.pid, signal.SIGCONT)
     first.communicate()
 
 
-def _require_refusal(hurt: Round, first: subprocess.Popen[str]) -> None:
-    """Another driver is told who is at work, unless there was nothing left to do."""
-    second = hurt.start()
+def _require_refusal(case: Round, first: subprocess.Popen[str]) -> None:
+    """Check that another driver is refused with the name of the first, if work is left."""
+    second = case.start()
     error = second.communicate()[1]
     is_refused = second.returncode != 0 and _named(first) in error
-    if not is_refused and len(hurt.receipts()) < N_SHARDS:
+    if not is_refused and len(case.receipts()) < N_SHARDS:
         raise AssertionError(f"a second driver was not refused: {second.returncode} {error[-500:]}")
 
 
 def _named(first: subprocess.Popen[str]) -> str:
-    """What the refusal has to say."""
+    """Text that the refusal must contain."""
     return f"(pid {first.pid} on "
 
 
-def clock_jumps(hurt: Round) -> None:
-    """Of a driver that others know by its heartbeat alone: they watch it, and see that it lives."""
-    first = hurt.start(pause_s=2.5, SQUARES_CLOCK_JUMPS="1")
-    hurt.wait_for(first, 5)  # by then it has beaten once, an hour ahead
-    _require_refusal(hurt, first)
+def clock_jumps(case: Round) -> None:
+    """Shift the clock of a driver that others only know by its heartbeat; they must wait."""
+    first = case.start(pause_s=2.5, SQUARES_CLOCK_JUMPS="1")
+    case.wait_for(first, 5)  # by then it has sent one heartbeat, an hour ahead
+    _require_refusal(case, first)
     first.communicate()
 
 
-def failing_disk(hurt: Round) -> None:
-    """Calls of the file system fail with EIO, ENOSPC and EROFS, wherever; then they do not."""
-    hurt.start(SQUARES_DISK_FAILS=str(hurt.seed)).communicate()
+def failing_disk(case: Round) -> None:
+    """Let calls of the file system fail with EIO, ENOSPC and EROFS for a while."""
+    case.start(SQUARES_DISK_FAILS=str(case.seed)).communicate()
 
 
-def orphaned_lease(hurt: Round) -> None:
-    """The lease of a driver on another machine that was lost: watched, then taken over."""
-    lease = hurt.found().shard_set.storage
+def orphaned_lease(case: Round) -> None:
+    """Leave a lease of a lost driver on another machine: it is watched, then replaced."""
+    lease = case.found().shard_set.storage
     facts = {
         **{"host": "lost", "kernel": "lost", "pid": 1, "process_started": "1", "token": "x"},
         **{"purpose": "extract", "heartbeat": 0.0, "is_released": False},
@@ -217,42 +217,42 @@ def orphaned_lease(hurt: Round) -> None:
     lease.write("lease/00000005.json", json.dumps(facts).encode())
 
 
-def full_disk(hurt: Round) -> None:
-    """The disk runs full; then there is space again."""
-    with _tiny_disk(hurt.store):
-        process = hurt.start()
+def full_disk(case: Round) -> None:
+    """Let the disk become full, then free space."""
+    with _tiny_disk(case.store):
+        process = case.start()
         process.communicate()
-        kept = hurt.folder / "kept"
-        shutil.copytree(hurt.store, kept)
-    shutil.rmtree(hurt.store)
-    kept.rename(hurt.store)
+        kept = case.folder / "kept"
+        shutil.copytree(case.store, kept)
+    shutil.rmtree(case.store)
+    kept.rename(case.store)
 
 
-def read_only_disk(hurt: Round) -> None:
-    """The file system becomes read-only, as one does that has found itself damaged."""
-    with _tiny_disk(hurt.store, n_bytes=16 * DISK_BYTES):
-        process = hurt.start()
-        hurt.wait_for(process, hurt.rng.randint(1, N_SHARDS // 2))
-        while process.poll() is None and _remount(hurt.store, "ro"):
+def read_only_disk(case: Round) -> None:
+    """Make the file system read-only, as happens after an error."""
+    with _tiny_disk(case.store, n_bytes=16 * DISK_BYTES):
+        process = case.start()
+        case.wait_for(process, case.rng.randint(1, N_SHARDS // 2))
+        while process.poll() is None and _remount(case.store, "ro"):
             time.sleep(0.001)  # a file is being written: not now
         process.communicate()
-        kept = hurt.folder / "kept"
-        shutil.copytree(hurt.store, kept)
-    shutil.rmtree(hurt.store)
-    kept.rename(hurt.store)
+        kept = case.folder / "kept"
+        shutil.copytree(case.store, kept)
+    shutil.rmtree(case.store)
+    kept.rename(case.store)
 
 
 def damage(change: Callable[[random.Random, bytes], bytes | None]) -> Callable[[Round], None]:
-    """Hurt any file of a finished set; verify must find it, repair take back what is hurt."""
+    """Damage any file of a finished set; verify must find it, repair discard what is damaged."""
 
-    def hurt_file(hurt: Round) -> None:
-        hurt.finish()
-        found = hurt.found()
+    def damage_file(case: Round) -> None:
+        case.finish()
+        found = case.found()
         storage = found.shard_set.storage
         keys = [key for key in storage.keys("") if not key.startswith("lease/")]
-        key = hurt.rng.choice(keys)
+        key = case.rng.choice(keys)
         place = Path(storage.location, key)
-        if (data := change(hurt.rng, place.read_bytes())) is None:
+        if (data := change(case.rng, place.read_bytes())) is None:
             place.unlink()
         else:
             place.write_bytes(data)
@@ -262,7 +262,7 @@ def damage(change: Callable[[random.Random, bytes], bytes | None]) -> Callable[[
             raise AssertionError(f"verify has not found the damage to {key}")
         repair(found.shard_set, problems)
 
-    return hurt_file
+    return damage_file
 
 
 def _flipped(rng: random.Random, data: bytes) -> bytes:
@@ -274,24 +274,24 @@ def _truncated(rng: random.Random, data: bytes) -> bytes:
     return data[: rng.randrange(len(data))]
 
 
-def kill_worker(hurt: Round) -> None:
-    """One actor; the run goes on by itself."""
-    process = hurt.start()
-    hurt.wait_for(process, max(1, hurt.some_receipts()))
-    pids = [int(path.name.split("-")[1]) for path in hurt.attempts.glob("setup-*")]
+def kill_worker(case: Round) -> None:
+    """Kill one actor; the run must continue."""
+    process = case.start()
+    case.wait_for(process, max(1, case.some_receipts()))
+    pids = [int(path.name.split("-")[1]) for path in case.attempts.glob("setup-*")]
     if pids:
         with suppress(ProcessLookupError):
-            os.kill(hurt.rng.choice(pids), signal.SIGKILL)
+            os.kill(case.rng.choice(pids), signal.SIGKILL)
     error = process.communicate()[1]
     if process.returncode:
         raise AssertionError(f"a run did not survive the death of a worker: {error[-500:]}")
 
 
-def kill_raylet(hurt: Round) -> None:
-    """The node with everything on it; the driver is told, and ends."""
-    process = hurt.start()
-    hurt.wait_for(process, max(1, hurt.some_receipts()))
-    for pid in hurt.pids("raylet/raylet"):
+def kill_raylet(case: Round) -> None:
+    """Kill the node with everything on it; the driver notices and ends."""
+    process = case.start()
+    case.wait_for(process, max(1, case.some_receipts()))
+    for pid in case.pids("raylet/raylet"):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
@@ -321,12 +321,12 @@ RAY_FAULTS: dict[str, Callable[[Round], None]] = {
     "kill raylet (Ray)": kill_raylet,
 }
 STAGES = {f"kill {stage}": stage for stage in COMMANDS}
-"""Faults that hit a command of intro-pipe."""
+"""Faults during a command of intro-pipe."""
 
 
 @dataclass
 class Verdict:
-    """What a round came to."""
+    """Result of a round."""
 
     fault: str
     lost: int = 0
@@ -342,7 +342,7 @@ class Verdict:
 
 
 def fault_of(seed: int, ray_share: float, stage_share: float) -> str:
-    """What happens in a round."""
+    """The fault of a round."""
     rng = random.Random(seed)
     drawn = rng.random()
     if drawn < ray_share:
@@ -351,23 +351,23 @@ def fault_of(seed: int, ray_share: float, stage_share: float) -> str:
 
 
 def run_round(seed: int, folder: Path, reference: dict[str, bytes], fault: str) -> Verdict:
-    """One round; the moment of the fault, and whom it hits, follow from the seed."""
+    """Run a round; the moment and the target of the fault follow from the seed."""
     verdict, started = Verdict(fault), time.monotonic()
-    hurt = Round(seed, folder, N_WORKERS if fault in RAY_FAULTS else 0)
+    case = Round(seed, folder, N_WORKERS if fault in RAY_FAULTS else 0)
     try:
-        {**LOCAL_FAULTS, **RAY_FAULTS}[fault](hurt)
-        verdict.problem = hurt.finish()
-        _compare(hurt, reference, verdict)
+        {**LOCAL_FAULTS, **RAY_FAULTS}[fault](case)
+        verdict.problem = case.finish()
+        _compare(case, reference, verdict)
     except (AssertionError, StoreError) as error:
         verdict.problem = str(error)
     finally:
-        hurt.end()
+        case.end()
     verdict.seconds = time.monotonic() - started
     return verdict
 
 
 def run_stage_round(seed: int, folder: Path, stages: Stages, fault: str) -> Verdict:
-    """A round with a command of intro-pipe; its lost files are counted as rows are."""
+    """Run a round with a command of intro-pipe; lost files are counted as lost rows."""
     verdict, started, stage = Verdict(fault), time.monotonic(), STAGES[fault]
     reference = stages.reference(stage)
     place = stages.copy(stage, folder / "place")
@@ -386,24 +386,24 @@ def run_stage_round(seed: int, folder: Path, stages: Stages, fault: str) -> Verd
 
 
 def reference_in(folder: Path) -> dict[str, bytes]:
-    """The files of a set that nothing disturbed."""
+    """The files of an undisturbed set."""
     undisturbed = Round(-1, folder)
     assert undisturbed.finish() == ""
     return files_of(undisturbed.found())
 
 
 def files_of(found: FeatureSet) -> dict[str, bytes]:
-    """The files of the set that must always be the same."""
+    """The files of the set that must be the same in every run."""
     storage = found.shard_set.storage
     keys = [key for key in storage.keys("") if key.split("/")[0] not in UNCOMPARED]
     return {key: storage.read(key) for key in keys}
 
 
-def _compare(hurt: Round, reference: dict[str, bytes], verdict: Verdict) -> None:
-    found = hurt.found()
-    here = files_of(found)
-    verdict.wrong_bytes = sum(here.get(key) != data for key, data in reference.items())
-    verdict.wrong_bytes += len(here.keys() - reference.keys())
+def _compare(case: Round, reference: dict[str, bytes], verdict: Verdict) -> None:
+    found = case.found()
+    files = files_of(found)
+    verdict.wrong_bytes = sum(files.get(key) != data for key, data in reference.items())
+    verdict.wrong_bytes += len(files.keys() - reference.keys())
     verdict.lost = sum(shard.n_rows for shard in found.shard_set.missing())
     if not verdict.lost:
         rows = found.samples()["row"].tolist()
@@ -412,7 +412,7 @@ def _compare(hurt: Round, reference: dict[str, bytes], verdict: Verdict) -> None
         verdict.wrong_bytes += rows != sorted(rows)
     problems = [problem for problem in verify_feature_set(found) if problem.kind != "litter"]
     verdict.wrong_bytes += len(problems)
-    verdict.repeated = hurt.n_attempts() - N_SHARDS
+    verdict.repeated = case.n_attempts() - N_SHARDS
 
 
 @contextmanager
@@ -437,11 +437,11 @@ def main() -> None:
     """Run rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="first round: its number is its seed")
-    parser.add_argument("--rounds", type=int, default=300, help="how many")
+    parser.add_argument("--rounds", type=int, default=300, help="number of rounds")
     parser.add_argument("--ray", type=float, default=0.15, help="share of rounds on Ray")
-    parser.add_argument("--stages", type=float, default=0.1, help="share of those with commands")
+    parser.add_argument("--stages", type=float, default=0.1, help="share of rounds with commands")
     every = [*LOCAL_FAULTS, *RAY_FAULTS, *STAGES]
-    parser.add_argument("--only", choices=every, help="this fault alone")
+    parser.add_argument("--only", choices=every, help="only this fault")
     chosen = parser.parse_args()
     verdicts: list[Verdict] = []
     with TemporaryDirectory() as top:
@@ -458,15 +458,15 @@ def main() -> None:
             else:
                 verdict = run_round(seed, folder, reference, fault)
             verdicts.append(verdict)
-            told = "good" if verdict.is_good else f"BAD {verdict}"
-            print(f"round {seed}: {verdict.fault}, {verdict.seconds:.1f} s: {told}", flush=True)
+            result = "good" if verdict.is_good else f"BAD {verdict}"
+            print(f"round {seed}: {verdict.fault}, {verdict.seconds:.1f} s: {result}", flush=True)
             shutil.rmtree(folder)
     print(table_of(verdicts))
     sys.exit(not all(verdict.is_good for verdict in verdicts))
 
 
 def table_of(verdicts: list[Verdict]) -> str:
-    """Markdown: a row for each kind of fault, and one for all."""
+    """A Markdown table with a row for each kind of fault, and one for all."""
     lines = [
         "| fault | rounds | rows lost | rows doubled | wrong files | shards computed again, mean |",
         "|---|---|---|---|---|---|",

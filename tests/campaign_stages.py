@@ -1,4 +1,4 @@
-"""The real commands on a few digits, killed at random moments and given again: see ``campaign``."""
+"""Real commands on a few digits, killed at random moments and rerun; see ``campaign``."""
 
 import json
 import os
@@ -36,14 +36,14 @@ COMMANDS = {
 COMPARED = ("store/models", "store/features", "store/heads", "store/results", "data")
 UNCOMPARED = {"receipts", "lease", "quarantine", "checkpoints", ".staging"}
 UNITS = ("shard", "epoch")
-"""Events of the journal, one for each unit that was finished."""
+"""Events of the journal, one for each finished unit."""
 
 MAX_TRIES = 4
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a command comes to that nothing disturbs: files, units, and how long it takes."""
+    """The result of an undisturbed command: files, number of units, and its duration."""
 
     files: dict[str, object]
     n_units: int
@@ -52,7 +52,7 @@ class Undisturbed:
 
 @dataclass
 class Stages:
-    """A folder with a data set, of which each round gets a copy; with features, to train a head."""
+    """A folder with a data set that each round copies; with features, to train a head."""
 
     folder: Path
     undisturbed: dict[str, Undisturbed] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Stages:
 
     @cached_property
     def features(self) -> Path:
-        """Made when it is asked for first."""
+        """A folder with features, made on first use."""
         place = Path(shutil.copytree(self.images, self.folder / "features"))
         train_small(FeatureStore(str(place / "store")).prepare(), place / "data" / "tiny")
         made = _start(place, (*EXTRACT, "--device", "cpu", *LOCAL, *HERE))
@@ -73,7 +73,7 @@ class Stages:
         return place
 
     def reference(self, stage: str) -> Undisturbed:
-        """Made when it is asked for first."""
+        """The undisturbed result of a command, computed on first use."""
         if stage not in self.undisturbed:
             place = self.copy(stage, self.folder / f"undisturbed {stage}")
             started = time.monotonic()
@@ -83,13 +83,13 @@ class Stages:
         return self.undisturbed[stage]
 
     def copy(self, stage: str, place: Path) -> Path:
-        """A folder for a round."""
+        """Make a folder for a round."""
         template = self.features if stage == "train-head" else self.images
         return Path(shutil.copytree(template, place))
 
 
 def kill(place: Path, stage: str, rng: random.Random, seconds: float) -> None:
-    """Start the command and kill it, with what it has started, once or some times."""
+    """Start the command and kill it with its child processes, one to three times."""
     for _ in range(rng.randint(1, 3)):
         process = _start(place, COMMANDS[stage])
         with suppress(subprocess.TimeoutExpired):
@@ -100,7 +100,7 @@ def kill(place: Path, stage: str, rng: random.Random, seconds: float) -> None:
 
 
 def finish(place: Path, stage: str) -> None:
-    """Give the command until it succeeds, and have every byte verified."""
+    """Run the command until it succeeds, and verify every byte."""
     for command in (COMMANDS[stage], ("verify", *HERE)):
         for _ in range(MAX_TRIES):
             process = _start(place, command)
@@ -112,7 +112,7 @@ def finish(place: Path, stage: str) -> None:
 
 
 def outcome_of(place: Path) -> dict[str, object]:
-    """What must always be the same: whole files, and of each card the checksums that it has."""
+    """What must be the same in every run: whole files, and the checksums in each card."""
     found: dict[str, object] = {}
     for path in (path for top in COMPARED for path in sorted((place / top).rglob("*"))):
         key = path.relative_to(place).as_posix()
@@ -125,7 +125,7 @@ def outcome_of(place: Path) -> dict[str, object]:
 
 
 def n_units(place: Path) -> int:
-    """How many shards and epochs were finished, by all runs together."""
+    """Number of shards and epochs that all runs have finished."""
     events = (event for run in runs(str(place / "store")) for event in run.events)
     return sum(event["event"] in UNITS for event in events)
 
@@ -134,7 +134,7 @@ def _start(place: Path, command: tuple[str, ...]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "cli.app", *command],
         cwd=place,
-        # One thread adds up in one order: the same bits again.
+        # One thread always adds in the same order: the results are equal to the last bit.
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,12 +1,11 @@
-"""A small corrupted set without images: three overlapping clouds, shards that cut across cells."""
+"""A small corrupted set without images: three overlapping clouds, with shards across cells."""
 
 from typing import Any
 
 import numpy as np
+from made import make_in
 
-from pipeline.journal import Journal
-from stages.introspection.heads import head_spec, train_head
-from stages.introspection.recipe import HeadParams
+from stages.introspection.train_head import TrainHead
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.featureset import FeatureSet
@@ -73,7 +72,13 @@ def small_head(
     store: FeatureStore, found: FeatureSet, name: str = "h", seeds: tuple[int, ...] = (0,)
 ) -> None:
     """A head that has learned the cells a little."""
-    params = HeadParams(epochs=5, weight_decay=0.0, batch_rows=16, seeds=seeds)
-    journal = Journal.of(store.location, ["train-head"])
-    spec = head_spec(found, layers=(8,))
-    train_head(store, found, name, spec, params, device="cpu", journal=journal)
+    head = TrainHead(
+        features=found.name,
+        name=name,
+        layers=(8,),
+        epochs=5,
+        weight_decay=0.0,
+        batch_size=16,
+        seeds=seeds,
+    )
+    make_in(store, head)

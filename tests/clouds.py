@@ -1,9 +1,12 @@
-"""A small feature set without images: clouds that a linear network partly tells apart."""
+"""A small feature set without images: clouds that a linear network partly separates."""
 
 from typing import Any
 
 import numpy as np
 
+from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard
+from stages.sensing.train_params import TrainParams
+from stages.sensing.trained import TrainedModel
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.featureset import FeatureSet
@@ -57,5 +60,31 @@ def clouds(
 def a_model(store: FeatureStore, recipe: dict[str, int], source: str = "clouds-train") -> None:
     """The model of the clouds, as far as heads look at it."""
     artifact = store.artifact("model", "net")
-    artifact.claim({"inputs": {"source": {"fingerprint": source}}})
-    artifact.write({}, {"card": {"weights_sha256": "w1"}, "recipe": recipe})
+    plan = {"inputs": {"source": {"fingerprint": source}}}
+    artifact.claim(plan)
+    card = ModelCard(
+        name="net",
+        network="cnn2",
+        n_classes=N_CLASSES,
+        class_names=(),
+        image_size=32,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        last_layer="fc",
+        feature_dim=WIDTH,
+        family="clouds",
+        M=None,
+        weights_sha256="w1",
+    )
+    model = TrainedModel(
+        card=card,
+        M=1.0,
+        train_accuracy=1.0,
+        test_accuracy=None,
+        n_train=N_ROWS,
+        n_train_left_out=0,
+        n_held_out=recipe.get("held_out", 0),
+        n_test=0,
+        recipe=TrainParams(**recipe),
+    )
+    artifact.write({}, model.to_dict(), plan=plan)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,19 +25,13 @@ if TYPE_CHECKING:
     from bucket import Gate
 
 Fill = Callable[..., FeatureSet]
+Command = Callable[..., tuple[str, str]]
+Refusal = Callable[..., str]
 
 # An example may wait for a busy machine; `make soak` asks for the long one.
-settings.register_profile("short", deadline=None)
+settings.register_profile("short", max_examples=50, deadline=None)
 settings.register_profile("soak", max_examples=5_000, deadline=None)
 settings.load_profile("short")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes run the tests, modules whole: those that start Ray one after the other."""
-    for item in items:
-        is_on_ray = item.get_closest_marker("ray") is not None
-        group = "ray" if is_on_ray else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
@@ -79,6 +74,61 @@ def fill_fixture() -> Fill:
     return fill
 
 
+@pytest.fixture
+def intro_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process: what it prints on stdout and on stderr.
+
+    It must end with the exit code; what it refuses with 2 is one line, behind notes if there are
+    some.
+    """
+    from cli.app import main
+
+    def command(words: str, code: int = 0) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])  # what main() reads
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == code, said.err
+        if code == 2 and "Usage:" not in said.err:
+            assert said.err.splitlines()[-1].startswith("intro-pipe: ")
+            assert said.err.count("intro-pipe: ") == 1
+        return said.out, said.err
+
+    return command
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refusal:
+    """Run a command in ``tmp_path`` that must be refused, and return its one line on stderr.
+
+    It must print nothing else, write nothing, and run no code of the files in `hostile`.
+    """
+    from hostile import MARKER
+
+    from cli.app import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("STORE", "DATA"):
+        monkeypatch.setenv(f"INTRO_PIPE_{name}", str(tmp_path / name.lower()))
+
+    def refuse(*words: str, code: int = 2) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, error = capsys.readouterr()
+        assert not MARKER.exists()
+        assert (ended.value.code, out) == (code, ""), error
+        assert error.count("\n") == 1, error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return refuse
+
+
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
     """A real S3 API on the loopback, with an empty bucket called bucket."""
@@ -112,7 +162,7 @@ def place(gate: "Gate", request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB of its own."""
+    """A separate file system of 256 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]

@@ -1,21 +1,16 @@
-"""Files that would run code in a reader that lets them, and a way to see whether one did."""
+"""Files that run code in an unsafe reader, and a way to detect whether one did."""
 
 import io
 import json
 import os
 import pickle
 import struct
-import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-
-from cli.app import main
 
 MARKER = Path("a-file-has-run-code")
 """What the code in these files writes, into the working directory."""
@@ -83,34 +78,3 @@ def pickled(value: object) -> bytes:
     stream = io.BytesIO()
     pickle.dump(value, stream)
     return stream.getvalue()
-
-
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """Gives a command, in ``tmp_path``; it must end with one line, write nothing, and run nothing.
-
-    Gives the line.
-    """
-    monkeypatch.chdir(tmp_path)
-    for name in ("STORE", "DATA"):
-        monkeypatch.setenv(f"INTRO_PIPE_{name}", str(tmp_path / name.lower()))
-
-    def refuse(*words: str, code: int = 2) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, error = capsys.readouterr()
-        assert not MARKER.exists()
-        assert (ended.value.code, out) == (code, ""), error
-        assert error.count("\n") == 1, error
-        assert sorted(tmp_path.rglob("*")) == before
-        return error
-
-    return refuse

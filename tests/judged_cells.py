@@ -1,9 +1,11 @@
 """Finished results of small cells, for reports: f, an H and a control."""
 
+from made import make_in
+
 from pipeline.journal import Journal
-from stages.applications.evaluation import Contender, evaluate
-from stages.introspection.heads import fit_temperature, head_spec, train_head
-from stages.introspection.recipe import HeadParams
+from stages.evaluation.evaluate import Evaluate
+from stages.introspection.fit_temperature import FitTemperature
+from stages.introspection.train_head import TrainHead
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
@@ -25,13 +27,18 @@ def result_of_cells(
     layers: tuple[int, ...] = (8,),
     epochs: int = 5,
 ) -> Artifact:
-    """Judge two heads, which are trained and fitted on the rows that they are judged on."""
+    """Evaluate two heads on the rows that they were trained or fitted on."""
     name = found.plan["name"].partition("-")[0]
-    params = HeadParams(epochs=epochs, weight_decay=0.0, batch_rows=16, seeds=seeds)
-    spec = head_spec(found, layers=layers)
-    journal = journal_of(store)
-    train_head(store, found, f"{name}-h", spec, params, device="cpu", journal=journal)
-    fit_temperature(store, found, f"{name}-t", journal=journal)
-    heads = [store.artifact("head", f"{name}-{kind}") for kind in "ht"]
-    contenders = [Contender(*pair) for pair in zip(labels, heads, strict=True)]
-    return evaluate(store, found, contenders, n_resamples=n_resamples, journal=journal).artifact
+    head = TrainHead(
+        features=found.name,
+        name=f"{name}-h",
+        layers=layers,
+        epochs=epochs,
+        weight_decay=0.0,
+        batch_size=16,
+        seeds=seeds,
+    )
+    make_in(store, head)
+    make_in(store, FitTemperature(features=found.name, name=f"{name}-t"))
+    heads = dict(zip(labels, (f"{name}-h", f"{name}-t"), strict=True))
+    return make_in(store, Evaluate(features=found.name, heads=heads, resamples=n_resamples)).output

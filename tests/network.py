@@ -1,4 +1,4 @@
-"""The real extraction on nodes with names, addresses and a network of their own, one of which dies.
+"""The real extraction on nodes with their own names, addresses and network, one of which dies.
 
 Each node is a network namespace on a bridge, which is in a namespace too: nothing outside is
 touched. A node dies under the run, another joins, and the set must equal that of a run which
@@ -103,13 +103,13 @@ class Network:
         return process
 
     def kill(self, name: str) -> None:
-        """Every process of a node, at once."""
+        """Kill all processes of a node at once."""
         for pid in ip("netns", "pids", f"{TAG}-{name}").split():
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
     def silence(self, name: str) -> None:
-        """Pull a node's cable: its processes live, and nobody hears them."""
+        """Disconnect a node: its processes run, but cannot be reached."""
         ip("-n", SWITCH, "link", "set", name, "down")
 
     def end(self) -> None:
@@ -121,7 +121,7 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """A network that is gone at the end; ends the program where there can be none."""
+    """Create a network and remove it afterwards; exits the program if that is not possible."""
     try:
         if reason := reason_to_skip():
             print(f"skipped: {reason}")
@@ -176,7 +176,7 @@ def main() -> None:
 
 
 def tell(disturbed: Place, undisturbed: Place) -> None:
-    """Who did what, and whether the set is the same; raises where it is not."""
+    """Report which node computed which shard; raises if the set differs."""
     attempts = disturbed.attempts()
     hosts = sorted({each["where"].partition(":")[0] for each in attempts})
     for host in hosts:

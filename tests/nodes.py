@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own that is told what to do.
+"""A Ray cluster of several nodes on this machine, in a separate process that takes commands.
 
 Each node has processes, CPUs and GPUs of its own; the GPUs need not be there. What runs on a node
 finds its name in ``NODE``.
@@ -22,7 +22,7 @@ from squares import Squares, plan_of
 from pipeline.journal import Journal
 from pipeline.ray_executor import RayExecutor
 from pipeline.runner import run_map
-from pipeline.stage import ShardOutput, Tick
+from pipeline.work import ShardOutput, Tick
 from store.catalog import FeatureStore
 from store.shards import Shard
 
@@ -56,7 +56,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Together(Squares):
-    """Squares whose workers note node and GPU, and get no further until there are so many."""
+    """Squares whose workers record node and GPU, and wait until all workers have started."""
 
     n_workers: int = 1
 
@@ -72,7 +72,7 @@ class Together(Squares):
 
 
 def run_together(folder: str, executor: RayExecutor, n_workers: int) -> None:
-    """A set of squares that takes all the workers at once."""
+    """A set of squares that keeps all workers busy at once."""
     stage = Together(2, folder, n_workers=n_workers)
     shards = FeatureStore(folder).prepare().create(plan_of(4 * n_workers, 2)).shard_set
     executor.check()

@@ -1,9 +1,9 @@
-"""A disk in memory that forgets at a power cut whatever was not synced, and fails when told to.
+"""A disk in memory that loses unsynced data at a power failure, and fails on request.
 
-A file's content survives once the file was synced, its name once its folder was. Of the rest each
-change is kept or lost on its own, in no order: a file may be there with half of its bytes, a later
-rename without an earlier one. A rename between folders is one change, as file systems with a
-journal have it.
+A file's content survives once the file was synced, its name once its folder was. Every other change
+is kept or lost independently, in no order: a file may exist with half of its bytes, or a later
+rename without an earlier one. A rename between folders is one change, as in journaling file
+systems.
 """
 
 import errno
@@ -16,21 +16,21 @@ from random import Random
 
 @dataclass(eq=False)
 class File:
-    """What a name stands for; ``is_synced``: its content would survive."""
+    """Content of a file; with ``is_synced`` it survives a power failure."""
 
     data: bytes = b""
     is_synced: bool = False
 
 
 FOLDER = File(is_synced=True)
-"""What stands behind the name of a folder."""
+"""The entry of a folder."""
 
 Names = dict[str, File]
 
 
 @dataclass(frozen=True)
 class Change:
-    """Names given (or, with None, taken away), durable once one of the folders is synced."""
+    """Names added (or removed, if None), durable once one of the folders is synced."""
 
     folders: frozenset[str]
     names: dict[str, File | None]
@@ -40,8 +40,8 @@ class Change:
 class SimulatedDisk:
     """Implements ``store.disk.Disk``.
 
-    ``before`` is called before each step of each operation, ``moved`` when a file has got a name by
-    a rename or a link.
+    ``before`` is called before each step of each operation, ``moved`` when a file got a name by a
+    rename or a link.
     """
 
     rng: Random
@@ -56,7 +56,7 @@ class SimulatedDisk:
         self._pending: list[Change] = []
 
     def unused_name(self) -> str:
-        """Counted, so that a seed gives the same names again."""
+        """A numbered name, so that a seed reproduces the same names."""
         self.n_names += 1
         return f"{self.n_names:05d}"
 
@@ -144,21 +144,21 @@ class SimulatedDisk:
 
     def folders(self, top: str) -> list[str]:
         self.before("list", top)
-        there = (PurePosixPath(path) for path, file in self.names.items() if file is FOLDER)
-        return sorted(path.name for path in there if str(path.parent) == top)
+        folders = (PurePosixPath(path) for path, file in self.names.items() if file is FOLDER)
+        return sorted(path.name for path in folders if str(path.parent) == top)
 
     def rot(self, path: str, data: bytes | None) -> None:
-        """Let a file have another content, or be gone for good, though nobody has touched it."""
+        """Change the content of a file, or remove it for good, without any operation."""
         if data is None:
             for names in (self.names, self._durable):
                 names.pop(path, None)
-            # What is pending must not bring it back.
+            # Pending changes must not restore it.
             self._pending = [change for change in self._pending if path not in change.names]
         else:
             self._file(path).data = data
 
     def lose_power(self) -> None:
-        """What a power cut leaves: what is durable, and of the rest what chance kept."""
+        """Simulate a power failure: keep what is durable, and a random part of the rest."""
         for change in self._pending:
             if self.rng.random() < 0.5:
                 _apply(change, self._durable)

@@ -1,8 +1,7 @@
-"""What a story is about, 2: a loop that checkpoints, and an artifact that is written at once."""
+"""Work of a story, part 2: a loop with checkpoints, and an artifact that is written at once."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from simulated_sets import Command, ViolationError
 from simulated_world import Host, Process, SimulatedMachine
 
 from pipeline.journal import Journal
-from pipeline.loop import CHECKPOINTS, History, run_loop
-from pipeline.stage import Tick
+from pipeline.loop import CHECKPOINTS, Claim, History, Loop, run_loop
+from pipeline.work import Tick
 from store.catalog import FeatureStore
 from store.disk import Disk
 from store.lease import EXPIRY_S
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 PLAN = {"stage": {"name": "walk"}}
 FILES = ("weights", "more/weights")
 Steps = list[list[int]]
-"""The units that a state has behind it, each with the number of its attempt."""
+"""The units that led to a state, each with the number of its attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,10 @@ class SimulatedStore(FeatureStore):
 
 
 class ArtifactWork:
-    """Drivers write an artifact; each has computed it by itself, and no two the same bytes.
+    """Drivers write an artifact; each computes it on its own, with different bytes.
 
-    A card vouches for the files that lie there, of one driver; once one has told that the artifact
-    is complete it stays as it is.
+    A card must match the existing files, of one driver; once a driver has reported that the
+    artifact is complete, it must not change.
     """
 
     faults: tuple[str, ...] = ()
@@ -56,7 +55,7 @@ class ArtifactWork:
         self.root = "/store/models/walk"
         self.n_units = 1
         self.n_computed = 0
-        self.told: bytes | None = None
+        self.reported: bytes | None = None
 
     def children(self, driver: Process) -> list[Process]:
         return []
@@ -64,57 +63,58 @@ class ArtifactWork:
     def drive(self, process: Process, machine: SimulatedMachine) -> None:
         store = SimulatedStore("/store", self.story.disk).prepare()
         artifact = store.artifact("model", "walk")
-        if not (artifact.refuse_other(PLAN) and artifact.is_settled()):
+        if not (artifact.holds(PLAN) and artifact.is_settled()):
             artifact.claim(PLAN)
             self.work()
             content = str(self.n_computed).encode()
-            artifact.write(dict.fromkeys(FILES, content), {"by": process.pid}, machine=machine)
-        self.tell()
+            files = dict.fromkeys(FILES, content)
+            artifact.write(files, {"by": process.pid}, plan=PLAN, machine=machine)
+        self.report_complete()
 
     def work(self) -> None:
-        """It takes some time, and may fail."""
+        """Take some time, and sometimes fail."""
         self.n_computed += 1
         self.story.world.sleep(self.story.rng.expovariate(1 / self.story.work_s))
         if self.story.rng.random() < self.story.failing:
-            raise OSError("this one may pass")
+            raise OSError("a transient error")
 
-    def tell(self) -> None:
-        """A driver tells that it is complete."""
+    def report_complete(self) -> None:
+        """A driver reports that the artifact is complete."""
         card = self.story.content("model.json")
         if card is None:
-            self.story.complain("the card is not there, and the driver says it is")
-        self.told = card
+            self.story.report_violation("the card is missing, but was reported")
+        self.reported = card
 
     def happen(self, fault: str) -> None:
         pass
 
-    def go_on(self) -> bool:
-        if self.told is not None:
+    def start_next(self) -> bool:
+        if self.reported is not None:
             return False
         self.story.start(self.drive, "driver")
         return True
 
-    def relieve(self, host: Host) -> None:
+    def start_successor(self, host: Host) -> None:
         self.story.start(self.drive, "driver", host, in_s=EXPIRY_S)
 
     def last_commands(self) -> list[Command]:
         return [self.drive]
 
-    def calm_down(self) -> None:
+    def stop_faults(self) -> None:
         pass
 
-    def look(self) -> None:
+    def check(self) -> None:
         card = self.story.content("model.json")
-        if self.told not in (None, card):
-            raise ViolationError(f"the card was {self.told!r}, and is {card!r}")
+        if self.reported not in (None, card):
+            raise ViolationError(f"the card was {self.reported!r}, and is {card!r}")
         if card is not None:
-            self.look_at(self.root, card)
+            self.check_card(self.root, card)
 
     def is_complete(self) -> bool:
         return self.story.content("model.json") is not None
 
-    def look_at(self, root: str, card: bytes) -> tuple[dict[str, Any], bytes]:
-        """The facts of a card and the content that it vouches for, the same in all its files."""
+    def check_card(self, root: str, card: bytes) -> tuple[dict[str, Any], bytes]:
+        """The facts of a card, and the content that it lists, which is the same in all files."""
         try:
             facts = unsealed(card)
         except ValueError as error:
@@ -122,16 +122,15 @@ class ArtifactWork:
         contents = {self.story.content(key, root) for key in FILES}
         content = contents.pop()
         if content is None or contents or facts["files"] != dict.fromkeys(FILES, vouch(content)):
-            raise ViolationError(f"{root}: the files are not what the card vouches for: {contents}")
+            raise ViolationError(f"{root}: the card does not match the files: {contents}")
         return facts, content
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A loop whose state says which units it has behind it, and which attempts they were."""
+    """A loop whose state lists the units that led to it, and their attempts."""
 
     about: LoopWork
-    name: str = "walk"
     unit_name: str = "epoch"
     rows_per_unit: int = 1
 
@@ -158,11 +157,11 @@ class Walk:
 
 
 class LoopWork(ArtifactWork):
-    """Drivers run a loop, which keeps each of its states as an artifact beside it.
+    """Drivers run a loop, which stores each of its states as an artifact.
 
-    A checkpoint that a driver has gone on from is never lost, every state went through each unit
-    once, in order, and its history tells of the same attempts. Where one is complete so is every
-    artifact on the way.
+    A checkpoint from which a driver has continued is never lost; every state went through each unit
+    once, in order; and its history lists the same attempts. If one artifact is complete, so are
+    those of all earlier states.
     """
 
     faults = ("rot",)
@@ -181,30 +180,26 @@ class LoopWork(ArtifactWork):
             n_units = len(history)
             if n_units > self.n_rotten:
                 self.n_safe = max(self.n_safe, n_units)
-            there = store.artifact("model", f"walk-{n_units}")
-            there.claim({**PLAN, "units": n_units})
-            there.write(
+            artifact = store.artifact("model", f"walk-{n_units}")
+            plan = {**PLAN, "units": n_units}
+            artifact.claim(plan)
+            artifact.write(
                 dict.fromkeys(FILES, json.dumps(state).encode()),
                 {"history": history},
+                plan=plan,
                 machine=machine,
             )
             self.kept.add(n_units)
 
         run_loop(
-            Walk(self),
-            store.artifact("model", "walk"),
-            PLAN,
-            store,
+            Loop(lambda: Walk(self), self.n_units, keep=lambda: keep),
+            Claim(store.artifact("model", "walk"), PLAN, store, process.name, machine),
             Journal(FileLog(Path(self.story.folder, f"{process.pid}.jsonl"))),
-            title=process.name,
-            keep=keep,
-            stream=io.StringIO(),
-            machine=machine,
         )
-        self.tell()
+        self.report_complete()
 
     def happen(self, fault: str) -> None:
-        """A checkpoint rots: what it held is computed again, and nothing else is."""
+        """Damage a checkpoint: the units that it held are recomputed, and nothing else."""
         rng = self.story.rng
         keys = [
             path.removeprefix(f"{self.root}/")
@@ -215,7 +210,7 @@ class LoopWork(ArtifactWork):
             key = rng.choice(keys)
             data = self.story.content(key)
             if data:
-                # Of an attempt: the other numbers of a note are real times, and no seed's.
+                # Change an attempt: the other numbers in a note are real times, which vary.
                 numbers = rb'"attempt": (\d+)' if key.endswith(".json") else rb"(\d+)"
                 at = rng.choice([found.start(1) for found in re.finditer(numbers, data)] or [0])
                 flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
@@ -225,27 +220,27 @@ class LoopWork(ArtifactWork):
                 self.n_safe = 0
                 self.n_rotten = max(self.n_rotten, 1 + max(int(Path(each).stem) for each in keys))
 
-    def look(self) -> None:
-        super().look()
+    def check(self) -> None:
+        super().check()
         n_units = self.n_units if self.is_complete() else max(self._n_vouched(), default=0)
         if n_units < self.n_safe:
-            raise ViolationError(f"{self.n_safe} units were safe, {n_units} are there")
+            raise ViolationError(f"{self.n_safe} units were safe, {n_units} exist")
         for n_units in range(1, self.n_units + 1):
             root = f"{self.root}-{n_units}"
             card = self.story.content("model.json", root)
             if card is not None:
-                self._require_walk(*self.look_at(root, card), n_units)
-            elif n_units in self.kept or self.told is not None:
-                raise ViolationError(f"the artifact of unit {n_units} is gone, or was never kept")
+                self._require_walk(*self.check_card(root, card), n_units)
+            elif n_units in self.kept or self.reported is not None:
+                raise ViolationError(f"the artifact of unit {n_units} is gone, or was never stored")
 
-    def look_at(self, root: str, card: bytes) -> tuple[dict[str, Any], bytes]:
-        facts, content = super().look_at(root, card)
+    def check_card(self, root: str, card: bytes) -> tuple[dict[str, Any], bytes]:
+        facts, content = super().check_card(root, card)
         if root == self.root:
             self._require_walk(facts, content, self.n_units)
         return facts, content
 
     def _n_vouched(self) -> Iterator[int]:
-        """How many units each checkpoint has behind it that its note vouches for."""
+        """Number of units in each checkpoint whose note matches it."""
         for unit in range(self.n_units):
             keys = [f"{CHECKPOINTS}/{unit:05d}.{kind}" for kind in ("json", "safetensors")]
             note, state = map(self.story.content, keys)
@@ -262,6 +257,6 @@ class LoopWork(ArtifactWork):
                 yield unit + 1
 
     def _require_walk(self, facts: dict[str, Any], state: bytes, n_units: int) -> None:
-        told = [[unit, past["attempt"]] for unit, past in enumerate(facts["history"])]
-        if json.loads(state) != told or len(told) != n_units:
-            raise ViolationError(f"after {n_units} units: the state is {state!r}, told are {told}")
+        expected = [[unit, past["attempt"]] for unit, past in enumerate(facts["history"])]
+        if json.loads(state) != expected or len(expected) != n_units:
+            raise ViolationError(f"after {n_units} units: state {state!r}, history {expected}")

@@ -1,8 +1,7 @@
-"""What a story is about, 1: a set of shards, made by drivers and workers; hurt, and taken back."""
+"""Work of a story, part 1: a set of shards, made by drivers and workers, damaged and repaired."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from simulated_world import Host, Process, SimulatedMachine
 from pipeline.executors import Watch
 from pipeline.journal import Journal
 from pipeline.runner import run_map
-from pipeline.stage import ShardOutput, Tick
-from pipeline.worker import Outcome, Work, Worker
+from pipeline.work import ShardOutput, Task, Tick, Work
+from pipeline.worker import Outcome, Worker
 from store.lease import EXPIRY_S
 from store.plan import Plan
 from store.seal import unsealed, vouch
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
     from simulation import Story
 
 Command = Callable[[Process, SimulatedMachine], None]
-"""What a process does that someone has started."""
+"""What a started process does."""
 
 
 class ViolationError(AssertionError):
-    """The store broke its word."""
+    """The store broke a guarantee."""
 
 
 class InputsChangedError(ValueError):
-    """What a stage says when its inputs are no longer those of the plan."""
+    """Raised by a stage whose inputs are no longer the planned ones."""
 
 
 class Attempt(NamedTuple):
-    """One try at a shard, and how often the inputs had changed: every other time they are wrong."""
+    """An attempt at a shard, and how often the inputs had changed: odd counts mean wrong inputs."""
 
     shard: int
     number: int
@@ -58,10 +57,10 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """The stage: two small files a shard, which say who wrote them.
+    """A stage with two small files per shard, whose content identifies the attempt.
 
-    Two attempts at a shard write different bytes, as two batch sizes do: a shard whose files come
-    from two attempts is a mixture.
+    Attempts at a shard write different bytes, as different batch sizes would, so a shard whose
+    files come from two attempts is recognised as a mixture.
     """
 
     about: SetWork
@@ -82,7 +81,7 @@ class Texts:
         attempt = about.begin(shard)
         story.world.sleep(story.rng.expovariate(1 / story.work_s))
         if story.rng.random() < story.failing:
-            raise RuntimeError("this one may pass")
+            raise RuntimeError("a transient error")
         return ShardOutput(dict.fromkeys(files_of(shard), attempt.content), {"failed": {}})
 
 
@@ -92,17 +91,17 @@ def files_of(shard: Shard) -> tuple[str, str]:
 
 @dataclass(eq=False)
 class Lane:
-    """A worker process, and the shard that it is to compute."""
+    """A worker process and the shards that it is to compute."""
 
     process: Process
-    inbox: deque[Shard] = field(default_factory=deque)
+    inbox: deque[Task] = field(default_factory=deque)
 
 
 @dataclass
 class Lanes:
     """Implements ``pipeline.executors.Executor`` with simulated processes.
 
-    Answers come late, and sometimes twice; a worker that is given up may be alive, and answer.
+    Answers arrive late, and sometimes twice; a worker that is given up may be alive and answer.
     """
 
     about: SetWork
@@ -112,12 +111,12 @@ class Lanes:
     def check(self) -> None:
         pass
 
-    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
+    def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
         world = self.about.story.world
         answers: deque[Outcome] = deque()
         lanes = [self._started(work, number, answers) for number in range(self.about.n_lanes)]
         self.about.lanes[self.driver.pid] = lanes
-        running: dict[int, Shard] = {}
+        running: dict[int, Task] = {}
         while todo or running:
             for number, lane in enumerate(lanes):
                 if todo and number not in running:
@@ -126,18 +125,18 @@ class Lanes:
             world.wait(lambda: bool(answers) or bool(self._lost(lanes, running)))
             if answers:
                 outcome = answers.popleft()
-                if running.get(outcome.lane) == outcome.shard:
+                if running.get(outcome.lane) == outcome.task:
                     del running[outcome.lane]
                 yield outcome
                 continue
             for number in self._lost(lanes, running):
-                shard = running.pop(number)
+                task = running.pop(number)
                 lanes[number] = self._started(work, number, answers)
-                yield Outcome(shard, number, 0.0, error=f"worker {number} died")
+                yield Outcome(task, number, 0.0, error=f"worker {number} died")
         for lane in lanes:
             lane.process.is_alive = False  # as Ray kills its actors; they hold no shard
 
-    def _lost(self, lanes: list[Lane], running: dict[int, Shard]) -> list[int]:
+    def _lost(self, lanes: list[Lane], running: dict[int, Task]) -> list[int]:
         given_up = self.about.given_up
         return [
             number
@@ -168,8 +167,8 @@ class Lanes:
 class SetWork:
     """Drivers complete a set.
 
-    Every receipt vouches for the bytes of one attempt that lie there; once a driver has told that
-    the set is complete no shard may be missing.
+    Every receipt must match the existing bytes of one attempt; once a driver has reported that the
+    set is complete, no shard may be missing.
     """
 
     faults: tuple[str, ...] = ("kill worker", "give up")
@@ -190,14 +189,14 @@ class SetWork:
         self.given_up: set[int] = set()
         self.n_changes = 0
         self.doubtful: set[int] = set()
-        self.is_told_complete = False
+        self.is_reported_complete = False
 
     @property
     def n_computed(self) -> int:
         return self.computed.total()
 
     def begin(self, shard: Shard) -> Attempt:
-        """A worker begins with a shard."""
+        """Record that a worker begins a shard."""
         self.computed[shard.index] += 1
         driver = self.driver_of[self.story.world.current.process.pid]
         number = self.computed[shard.index]
@@ -209,7 +208,7 @@ class SetWork:
         return [lane.process for lane in self.lanes.get(driver.pid, []) if lane.process.is_alive]
 
     def drive(self, process: Process, machine: SimulatedMachine) -> None:
-        """What a command does, from making the set to its end."""
+        """Run a command from creating the set to its end."""
         storage = LocalStorage(self.root, self.story.disk)
         shard_set = ShardSet.create(storage, self.plan, {"zarr.json": b"{}"})
         run_map(
@@ -218,61 +217,60 @@ class SetWork:
             Lanes(self, process),
             Journal(FileLog(Path(self.story.folder, f"{process.pid}.jsonl"))),
             title=process.name,
-            stream=io.StringIO(),
             machine=machine,
         )
-        self.tell()
+        self.report_complete()
 
-    def tell(self) -> None:
-        """A driver tells that the set is complete."""
-        self.is_told_complete = True
+    def report_complete(self) -> None:
+        """A driver reports that the set is complete."""
+        self.is_reported_complete = True
 
     def happen(self, fault: str) -> None:
-        """What can hit this work alone."""
+        """Cause a fault that only this work has."""
         workers = [child for driver in self.story.at_work for child in self.children(driver)]
         if workers and fault == "kill worker":
             self.story.world.kill(self.story.rng.choice(workers))
         elif workers and fault == "give up":
             self.given_up.add(self.story.rng.choice(workers).pid)
 
-    def calm_down(self) -> None:
-        """From now on nothing goes wrong."""
+    def stop_faults(self) -> None:
+        """Stop causing faults."""
         self.twice = 0.0
 
-    def look(self) -> None:
-        """Raises ``ViolationError``."""
+    def check(self) -> None:
+        """Check the set; raises ``ViolationError``."""
         for shard in self.shards:
             receipt = self.story.content(receipt_key(shard))
             if receipt is not None:
-                self._look_at(shard, receipt)
+                self._check_shard(shard, receipt)
             elif self._is_to_stay(shard):
                 raise ViolationError(
-                    f"shard {shard.index} is gone: a driver had told that it is there"
+                    f"shard {shard.index} is gone: a driver had reported it as complete"
                 )
 
-    def go_on(self) -> bool:
-        """Start what is given next, when all have ended; says if there is something left to do."""
-        if self.is_told_complete:
+    def start_next(self) -> bool:
+        """Start the next command when all have ended; returns whether anything is left to do."""
+        if self.is_reported_complete:
             return False
         self.story.start(self.drive, "driver")
         return True
 
-    def relieve(self, host: Host) -> None:
-        """Start, on that host, who takes over from a driver that has fallen asleep."""
+    def start_successor(self, host: Host) -> None:
+        """Start a successor, on a host, for a driver that is stalled."""
         self.story.start(self.drive, "driver", host, in_s=EXPIRY_S)
 
     def last_commands(self) -> list[Command]:
-        """What is given at the end, one after the other, undisturbed."""
+        """Commands to run at the end, one after the other, without faults."""
         return [self.drive]
 
     def is_complete(self) -> bool:
         return all(self.story.content(receipt_key(shard)) is not None for shard in self.shards)
 
     def _is_to_stay(self, shard: Shard) -> bool:
-        return self.is_told_complete
+        return self.is_reported_complete
 
-    def _look_at(self, shard: Shard, receipt: bytes) -> bytes:
-        """The receipt vouches for the bytes that lie there, of one attempt; gives them."""
+    def _check_shard(self, shard: Shard, receipt: bytes) -> bytes:
+        """Check that the receipt matches the existing bytes of one attempt, and return them."""
         try:
             facts = unsealed(receipt)
         except ValueError as error:
@@ -281,7 +279,7 @@ class SetWork:
         for key, content in contents.items():
             if content is None or facts["files"][key] != vouch(content):
                 raise ViolationError(
-                    f"shard {shard.index}: {key} is {content!r}, not what the receipt says"
+                    f"shard {shard.index}: {key} is {content!r}, which the receipt does not match"
                 )
         first, *others = contents.values()
         assert first is not None
@@ -292,10 +290,10 @@ class SetWork:
 
 
 class RepairWork(SetWork):
-    """The same, while bytes rot, inputs change under way, and `repair` runs beside drivers.
+    """Like ``SetWork``, while bytes rot, inputs change, and `repair` runs beside drivers.
 
-    What is bad, because it rotted or came from other inputs, may be taken back, and then never
-    comes back; what is good stays, once a driver has told that the set is complete.
+    Bad shards, which rotted or came from other inputs, may be discarded, and must then never come
+    back; good ones stay once a driver has reported that the set is complete.
     """
 
     faults = (*SetWork.faults, "rot", "repair", "change inputs")
@@ -305,14 +303,14 @@ class RepairWork(SetWork):
         self.rotten: dict[str, bytes | None] = {}
         self.rotted: set[bytes] = set()
         self.taken_back: set[bytes] = set()
-        self.told: dict[int, bytes] = {}
+        self.reported: dict[int, bytes] = {}
 
     def drive(self, process: Process, machine: SimulatedMachine) -> None:
         try:
             super().drive(process, machine)
             self._require_right_inputs(process)
         except InputsChangedError:
-            # Only its own: what a driver has left that was killed is not known to be wrong.
+            # Only its own: what a killed driver has left is not known to be wrong.
             self.taken_back |= {
                 attempt.content
                 for attempt in self.attempts.values()
@@ -321,13 +319,13 @@ class RepairWork(SetWork):
             raise
 
     def repair(self, process: Process, machine: SimulatedMachine) -> None:
-        """As `intro-pipe repair` does: read every byte, then take back what is hurt."""
+        """Do what `intro-pipe repair` does: read every byte, then discard what is damaged."""
         shard_set = ShardSet.open(LocalStorage(self.root, self.story.disk))
         problems = list(verify_files(shard_set))
-        # A disk that fails to read a file has hurt it, for all that we can know.
+        # A file that the disk fails to read counts as damaged.
         unread = [p.shard for p in problems if p.shard is not None and p.kind == "unreadable"]
         self.rotted |= {self._vouched(shard) for shard in unread} & self.attempts.keys()
-        # Where there are many sets, the others are read meanwhile.
+        # If there are many sets, the others are read in the meantime.
         self.story.world.sleep(self.story.rng.choice([0.0, 1.0, 60.0, 300.0]))
         rotted = set(self.rotted)
         taken_back = {shard.index for shard in repair(shard_set, problems, machine=machine)}
@@ -335,14 +333,14 @@ class RepairWork(SetWork):
         if taken_back and self.story.rng.random() < 0.3:
             self.story.fault_at[self.story.world.n_steps] = "power cut"
 
-    def tell(self) -> None:
-        super().tell()
+    def report_complete(self) -> None:
+        super().report_complete()
         for shard in self.shards:
             if self.story.content(receipt_key(shard)) is None:
-                if not self._is_bad(shard, self.told.get(shard.index)):
-                    self.story.complain(f"shard {shard.index} is not there, the driver says it is")
-            elif not self._is_hurt(shard):
-                self.told[shard.index] = self._vouched(shard)
+                if not self._is_bad(shard, self.reported.get(shard.index)):
+                    self.story.report_violation(f"shard {shard.index} is missing, but was reported")
+            elif not self._is_damaged(shard):
+                self.reported[shard.index] = self._vouched(shard)
 
     def happen(self, fault: str) -> None:
         super().happen(fault)
@@ -353,9 +351,9 @@ class RepairWork(SetWork):
         elif fault == "change inputs":
             self.n_changes += 1
 
-    def go_on(self) -> bool:
+    def start_next(self) -> bool:
         rng = self.story.rng
-        if self.is_told_complete and rng.random() < 0.2:
+        if self.is_reported_complete and rng.random() < 0.2:
             return False
         if rng.random() < 0.6:
             self._rot()
@@ -366,7 +364,7 @@ class RepairWork(SetWork):
         self.story.start(self.drive, "driver", in_s=rng.choice([0.0, 30.0]))
         return True
 
-    def relieve(self, host: Host) -> None:
+    def start_successor(self, host: Host) -> None:
         first = self.story.rng.choice([self.drive, self.repair])
         self.story.start(first, first.__name__, host, in_s=EXPIRY_S)
         self.story.start(self.drive, "driver", host, in_s=EXPIRY_S + 60.0)
@@ -374,35 +372,35 @@ class RepairWork(SetWork):
     def last_commands(self) -> list[Command]:
         return [self.repair, self.drive]
 
-    def calm_down(self) -> None:
-        super().calm_down()
+    def stop_faults(self) -> None:
+        super().stop_faults()
         self.n_changes += self.n_changes % 2
 
-    def look(self) -> None:
+    def check(self) -> None:
         for shard in self.shards:
             receipt = self.story.content(receipt_key(shard))
-            told = self.told.get(shard.index)
+            reported = self.reported.get(shard.index)
             if receipt is None:
-                if told is not None and not self._is_bad(shard, told):
+                if reported is not None and not self._is_bad(shard, reported):
                     raise ViolationError(
-                        f"shard {shard.index} is gone: it was good, and a driver had told so"
+                        f"shard {shard.index} is gone: it was good, and reported as complete"
                     )
             elif (found := self._vouched(shard)) in self.taken_back:
-                raise ViolationError(f"shard {shard.index}: {found!r} had been taken back")
-            elif not self._is_hurt(shard):
-                self._look_at(shard, receipt)
+                raise ViolationError(f"shard {shard.index}: {found!r} had been discarded")
+            elif not self._is_damaged(shard):
+                self._check_shard(shard, receipt)
 
     def is_complete(self) -> bool:
-        return super().is_complete() and not any(self._is_hurt(shard) for shard in self.shards)
+        return super().is_complete() and not any(self._is_damaged(shard) for shard in self.shards)
 
     def _require_right_inputs(self, driver: Process) -> None:
-        """It says that all is well: then nothing of its own is of inputs that are wrong now."""
+        """A driver that reports success must not have used inputs that are wrong now."""
         for shard in self.shards:
             attempt = self.attempts.get(self._vouched(shard))
             if attempt is None or attempt.driver != driver.pid or attempt.are_inputs_right:
                 continue
             if attempt.n_changes == self.n_changes:
-                self.story.complain(f"shard {shard.index} is of inputs that have changed")
+                self.story.report_violation(f"shard {shard.index} has inputs that have changed")
 
     def _start_repairs(self, n_repairs: int) -> None:
         for _ in range(n_repairs):
@@ -410,45 +408,45 @@ class RepairWork(SetWork):
             self.story.start(self.repair, "repair", in_s=in_s)
 
     def _rot(self) -> None:
-        """A file of the set is flipped, cut short or gone, without anyone having touched it."""
+        """Flip, truncate or remove a file of the set without any operation on the disk."""
         rng = self.story.rng
         keys = [key for shard in self.shards for key in (receipt_key(shard), *files_of(shard))]
         contents = {key: self.story.content(key) for key in keys}
-        there = [key for key in keys if contents[key] and contents[key] != self.rotten.get(key)]
-        if not there:
+        existing = [key for key in keys if contents[key] and contents[key] != self.rotten.get(key)]
+        if not existing:
             return
-        key = rng.choice(there)
+        key = rng.choice(existing)
         shard = next(s for s in self.shards if key in (receipt_key(s), *files_of(s)))
         data = self.story.content(key)
         assert data is not None
         self.rotted |= {data, self._vouched(shard)} & self.attempts.keys()
-        at = int(rng.random() * len(data))  # a receipt tells real times: its length is no seed's
+        at = int(rng.random() * len(data))  # receipts contain real times, so lengths may vary
         flipped = data[:at] + bytes([data[at] ^ 0x80]) + data[at + 1 :]
         rotten = rng.choice([flipped, flipped, data[: len(data) // 2], None])
         self.story.disk.rot(f"{self.root}/{key}", rotten)
         self.rotten[key] = rotten
 
     def _vouched(self, shard: Shard) -> bytes:
-        """The attempt that the receipt vouches for, if there is a whole one."""
+        """Content of the attempt that a receipt lists; empty if there is no intact receipt."""
         try:
             files = unsealed(self.story.content(receipt_key(shard)) or b"")["files"]
         except ValueError:
             return b""
-        here = (c for c, attempt in self.attempts.items() if attempt.shard == shard.index)
-        return next((c for c in here if vouch(c) in files.values()), b"")
+        own = (c for c, attempt in self.attempts.items() if attempt.shard == shard.index)
+        return next((c for c in own if vouch(c) in files.values()), b"")
 
-    def _is_hurt(self, shard: Shard) -> bool:
+    def _is_damaged(self, shard: Shard) -> bool:
         keys = (receipt_key(shard), *files_of(shard))
         return any(
             key in self.rotten and self.story.content(key) == self.rotten[key] for key in keys
         )
 
     def _is_bad(self, shard: Shard, content: bytes | None) -> bool:
-        """Whether a shard may be taken back: what it was, or is, rotted or came of other inputs."""
+        """Whether a shard may be discarded, because it rotted or came from other inputs."""
         if content is None:
-            here = [c for c, attempt in self.attempts.items() if attempt.shard == shard.index]
-            return any(self._is_bad(shard, each) for each in here)
+            own = [c for c, attempt in self.attempts.items() if attempt.shard == shard.index]
+            return any(self._is_bad(shard, each) for each in own)
         attempt = self.attempts[content]
-        # Of a run whose inputs have changed nothing is sure: it takes back what it has computed.
+        # A run whose inputs have changed is not trusted: it discards what it has computed.
         is_doubtful = attempt.driver in self.doubtful or not attempt.are_inputs_right
         return content in self.rotted or is_doubtful

@@ -1,7 +1,7 @@
-"""Processes, clocks and a scheduler, all from one seed: a seed replays a schedule exactly.
+"""Processes, clocks and a scheduler driven by one seed, which reproduces a schedule exactly.
 
-Production code runs in greenlets. It gives control back before every step on the disk, whenever it
-sleeps and whenever it waits; who goes on then, and what breaks, is drawn from the seed.
+Production code runs in greenlets. It returns control before every step on the disk, whenever it
+sleeps and whenever it waits; the seed determines which task continues, and what fails.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ EPOCH_S = 1e9
 
 
 class KilledError(BaseException):
-    """A process has been killed: nothing in it may go on, and nobody catches this."""
+    """A process was killed: nothing in it may continue, and nothing catches this error."""
 
 
 @dataclass(eq=False)
 class Process:
-    """A process of a host; ``stalled_until``: the time at which it may go on."""
+    """A process of a host; ``stalled_until`` is the time at which it may continue."""
 
     host: "Host"
     pid: int
@@ -30,7 +30,7 @@ class Process:
 
 @dataclass(eq=False)
 class Host:
-    """A machine; its clock is off by ``clock_error``, and each boot is another kernel."""
+    """A machine; its clock is off by ``clock_error``, and each boot has another kernel."""
 
     name: str
     n_boots: int = 1
@@ -39,9 +39,9 @@ class Host:
 
 @dataclass(eq=False)
 class Task:
-    """Something that a process does; it goes on at ``wakes_at``, once ``condition`` is true.
+    """A task of a process; it continues at ``wakes_at``, once ``condition`` is true.
 
-    Or at once, where there is an ``error`` to be raised in it.
+    If there is an ``error`` to raise in it, it continues at once.
     """
 
     process: Process
@@ -60,10 +60,10 @@ class Task:
 
 @dataclass
 class World:
-    """The scheduler. ``errors`` are what tasks died of, apart from being killed.
+    """The scheduler. ``errors`` are those with which tasks ended, except for being killed.
 
-    A step takes ``step_s`` on average: where that is long, the disk is as slow as the work, and
-    much happens between two steps of a process.
+    A step takes ``step_s`` on average: if that is long, the disk is as slow as the work, and much
+    happens between two steps of a process.
     """
 
     rng: Random
@@ -79,26 +79,26 @@ class World:
         self._scheduler = getcurrent()
 
     def process(self, host: Host, name: str) -> Process:
-        """A new process, with a pid of its own."""
+        """Create a process with a new pid."""
         made = Process(host, len(self.processes) + 1, name)
         self.processes.append(made)
         return made
 
     def spawn(self, process: Process, work: Callable[[], None]) -> None:
-        """Let a process do something beside what it does already."""
+        """Start a task in a process, in addition to its other tasks."""
 
         def run() -> None:
             try:
                 work()
             except KilledError:
                 pass
-            except BaseException as error:  # whatever it is, it is to be looked at
+            except BaseException as error:  # reported by the story's check
                 self.errors.append(error)
 
         self.tasks.append(Task(process, greenlet(run, parent=self._scheduler)))
 
     def step(self) -> bool:
-        """Let one task go on to its next step; false where none ever can."""
+        """Let one task continue to its next step; returns false if none ever can."""
         self.tasks = [task for task in self.tasks if not task.green.dead]
         ready = [task for task in self.tasks if task.is_ready(self.now)]
         if not ready:
@@ -116,7 +116,7 @@ class World:
         return True
 
     def pause(self) -> None:
-        """Give control back to the scheduler; who has been killed does not come back."""
+        """Return control to the scheduler; a killed process does not continue."""
         task = self.current
         if task.process.is_alive:
             self._scheduler.switch()
@@ -127,35 +127,35 @@ class World:
             raise error
 
     def sleep(self, seconds: float) -> None:
-        """Go on in so many seconds."""
+        """Continue after so many seconds."""
         self.current.wakes_at = self.now + seconds
         self.pause()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Go on once it is true."""
+        """Continue once the condition is true."""
         self.current.condition = condition
         self.pause()
 
     def interrupt(self, process: Process) -> None:
-        """As Ctrl-C does: what the process was started for gets a ``KeyboardInterrupt``."""
+        """Raise ``KeyboardInterrupt`` in the main task of a process, as Ctrl-C does."""
         for task in self.tasks:
             if task.process is process:
                 task.error = KeyboardInterrupt()
                 return
 
     def kill(self, process: Process) -> None:
-        """Nothing of it goes on: what it has begun stays as it is."""
+        """End a process; what it has started remains as it is."""
         if not process.is_alive:
             return
         process.is_alive = False
         for task in self.tasks:
             if task.process is process and task.green and not task.green.dead:
-                task.green.switch()  # it finds itself dead, and unwinds without touching the disk
+                task.green.switch()  # it notices, and unwinds without touching the disk
         self.tasks = [task for task in self.tasks if task.process is not process]
 
     @property
     def current(self) -> Task:
-        """Who is at it."""
+        """The running task."""
         green = getcurrent()
         return next(task for task in self.tasks if task.green is green)
 
@@ -164,8 +164,8 @@ class World:
 class SimulatedMachine:
     """Implements ``store.machine.Machine`` for one process.
 
-    ``began`` and ``ended`` are told when it holds a lease, whose heart it lets beat, and when it is
-    about to give that back.
+    ``began`` and ``ended`` are called when it holds a lease, and starts its heartbeats, and when it
+    is about to release the lease.
     """
 
     world: World

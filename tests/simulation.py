@@ -1,11 +1,11 @@
-"""Production code on a simulated disk, killed, stalled and overlapping, by seed.
+"""Production code on a simulated disk, killed, stalled and run concurrently, by seed.
 
 The runner, the worker, the loop, the lease and the store are those of production; the disk, the
-clocks and the scheduler are simulated. ``simulate(seed)`` tells one story: some drivers of one set,
-loop or artifact, one after the other and beside each other, with what goes wrong drawn from the
-seed; then all processes end, nothing goes wrong any more, and one last driver runs. Whenever what
-they made is looked at, it must be as ``simulated_sets`` and ``simulated_loops`` say; at the end it
-must be complete. Of two drivers one is refused, and who was relieved publishes nothing more.
+clocks and the scheduler are simulated. ``simulate(seed)`` runs one story: several drivers of one
+set, loop or artifact, one after the other and concurrently, with faults drawn from the seed. Then
+all processes end, no more faults occur, and one last driver runs. Whenever the output is checked,
+it must satisfy ``simulated_sets`` and ``simulated_loops``; at the end it must be complete. Of two
+drivers one is refused, and a driver that has lost its lease publishes nothing.
 
     python tests/simulation.py --seeds 1000            # from seed 0
     python tests/simulation.py --first 4711 --seeds 1 --trace
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +55,7 @@ FAULTS = (
     "relieve twice",
     "wake beside",
 )
-"""What can hit any work; each has more of its own."""
+"""Faults that can hit any work; each kind of work has more of its own."""
 
 KINDS: dict[str, Callable[[Story], SetWork | ArtifactWork]] = {
     "set": SetWork,
@@ -62,16 +64,16 @@ KINDS: dict[str, Callable[[Story], SetWork | ArtifactWork]] = {
     "artifact": ArtifactWork,
 }
 MIXED = ("set", "set", "set", "repair", "loop", "artifact")
-"""The kind of a story follows from its seed: half of them are of the main one."""
+"""The kind of a story follows from its seed; half of the stories are of the main kind."""
 
 DISK_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS)
 CALM_S = 200.0
-"""A driver that has not slept for so long, and can write, has told that it is alive."""
+"""A driver that has been awake for this long, and can write, has sent heartbeats."""
 
 
 @dataclass
 class Story:
-    """What happens in one seed."""
+    """What happens for one seed."""
 
     seed: int
     folder: str
@@ -93,9 +95,9 @@ class Story:
         self.is_to_be_replaced = self.is_to_die = self.is_to_wake = False
         self.drivers: list[Process] = []
         self.tenures = Tenures(self)
-        self.complaint = ""
+        self.reported_violation = ""
         faults = (*FAULTS, *self.work.faults)
-        favourite = self.rng.choice(faults)  # the same fault again and again reaches further
+        favourite = self.rng.choice(faults)  # repeating a fault reaches deeper states
         self.fault_at = {
             self.rng.randint(1, 200 * self.work.n_units): self.rng.choice(
                 [*faults, *[favourite] * 8]
@@ -104,19 +106,19 @@ class Story:
         }
         self.later: list[tuple[float, Process]] = []
 
-    def tell(self) -> None:
-        """Let it happen; raises ``ViolationError``."""
+    def run(self) -> None:
+        """Run the story; raises ``ViolationError``."""
         self.start(self.work.drive, "driver")
         while self.world.n_steps < MAX_STEPS:
             if fault := self.fault_at.pop(self.world.n_steps, None):
                 self._happen(fault)
             if self.world.n_steps % 50 == 0:
-                self._look()
+                self._check()
             if not self.at_work:
                 if len(self.drivers) >= MAX_LIVES:
                     break
                 self.world.now += self.rng.choice([0.0, 1.0, 100.0])
-                if not self.work.go_on():
+                if not self.work.start_next():
                     break
             self._step()
         self._end()
@@ -124,7 +126,7 @@ class Story:
     def start(
         self, command: Command, name: str, host: Host | None = None, in_s: float = 0.0
     ) -> Process:
-        """A new driver on that host, or on any, which does what the command says."""
+        """Start a driver that runs a command, on a given or random host."""
         host = host or self.rng.choice(self.hosts)
         process = self.world.process(host, f"{name} {len(self.drivers)}")
         self.drivers.append(process)
@@ -154,26 +156,26 @@ class Story:
         return [process for process in self.drivers if process.is_alive]
 
     def content(self, key: str, root: str = "") -> bytes | None:
-        """What lies under a key, of the work unless another root is named."""
+        """Content of a key, in the work's root unless another is given."""
         file = self.disk.names.get(f"{root or self.work.root}/{key}")
         return None if file is None else file.data
 
-    def complain(self, what: str) -> None:
-        """The store has broken its word: what a process has found, which goes on none the wiser."""
-        self.complaint = self.complaint or what
+    def report_violation(self, what: str) -> None:
+        """Record a violation found inside a process, which continues as if nothing happened."""
+        self.reported_violation = self.reported_violation or what
 
     def _step(self) -> None:
         if not self.world.step():
-            raise ViolationError("nothing can go on")
-        if self.complaint:
-            raise ViolationError(self.complaint)
+            raise ViolationError("no task can continue")
+        if self.reported_violation:
+            raise ViolationError(self.reported_violation)
         for moment, process in list(self.later):
             if moment <= self.world.now:
                 self.later.remove((moment, process))
                 self.world.interrupt(process)
 
     def _end(self) -> None:
-        """Everything stops; then one driver runs that nothing disturbs."""
+        """Stop everything, then run one driver without faults."""
         if self.rng.random() < 0.5:
             self._happen("power cut")
         for process in list(self.world.processes):
@@ -181,8 +183,8 @@ class Story:
         self.fault_at, self.disk_errors, self.later = {}, [], []
         self.is_to_be_replaced = self.is_to_die = self.is_to_wake = False
         self.failing = 0.0
-        self.work.calm_down()
-        self._look()
+        self.work.stop_faults()
+        self._check()
         was_complete = self.work.is_complete()
         for host in self.hosts:
             host.clock_error = 0.0
@@ -193,17 +195,17 @@ class Story:
                 self._step()
         for process in list(self.world.processes):
             self.world.kill(process)
-        self._look()
+        self._check()
         if not self.work.is_complete():
             raise ViolationError(f"not complete at the end: {dict(self.endings)}")
         litter = [
             path for path in self.disk.names if path.startswith(f"{self.work.root}/{STAGING}/")
         ]
-        if litter and not was_complete:  # where nothing is missing no driver takes the lease
+        if litter and not was_complete:  # if nothing is missing, no driver takes the lease
             raise ViolationError(f"litter at the end: {litter}")
 
     def _happen(self, fault: str) -> None:
-        """One of ``FAULTS``, to whom it may hit."""
+        """Cause one of ``FAULTS`` in a random process."""
         self.happened[fault] += 1
         self._note(f"*** {fault}")
         drivers = self.at_work
@@ -216,10 +218,10 @@ class Story:
             self.disk.lose_power()
             for host in self.hosts:
                 host.n_boots += 1
-            self._look()
+            self._check()
         elif fault == "stall" and drivers + workers:
             process = self.rng.choice(drivers + workers)
-            self._fall_asleep(process, self.rng.choice([0.3, 5.0, 90.0, 400.0]))
+            self._stall(process, self.rng.choice([0.3, 5.0, 90.0, 400.0]))
         elif fault == "disk":
             self.disk_errors = [self.rng.choice(DISK_ERRORS)] * self.rng.randint(1, 4)
         elif fault == "clock":
@@ -233,44 +235,44 @@ class Story:
         elif fault == "interrupt" and drivers:
             self.world.interrupt(self.rng.choice(drivers))
         elif fault == "relieve twice" and drivers:
-            self._relieve_twice(self.rng.choice(drivers))
+            self._replace_twice(self.rng.choice(drivers))
         elif fault == "wake beside" and drivers:
             driver = self.rng.choice(drivers)
-            self._fall_asleep(driver, 900.0)
-            self.work.relieve(self._another_host(driver))
+            self._stall(driver, 900.0)
+            self.work.start_successor(self._another_host(driver))
             self.is_to_wake = True
         else:
             self.work.happen(fault)
 
     def _replace(self, driver: Process) -> None:
-        """As it publishes it falls asleep; another host takes over, and it wakes up again."""
+        """The driver stalls while publishing; another host takes over, and it wakes up again."""
         self.is_to_be_replaced = False
-        self._fall_asleep(driver, self.rng.choice([1.0, 2.0]) * self.rng.uniform(70.0, 300.0))
-        self.work.relieve(self._another_host(driver))
+        self._stall(driver, self.rng.choice([1.0, 2.0]) * self.rng.uniform(70.0, 300.0))
+        self.work.start_successor(self._another_host(driver))
 
-    def _relieve_twice(self, driver: Process) -> None:
-        """It sleeps while another takes over and is interrupted, and while a third one works."""
-        self._fall_asleep(driver, self.rng.uniform(200.0, 400.0))
+    def _replace_twice(self, driver: Process) -> None:
+        """The driver stalls while another takes over and is interrupted, and a third one works."""
+        self._stall(driver, self.rng.uniform(200.0, 400.0))
         host = self._another_host(driver)
         second = self.start(self.work.drive, "driver", host, in_s=EXPIRY_S)
         self.later.append((self.world.now + EXPIRY_S + self.rng.uniform(25.0, 60.0), second))
         self.start(self.work.drive, "driver", host, in_s=EXPIRY_S + self.rng.uniform(60.0, 200.0))
 
     def _wake(self, process: Process) -> None:
-        """As another is about to take a lease, who slept wakes up, and may fall asleep again."""
+        """A stalled driver wakes up as another takes a lease, and may stall again."""
         self.is_to_wake, self.is_to_be_replaced = False, True
         for driver in self.at_work:
             driver.stalled_until = min(driver.stalled_until, self.world.now)
-        self._fall_asleep(process, self.rng.choice([0.0, 10.0, 60.0, 120.0]))
+        self._stall(process, self.rng.choice([0.0, 10.0, 60.0, 120.0]))
 
-    def _fall_asleep(self, process: Process, seconds: float) -> None:
+    def _stall(self, process: Process, seconds: float) -> None:
         process.stalled_until = self.world.now + seconds
 
     def _another_host(self, driver: Process) -> Host:
         return self.rng.choice([host for host in self.hosts if host is not driver.host])
 
     def _kill_driver(self, driver: Process) -> None:
-        """With its workers, or without: then they end once they have finished their shard."""
+        """Kill a driver with its workers, or without: then they finish their shard and end."""
         takes_workers = self.rng.random() < 0.5
         children = self.work.children(driver)
         self.world.kill(driver)
@@ -279,7 +281,7 @@ class Story:
                 self.world.kill(child)
 
     def _before(self, operation: str, path: str) -> None:
-        """Each step on the disk: others may go on first, and the disk may fail."""
+        """Before each step on the disk: other tasks may run, and the disk may fail."""
         process = self.world.current.process
         if process in self.drivers:
             self._strike(process, operation, path)
@@ -290,7 +292,7 @@ class Story:
             raise OSError(number, os.strerror(number), path)
 
     def _strike(self, driver: Process, operation: str, path: str) -> None:
-        """What has waited for this very moment."""
+        """Cause the faults that wait for this moment."""
         is_lease = operation == "link" and f"/{PLAN_KEY}." not in path
         is_taking = is_lease and not self.tenures.has_begun(driver)
         is_publishing = operation in ("rename", "link") or (
@@ -306,7 +308,7 @@ class Story:
             driver.is_alive = self.is_to_die
 
     def _moved(self, operation: str, target: str) -> None:
-        """A file got a name."""
+        """Called when a file got a name."""
         process = self.world.current.process
         if target.startswith(f"{self.work.root}/{LEASES}/"):
             if operation == "link":
@@ -314,11 +316,11 @@ class Story:
         elif target.startswith(f"{self.work.root}/") and f"/{QUARANTINE}/" not in target:
             self.tenures.require(process, target)
 
-    def _look(self) -> None:
-        """What was made is as it should be, and nobody died of an error; else a violation."""
+    def _check(self) -> None:
+        """Raise ``ViolationError`` if the output is wrong, or a task ended with an error."""
         for error in self.world.errors:
             raise ViolationError(f"{type(error).__name__}: {error}") from error
-        self.work.look()
+        self.work.check()
 
     def _note(self, line: str) -> None:
         if self.keeps_trace:
@@ -326,9 +328,10 @@ class Story:
 
 
 class Tenures:
-    """Who holds the lease of the work, as it is seen from outside.
+    """The holder of the lease of the work, as observed from outside.
 
-    Who is alive and says so is not relieved; who was relieved publishes nothing any more.
+    A driver that is alive and sends heartbeats must not be replaced; a driver that was replaced
+    must not publish.
     """
 
     def __init__(self, story: Story) -> None:
@@ -340,7 +343,7 @@ class Tenures:
         self._holder: Process | None = None
 
     def take(self, process: Process, target: str) -> None:
-        """A process has created a lease: the later, the stronger, if it has the highest number."""
+        """A process has created a lease, which is valid if it has the highest number."""
         self._taken[process.pid] = max(self._taken.values(), default=0) + 1
         if target == max(path for path in self._story.disk.names if _is_lease(path, target)):
             holder, self._holder = self._holder, process
@@ -351,36 +354,36 @@ class Tenures:
         return process.pid in self._begun
 
     def begin(self, process: Process) -> None:
-        """A process holds the lease, or a second one of something else beside it."""
+        """A process holds the lease, or a second lease of something else in addition."""
         self._depths[process.pid] += 1
         if self._depths[process.pid] > 1:
             return
         self._begun.add(process.pid)
         number = self._taken.get(process.pid, 0)
-        self._newest = max(self._newest, number)  # it may have slept before it could begin
+        self._newest = max(self._newest, number)  # it may have stalled before it could begin
 
     def end(self, process: Process) -> None:
-        """A process is about to give its lease back."""
+        """A process is about to release its lease."""
         self._depths[process.pid] -= 1
         if self._depths[process.pid] == 0 and self._holder is process:
             self._holder = None
 
     def require(self, process: Process, target: str) -> None:
-        """Only who was not relieved publishes."""
+        """A driver that was replaced must not publish."""
         if process.pid in self._begun and self._taken.get(process.pid, 0) < self._newest:
-            self._story.complain(f"{process.name} published {target} after it was relieved")
+            self._story.report_violation(f"{process.name} published {target} after it was replaced")
 
     def _require_doubts(self, holder: Process, process: Process) -> None:
-        """Who took over must have had a reason to take the holder for dead."""
-        story, told = self._story, f"{process.name} took over from {holder.name}, which is alive"
+        """A driver that took over must have had a reason to consider the holder dead."""
+        story, claim = self._story, f"{process.name} took over from {holder.name}, which is alive"
         if holder.host is process.host:
-            story.complain(f"{told} on the same machine")
+            story.report_violation(f"{claim} on the same machine")
         is_awake = not holder.stalled_until or story.world.now - holder.stalled_until > CALM_S
-        # On a slow disk a heartbeat takes long; wrong clocks leave it 20 s, not 60.
+        # On a slow disk a heartbeat takes long; wrong clocks leave 20 s for it, not 60.
         are_clocks_right = not story.happened["clock"]
         is_fast = story.world.step_s <= (0.1 if are_clocks_right else 0.01)
         if is_awake and is_fast and not story.happened["disk"]:
-            story.complain(f"{told} and beats")
+            story.report_violation(f"{claim} and sends heartbeats")
 
 
 def _is_lease(path: str, other: str) -> bool:
@@ -388,10 +391,11 @@ def _is_lease(path: str, other: str) -> bool:
 
 
 def simulate(seed: int, folder: str, *, kind: str = "", keeps_trace: bool = False) -> Story:
-    """Tell the story of a seed, with its journals in a folder; what broke is in ``violation``."""
+    """Run the story of a seed, with its journals in a folder; see ``violation`` for failures."""
     story = Story(seed, folder, kind or MIXED[seed % len(MIXED)], keeps_trace)
     try:
-        story.tell()
+        with redirect_stderr(io.StringIO()):  # progress
+            story.run()
     except ViolationError as error:
         story.violation = f"seed {seed}: {error}"
     finally:
@@ -406,8 +410,8 @@ def main() -> None:
     """Run many seeds and print what happened in them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--seeds", type=int, default=1000, help="how many")
-    parser.add_argument("--kind", choices=[*KINDS], default="", help="stories of this kind alone")
+    parser.add_argument("--seeds", type=int, default=1000, help="number of seeds")
+    parser.add_argument("--kind", choices=[*KINDS], default="", help="only stories of this kind")
     parser.add_argument("--trace", action="store_true", help="print every step of each seed")
     chosen = parser.parse_args()
     started = time.monotonic()

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from made import make_in
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.journal import Journal
-from stages.data.registry import SourceSpec
-from stages.sensing.models import train_model
-from stages.sensing.recipe import params_from
+from stages.sensing.train_sensing import TrainSensing
 from store.catalog import FeatureStore
 
 CLASSES = ("zero", "one", "two")
@@ -52,13 +50,5 @@ def write_image_folder(folder: Path, n_rows: int) -> Path:
 
 def train_small(store: FeatureStore, dataset: Path, *, name: str = "cnn2", seed: int = 0) -> None:
     """One epoch of the small network: enough to be a model, too little to be a good one."""
-    train_model(
-        store,
-        name,
-        params_from("quick", epochs=1, seed=seed),
-        train=SourceSpec(str(dataset), "train", ""),
-        test=None,
-        device="cpu",
-        last_layer=None,
-        journal=Journal.of(store.location, ["test"]),
-    )
+    stage = TrainSensing(dataset=str(dataset), preset="quick", name=name, epochs=1, seed=seed)
+    make_in(store, stage)

@@ -18,7 +18,7 @@ from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from pipeline.ray_executor import RayExecutor
 from pipeline.runner import run_map
-from pipeline.stage import ShardOutput, Tick
+from pipeline.work import ShardOutput, Tick
 from store.catalog import FeatureStore
 from store.disk import LocalDisk
 from store.encoding import encode_rows
@@ -136,7 +136,7 @@ def let_the_disk_fail(rng: random.Random) -> None:
 
 
 def main() -> None:
-    """Make a set of squares, as a command does: what a campaign kills and gives again."""
+    """Make a set of squares, as a command does; a campaign kills and reruns it."""
     store, attempts, n_rows, shard_rows, pause_s, n_workers = sys.argv[1:]
     if seed := os.environ.get("SQUARES_DISK_FAILS"):
         let_the_disk_fail(random.Random(int(seed)))

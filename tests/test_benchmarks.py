@@ -1,4 +1,4 @@
-"""The benchmark's own machinery: turns, checks, what a command costs, and the page."""
+"""The benchmark's machinery: order of runs, checks, costs of commands, and the page."""
 
 import json
 import subprocess
@@ -77,7 +77,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count(tmp_path):
     assert [run.disk_bytes for run in found[0].runs] == [4096, 4096]
 
 
-def test_each_contender_has_a_memory_of_its_own(tmp_path):
+def test_each_contender_has_its_own_memory(tmp_path):
     large = Contender("large", partial(holding, 200 * 2**20))
     small = Contender("small", partial(holding, 2**20))
 
@@ -86,7 +86,7 @@ def test_each_contender_has_a_memory_of_its_own(tmp_path):
     assert peak(found[0].runs[0]) - peak(found[1].runs[0]) > 150 * 2**20
 
 
-def test_a_peer_that_is_not_installed_is_a_line_that_says_so(tmp_path):
+def test_a_missing_peer_is_reported_in_one_line(tmp_path):
     (found,) = measured([Contender("peer", missing)], tmp_path, 1)
 
     assert "| peer | not installed: No module named 'peer' |" in shown(result_of([found.row()]))
@@ -118,7 +118,7 @@ def test_a_figure_of_one_contender_is_its_median():
     assert (row["median"], row["aim"], row["reached"]) == (2.0, "≤ 2", True)
 
 
-def test_a_command_costs_what_its_children_cost():
+def test_the_cost_of_a_command_includes_its_children():
     command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}]); print(7)"
 
     cost = cost_of([sys.executable, "-c", command])
@@ -143,7 +143,7 @@ def test_a_killed_command_takes_its_children_with_it(tmp_path):
     assert time.monotonic() - began < 30  # it would be held open by the child for a minute
 
 
-def test_what_stands_above_the_tables_is_kept(tmp_path):
+def test_text_above_the_tables_is_kept(tmp_path):
     out = tmp_path / "page"
     out.with_suffix(".md").write_text(f"# Ours\n\n{MARK}\n\nold")
 

@@ -44,21 +44,21 @@ def test_a_set_that_ray_makes_is_whole_after(
     assert survived(fault, reference, tmp_path).repeated <= 2  # one shard a worker
 
 
-def test_a_set_that_is_not_whole_is_found_out(
+def test_an_incomplete_set_is_detected(
     reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The campaign itself: what it compares is really compared."""
 
-    def lose_a_byte(hurt: Round) -> None:
-        hurt.finish()
-        place = next(hurt.store.glob("features/*/samples/part-00003.parquet"))
+    def lose_a_byte(case: Round) -> None:
+        case.finish()
+        place = next(case.store.glob("features/*/samples/part-00003.parquet"))
         place.write_bytes(place.read_bytes()[:-1])
 
     monkeypatch.setitem(LOCAL_FAULTS, "lose a byte", lose_a_byte)
     assert not run_round(1, tmp_path, reference, "lose a byte").is_good
 
 
-def test_a_second_driver_that_is_not_refused_is_found_out(
+def test_a_second_driver_that_is_not_refused_is_detected(
     reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The round itself: here the first driver does not give its name."""

@@ -1,16 +1,16 @@
-"""active-learn as people call it."""
+"""The active-learn command."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import Command
 from PIL import Image
 from small_data import digits, write_npz_set
 
-from cli.app import main
-from cli.runs import command_of
+from cli.replay import Named, replayed
 from pipeline.journal import Run, runs
+from stages.active_learning.active_learn import ActiveLearn
 
 SMALL = "--network cnn2 --image-size 8 --epochs 2 --layers 6"
 
@@ -28,17 +28,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, intro_pipe: Command):
     monkeypatch.setenv("INTRO_PIPE_STORE", str(folder / "store"))
     monkeypatch.chdir(folder)
 
     def command(words: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])  # what main() reads
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert ended.value.code == code, said.err
-        return said.out if code == 0 else said.err
+        out, err = intro_pipe(words, code)
+        return out if code == 0 else err
 
     return command
 
@@ -59,7 +55,7 @@ def test_a_benchmark_gives_means_and_curves_and_a_page(run, folder: Path) -> Non
     (one, *_) = (
         each["name"] for each in json.loads(run("ls --json")) if "margin-f" in each["name"]
     )
-    assert "a single run or a question for labels, which has no table" in run(f"report {one}", 2)
+    assert "a single run or a request for labels has no table" in run(f"report {one}", 2)
 
 
 def test_people_are_given_a_list_and_a_sheet(run, folder: Path) -> None:
@@ -73,22 +69,25 @@ def test_people_are_given_a_list_and_a_sheet(run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("few --rounds 3 --query 30 --start 10", "60 labelled images, 3 rounds ask for 70"),
+        ("few --rounds 3 --query 30 --start 10", "60 labelled images, 3 rounds need 70"),
         ("few --strategy bagde", "expected one of random, entropy"),
         ("few --strategy badge,badge", "expected one or more different ones"),
-        ("few --model-kind g", "model kind g: expected f or h"),
+        ("few --model-kind g", "--model-kind: expected 'f' or 'h', found 'g'"),
         ("few --rounds 2 --query 9 --start 9 --device cuda:77", "this machine has cpu"),
-        ("few --labels strange.csv", "--labels is not for a run without --ask"),
-        ("photos --ask 13", "12 images without a label, 13 were asked for"),
-        ("photos --ask 3 --rounds 2", "--rounds is not for a run with --ask"),
+        ("few --labels strange.csv", "--labels has no effect without --ask"),
+        ("photos --ask 13", "12 images without a label, 13 were requested"),
+        ("photos --ask 3 --rounds 2", "--rounds has no effect with --ask"),
+        ("photos --ask 3 --rounds 20", "--rounds has no effect with --ask"),
+        ("photos --ask 3 --corrupted few", "--corrupted has no effect with --ask"),
+        ("photos --ask 3 --executor local", "--executor has no effect with --ask"),
         ("photos --ask 3 --seeds 0,1", "one strategy, one model kind and one seed"),
         ("photos --ask 3 --labels strange.csv", "no sample 'nobody.png' in the pool"),
         ("photos --ask 3 --labels nowhere.csv", "cannot be read as labels"),
-        ("empty --ask 3", "holds no images"),
-        ("empty --rounds 2", "no data that is read here"),
+        ("empty --ask 3", "has no images"),
+        ("empty --rounds 2", "no supported data"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_nothing_is_written(
+def test_mismatches_are_refused_in_one_line_and_nothing_is_written(
     run, folder: Path, words: str, why: str
 ) -> None:
     before = sorted(folder.rglob("*"))
@@ -100,16 +99,26 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_dry_run_names_the_runs(run, folder: Path) -> None:
-    said = run(f"active-learn --dataset few {SMALL} --seeds 0,1 --rounds 2 --query 9 --dry-run")
+def test_a_request_for_labels_is_read_from_its_json() -> None:
+    asked = ActiveLearn(dataset="photos", ask=3)
+    fields = asked.to_json()
+    assert fields.pop("stage") == "active-learn"
+    assert ActiveLearn.model_validate_json(json.dumps(fields)) == asked
 
-    assert "2 runs of 2 rounds, 109 labels each" in said
+
+def test_a_dry_run_names_the_runs(run, folder: Path) -> None:
+    said = run(
+        f"active-learn --dataset few {SMALL} --seeds 0,1 --rounds 2 --query 9 --start 20 --dry-run"
+    )
+
+    assert "2 runs of 2 rounds, 29 labels each" in said
     assert "few-active-badge-f-1-" in said
     assert not (folder / "store").exists()
 
 
 def test_a_run_that_was_stopped_can_be_resumed(folder: Path) -> None:
-    stopped = Run(("active-learn", "--dataset", "few"), str(folder), {}, "stopped", 0.0)
-    words, _ = command_of(stopped, str(folder / "store"))
+    stopped = Run(("active-learn", "--dataset", "few"), str(folder), {}, "stopped", 0.0, "first")
+    replay = replayed(stopped, str(folder / "store"), Named())
 
-    assert words[4:] == ["active-learn", "--dataset", "few"]
+    dataset = folder / "few"
+    assert replay.asked == ActiveLearn(dataset=str(dataset))

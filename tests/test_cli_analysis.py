@@ -1,4 +1,4 @@
-"""analyse and predict on the command line: what they print, what they write, how they end."""
+"""The analyse and predict commands: output, files and exit codes."""
 
 import io
 import json
@@ -9,15 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import Command
+from made import extract, make_in
 from small_data import train_small, write_image_folder
 
 from cli.app import main
-from pipeline.executors import LocalExecutor
-from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
-from stages.introspection.heads import head_spec, train_head
-from stages.introspection.recipe import HeadParams
-from stages.reflection.extract import Extract, extract
+from stages.introspection.train_head import TrainHead
+from stages.reflection.extraction import Extraction
 from stages.sensing.models import choose_model, weights_path
 from store.catalog import FeatureStore
 
@@ -31,17 +30,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     write_image_folder(folder / "images", 24)
     store = FeatureStore(str(folder / "store")).prepare()
-    journal = Journal.of(store.location, ["test"])
     train_small(store, folder / "images")
     train_small(store, folder / "images", name="other", seed=1)
     card = choose_model(store, "images", "cnn2")
     for split in ("test", "train"):
         source = SourceSpec(str(folder / "images"), split, "")
-        stage = Extract(source, card, weights_path(store, "cnn2"))
-        found, _ = extract(store, stage, LocalExecutor(), journal)
-    params = HeadParams(epochs=20, weight_decay=0.0, batch_rows=8)
-    spec = head_spec(found, layers=(8,))
-    train_head(store, found, "h", spec, params, device="cpu", journal=journal)
+        stage = Extraction(source, card, weights_path(store, "cnn2"))
+        found = extract(store, stage)
+    head = TrainHead(
+        features=found.name, name="h", layers=(8,), epochs=20, weight_decay=0.0, batch_size=8
+    )
+    make_in(store, head)
     return folder
 
 
@@ -63,7 +62,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 @pytest.fixture
 def refusal(run: Run) -> Refusal:
-    """The one line with which a command ends that was asked for something that does not fit."""
+    """The one-line error with which a command refuses its options or inputs."""
 
     def refused(*words: str | Path) -> str:
         line = run(*words, code=2, stream="err")
@@ -108,7 +107,7 @@ def test_a_dry_run_of_analyse_names_the_result_and_makes_none(run: Run, home: Pa
     assert not (home / "store" / "results" / name).exists()
 
 
-def test_analyse_refuses_what_is_not_there(refusal: Refusal) -> None:
+def test_analyse_refuses_missing_features(refusal: Refusal) -> None:
     assert "no feature set 'nothing'" in refusal("analyse", "--features", "nothing")
     assert "loss: expected one of" in refusal(*ANALYSE, "--loss", "mae")
     assert "no column 'colour'" in refusal(*ANALYSE, "--by", "colour")
@@ -149,11 +148,18 @@ def test_predict_exports_without_images(run: Run, tmp_path: Path) -> None:
     assert logits.shape == of_h.shape == (2, 3)
 
 
-def test_predict_refuses_what_does_not_fit(refusal: Refusal, home: Path, tmp_path: Path) -> None:
+def test_predict_refuses_inputs_that_do_not_match(
+    refusal: Refusal, home: Path, tmp_path: Path
+) -> None:
     images = home / "images" / "test"
     of_h = ["predict", "--head", "h"]
     assert "nothing to predict" in refusal(*of_h)
     assert "no such image" in refusal(*of_h, tmp_path / "none.png")
     assert "belongs to model 'cnn2'" in refusal(*of_h, images, "--model", "other")
-    assert "head 'none' is not there" in refusal("predict", "--head", "none", images)
+    assert "head 'none' does not exist" in refusal("predict", "--head", "none", images)
     assert "ends in .pt2" in refusal(*of_h, "--export", tmp_path / "both.onnx")
+
+
+def test_escaping_formulas_needs_tables_to_write(intro_pipe: Command) -> None:
+    _, err = intro_pipe("analyse --features x --escape-formulas", 2)
+    assert "--escape-formulas is for the tables of --out: add --out FOLDER" in err

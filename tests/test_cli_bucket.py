@@ -1,4 +1,4 @@
-"""The command line over a store in a bucket: workers on Ray, a kill, and no secret anywhere."""
+"""The command line with a store in a bucket: workers on Ray, a kill, and no leaked secrets."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_workers_on_ray_finish_in_a_bucket_what_a_killed_driver_began(
     assert 1 <= n_done < 10
     told = run(*extract, "--workers", "2", "--json")
     assert json.loads(told[told.index("{") :])["n_computed"] == 10 - n_done
-    assert "0 wrong" in run("verify")
+    assert "0 problems" in run("verify")
     assert gate.met
 
 

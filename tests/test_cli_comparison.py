@@ -1,4 +1,4 @@
-"""`evaluate` as people use it: heads by label, one table, the same result a second time."""
+"""The evaluate command: heads by label, one table, and the same result a second time."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def files_in(store: FeatureStore) -> set[Path]:
     return {path for path in Path(store.location).rglob("*") if path.is_file()}
 
 
-def test_f_stands_beside_the_only_head_called_h(store: FeatureStore) -> None:
+def test_f_is_compared_with_the_only_head_called_h(store: FeatureStore) -> None:
     small_head(store, cells(store))
     title, header, of_f, of_h, *told = evaluate(store).stdout.splitlines()
     assert title.startswith("shapes-test@net, 84 rows, mean over 6 groups")

@@ -1,4 +1,4 @@
-"""train-head, fit-temperature and fit-neighbours as people call them."""
+"""The train-head, fit-temperature and fit-neighbours commands."""
 
 import json
 import sys
@@ -7,26 +7,25 @@ from typing import Any
 
 import pytest
 from clouds import clouds
+from conftest import Command
 
 from cli.app import main
+from pipeline.work import Tick
+from stages.introspection.head_training import HeadState, HeadTraining
 from store.catalog import FeatureStore
 
 SHORT = "--epochs 30 --weight-decay 0 --batch-size 16 --layers 8"
 
 
 @pytest.fixture
-def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, intro_pipe: Command):
     clouds(store)
     clouds(store, "clouds-test")
     monkeypatch.setenv("INTRO_PIPE_STORE", store.location)
 
     def command(words: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])  # what main() reads
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert ended.value.code == code, said.err
-        return said.out if code == 0 else said.err
+        out, err = intro_pipe(words, code)
+        return out if code == 0 else err
 
     return command
 
@@ -48,8 +47,8 @@ def test_text_names_the_accuracy_of_each_seed_and_m(run) -> None:
     assert said.startswith("head net-h: accuracy 0.")
     assert said.count("0.") >= 2
     assert ", M = " in said
-    assert said.endswith("30 epochs run now\n")
-    assert run(words).endswith("0 epochs run now\n")
+    assert said.endswith("30 epochs in this run\n")
+    assert run(words).endswith("0 epochs in this run\n")
 
 
 @pytest.mark.parametrize("none", ["--layers none", "--layers="])
@@ -67,13 +66,63 @@ def test_a_compact_head_is_trained_judged_and_another_plan(run, store: FeatureSt
     judged = as_json(run("evaluate --features clouds-test@net --resamples 0 --json"))
     assert {row["predictor"] for row in judged["average"]} == {"f", "H"}
     assert "rank" in run(words.replace("--rank 6", ""), code=2)
-    assert run(words).endswith("0 epochs run now\n")
+    assert run(words).endswith("0 epochs in this run\n")
+
+
+COLLAPSES = "--epochs 2 --weight-decay 1 --batch-size 16 --layers 8"
+
+
+def test_a_collapsed_head_does_not_block_its_name(run, store: FeatureStore) -> None:
+    words = "train-head --features clouds-train@net"
+    assert "collapsed after 2 epochs" in run(f"{words} {COLLAPSES}", code=1)
+    assert "collapsed after 2 epochs" in run(f"{words} {COLLAPSES}", code=1)
+    for command in ("ls", "status"):
+        said = run(command)
+        (row,) = [line for line in said.splitlines() if line.startswith("head ")]
+        assert row.endswith("not finished")
+        assert said.count("net-h (head): head of seed 0: collapsed after 2 epochs") == 1
+    assert run(f"{words} {SHORT} --dry-run").startswith("would train head net-h")
+    assert run(f"{words} {SHORT}").endswith("30 epochs in this run\n")
+    assert "was made with another plan" in run(f"{words} {COLLAPSES}", code=2)
+
+
+def test_a_collapsed_head_leaves_its_name_to_a_temperature(run, store: FeatureStore) -> None:
+    run(f"train-head --features clouds-train@net --name x {COLLAPSES}", code=1)
+    assert run("fit-temperature --features clouds-test@net --name x").startswith("head x: T = ")
+    assert run("verify").endswith("0 problems, 0 notes\n")
+
+
+def test_a_diverged_head_does_not_block_its_name(run) -> None:
+    words = "train-head --features clouds-train@net"
+    said = run(f"{words} {SHORT} --lr 1e38 --reads features --scaling none", code=1)
+    assert "lower the learning rate" in said
+    assert run(f"{words} {SHORT}").endswith("30 epochs in this run\n")
+
+
+def test_an_interrupted_head_keeps_its_name(
+    run, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = HeadTraining.step
+
+    def step(stage: HeadTraining, state: HeadState, unit: int, tick: Tick) -> dict[str, float]:
+        if unit == 7:
+            raise KeyboardInterrupt
+        return whole(stage, state, unit, tick)
+
+    words = f"train-head --features clouds-train@net {SHORT}"
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadTraining, "step", step)
+        run(words, code=130)
+    said = run(f"{words} --dropout 0.5", code=2)
+    assert "head 'net-h' was started with another plan" in said
+    assert f"or remove {store.location}/heads/net-h\n" in said
+    assert run(words).endswith("23 epochs in this run\n")
 
 
 def test_a_head_that_does_not_fit_into_memory_is_refused(
     run, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.introspection.heads.free_bytes", lambda: 10_000)  # a tiny machine
+    monkeypatch.setattr("stages.introspection.train_head.free_bytes", lambda: 10_000)
     said = run(f"train-head --features clouds-train@net {SHORT} --layers 300", code=2)
     assert "4,803 parameters take" in said
     assert "--rank" in said
@@ -81,7 +130,7 @@ def test_a_head_that_does_not_fit_into_memory_is_refused(
     assert not store.artifacts("head")
 
 
-def test_temperature_says_what_it_gains(run) -> None:
+def test_a_temperature_reports_its_gain(run) -> None:
     said = run("fit-temperature --features clouds-test@net")
     assert said.startswith("head net-temperature: T = ")
     assert "on 299 rows" in said
@@ -102,7 +151,7 @@ def test_a_temperature_of_training_images_is_noted(
     monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])  # what main() reads
     with pytest.raises(SystemExit):
         main()
-    assert ("surer there than on new ones" in capsys.readouterr().err) == is_noted
+    assert ("f is more confident than on new ones" in capsys.readouterr().err) == is_noted
     assert store.artifact("head", "net-temperature").card()["split"] == split
 
 
@@ -132,18 +181,21 @@ def test_a_dry_run_gives_the_plan_and_writes_nothing(run, store: FeatureStore, w
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train-head --features clouds-train@net --layers 3,x", "--layers 3,x: expected whole"),
-        ("train-head --features clouds-train@net --seeds none", "expected different seeds"),
-        ("train-head --features clouds-train@net --precision fp16", "expected fp32 or bf16"),
-        ("train-head --features clouds-train@net --rows odd", "expected all or held-out"),
-        ("train-head --features clouds-train@net --rows held-out", "model 'net' is not there"),
-        ("train-head --features clouds-train@net --reads x", "expected to read one of"),
+        (
+            "train-head --features clouds-train@net --layers 3,x",
+            "--layers: expected a valid int",
+        ),
+        ("train-head --features clouds-train@net --seeds none", "--seeds: "),
+        ("train-head --features clouds-train@net --precision fp16", "expected 'fp32' or 'bf16'"),
+        ("train-head --features clouds-train@net --rows odd", "expected 'all' or 'held-out'"),
+        ("train-head --features clouds-train@net --rows held-out", "model 'net' does not exist"),
+        ("train-head --features clouds-train@net --reads x", "--reads: expected 'reflection'"),
         ("train-head --features clouds-train@net --reads features --loss ce", "has no loss"),
-        ("train-head --features clouds-train@net --reads features --rank 3", "expected a rank"),
+        ("train-head --features clouds-train@net --reads features --rank 3", "expected reads"),
         ("fit-neighbours --features clouds-train@net --k 300", "found k 300 and 299 rows"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
+def test_invalid_values_are_refused_in_one_line(
     run, store: FeatureStore, words: str, message: str
 ) -> None:
     said = run(words, code=2)

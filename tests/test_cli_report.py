@@ -1,16 +1,15 @@
-"""report as people call it."""
+"""The report command."""
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cells import cells
+from conftest import Command
 from judged_cells import result_of_cells
 
-from cli.app import main
 from pipeline.journal import runs
 from store.catalog import FeatureStore
 
@@ -32,16 +31,12 @@ def store(judged: FeatureStore, tmp_path: Path) -> FeatureStore:
 
 
 @pytest.fixture
-def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, intro_pipe: Command):
     monkeypatch.setenv("INTRO_PIPE_STORE", store.location)
 
     def command(words: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words.split()])  # what main() reads
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert ended.value.code == code, said.err
-        return said.out if code == 0 else said.err
+        out, err = intro_pipe(words, code)
+        return out if code == 0 else err
 
     return command
 
@@ -58,7 +53,7 @@ def test_a_result_becomes_a_page_that_is_copied(run, tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "figures" / "gain-by-corruption.svg").is_file()
 
 
-def test_the_second_time_nothing_is_done(run, store: FeatureStore) -> None:
+def test_a_second_call_does_nothing(run, store: FeatureStore) -> None:
     first = as_json(run("report shapes --json"))
     n_runs = len(list(runs(store.location)))
     again = as_json(run("report shapes --json"))
@@ -75,7 +70,7 @@ def test_the_second_time_nothing_is_done(run, store: FeatureStore) -> None:
 
 def test_verify_finds_a_report_that_was_altered(run, store: FeatureStore) -> None:
     made = as_json(run("report shapes --name page --figures reliability --json"))
-    assert "results and reports: 0 wrong" in run("verify")
+    assert "results and reports: 0 problems" in run("verify")
     with Path(made["page"]).open("a") as page:
         page.write("!")
     run("verify", code=1)
@@ -98,17 +93,17 @@ def test_another_table_is_another_report(run) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("sh", "write more of the name"),
+        ("sh", "use more of the name"),
         ("nothing", "intro-pipe evaluate"),
         ("shapes --paper table-4", "table-3"),
-        ("shapes --figures pie", "choose from"),
-        ("shapes --metrics jaccard", "choose from"),
+        ("shapes --figures pie", "--figures: expected one of accuracy-vs-ece, "),
+        ("shapes --metrics jaccard", "--metrics: expected one of accuracy, "),
         ("shapes --out {file}", "is a file"),
         ("shapes --out {file}/docs", "is a file"),
-        ("shapes --out {file.parent}", "no part of a report"),
+        ("shapes --out {file.parent}", "not part of a report"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_mismatches_are_refused_in_one_line(
     run, store: FeatureStore, tmp_path: Path, words: str, why: str
 ) -> None:
     file = tmp_path / "file"
@@ -117,3 +112,18 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert why in said
     assert said.count("\n") == 1
     assert store.artifacts("report") == ()
+
+
+def test_formulas_in_a_copied_table_are_escaped_on_request(
+    run, store: FeatureStore, tmp_path: Path
+) -> None:
+    name = as_json(
+        run("evaluate --features shapes@net --head @SUM(A1)=shapes-h --resamples 0 --json")
+    )["result"]
+    tables = {}
+    for words in ("", "--escape-formulas"):
+        run(f"report {name} --out {tmp_path}/docs {words}")
+        tables[words] = (tmp_path / "docs" / "table.csv").read_text()
+    assert "\n@SUM(A1)," in tables[""]
+    assert tables["--escape-formulas"] == tables[""].replace("@SUM(A1)", "'@SUM(A1)")
+    assert "add --out FOLDER" in run(f"report {name} --escape-formulas", 2)

@@ -1,4 +1,4 @@
-"""`status`: what is there, what runs do, what shards cost."""
+"""The status command: contents of the store, activity of runs, costs of shards."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import write_corrupted
 from small_data import write_npz, write_npz_set
 from squares import Squares, plan_of
 from typer.testing import CliRunner
@@ -19,9 +20,8 @@ from pipeline.errors import RunFailedError
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
 from pipeline.runner import run_map
-from pipeline.stage import ShardOutput, Tick
-from stages.data.corrupt import Corrupt
-from stages.data.corruption_set import write_corrupted
+from pipeline.work import ShardOutput, Tick
+from stages.data.corruption_work import CorruptionWork
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
 from store.catalog import FeatureStore
@@ -53,7 +53,7 @@ def status(store: FeatureStore) -> Status:
 
 @pytest.fixture
 def at_work(store: FeatureStore):
-    """A run in a process of its own, which ends when its stdin does."""
+    """A run in a child process, which ends when its stdin is closed."""
     command = [sys.executable, "-c", AT_WORK, store.location]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
@@ -62,21 +62,23 @@ def at_work(store: FeatureStore):
         process.kill()
 
 
-def test_what_a_run_at_work_does_is_told(status: Status, at_work: "subprocess.Popen[str]") -> None:
+def test_the_activity_of_a_running_run_is_shown(
+    status: Status, at_work: "subprocess.Popen[str]"
+) -> None:
     text = status()
     assert "running  intro-pipe extract" in text
     assert "extract numbers: 0 of 7 shards in this run" in text
-    assert "worker 0: shard 3, row 12 of it, for " in text
+    assert "worker 0: shard 3, at row 12 for " in text
 
 
 def test_watching_ends_with_the_last_run_at_work(
     status: Status, at_work: "subprocess.Popen[str]"
 ) -> None:
     at_work.stdin.close()  # it ends while it is watched, or was just over
-    assert status("--watch").endswith("no run is at work\n")
+    assert status("--watch").endswith("nothing is running\n")
 
 
-def test_the_cost_of_every_shard_of_the_newest_run_is_told(
+def test_the_cost_of_every_shard_of_the_newest_run_is_shown(
     store: FeatureStore, status: Status, tmp_path: Path
 ) -> None:
     assert "no run in this store has computed a shard" in status("--shards")
@@ -92,7 +94,7 @@ def test_the_cost_of_every_shard_of_the_newest_run_is_told(
 
 
 def test_watching_is_for_people(store: FeatureStore) -> None:
-    with pytest.raises(InputError, match="--watch is for people"):
+    with pytest.raises(InputError, match="--watch cannot be combined"):
         CliRunner().invoke(
             app, ["status", "--watch", "--json", "--store", store.location], catch_exceptions=False
         )
@@ -113,7 +115,7 @@ def row_of(status: Status, name: str) -> dict[str, Any]:
     return dict(row)
 
 
-def test_a_partial_set_says_what_is_missing_and_how_the_run_ended(
+def test_a_partial_set_reports_what_is_missing_and_how_the_run_ended(
     store: FeatureStore, status: Status, tmp_path: Path
 ) -> None:
     shards = store.create(plan_of(30, 10)).shard_set
@@ -128,12 +130,57 @@ def test_a_partial_set_says_what_is_missing_and_how_the_run_ended(
     )
 
 
-def test_a_set_whose_data_set_changed_is_stale_and_so_is_a_corrupted_one(
+@dataclass(frozen=True)
+class Stopped(Squares):
+    """A signal comes at its third shard."""
+
+    signal: str = ""
+
+    def compute(self, state: int, shard: Shard, tick: Tick) -> ShardOutput:
+        if shard.index == 2:
+            raise KeyboardInterrupt(self.signal)
+        return super().compute(state, shard, tick)
+
+
+@pytest.mark.parametrize(
+    ("signal", "name"),
+    [("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP"), ("SIGINT", "Ctrl-C"), ("", "Ctrl-C")],
+)
+def test_a_partial_set_reports_the_signal_that_stopped_its_run(
+    store: FeatureStore, status: Status, tmp_path: Path, signal: str, name: str
+) -> None:
+    shards = store.create(plan_of(30, 10)).shard_set
+    journal = Journal.of(store.location, ["test"])
+    with pytest.raises(KeyboardInterrupt), journal.outcome():
+        run_map(
+            Stopped(10, str(tmp_path), signal=signal),
+            shards,
+            LocalExecutor(1),
+            journal,
+            title="squares",
+        )
+    row = row_of(status, "numbers")
+    assert row["detail"].endswith(f"; stopped by {name}")
+    why = f"{row['name']} (features): missing 2; stopped by {name}"
+    assert status().split("\n\n")[1] == why
+    assert json.loads(status("--json"))["runs"][0]["why"] == f"stopped by {name}"
+
+
+def test_the_last_runs_have_reasons_for_their_failure(store: FeatureStore, status: Status) -> None:
+    journal = Journal.of(store.location, ["test"]).begin()
+    with pytest.raises(RunFailedError), journal.outcome():
+        raise RunFailedError("no luck " * 40)
+    header, run, why = status().partition("newest first\n")[2].splitlines()
+    assert (header.split(), run) == (["outcome", "command"], "failed   intro-pipe test")
+    assert why.strip() == f"RunFailedError: {'no luck ' * 40}"[:160] + "..."
+
+
+def test_feature_sets_and_corrupted_sets_are_stale_after_their_data_changed(
     store: FeatureStore, status: Status, tmp_path: Path
 ) -> None:
-    """The journal tells where the images were, relative to the folder of the run."""
+    """The journal records the location of the images relative to the folder of the run."""
     clean = write_npz_set(tmp_path / "tiny", 4, 4)
-    corrupt = Corrupt(SourceSpec(str(clean), "test", ""), ("contrast",))
+    corrupt = CorruptionWork(SourceSpec(str(clean), "test", ""), ("contrast",))
     place = str(tmp_path / "tiny-c")
     words = ["corrupt", "--dataset", str(clean), "--split", "test"]
     write_corrupted(store, corrupt, place, LocalExecutor(1), Journal.of(store.location, words))

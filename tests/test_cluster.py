@@ -170,14 +170,14 @@ def test_only_the_shards_that_the_lost_node_held_are_computed_again(disturbed: P
 
 
 def test_a_node_that_joins_takes_over_workers_and_gets_new_ones(disturbed: Place) -> None:
-    """Of six CPUs that are left one stays free: two workers on b, three on c."""
+    """One of the six remaining CPUs stays free: two workers on b, three on c."""
     wheres = {each["where"] for each in disturbed.attempts() if not each["error"]}
     n_workers = Counter(disturbed.node_of(where) for where in wheres)
     assert n_workers["c"] >= 3
     assert n_workers["b"] + n_workers["c"] == 5
 
 
-def test_status_tells_on_which_node_each_attempt_was_made(disturbed: Place) -> None:
+def test_status_shows_the_node_of_each_attempt(disturbed: Place) -> None:
     command = ["status", "--shards", "--json", "--store", str(disturbed.folder / disturbed.store)]
     told = subprocess.run(
         [sys.executable, "-m", "cli.app", *command], capture_output=True, text=True, check=True
@@ -207,7 +207,7 @@ def notes_of(folder: Path) -> dict[str, tuple[str, str]]:
     return {pid: (node, gpus) for (_, node, pid), gpus in notes}
 
 
-def test_workers_beyond_what_is_there_wait_for_a_node(
+def test_workers_beyond_the_resources_wait_for_a_node(
     cluster: Nodes, disturbed: Place, tmp_path: Path
 ) -> None:
     cluster.kill("c")
@@ -222,7 +222,7 @@ def test_workers_beyond_what_is_there_wait_for_a_node(
 
 
 def test_eight_gpus_on_two_nodes_have_one_worker_each(cluster: Nodes, tmp_path: Path) -> None:
-    """The journal says which had which. Four are there at first, and four join."""
+    """The journal records the GPU of each worker. Four GPUs exist at first, and four join."""
     cluster.add("e", n_gpus=4)
     process = start_together(tmp_path, cluster, "n_gpus=8", 8)
     while len(notes_of(tmp_path)) < 1:

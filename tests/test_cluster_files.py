@@ -1,4 +1,4 @@
-"""The files that bring intro-pipe to Kubernetes and Slurm."""
+"""The files for running intro-pipe on Kubernetes and Slurm."""
 
 import os
 import re
@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import typer.main
 import yaml
 from ray.scripts.scripts import start as ray_start
 
-from cli.app import app
+from cli.app import commands
 
 REPOSITORY = Path(__file__).parents[1]
 JOB = yaml.safe_load((REPOSITORY / "docs" / "kuberay-rayjob.yaml").read_text())
@@ -19,7 +18,7 @@ CLUSTER = JOB["spec"]["rayClusterSpec"]
 HEAD = CLUSTER["headGroupSpec"]
 (WORKERS,) = CLUSTER["workerGroupSpecs"]
 PODS = [group["template"]["spec"] for group in (HEAD, WORKERS)]
-EXTRACT = typer.main.get_command(app).commands["extract"]
+EXTRACT = commands()["extract"]
 
 # What Slurm gives: programs that know the hosts, and run a command on one of them.
 SLURM = {
@@ -65,7 +64,7 @@ def test_the_ray_job_has_only_fields_that_kuberay_knows() -> None:
     assert all(isinstance(value, str) for each in params for value in each.values())
 
 
-def test_the_ray_job_runs_a_command_of_ours_with_as_many_gpus_as_it_starts() -> None:
+def test_the_ray_job_runs_intro_pipe_with_as_many_gpus_as_it_requests() -> None:
     options = parsed(words_of_extract(JOB["spec"]["entrypoint"]))
     (container,) = WORKERS["template"]["spec"]["containers"]
     gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
@@ -124,7 +123,7 @@ def run_in_slurm(folder: Path, programs: dict[str, str]) -> "subprocess.Complete
         **{"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "one,two"},
         **{"SLURM_CPUS_PER_TASK": "16", "SLURM_GPUS_ON_NODE": "4"},
     }
-    # Its end is that of all it has started: they hold the other end of its output.
+    # Its output ends when all processes that it started have ended, since they inherit it.
     return subprocess.run(
         ["bash", str(REPOSITORY / "docs" / "slurm.sh"), "--dataset", "cifar10c"],
         cwd=folder,

@@ -1,11 +1,15 @@
-"""No file runs code: each of these would in a reader that unpickles it, or obeys it."""
+"""No file runs code: each of these would in a reader that unpickles or trusts it."""
 
+import gzip
 import hashlib
 import json
 import pickle
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cells
@@ -15,17 +19,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.io
-from hostile import MARKER, Command, refused  # noqa: F401 - a fixture
+from conftest import Refusal
+from hostile import MARKER
 from PIL import Image
+from pydantic import ValidationError
 from small_data import write_npz as write_images
 
 from stages.data.cifar import read_batch
+from stages.data.idx import read_idx
+from stages.data.registry import open_source
 from stages.errors import InputError
+from stages.reflection.extract import Extract
 from store.catalog import FeatureStore
 from store.errors import DamagedError
 from store.featureset import FeatureSet
 from store.plan import fingerprint, readable_json
-from store.seal import sealed, vouch
+from store.seal import sealed, unsealed, vouch
+from store.shardset import receipt_key
 from store.verify import verify_feature_set
 
 Write = Callable[[Path], None]
@@ -80,7 +90,7 @@ DATA_SETS: dict[str, Write] = {
 @pytest.mark.parametrize("command", ["extract", "train-sensing", "corrupt"])
 def test_a_data_set_runs_nothing(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
     name: str,
     command: str,
 ) -> None:
@@ -91,7 +101,7 @@ def test_a_data_set_runs_nothing(
 
 def test_a_published_pickle_that_is_another_is_not_opened(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
 ) -> None:
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -135,7 +145,7 @@ CHECKPOINTS: dict[str, Write] = {
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_checkpoint_runs_nothing(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
     name: str,
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -148,7 +158,7 @@ def test_a_checkpoint_runs_nothing(
 @pytest.mark.parametrize("what", hostile.SAFETENSORS)
 def test_safetensors_with_a_bad_header_are_refused(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
     what: str,
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -165,7 +175,7 @@ EVIL = f"open({str(MARKER)!r}, 'w')\ndef net(): open({str(MARKER)!r}, 'w')\n"
 
 
 def store_with_a_model(place: Path, network: str) -> FeatureStore:
-    """As someone else may have made it: sealed, and with the right hash of their code."""
+    """A model as someone else may have made it: sealed, with the right hash of its code."""
     store = FeatureStore(str(place)).prepare()
     card = {
         "name": "theirs",
@@ -187,23 +197,28 @@ def store_with_a_model(place: Path, network: str) -> FeatureStore:
         card["extra"] = {"source_sha256": hashlib.sha256(code).hexdigest()}
     artifact = store.artifact("model", "theirs")
     artifact.claim({})
-    artifact.write({"weights.safetensors": b""}, {"card": card})
+    artifact.write({"weights.safetensors": b""}, {"card": card}, plan={})
     head = store.artifact("head", "theirs-h")
     head.claim({})
     head.write({}, {"model": "theirs", "model_weights_sha256": "0", "predictor": "temperature",
-                    "temperature": 1.0})  # fmt: skip
+                    "temperature": 1.0}, plan={})  # fmt: skip
     return store
 
 
 @pytest.mark.parametrize("network", ["{here}/evil.py:net", "evil:net", "evil.deep:net"])
 @pytest.mark.parametrize(
     "words",
-    [["extract", "--dataset", "digits"], ["predict", "--head", "theirs-h", "photo.png"]],
-    ids=["extract", "predict"],
+    [
+        ["extract", "--dataset", "digits"],
+        ["extract", "--dataset", "digits", "--layer", "fc", "--dry-run"],
+        ["ood", "--in", "digits", "--out", "uniform-noise", "--dry-run"],
+        ["predict", "--head", "theirs-h", "photo.png"],
+    ],
+    ids=["extract", "extract a layer", "ood", "predict"],
 )
 def test_a_model_of_someone_elses_runs_no_code_that_the_user_has_not_named(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
     network: str,
     words: list[str],
 ) -> None:
@@ -215,13 +230,13 @@ def test_a_model_of_someone_elses_runs_no_code_that_the_user_has_not_named(
 
 def test_a_recipe_runs_no_code_that_the_user_has_not_named(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
 ) -> None:
     (tmp_path / "evil.py").write_text(EVIL)
     (tmp_path / "x.yaml").write_text(
         "recipe: x\nsteps:\n  f: {stage: train-sensing, dataset: digits, network: evil.py:net}\n"
     )
-    assert "the recipe would run code, evil.py:net" in refused("run", "x.yaml")
+    assert f"the recipe would run code, {tmp_path}/evil.py:net" in refused("run", "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -235,11 +250,96 @@ def test_a_recipe_runs_no_code_that_the_user_has_not_named(
 )
 def test_a_recipe_is_no_program(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
     text: str,
 ) -> None:
     (tmp_path / "x.yaml").write_text(text.format(marker=MARKER))
     assert refused("run", "x.yaml").startswith("intro-pipe: x.yaml:")
+
+
+PLACES = [
+    ("train-sensing", "address: ray://evil:10001"),
+    ("train-sensing", "executor: ray"),
+    ("train-sensing", "device: cuda"),
+    ("train-sensing", "store: /tmp/x"),
+    ("train-sensing", "data_root: /tmp/x"),
+    ("corrupt", "to: ../x"),
+    ("corrupt", "to: /tmp/x"),
+    ("corrupt", "to: ~/x"),
+    ("corrupt", "to: x\n    out: /tmp/x"),
+]
+
+
+@pytest.mark.parametrize(("stage", "line"), PLACES, ids=[line for _, line in PLACES])
+def test_a_recipe_says_neither_where_it_runs_nor_where_else_it_writes(
+    tmp_path: Path,
+    refused: Refusal,
+    stage: str,
+    line: str,
+) -> None:
+    (tmp_path / "x.yaml").write_text(
+        f"recipe: x\nsteps:\n  f:\n    stage: {stage}\n    dataset: digits\n    {line}\n"
+    )
+    assert refused("run", "x.yaml").startswith("intro-pipe: x.yaml:")
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "-1e-999999999", "1/0", "nan", "1/3/5"])
+def test_a_number_is_refused_before_it_takes_memory(number: str) -> None:
+    with pytest.raises(ValidationError, match="odin"):
+        Extract(dataset="digits", odin=number)
+
+
+# Images
+
+
+def bomb() -> bytes:
+    """A small PNG that claims to have 900 million pixels."""
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)), (b"IDAT", b"")
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_an_image_that_unpacks_to_too_much_is_an_unreadable_row(tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "test" / "ant"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "1.png")
+    (folder / "2.png").write_bytes(bomb())
+    rows = open_source(tmp_path / "photos").read(0, 2)
+    assert list(rows.failed) == [1]
+    assert "decompression bomb" in rows.failed[1]
+    assert (rows.images[0] == 9).all()
+
+
+def test_a_link_to_an_image_elsewhere_is_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "test" / "ant"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "elsewhere.png")
+    (folder / "1.png").symlink_to(tmp_path / "elsewhere.png")
+    rows = open_source(tmp_path / "photos").read(0, 1)
+    assert not rows.failed
+    assert (rows.images[0] == 9).all()
+
+
+@pytest.mark.parametrize("name", ["x.npz", "train-images-idx3-ubyte.gz"])
+def test_an_array_that_unpacks_to_half_of_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("stages.data.arrays.limit_bytes", lambda: 2_000_000)
+    images = np.zeros((1_200, 32, 32), np.uint8)
+    place = tmp_path / "data"
+    place.mkdir()
+    if name == "x.npz":
+        np.savez_compressed(place / name, images=images)
+        opened = partial(open_source, place / name)
+    else:
+        head = struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape)
+        (place / name).write_bytes(gzip.compress(head + images.tobytes()))
+        opened = partial(read_idx, place / name, 3)
+    with pytest.raises(InputError, match="unpacks to"):
+        opened()
 
 
 # The store
@@ -253,7 +353,7 @@ def filled(tmp_path: Path) -> FeatureSet:
 def forge(found: FeatureSet, key: str, data: bytes) -> None:
     """Put other bytes into a shard, and a receipt that vouches for them: anyone can seal one."""
     shard_set, shard = found.shard_set, found.shard_set.shards[0]
-    receipt = shard_set.receipt(shard)
+    receipt = unsealed(shard_set.storage.read(receipt_key(shard)))
     shard_set.storage.write(key, data)
     receipt["files"][key] = vouch(data)
     shard_set.storage.write("receipts/00000.json", sealed(receipt))
@@ -290,7 +390,7 @@ def hostile_parquet(found: FeatureSet) -> dict[str, bytes]:
 )
 def test_samples_of_another_form_are_damage(
     filled: FeatureSet,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
     what: str,
 ) -> None:
     forge(filled, "samples/part-00000.parquet", hostile_parquet(filled)[what])
@@ -299,7 +399,7 @@ def test_samples_of_another_form_are_damage(
         filled.samples()
 
 
-def test_what_samples_say_to_pandas_is_not_heard(filled: FeatureSet) -> None:
+def test_pandas_metadata_of_samples_is_ignored(filled: FeatureSet) -> None:
     before = filled.samples()
     forge(filled, "samples/part-00000.parquet", hostile_parquet(filled)["orders for pandas"])
     assert filled.samples().equals(before)
@@ -350,9 +450,9 @@ ARRAY = {"name": "features", "row_shape": [4], "dtype": "float32", "axes": []}
     ],
     ids=repr,
 )
-def test_a_plan_that_fits_its_folder_and_is_none_is_damaged(
+def test_an_invalid_plan_that_matches_its_folder_is_damaged(
     tmp_path: Path,
-    refused: Command,  # noqa: F811
+    refused: Refusal,
     filled: FeatureSet,
     changes: dict[str, object],
 ) -> None:
@@ -367,7 +467,7 @@ def test_a_plan_that_fits_its_folder_and_is_none_is_damaged(
 # Ourselves
 
 
-def test_no_module_of_the_working_directory_is_taken_for_ours(tmp_path: Path) -> None:
+def test_modules_of_the_working_directory_do_not_replace_ours(tmp_path: Path) -> None:
     """The demo starts us again, where someone may have a package `cli` of their own."""
     (tmp_path / "cli").mkdir()
     (tmp_path / "cli" / "__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""What the events of a run say it is at."""
+"""The activity of a run according to its events."""
 
 import json
 from pathlib import Path
@@ -45,14 +45,14 @@ def test_shards_and_failures_are_counted_since_the_last_work_began() -> None:
     ]
 
 
-def test_a_worker_is_told_with_the_node_that_it_is_on_now() -> None:
+def test_a_worker_is_shown_with_its_current_node() -> None:
     moved = [at_work(10, (0, 3, 5), where="one:17"), at_work(20, (0, 4, 5), where="two:9 gpu 3")]
     found = activity_of([WORK, *moved], 21.0)
     assert found is not None
-    assert found.lines()[1:] == ["  worker 0 on two:9 gpu 3: shard 4, row 5 of it, for 1 s"]
+    assert found.lines()[1:] == ["  worker 0 on two:9 gpu 3: shard 4, at row 5 for 1 s"]
 
 
-def test_a_worker_that_gets_no_further_is_marked() -> None:
+def test_a_worker_without_progress_is_marked() -> None:
     events = [
         WORK,
         at_work(10, (0, 0, 500), (1, 1, 640)),
@@ -63,8 +63,8 @@ def test_a_worker_that_gets_no_further_is_marked() -> None:
     found = activity_of(events, 203.0)
     assert found is not None
     assert found.lines()[1:] == [
-        "  worker 0: shard 2, row 10 of it, for 3 s",
-        "  worker 1: shard 1, row 640 of it, for 3 min 13 s <- it may hang",
+        "  worker 0: shard 2, at row 10 for 3 s",
+        "  worker 1: shard 1, at row 640 for 3 min 13 s <- may be hanging",
     ]
 
 
@@ -74,13 +74,13 @@ def test_a_worker_holds_no_shard_once_that_has_ended() -> None:
     assert found.lanes == ()
 
 
-def test_a_run_that_says_nothing_is_marked() -> None:
+def test_a_silent_run_is_marked() -> None:
     found = activity_of([WORK], 1000.0)
     assert found is not None
-    assert found.lines()[-1] == "  <- nothing for 16 min 40 s"
+    assert found.lines()[-1] == "  <- no event for 16 min 40 s"
 
 
-def test_the_journal_of_a_real_run_tells_what_each_attempt_cost(
+def test_the_journal_of_a_real_run_has_the_cost_of_each_attempt(
     store: FeatureStore, tmp_path: Path
 ) -> None:
     shards = store.create(plan_of(30, 10)).shard_set

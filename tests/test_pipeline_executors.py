@@ -1,5 +1,6 @@
-"""What holds for every executor, and what Ray adds. The Ray tests share one small cluster."""
+"""Behaviour of every executor, and of Ray in particular. Ray tests share one small cluster."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 from squares import Squares, plan_of
 
+from pipeline.cpus import n_cpus
 from pipeline.errors import ResourceError, RunFailedError
 from pipeline.executors import Executor, LocalExecutor
 from pipeline.journal import Journal
 from pipeline.ray_executor import RayExecutor
 from pipeline.runner import RunReport, run_map
-from pipeline.stage import ShardOutput, Tick
-from pipeline.worker import Work
+from pipeline.work import ShardOutput, Tick
+from pipeline.worker import SetWork
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.shards import Shard
@@ -69,10 +71,10 @@ def attempts(stage: Squares) -> list[int]:
 def test_every_shard_has_one_outcome_and_is_staged(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
-    work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
+    work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     shards = numbers.shard_set.shards
     outcomes = list(executor.run(work, deque(shards), lambda paces: None))
-    assert sorted(outcome.shard.index for outcome in outcomes) == list(range(8))
+    assert sorted(outcome.task.index for outcome in outcomes) == list(range(8))
     assert numbers.shard_set.done() == set()
     for outcome in outcomes:
         assert outcome.staged is not None
@@ -81,7 +83,7 @@ def test_every_shard_has_one_outcome_and_is_staged(
     assert numbers.shard_set.storage.staged() == []
 
 
-def test_a_shard_that_fails_once_is_tried_again(
+def test_a_shard_that_fails_once_is_retried(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
     stage = Squares(5, str(tmp_path), {2: ("fail",)})
@@ -103,7 +105,7 @@ def test_a_shard_that_fails_three_times_is_reported_and_the_others_are_finished(
     assert [shard.index for shard in numbers.shard_set.missing()] == [2]
 
 
-def test_an_error_that_will_not_pass_is_not_tried_again(
+def test_a_permanent_error_is_not_retried(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
     stage = Squares(5, str(tmp_path), {2: ("final",)})
@@ -125,19 +127,19 @@ def test_a_rerun_after_a_failure_computes_only_what_is_missing(
 def test_the_caller_may_append_shards_between_two_outcomes(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
-    work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
+    work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     first, second = numbers.shard_set.shards[:2]
     todo = deque([first])
     outcomes = executor.run(work, todo, lambda paces: None)
-    assert next(outcomes).shard == first
+    assert next(outcomes).task == first
     todo.append(second)
-    assert [outcome.shard for outcome in outcomes] == [second]
+    assert [outcome.task for outcome in outcomes] == [second]
 
 
 def test_results_depend_neither_on_the_executor_nor_on_the_order_of_shards(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
-    work = Work(Squares(5, str(tmp_path)), numbers.shard_set)
+    work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     shards = deque(reversed(numbers.shard_set.shards))
     for outcome in executor.run(work, shards, lambda paces: None):
         assert outcome.staged is not None
@@ -148,7 +150,7 @@ def test_results_depend_neither_on_the_executor_nor_on_the_order_of_shards(
 
 
 class UnpicklableError(RuntimeError):
-    """Like those of libraries that keep a handle in their errors."""
+    """Like exceptions of libraries that keep a handle."""
 
     def __init__(self) -> None:
         super().__init__("first line\nsecond line")
@@ -188,15 +190,19 @@ def test_a_setup_that_will_never_work_stops_the_run_at_once(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
     stage = NeverReady(5, str(tmp_path))
-    with pytest.raises(RunFailedError, match="ValueError: no such weights; what was finished"):
+    with pytest.raises(
+        RunFailedError, match="ValueError: no such weights; finished shards are kept"
+    ):
         run(stage, numbers, executor)
     assert len((tmp_path / "setups").read_text()) <= 2  # once on every worker
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
-def test_who_stops_the_run_is_given_nothing_more(numbers: FeatureSet, tmp_path: Path) -> None:
-    work = Work(NeverReady(5, str(tmp_path)), numbers.shard_set)
+def test_a_worker_that_stops_the_run_gets_no_further_shards(
+    numbers: FeatureSet, tmp_path: Path
+) -> None:
+    work = SetWork(NeverReady(5, str(tmp_path)), numbers.shard_set)
     todo = deque(numbers.shard_set.shards)
     for outcome in RayExecutor(n_workers=1).run(work, todo, lambda _: None):
         assert outcome.stops_run
@@ -209,7 +215,9 @@ def test_a_setup_that_may_work_is_tried_three_times(
     numbers: FeatureSet, executor: Executor, tmp_path: Path
 ) -> None:
     stage = NeverReady(5, str(tmp_path), error=RuntimeError)
-    with pytest.raises(RunFailedError, match="RuntimeError: no such weights; what was finished"):
+    with pytest.raises(
+        RunFailedError, match="RuntimeError: no such weights; finished shards are kept"
+    ):
         run(stage, numbers, executor)
     assert 3 <= len((tmp_path / "setups").read_text()) <= 6
 
@@ -241,7 +249,7 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_finished
     stage = Squares(5, str(tmp_path), {0: ("kill",) * 9})
     with pytest.raises(
         RunFailedError,
-        match=r"1 of 8 shards failed, 7 .* shard 0: worker 0 died: .*give less --memory or fewer",
+        match=r"1 of 8 shards failed, 7 .* shard 0: worker 0 died: .*use less --memory or fewer",
     ):
         run(stage, numbers, RayExecutor(n_workers=1))
     assert attempts(stage) == [3, 1, 1, 1, 1, 1, 1, 1]
@@ -250,8 +258,8 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_finished
 @pytest.mark.ray
 @pytest.mark.soak
 def test_more_workers_than_cores_of_this_machine_share_them(tmp_path: Path) -> None:
-    """None gets further until all are at work."""
-    n_workers = (os.cpu_count() or 1) + 1
+    """No worker continues until all have started."""
+    n_workers = n_cpus() + 1
     code = (
         "from nodes import RayExecutor, run_together;"
         f"run_together({str(tmp_path)!r}, RayExecutor(n_workers={n_workers}), {n_workers})"
@@ -268,15 +276,18 @@ def test_more_workers_than_cores_of_this_machine_share_them(tmp_path: Path) -> N
 def test_a_cluster_of_the_users_own_is_left_running(numbers: FeatureSet, tmp_path: Path) -> None:
     import ray
 
+    before = {name: text for name, text in os.environ.items() if name.startswith("RAY_AUTH")}
     RayExecutor(n_workers=1).check()
     run(Squares(5, str(tmp_path)), numbers, RayExecutor(n_workers=1))
     assert ray.is_initialized()
+    after = {name: text for name, text in os.environ.items() if name.startswith("RAY_AUTH")}
+    assert after == before
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_more_gpus_than_the_cluster_has_are_refused() -> None:
-    with pytest.raises(ResourceError, match="8 GPUs were asked for, the cluster has 0: use"):
+    with pytest.raises(ResourceError, match="8 GPUs were requested, the cluster has 0: use"):
         RayExecutor(n_gpus=8).check()
 
 
@@ -312,9 +323,12 @@ def test_two_runs_of_one_program_print_nothing_but_results(tmp_path: Path) -> No
 
 
 LISTENING = """
-import os
+import json, os
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 from pipeline.cluster import Cluster
 
 def family():
@@ -337,15 +351,27 @@ def addresses():
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
             if state == "0A" and f"socket:[{rest[5]}]" in sockets:
-                yield local.partition(":")[0]
+                address, _, port = local.partition(":")
+                yield address, int(port, 16)
+
+def answer(port):
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/api/version", timeout=3) as page:
+            text = page.read()
+        return "metrics" if text.startswith(b"# HELP") else text[:200].decode("latin-1")
+    except HTTPError as error:
+        return error.code
+    except (OSError, HTTPException):
+        return None  # another protocol
 
 with Cluster().connected() as ray:
     ray.get(ray.remote(lambda: 1).remote())
     found = sorted(set(addresses()))
-print(*found, os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
+    answers = [answer(port) for _, port in found]
+print(json.dumps([found, answers, os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]]))
 """
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F")
-"""As Linux writes 127.0.0.1, and the same where both protocols are served."""
+"""127.0.0.1 as Linux formats it, alone and where both protocols are served."""
 
 
 @pytest.mark.ray
@@ -359,10 +385,13 @@ def test_a_cluster_of_our_own_listens_on_the_loopback_alone_behind_a_token() -> 
         text=True,
         check=False,
     )
-    *found, mode, n_digits = ended.stdout.split() or [ended.stderr]
-    assert found
-    assert set(found) <= {*LOOPBACK}
-    assert (mode, n_digits) == ("token", "64")
+    assert ended.returncode == 0, ended.stderr
+    found, answers, mode, token = json.loads(ended.stdout)
+    assert {address for address, _ in found} <= {*LOOPBACK}
+    assert not {8265, 10001} & {port for _, port in found}  # the dashboard's, and Ray Client's
+    assert 401 in answers  # from the agents, which were called without the token
+    assert set(answers) <= {401, "metrics", None}
+    assert (mode, len(token)) == ("token", 64)
 
 
 NOWHERE = """
@@ -377,7 +406,7 @@ for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "nonsense"):
         RayExecutor().check()
     except ResourceError as error:
         print(error)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
 """
 
 
@@ -412,5 +441,5 @@ def test_a_run_with_nothing_to_do_imports_no_ray(numbers: FeatureSet, tmp_path: 
 def test_gpus_that_are_hidden_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(ResourceError, match=r"8 GPUs were asked for, .* has [02]: use --gpus [02]"):
+    with pytest.raises(ResourceError, match=r"8 GPUs were requested, .* has [02]: use --gpus [02]"):
         RayExecutor(n_gpus=8).check()

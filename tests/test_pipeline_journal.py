@@ -1,4 +1,4 @@
-"""The journal knows how every run ended, also those that could not say it themselves."""
+"""The journal records how every run ended, including runs that crashed."""
 
 import json
 import os
@@ -38,7 +38,9 @@ def test_a_run_that_ends_well_is_done(tmp_path: Path) -> None:
         (KeyboardInterrupt(), "stopped"),
     ],
 )
-def test_a_run_that_raises_tells_how(tmp_path: Path, error: BaseException, outcome: str) -> None:
+def test_a_run_that_raises_records_the_error(
+    tmp_path: Path, error: BaseException, outcome: str
+) -> None:
     journal = begin_and_end(tmp_path, "extract", error)
     assert [run.outcome for run in runs(str(tmp_path))] == [outcome]
     assert f'"error": "{type(error).__name__}: {error}"' in journal.log.path.read_text()
@@ -71,7 +73,7 @@ def test_a_run_that_is_killed_is_unfinished(tmp_path: Path, torn: str) -> None:
     assert last_unfinished(str(tmp_path)).command == ("extract",)
 
 
-def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+def test_a_running_run_is_not_resumed(tmp_path: Path) -> None:
     Journal.of(str(tmp_path), ["extract"]).begin()
     assert [run.outcome for run in runs(str(tmp_path))] == ["running"]
     with pytest.raises(JournalError):
@@ -83,7 +85,7 @@ def test_a_journal_without_a_first_line_is_no_run(tmp_path: Path) -> None:
     assert list(runs(str(tmp_path))) == []
 
 
-def test_runs_of_one_second_and_one_process_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_one_second_and_one_process_are_distinguished(tmp_path: Path) -> None:
     for command in ("train", "extract", "evaluate"):
         begin_and_end(tmp_path, command)
     assert [run.command for run in runs(str(tmp_path))] == [("evaluate",), ("extract",), ("train",)]
@@ -101,6 +103,17 @@ def test_a_run_that_was_repeated_with_success_is_not_resumed(tmp_path: Path) -> 
     begin_and_end(tmp_path, "extract", RuntimeError())
     begin_and_end(tmp_path, "extract")
     assert last_unfinished(str(tmp_path)).command == ("train",)
+
+
+def test_the_same_words_in_another_folder_are_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    for folder, error in (("here", RuntimeError()), ("there", None)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        begin_and_end(store, "run", error)
+    assert last_unfinished(str(store)).folder == str(tmp_path / "here")
 
 
 @pytest.mark.parametrize("commands", [[], ["extract"]])

@@ -1,4 +1,4 @@
-"""A loop goes on from its last checkpoint, and ends where an uninterrupted one does."""
+"""A loop resumes from its last checkpoint, and ends like an uninterrupted one."""
 
 import os
 import signal
@@ -13,13 +13,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.errors import LoopFailedError
 from pipeline.journal import Journal
-from pipeline.loop import CHECKPOINTS, History, Keep, LoopReport, n_units_done, run_loop
-from pipeline.stage import Tick
-from store.artifacts import Artifact
+from pipeline.loop import (
+    CHECKPOINTS,
+    Claim,
+    History,
+    Keep,
+    Loop,
+    LoopReport,
+    n_units_done,
+    run_loop,
+)
+from pipeline.make import ArtifactJob
+from pipeline.stage import NO_PREVIEW
+from pipeline.work import Tick
+from store.artifacts import FAILED_KEY, Artifact
 from store.catalog import FeatureStore
 from store.errors import LeaseError, PlanMismatchError
 from store.lease import Lease
+from store.verify import verify_artifact
 
 PLAN = {"stage": {"name": "walk", "params": {"seed": 0}}}
 
@@ -29,8 +42,6 @@ class Walk:
     """A random walk of twelve steps in each of five units; ``at`` is called before every step."""
 
     at: Callable[[int, int], None] = lambda unit, step: None
-    name: str = "walk"
-    version: int = 1
     n_units: int = 5
     unit_name: str = "epoch"
     rows_per_unit: int = 12
@@ -64,12 +75,17 @@ def uninterrupted() -> bytes:
     return stage.save(state)
 
 
+def keep_nothing(state: NDArray[np.float64], history: History) -> None:
+    pass
+
+
 def run(
-    store: FeatureStore, stage: Walk | None = None, plan: Any = PLAN, keep: Keep | None = None
+    store: FeatureStore, stage: Walk | None = None, plan: Any = PLAN, keep: Keep = keep_nothing
 ) -> LoopReport:
-    journal = Journal.of(store.location, ["walk"])
     stage = stage or Walk()
-    return run_loop(stage, walk_of(store), plan, store, journal, title="walk", keep=keep)
+    loop = Loop(lambda: stage, stage.n_units, keep=lambda: keep)
+    claim = Claim(walk_of(store), plan, store, "walk")
+    return run_loop(loop, claim, Journal.of(store.location, ["walk"]))
 
 
 def walk_of(store: FeatureStore) -> Artifact:
@@ -102,8 +118,18 @@ def test_a_loop_writes_its_artifact_and_sweeps_its_checkpoints(store: FeatureSto
     assert checkpoints(store) == []
 
 
+def test_a_finished_loop_is_not_started_again(store: FeatureStore) -> None:
+    def start() -> Walk:
+        raise AssertionError("the loop was started")
+
+    job = ArtifactJob(store, walk_of(store), PLAN, "walk", NO_PREVIEW, Loop(start, 5))
+    first = run(store)
+    report = job.run(Journal.of(store.location, ["walk"])).report
+    assert report == LoopReport(first.card, first.history, 0, 0.0)
+
+
 @pytest.mark.parametrize(("unit", "step", "n_left"), [(0, 5, 5), (2, 0, 3), (2, 7, 3), (4, 11, 1)])
-def test_a_stopped_loop_goes_on_from_its_last_checkpoint(
+def test_a_stopped_loop_resumes_from_its_last_checkpoint(
     store: FeatureStore, unit: int, step: int, n_left: int
 ) -> None:
     stop_at(store, unit, step)
@@ -213,7 +239,7 @@ def states_after_each_unit() -> dict[str, bytes]:
     return states
 
 
-def test_what_is_kept_of_each_unit_is_its_state(store: FeatureStore) -> None:
+def test_the_stored_state_of_each_unit_is_its_own(store: FeatureStore) -> None:
     run(store, keep=states_kept(store))
     assert kept(store) == states_after_each_unit()
 
@@ -228,7 +254,9 @@ run(store, keep=states_kept(store, kill_at=int(sys.argv[2])))
 
 
 @pytest.mark.parametrize("unit", [1, 5])
-def test_what_a_kill_left_out_is_kept_from_the_checkpoint(store: FeatureStore, unit: int) -> None:
+def test_a_snapshot_missed_by_a_kill_is_stored_from_the_checkpoint(
+    store: FeatureStore, unit: int
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", KILLED_KEEPING, store.location, str(unit)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
@@ -238,7 +266,7 @@ def test_what_a_kill_left_out_is_kept_from_the_checkpoint(store: FeatureStore, u
     assert walk_of(store).read("weights") == uninterrupted()
 
 
-def test_of_a_finished_loop_nothing_is_kept(store: FeatureStore) -> None:
+def test_keep_is_not_called_for_a_finished_loop(store: FeatureStore) -> None:
     run(store)
     run(store, keep=states_kept(store))
     assert kept(store) == {}
@@ -259,9 +287,96 @@ def test_the_units_done_are_those_of_the_last_good_checkpoint_or_of_the_card(
 def test_another_plan_under_the_same_name_is_refused_with_what_differs(store: FeatureStore) -> None:
     stop_at(store, 1, 0)
     with pytest.raises(
-        PlanMismatchError, match=r"model 'walk' .*stage.params.seed: 1, there 0.*another name"
+        PlanMismatchError, match=r"model 'walk' .*stage.params.seed: 1, found 0.*another name"
     ):
         run(store, Walk(never), {"stage": {"name": "walk", "params": {"seed": 1}}})
+
+
+OTHER = {"stage": {"name": "walk", "params": {"seed": 1}}}
+
+
+def fail_at(store: FeatureStore, unit: int) -> None:
+    """Run until a unit reports that this plan cannot finish."""
+
+    def fail(now: int, step: int) -> None:
+        if now == unit:
+            raise LoopFailedError("the loss is nan")
+
+    with pytest.raises(LoopFailedError, match="the loss is nan"):
+        run(store, Walk(fail))
+
+
+@pytest.mark.parametrize("unit", [0, 3])
+def test_another_plan_may_use_the_name_of_a_loop_that_failed(
+    store: FeatureStore, unit: int
+) -> None:
+    fail_at(store, unit)
+    assert not walk_of(store).holds(OTHER)
+    report = run(store, plan=OTHER)
+    assert (report.n_units_run, walk_of(store).plan()) == (5, OTHER)
+    assert walk_of(store).read("weights") == uninterrupted()
+    assert list(verify_artifact(walk_of(store))) == []
+
+
+def test_another_plan_may_use_the_name_of_a_loop_without_checkpoints(
+    store: FeatureStore,
+) -> None:
+    stop_at(store, 0, 5)
+    run(store, plan=OTHER)
+    assert walk_of(store).plan() == OTHER
+
+
+def test_the_plan_that_failed_can_be_run_again(store: FeatureStore) -> None:
+    fail_at(store, 3)
+    assert run(store).n_units_run == 2
+    assert walk_of(store).read("weights") == uninterrupted()
+    with pytest.raises(PlanMismatchError, match="'walk' was made with another plan"):
+        run(store, Walk(never), OTHER)
+
+
+def test_a_mark_of_an_earlier_plan_does_not_free_the_name(store: FeatureStore) -> None:
+    """The state after a crash between writing the new plan and removing the mark."""
+    fail_at(store, 1)
+    mark = walk_of(store).storage.read(FAILED_KEY)
+    walk_of(store).claim(OTHER)
+    walk_of(store).storage.write(FAILED_KEY, mark)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, Walk(stop_in(2)), OTHER)
+    with pytest.raises(
+        PlanMismatchError, match=r"'walk' was started with another plan.*or remove "
+    ):
+        run(store, Walk(never))
+
+
+def stop_in(unit: int) -> Callable[[int, int], None]:
+    def stop(now: int, step: int) -> None:
+        if now == unit:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_loop_whose_name_was_used_meanwhile_does_not_start(store: FeatureStore) -> None:
+    stop_at(store, 0, 5)
+    claim = Artifact.claim
+
+    def claim_then_lose(artifact: Artifact, plan: Any) -> None:
+        claim(artifact, plan)
+        claim(artifact, OTHER)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Artifact, "claim", claim_then_lose)
+        with pytest.raises(PlanMismatchError, match="seed: 0, found 1"):
+            run(store, Walk(never))
+
+
+def test_a_loop_at_work_is_not_replaced(store: FeatureStore) -> None:
+    stop_at(store, 0, 5)
+    with (
+        Lease(walk_of(store).storage, purpose="train walk"),
+        pytest.raises(PlanMismatchError, match="was started with another plan"),
+    ):
+        run(store, Walk(never), OTHER)
 
 
 def test_a_second_driver_is_refused(store: FeatureStore) -> None:
@@ -272,7 +387,7 @@ def test_a_second_driver_is_refused(store: FeatureStore) -> None:
         run(store, Walk(never))
 
 
-def test_every_unit_stands_in_the_journal(store: FeatureStore) -> None:
+def test_every_unit_is_in_the_journal(store: FeatureStore) -> None:
     run(store)
     (path,) = Path(store.location, "journal").iterdir()
     assert path.read_text().count('"event": "epoch"') == 5

@@ -1,4 +1,4 @@
-"""Speed, time left and lines, on a clock that the test turns."""
+"""Speed, time left and lines, with a clock set by the test."""
 
 import io
 import os
@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.progress import Progress, Tally, duration
 from pipeline.worker import Outcome, Pace
+from store.receipts import Receipt
 from store.shards import Shard
 from store.shardset import StagedShard
 
@@ -17,7 +18,7 @@ FIRST, SECOND = Shard(0, 0, 100), Shard(1, 100, 200)
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that only moves when it is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -32,7 +33,7 @@ def clock() -> Clock:
 
 
 def done(shard: Shard, lane: int = 0) -> Outcome:
-    return Outcome(shard, lane, 1.0, StagedShard(shard, {}, {}))
+    return Outcome(shard, lane, 1.0, StagedShard(shard, {}, Receipt("", shard, {}, {})))
 
 
 def failed(shard: Shard, lane: int = 0) -> Outcome:
@@ -47,7 +48,14 @@ def test_speed_and_time_left_follow_from_the_clock(clock: Clock) -> None:
     assert tally.line() == "200/1,000 images (20%) · 20 images/s · 40 s left"
 
 
-def test_there_is_no_time_left_to_tell_before_the_first_row(clock: Clock) -> None:
+def test_a_speed_that_rounds_to_zero_is_not_shown(clock: Clock) -> None:
+    tally = Tally(12, unit="rounds", clock=clock)
+    clock.now += 30
+    tally.advance(1)
+    assert tally.line() == "1/12 rounds (8%) · 5 min 30 s left"
+
+
+def test_no_time_left_is_shown_before_the_first_row(clock: Clock) -> None:
     tally = Tally(1000, clock=clock)
     clock.now += 10
     tally.watch([])
@@ -74,7 +82,7 @@ def test_the_speed_falls_while_nothing_comes(clock: Clock) -> None:
     assert tally.rows_per_s == 0
 
 
-def test_time_left_of_work_that_comes_in_jumps_is_that_of_the_whole_run(clock: Clock) -> None:
+def test_the_time_left_of_work_in_jumps_uses_the_average_speed(clock: Clock) -> None:
     tally = Tally(10_000, clock=clock)
     clock.now += 1
     tally.advance(1_000)
@@ -106,7 +114,7 @@ def test_an_end_leaves_the_next_shard_of_its_lane_at_work(clock: Clock) -> None:
     assert tally.n_done == 110
 
 
-def test_no_more_is_done_than_there_is(clock: Clock) -> None:
+def test_no_more_rows_are_done_than_exist(clock: Clock) -> None:
     tally = Tally(100, clock=clock)
     tally.advance(130)
     assert tally.n_done == 100
@@ -116,7 +124,7 @@ def test_no_more_is_done_than_there_is(clock: Clock) -> None:
     ("seconds", "text"),
     [(0.4, "0 s"), (59.6, "1 min 0 s"), (227, "3 min 47 s"), (3600, "1 h 0 min")],
 )
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+def test_durations_are_readable(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -133,7 +141,7 @@ def test_without_a_terminal_there_is_at_most_a_line_every_five_seconds(clock: Cl
     assert lines[0] == "extract: 200/1,000 images (20%) · 40 images/s · 20 s left"
 
 
-def test_a_remark_stands_behind_the_numbers(clock: Clock) -> None:
+def test_a_remark_follows_the_numbers(clock: Clock) -> None:
     stream = io.StringIO()
     with Progress("train", 100, stream=stream) as progress:
         progress.tally = Tally(100, clock=clock)
@@ -179,7 +187,7 @@ def test_a_terminal_shows_one_display_with_a_bar_for_every_lane(
     assert shown.rstrip().endswith("\x1b[?25h")  # the cursor is back
 
 
-def test_an_error_takes_the_display_down(terminal: tuple[int, TextIO]) -> None:
+def test_an_error_stops_the_display(terminal: tuple[int, TextIO]) -> None:
     ours, stream = terminal
     with pytest.raises(KeyboardInterrupt), Progress("extract", 200, stream=stream):
         raise KeyboardInterrupt

@@ -1,6 +1,5 @@
-"""What the runner makes of outcomes: which it tries again, when it stops, what it says."""
+"""How the runner handles outcomes: which it retries, when it stops, what it reports."""
 
-import io
 import os
 import subprocess
 import sys
@@ -17,13 +16,16 @@ from squares import Squares, plan_of
 from pipeline.errors import RunFailedError
 from pipeline.executors import Executor, LocalExecutor, Watch
 from pipeline.journal import Journal
-from pipeline.runner import FREE_FAILURES, RunReport, run_map
-from pipeline.worker import Outcome, Pace, Work
+from pipeline.runner import RunReport, run_map
+from pipeline.work import Task, Work
+from pipeline.worker import Outcome, Pace
 from store.catalog import FeatureStore
 from store.errors import LeaseError
+from store.failures import FREE_FAILURES
 from store.featureset import FeatureSet
 from store.lease import Lease, holder_of
 from store.plan import Plan
+from store.receipts import Receipt
 from store.shards import Shard
 from store.shardset import ShardSet, StagedShard
 from store.storage import FileLog
@@ -36,7 +38,7 @@ LOCAL = LocalExecutor(n_threads=1)
 class Scripted:
     """An executor that computes nothing; ``outcome_of`` says how each attempt ends."""
 
-    outcome_of: Callable[[Shard], Outcome]
+    outcome_of: Callable[[Any], Outcome]
     n_runs: int = 0
     attempts: Counter[int] = field(default_factory=Counter)
     description: str = "a script"
@@ -44,7 +46,7 @@ class Scripted:
     def check(self) -> None:
         pass
 
-    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
+    def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
         self.n_runs += 1
         while todo:
             shard = todo.popleft()
@@ -54,7 +56,7 @@ class Scripted:
 
 
 def good(shard: Shard) -> Outcome:
-    return Outcome(shard, 0, 1.0, StagedShard(shard, {}, {"files": {}, "failed": {}}))
+    return Outcome(shard, 0, 1.0, StagedShard(shard, {}, Receipt("", shard, {}, {})))
 
 
 def dead(shard: Shard) -> Outcome:
@@ -88,7 +90,7 @@ def test_a_report_counts_what_this_run_did(shards: ShardSet, tmp_path: Path) -> 
     assert report.to_dict()["rows_per_s"] == pytest.approx(1000 / report.seconds)
 
 
-def test_shards_to_redo_replace_those_that_are_there(shards: ShardSet, tmp_path: Path) -> None:
+def test_redone_shards_replace_existing_ones(shards: ShardSet, tmp_path: Path) -> None:
     run(Squares(200, str(tmp_path), nan_rows=(3,)), shards)
     others = list(shards.receipts())[1:]
     stage, redo = Squares(200, str(tmp_path)), shards.shards[:1]
@@ -159,9 +161,70 @@ def test_eleven_bad_samples_in_a_thousand_stop_the_run_early(
     shards: ShardSet, tmp_path: Path
 ) -> None:
     stage = Squares(200, str(tmp_path), nan_rows=tuple(range(100, 111)))
-    with pytest.raises(RunFailedError, match="11 of 1000 samples cannot be used, more than 1%"):
+    with pytest.raises(
+        RunFailedError, match="11 of 1,000 rows failed, more than 1%: 11 x scripted"
+    ):
         run(stage, shards)
     assert shards.done() == {0}
+
+
+@pytest.mark.parametrize(
+    ("bad", "shard_rows"),
+    [(range(100, 111), 200), (range(1000), 1000)],
+    ids=["partial", "complete"],
+)
+def test_a_set_with_too_many_failed_rows_fails_again_until_they_are_retried(
+    tmp_path: Path, bad: range, shard_rows: int
+) -> None:
+    shards = FeatureStore(str(tmp_path)).create(plan_of(1000, shard_rows)).shard_set
+    stage = Squares(shards.chunk_rows, str(tmp_path), nan_rows=tuple(bad))
+    messages, executor = [], Scripted(good)
+    for again in (LOCAL, executor, executor):
+        with pytest.raises(RunFailedError, match=f"{len(bad):,} of 1,000 rows failed") as error:
+            run(stage, shards, again)
+        messages.append(str(error.value))
+    assert len(set(messages)) == 1
+    assert executor.n_runs == 0
+    good_stage, redo = Squares(shards.chunk_rows, str(tmp_path)), shards.shards[:1]
+    run_map(good_stage, shards, LOCAL, journal_of(shards), title="squares", redo=redo)
+    assert (shards.is_complete(), shards.n_failed_rows()) == (True, 0)
+    assert run(good_stage, shards).n_failed_rows == 0
+
+
+def test_rows_that_fail_again_when_retried_stop_the_run(shards: ShardSet, tmp_path: Path) -> None:
+    stage = Squares(200, str(tmp_path), nan_rows=tuple(range(100, 111)))
+    for redo in ((), shards.shards[:1]):
+        with pytest.raises(RunFailedError, match="11 of 1,000 rows failed"):
+            run_map(stage, shards, LOCAL, journal_of(shards), title="squares", redo=redo)
+
+
+def test_accepted_failures_let_a_run_continue_and_are_recorded(
+    shards: ShardSet, tmp_path: Path
+) -> None:
+    stage = Squares(200, str(tmp_path), nan_rows=tuple(range(100, 111)))
+    with pytest.raises(RunFailedError):
+        run(stage, shards)
+    report = run_map(
+        stage, shards, LOCAL, journal_of(shards), title="squares", accepts_failures=True
+    )
+    assert (report.n_computed, shards.is_complete()) == (4, True)
+    assert run(stage, shards).n_failed_rows == 11
+    shards.discard(shards.shards[:2], lambda: None)  # as repair does
+    assert run(stage, shards).n_failed_rows == 11
+
+
+def test_a_complete_set_is_accepted_without_computing_anything(tmp_path: Path) -> None:
+    shards = FeatureStore(str(tmp_path)).create(plan_of(1000, 1000)).shard_set
+    stage = Squares(1000, str(tmp_path), nan_rows=tuple(range(1000)))
+    with pytest.raises(RunFailedError):
+        run(stage, shards)
+    with (
+        Lease(shards.storage, purpose="someone else's"),
+        pytest.raises(LeaseError),
+    ):
+        run_map(stage, shards, LOCAL, journal_of(shards), title="squares", accepts_failures=True)
+    run_map(stage, shards, LOCAL, journal_of(shards), title="squares", accepts_failures=True)
+    assert run(stage, shards, Scripted(good)).n_failed_rows == 1000
 
 
 def test_ten_bad_samples_stop_no_run(shards: ShardSet, tmp_path: Path) -> None:
@@ -187,7 +250,7 @@ def test_workers_that_die_after_a_first_success_cost_their_shards_only(
     assert executor.attempts == {0: 1} | dict.fromkeys(range(1, 20), 3)
 
 
-def test_many_shards_that_fail_for_good_do_not_keep_the_rest_from_being_computed(
+def test_many_shards_that_fail_permanently_do_not_stop_the_others(
     many: ShardSet, tmp_path: Path
 ) -> None:
     stage = Squares(1, str(tmp_path), dict.fromkeys(range(15), ("final",)))
@@ -204,17 +267,17 @@ def test_a_full_disk_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path) -> N
         run_map(stage, shards, LOCAL, journal, title="squares")
     message = str(failure.value)
     assert "the disk is full: free some space" in message
-    assert message.endswith("; what was finished before is kept")
+    assert message.endswith("; finished shards are kept")
     assert "\n" not in message
     assert sum(stage.attempts(index) for index in range(4)) == 1
 
 
-def test_a_run_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
+def test_a_run_stops_before_the_disk_is_full_and_resumes_with_free_space(
     tiny_disk: Path, tmp_path: Path
 ) -> None:
     shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(50_000, 5_000)).shard_set
     stage, journal = Squares(5_000, str(tmp_path)), Journal(FileLog(tmp_path / "journal")).begin()
-    with pytest.raises(RunFailedError, match=r"the disk is nearly full.*finished before is kept"):
+    with pytest.raises(RunFailedError, match=r"the disk is nearly full.*finished shards are kept"):
         run_map(stage, shards, LOCAL, journal, title="squares")
     n_done = len(shards.done())
     assert 1 < n_done < 10
@@ -229,12 +292,12 @@ def test_a_read_only_store_stops_the_run_at_once(tiny_disk: Path, tmp_path: Path
     shards = FeatureStore(str(tiny_disk)).prepare().create(plan_of(100, 10)).shard_set
     stage, executor = Squares(10, str(tmp_path)), Scripted(good)
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
-    with pytest.raises(OSError, match="the file system is read-only: choose another place"):
+    with pytest.raises(OSError, match="the file system is read-only: choose another location"):
         run_map(stage, shards, executor, Journal(FileLog(tmp_path / "journal")), title="squares")
     assert executor.n_runs == 0
 
 
-def test_every_outcome_stands_in_the_journal(shards: ShardSet, tmp_path: Path) -> None:
+def test_every_outcome_is_in_the_journal(shards: ShardSet, tmp_path: Path) -> None:
     journal = journal_of(shards)
     stage = Squares(200, str(tmp_path), {4: ("fail",)})
     run_map(stage, shards, LOCAL, journal, title="squares")
@@ -244,11 +307,11 @@ def test_every_outcome_stands_in_the_journal(shards: ShardSet, tmp_path: Path) -
     assert "RuntimeError: this one may pass" in text
 
 
-def test_lines_of_progress_go_where_the_caller_says(shards: ShardSet, tmp_path: Path) -> None:
-    stream = io.StringIO()
-    stage, journal = Squares(200, str(tmp_path)), journal_of(shards)
-    run_map(stage, shards, LOCAL, journal, title="squares", stream=stream)
-    assert stream.getvalue() == ""  # it was over before the first line was due
+def test_a_short_run_prints_no_progress(
+    shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Squares(200, str(tmp_path)), shards)
+    assert capsys.readouterr().err == ""  # it was over before the first line was due
 
 
 INTERRUPTED = """
@@ -274,7 +337,7 @@ def test_an_interrupt_gives_the_lease_back(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Changing(Squares):
-    """Its inputs are no longer the planned ones once a file is there."""
+    """Its inputs are no longer the planned ones once a file exists."""
 
     def check(self, plan: Plan) -> None:
         if Path(self.folder, "changed").exists():
@@ -287,7 +350,7 @@ class Meddling(LocalExecutor):
 
     folder: str = ""
 
-    def run(self, work: Work, todo: deque[Shard], watch: Watch) -> Iterator[Outcome]:
+    def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
         for n_done, outcome in enumerate(super().run(work, todo, watch), start=1):
             if n_done == 2:
                 Path(self.folder, "changed").touch()
@@ -295,10 +358,10 @@ class Meddling(LocalExecutor):
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
-def test_shards_of_inputs_that_changed_during_the_run_are_taken_back(
+def test_shards_are_discarded_if_inputs_changed_during_the_run(
     numbers: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_interrupted: bool
 ) -> None:
-    """That one too which was just put into its place when Ctrl-C came."""
+    """Including a shard that was published just before Ctrl-C."""
     kept = numbers.shard_set.shards[0]
     for shard in numbers.shard_set.shards[1:]:
         numbers.shard_set.discard([shard], lambda: None)

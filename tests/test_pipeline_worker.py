@@ -1,4 +1,4 @@
-"""A worker sets up once, commits what it computes, and turns every error into an outcome."""
+"""A worker sets up once, stages what it computes, and converts every error to an outcome."""
 
 import errno
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from squares import Squares
 
-from pipeline.stage import ShardOutput, Tick
-from pipeline.worker import Outcome, Pace, Work, Worker
+from pipeline.work import ShardOutput, Tick
+from pipeline.worker import Outcome, Pace, SetWork, Worker
 from store.errors import WriteError
 from store.featureset import FeatureSet
 from store.shards import Shard
@@ -33,7 +33,7 @@ class Breaks(Squares):
 
 
 def outcomes(stage: Squares, begun: FeatureSet, n_shards: int = 1) -> list[Outcome]:
-    worker = Worker(Work(stage, begun.shard_set), lane=3, n_threads=1)
+    worker = Worker(SetWork(stage, begun.shard_set), lane=3, n_threads=1)
     return [worker.run(shard) for shard in begun.shard_set.shards[:n_shards]]
 
 
@@ -50,8 +50,8 @@ def test_an_outcome_carries_the_staged_shard_and_the_lane(
     (outcome,) = outcomes(Squares(4, str(tmp_path), nan_rows=(1, 2)), begun)
     assert outcome.staged is not None
     receipt = outcome.staged.receipt
-    assert (outcome.lane, outcome.n_failed_rows, receipt["shard"]["index"]) == (3, 2, 0)
-    assert set(receipt["versions"]) == {"intro-pipe", "numpy", "torch", "zarr"}
+    assert (outcome.lane, outcome.n_failed_rows, receipt.shard) == (3, 2, Shard(0, 0, 4))
+    assert set(receipt.facts["versions"]) == {"intro-pipe", "numpy", "torch", "zarr"}
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_an_error_becomes_one_line_and_a_verdict(
     assert "Traceback" in outcome.trace
 
 
-def test_an_interrupt_is_no_outcome(begun: FeatureSet) -> None:
+def test_an_interrupt_is_not_an_outcome(begun: FeatureSet) -> None:
     with pytest.raises(KeyboardInterrupt):
         outcomes(Breaks(4, "", error=KeyboardInterrupt()), begun)
 
 
-def test_a_setup_that_fails_for_good_stops_the_run(begun: FeatureSet) -> None:
+def test_a_setup_that_fails_permanently_stops_the_run(begun: FeatureSet) -> None:
     stage = Breaks(4, "", error=ValueError("no weights"), breaks_setup=True)
     assert [outcome.stops_run for outcome in outcomes(stage, begun)] == [True]
 
@@ -103,7 +103,7 @@ def test_the_pace_is_that_of_the_shard_at_work(begun: FeatureSet, tmp_path: Path
             seen.append(worker.pace())
             return output
 
-    worker = Worker(Work(Looks(4, str(tmp_path)), begun.shard_set), lane=3, n_threads=1)
+    worker = Worker(SetWork(Looks(4, str(tmp_path)), begun.shard_set), lane=3, n_threads=1)
     shard = begun.shard_set.shards[0]
     worker.run(shard)
-    assert [*seen, worker.pace()] == [Pace(3, shard, 0), Pace(3, shard, 4), None]
+    assert [*seen, worker.pace()] == [Pace(3, shard, 0), Pace(3, shard, 4, n_ticks=1), None]

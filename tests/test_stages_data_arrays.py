@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stages.data.arrays import MAX_UNNAMED_CLASSES, mapped_npy
+from stages.data.listing import in_words
 from stages.data.registry import open_source
 from stages.errors import DataNotFoundError, InputError
 
@@ -48,7 +49,7 @@ def test_grey_and_colour_shapes_are_read(tmp_path: Path, shape: tuple[int, ...])
     assert source.read(0, 20).images.shape == (20, 6, 6, 3)
 
 
-def test_labels_npy_beside_is_found(tmp_path: Path) -> None:
+def test_labels_npy_is_found(tmp_path: Path) -> None:
     path = _npy(tmp_path, labels=None)
     np.save(tmp_path / "labels.npy", LABELS)
     assert open_source(path).n_classes == 4
@@ -78,7 +79,7 @@ def test_a_folder_of_splits_is_one_data_set(tmp_path: Path) -> None:
     assert open_source(tmp_path, "test").n_rows == 7
 
 
-def test_a_rewritten_file_is_read_anew(tmp_path: Path) -> None:
+def test_a_rewritten_file_is_read_again(tmp_path: Path) -> None:
     open_source(_npz(tmp_path, images=IMAGES, labels=LABELS)).read(0, 1)
     source = open_source(_npz(tmp_path, images=IMAGES[:9], labels=LABELS[:9]))
     assert source.n_rows == 9
@@ -119,7 +120,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_npy_is_refused(tmp_path: Path, n_bytes: int) -> None:
     path = _npy(tmp_path)
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(InputError, match=rf"photos\.npy: expected a whole npy.*{n_bytes} bytes"):
+    with pytest.raises(InputError, match=rf"photos\.npy: expected a complete npy.*{n_bytes} bytes"):
         open_source(path)
 
 
@@ -127,14 +128,14 @@ def test_truncated_labels_are_refused(tmp_path: Path) -> None:
     path = _npy(tmp_path)
     labels = tmp_path / "photos-labels.npy"
     labels.write_bytes(labels.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"photos-labels\.npy: expected a whole npy"):
+    with pytest.raises(InputError, match=r"photos-labels\.npy: expected a complete npy"):
         open_source(path)
 
 
 def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
     path = _npz(tmp_path, images=IMAGES, labels=LABELS)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(InputError, match="whole npz"):
+    with pytest.raises(InputError, match="complete npz"):
         open_source(path)
 
 
@@ -169,7 +170,7 @@ def test_labels_of_another_length_are_refused(tmp_path: Path) -> None:
         open_source(_npy(tmp_path, labels=LABELS[:-1]))
 
 
-def test_labels_that_are_no_integers_are_refused(tmp_path: Path) -> None:
+def test_labels_other_than_integers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="labels are float64"):
         open_source(_npy(tmp_path, labels=LABELS / 2))
 
@@ -191,14 +192,163 @@ def test_labels_beyond_the_class_names_are_refused(tmp_path: Path) -> None:
 def test_python_objects_are_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "photos.npy"
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match="whole npy file of numbers"):
+    with pytest.raises(InputError, match="complete npy file of numbers"):
         open_source(path)
 
 
-def test_another_file_of_the_same_size_and_time_is_another_array(tmp_path: Path) -> None:
+def test_a_replaced_file_of_the_same_size_and_time_is_read_again(tmp_path: Path) -> None:
     for name, value in (("a", 0), ("b", 1)):
         np.save(tmp_path / f"{name}.npy", np.full(9, value, np.uint8))
         os.utime(tmp_path / f"{name}.npy", (1e9, 1e9))
     assert mapped_npy(tmp_path / "a.npy")[0] == 0
     (tmp_path / "b.npy").replace(tmp_path / "a.npy")
     assert mapped_npy(tmp_path / "a.npy")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("x_test", "y_test"),
+        ("X_train", "y_train"),
+        ("X", "Y"),
+        ("test_x", "test_y"),
+        ("images", "labels"),
+        ("test_images", "test_labels"),
+        ("images-test", "targets-test"),
+        ("data", "targets"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(20,), (20, 1)])
+def test_labels_are_found_under_the_evident_name(
+    tmp_path: Path, images: str, labels: str, shape: tuple[int, ...]
+) -> None:
+    np.save(tmp_path / f"{images}.npy", IMAGES)
+    np.save(tmp_path / f"{labels}.npy", LABELS.reshape(shape))
+    source = open_source(tmp_path / f"{images}.npy")
+    assert source.how_to_label == ""
+    assert source.read(0, 20).columns["label"].tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("images", "other"),
+    [("scan-x", "scan-y"), ("fox", "foy"), ("max_test", "may_test"), ("photos", "y_test")],
+)
+def test_other_names_are_not_used_as_labels(tmp_path: Path, images: str, other: str) -> None:
+    np.save(tmp_path / f"{images}.npy", IMAGES)
+    np.save(tmp_path / f"{other}.npy", LABELS)
+    source = open_source(tmp_path / f"{images}.npy")
+    assert source.class_names == ()
+    assert source.how_to_label == (
+        f"save class numbers, one for each image, as {images}-labels.npy beside {images}.npy"
+    )
+
+
+def test_label_files_of_earlier_versions_still_take_precedence(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", IMAGES)
+    np.save(tmp_path / "labels.npy", LABELS)
+    before = open_source(tmp_path / "x.npy").fingerprint()
+    np.save(tmp_path / "y.npy", LABELS + 1)
+    assert open_source(tmp_path / "x.npy").fingerprint() == before
+
+
+def test_other_labels_beside_an_array_are_listed_as_left_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "x_test.npy", IMAGES)
+    np.save(tmp_path / "labels.npy", LABELS)
+    assert open_source(tmp_path / "x_test.npy").left_out == ()
+    np.save(tmp_path / "y_test.npy", LABELS)
+    (left_out,) = open_source(tmp_path / "x_test.npy").left_out
+    assert in_words([left_out]) == "1 skipped because labels are in labels.npy (y_test.npy)"
+
+
+def test_links_to_one_file_of_labels_count_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.save(tmp_path / "labels.npy", LABELS)
+    (tmp_path / "targets.npy").symlink_to("labels.npy")
+    assert open_source(tmp_path / "images.npy").left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(4)[LABELS], r"y_test.npy: labels are float64, .* rows with array.argmax\(axis=1\)"),
+        (LABELS[:19], r"y_test.npy: labels are \[19\], expected one per image: \[20\]"),
+    ],
+)
+def test_labels_under_the_evident_name_that_do_not_fit_are_refused(
+    tmp_path: Path, labels: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "x_test.npy", IMAGES)
+    np.save(tmp_path / "y_test.npy", labels)
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / "x_test.npy")
+
+
+def test_an_archive_without_labels_is_listed(tmp_path: Path) -> None:
+    source = open_source(_npz(tmp_path, images=IMAGES, y=LABELS))
+    assert source.how_to_label == (
+        "save class numbers, one for each image, as the array 'labels' in photos.npz, which "
+        "contains images, y"
+    )
+    unknown = np.full(20, -1)
+    assert open_source(_npz(tmp_path, images=IMAGES, labels=unknown)).how_to_label == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "one"),
+    [
+        ((32, 32, 3), "array[None]"),
+        ((28, 28, 1), "array[None]"),
+        ((300, 200, 3), "array[None]"),
+        ((32, 32, 4), "array[None, ..., :3]"),
+        ((3, 32, 32), "array.transpose(1, 2, 0)[None]"),
+    ],
+)
+def test_an_array_that_may_be_one_image_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], one: str
+) -> None:
+    path = _npy(tmp_path, np.zeros(shape, dtype=np.uint8), None)
+    n, height, width = shape
+    with pytest.raises(InputError) as caught:
+        open_source(path)
+    assert str(caught.value) == (
+        f"{path}: {list(shape)} may be one image or {n} grey ones of {height}x{width}, expected "
+        f"[n, H, W, C]; save {one} for one image, array[..., None] for {n} grey ones"
+    )
+
+
+def test_conversions_named_in_the_error_open_as_one_or_many_images(tmp_path: Path) -> None:
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    assert open_source(_npy(tmp_path, image[None], None)).n_rows == 1
+    assert open_source(_npy(tmp_path, image[..., None], None)).n_rows == 32
+    chw = np.zeros((3, 32, 32), dtype=np.uint8)
+    assert open_source(_npy(tmp_path, chw.transpose(1, 2, 0)[None], None)).n_rows == 1
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (3, 32, 32)])
+def test_a_label_per_row_determines_the_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.zeros(shape, dtype=np.uint8)
+    assert open_source(_npy(tmp_path, images, np.zeros(shape[0], int))).n_rows == shape[0]
+    with pytest.raises(InputError, match="may be one image or"):
+        open_source(_npy(tmp_path, images, np.zeros(1, int)))
+    with pytest.raises(InputError, match="may be one image or"):
+        open_source(_npy(tmp_path, images, np.array(0)))
+
+
+@pytest.mark.parametrize(
+    ("images", "way_out"),
+    [
+        (np.zeros((9, 3, 8, 8), np.uint8), "save array.transpose(0, 2, 3, 1)"),
+        (np.zeros((9, 1, 8, 8), np.uint8), "save array.transpose(0, 2, 3, 1)"),
+        (np.zeros((9, 8, 8, 4), np.uint8), "save array[..., :3]"),
+        (np.zeros((9, 4, 8, 8), np.uint8), "save array[:, :3].transpose(0, 2, 3, 1)"),
+        (np.zeros((8, 8), np.uint8), "save array[None]"),
+        (np.zeros((9, 8, 8, 3)), "(255 * array).round().astype('uint8')"),
+        (np.zeros((9, 8, 8, 3), np.int64), "convert them first"),
+    ],
+)
+def test_another_shape_is_refused_with_a_conversion(
+    tmp_path: Path, images: np.ndarray, way_out: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        open_source(_npy(tmp_path, images, None))
+    assert str(caught.value).endswith(way_out)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stages.data.cifar import BATCHES, CLASS_NAMES, cifar10_source, read_batch
+from stages.data.resize import Resize
 from stages.errors import DataNotFoundError, InputError
 
 RNG = np.random.default_rng(0)
@@ -60,7 +61,7 @@ def test_batches_follow_each_other(tmp_path: Path) -> None:
             _write(tmp_path, "two", python2_batch(PIXELS[4:], LABELS[4:])),
         )
     }
-    source = cifar10_source(tmp_path, "train", (32, 32), batches)
+    source = cifar10_source(tmp_path, "train", Resize((32, 32)), batches)
     assert (source.n_rows, source.resize, source.family) == (6, "none", "cifar10")
     assert source.read(3, 6).columns["label"].tolist() == LABELS[3:]
     assert source.read(3, 6).columns["sample_id"][0] == "train/00003"
@@ -74,12 +75,12 @@ def test_the_published_split_has_six_batches() -> None:
 def test_an_altered_batch_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     (tmp_path / "test_batch").write_bytes(b"\x80\x02.")
     with pytest.raises(InputError, match="the published one is 40351d587109b95175f43aff81a1287e"):
-        cifar10_source(tmp_path, "test", (32, 32))
+        cifar10_source(tmp_path, "test", Resize((32, 32)))
 
 
 def test_a_missing_batch_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match="data_batch_1: no such batch"):
-        cifar10_source(tmp_path, "train", (32, 32))
+        cifar10_source(tmp_path, "train", Resize((32, 32)))
 
 
 class _Trap:
@@ -101,7 +102,7 @@ def test_a_pickle_that_calls_anything_is_refused(
     [
         (PIXELS, LABELS[:-1], "expected one per image"),
         (PIXELS, [*LABELS[:-1], 10], "label of row 5 is 10"),
-        (PIXELS[:, :-1], LABELS, "is no CIFAR batch"),
+        (PIXELS[:, :-1], LABELS, "not a CIFAR batch"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(
@@ -113,7 +114,7 @@ def test_batches_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x02}.", b"\x80\x02N.", b"text"])
-def test_files_that_are_no_batch_are_refused(tmp_path: Path, data: bytes) -> None:
+def test_files_other_than_batches_are_refused(tmp_path: Path, data: bytes) -> None:
     name, md5 = _write(tmp_path, "batch", data)
-    with pytest.raises(InputError, match="is no CIFAR batch"):
+    with pytest.raises(InputError, match="not a CIFAR batch"):
         read_batch(tmp_path / name, md5)

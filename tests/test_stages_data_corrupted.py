@@ -71,7 +71,7 @@ def test_family_and_classes_come_from_the_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"inputs": {"source": {"family": "x"}}}'])
-def test_a_plan_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_empty_plan_is_refused(tmp_path: Path, text: str) -> None:
     folder = _write(tmp_path / "photos-c")
     (folder / "plan.json").write_text(text)
     with pytest.raises(InputError, match=r"plan\.json: expected JSON with family"):
@@ -154,7 +154,7 @@ def test_an_array_for_each_severity_is_refused_with_the_way_to_join_them(tmp_pat
 def test_a_truncated_array_is_refused(tmp_path: Path) -> None:
     folder = _write(tmp_path / "photos-c")
     (folder / "fog.npy").write_bytes((folder / "fog.npy").read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"fog\.npy: expected a whole npy file"):
+    with pytest.raises(InputError, match=r"fog\.npy: expected a complete npy file"):
         open_source(folder)
 
 

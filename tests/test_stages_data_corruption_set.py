@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import write_corrupted
 from small_data import digits
 
 from pipeline.errors import ResourceError
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
-from stages.data.corrupt import Corrupt
-from stages.data.corruption_set import corruption_folder, write_corrupted
+from stages.data.corruption_set import corruption_folder
+from stages.data.corruption_work import CorruptionWork
 from stages.data.corruptions.names import CURE, Collection
 from stages.data.registry import SourceSpec, open_source
 from stages.errors import InputError
@@ -36,8 +37,8 @@ def write(
     seed: int = 0,
     collection: Collection = "cifar10c",
 ) -> tuple[Path, int]:
-    stage = Corrupt(SourceSpec("few.npz", "test", str(home)), names, seed, collection)
-    folder = corruption_folder(stage, home)
+    stage = CorruptionWork(SourceSpec("few.npz", "test", str(home)), names, seed, collection)
+    folder = corruption_folder("few", collection, home)
     store = FeatureStore(str(home / "store"))
     _, report = write_corrupted(
         store, stage, folder, LocalExecutor(1), Journal.of(store.location, ["corrupt"])
@@ -95,7 +96,7 @@ def test_a_repeat_computes_nothing_and_a_lost_receipt_costs_one_file(home: Path)
 
 def test_another_seed_into_the_same_folder_is_refused_with_the_difference(home: Path) -> None:
     write(home)
-    with pytest.raises(PlanMismatchError, match=r"stage\.params\.seed: 1, there 0"):
+    with pytest.raises(PlanMismatchError, match=r"stage\.params\.seed: 1, found 0"):
         write(home, seed=1)
 
 
@@ -107,7 +108,7 @@ def test_a_set_without_labels_is_refused_before_anything_is_written(home: Path) 
 
 
 def test_more_images_than_a_worker_has_memory_for_are_refused(home: Path) -> None:
-    stage, store = Corrupt(SourceSpec("few.npz", "test", str(home)), NAMES), home / "store"
+    stage, store = CorruptionWork(SourceSpec("few.npz", "test", str(home)), NAMES), home / "store"
     journal = Journal.of(str(store), ["corrupt"])
     executor = LocalExecutor(1, memory_bytes=600 * 2**20)
     with pytest.raises(ResourceError, match=r"one corruption of 6 images takes 0.59 GiB.*--limit"):

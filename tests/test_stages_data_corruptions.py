@@ -19,7 +19,7 @@ from stages.data.corruptions.draws import generators_of
 from stages.data.corruptions.names import CORRUPTIONS, CURE, n_severities_of, names_of
 from stages.data.corruptions.pixels import bytes_from_unit
 from stages.data.corruptions.plasma import plasma_fractal
-from stages.data.corruptions.registry import (
+from stages.data.corruptions.severities import (
     BLOCK_ROWS,
     CIFAR10C,
     COLLECTIONS,
@@ -613,7 +613,7 @@ def test_cure_shares_noise_and_motion_with_cifar10c_but_not_the_blur():
         ("fog", 1, np.zeros((2, 32, 32, 3)), r"got float64 \(2, 32, 32, 3\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(name, severity, images, message):
+def test_mismatches_are_refused(name, severity, images, message):
     with pytest.raises(ValueError, match=message):
         corrupt(images, name, severity, np.arange(2), SEED)
 

@@ -26,7 +26,7 @@ def test_values_reach_from_black_to_white() -> None:
     assert (images.min(), images.max()) == (0, 255)
 
 
-def test_images_are_resized_and_the_rule_says_so() -> None:
+def test_resizing_is_recorded_as_a_rule() -> None:
     source = open_source("digits")
     assert source.read(3, 7).images.shape == (4, 32, 32, 3)
     assert source.resize == "bilinear-antialias 8x8->32x32"

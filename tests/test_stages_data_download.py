@@ -52,7 +52,7 @@ def test_an_archive_is_unpacked_and_opens(tmp_path: Path) -> None:
     assert [path.name for path in root.iterdir()] == ["CIFAR-10-C"]
 
 
-def test_progress_is_told_in_bytes(tmp_path: Path) -> None:
+def test_progress_is_reported_in_bytes(tmp_path: Path) -> None:
     remote = _cifar10c(tmp_path / "c.tar")
     size_bytes = (tmp_path / "c.tar").stat().st_size
     told: list[tuple[str, int, int]] = []
@@ -83,7 +83,7 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_left(tmp_path: Path) -> None
 
 def test_an_address_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     remote = Remote((tmp_path / "gone.tar").as_uri(), "0" * 32)
-    with pytest.raises(StageError, match="cifar10c: could not be fetched") as caught:
+    with pytest.raises(StageError, match="cifar10c: could not be downloaded") as caught:
         download("cifar10c", tmp_path / "root", recipes=_recipes(remote))
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "root").iterdir()) == []
@@ -91,7 +91,7 @@ def test_an_address_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 
 def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
     remote = _archive(tmp_path / "c.tar", {"CIFAR-10-C/a": b"", "../../escaped": b"x"})
-    with pytest.raises(StageError, match="leads out; refused"):
+    with pytest.raises(StageError, match="leads outside; refused"):
         download("cifar10c", tmp_path / "root", recipes=_recipes(remote))
     assert not (tmp_path / "escaped").exists()
     assert list((tmp_path / "root").iterdir()) == []
@@ -99,11 +99,11 @@ def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     remote = _archive(tmp_path / "c.tar", {"other/file": b"x"})
-    with pytest.raises(StageError, match="holds no folder CIFAR-10-C"):
+    with pytest.raises(StageError, match="has no folder CIFAR-10-C"):
         download("cifar10c", tmp_path / "root", recipes=_recipes(remote))
 
 
-def test_a_set_that_is_there_is_not_fetched_again(tmp_path: Path) -> None:
+def test_an_existing_set_is_not_downloaded_again(tmp_path: Path) -> None:
     root = tmp_path / "root"
     recipes = _recipes(_cifar10c(tmp_path / "c.tar"))
     download("cifar10c", root, recipes=recipes)
@@ -115,14 +115,14 @@ def test_half_a_set_is_not_overwritten(tmp_path: Path) -> None:
     root = tmp_path / "root"
     recipes = _recipes(_cifar10c(tmp_path / "c.tar"))
     (download("cifar10c", root, recipes=recipes) / "fog.npy").unlink()
-    with pytest.raises(StageError, match=r"not whole; remove it first .*missing: fog"):
+    with pytest.raises(StageError, match=r"is damaged; remove it first .*missing: fog"):
         download("cifar10c", root, recipes=recipes)
 
 
 def test_names_that_cannot_be_fetched_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="digits: is on every machine"):
+    with pytest.raises(InputError, match="digits: comes with the installation"):
         download("digits", tmp_path)
-    with pytest.raises(InputError, match=r"isun: cannot be fetched \(its archive is linked"):
+    with pytest.raises(InputError, match=r"isun: cannot be downloaded \(its archive is linked"):
         download("isun", tmp_path)
     with pytest.raises(InputError, match="expected one of cifar10, cifar10c"):
         download("imagenet", tmp_path)

@@ -39,7 +39,7 @@ def test_the_place_of_a_file_does_not_matter(tmp_path: Path) -> None:
     assert file_content({"a": one}) == file_content({"a": two})
 
 
-def test_large_files_are_told_apart_by_head_and_tail(tmp_path: Path) -> None:
+def test_large_files_are_distinguished_by_head_and_tail(tmp_path: Path) -> None:
     size_bytes = fingerprint.WHOLE_BYTES + 1
     ends = (0, size_bytes - 1)
     hashes = {

@@ -122,13 +122,13 @@ def test_other_classes_in_train_than_in_test_are_refused(tmp_path: Path) -> None
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "insects").mkdir()
-    with pytest.raises(InputError, match="no data that is read here"):
+    with pytest.raises(InputError, match="no supported data"):
         open_source(tmp_path / "insects")
 
 
 def test_classes_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "insects" / "test" / "ant").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="has no images"):
         open_source(tmp_path / "insects")
 
 
@@ -147,3 +147,10 @@ def test_a_source_survives_pickling(tmp_path: Path) -> None:
     source = open_source(_write(tmp_path / "insects"))
     again = pickle.loads(pickle.dumps(source))
     assert (again.read(1, 5).images == source.read(1, 5).images).all()
+
+
+def test_a_folder_of_arrays_with_other_names_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    for name in ("x_test.npy", "y_test.npy"):
+        np.save(tmp_path / name, np.zeros(3, np.uint8))
+    with pytest.raises(InputError, match=r"to read an array give its file, such as .*/x_test.npy$"):
+        open_source(tmp_path)

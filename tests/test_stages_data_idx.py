@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -61,14 +62,14 @@ def test_plain_and_gzipped_files_have_one_fingerprint(tmp_path: Path) -> None:
 def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path / "mnist") / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="not a whole gzip file"):
+    with pytest.raises(InputError, match="not a complete gzip file"):
         open_source("mnist", "test", tmp_path)
 
 
 def test_a_truncated_plain_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x-idx3-ubyte"
     path.write_bytes(idx_bytes(IMAGES)[:-1])
-    with pytest.raises(InputError, match="the header promises 9,408 values"):
+    with pytest.raises(InputError, match="the header states 9,408 values"):
         read_idx(path, 3)
 
 
@@ -98,3 +99,34 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
     _write(tmp_path / "mnist")
     with pytest.raises(InputError, match="neither train-images-idx3-ubyte nor"):
         open_source("mnist", "train", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("stem", ["t10k", "train"])
+def test_names_with_a_dot_are_found(tmp_path: Path, suffix: str, name: str, stem: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    pack = gzip.compress if suffix else bytes
+    (folder / f"{stem}-images.idx3-ubyte{suffix}").write_bytes(pack(idx_bytes(IMAGES)))
+    (folder / f"{stem}-labels.idx1-ubyte{suffix}").write_bytes(pack(idx_bytes(LABELS)))
+    source = open_source(name, "test" if stem == "t10k" else "train", tmp_path, image_size=28)
+    assert (source.read(0, 12).images[..., 1] == IMAGES).all()
+    assert source.read(3, 5).columns["label"].tolist() == [3, 4]
+
+
+def test_a_name_with_a_hyphen_goes_before_one_with_a_dot(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "mnist")
+    before = open_source("mnist", "test", tmp_path).fingerprint()
+    (folder / "t10k-images.idx3-ubyte").write_bytes(idx_bytes(IMAGES[::-1]))
+    assert open_source("mnist", "test", tmp_path).fingerprint() == before
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "mnist") / "t10k-images-idx3-ubyte.gz"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="contains neither"):
+        open_source("mnist", "test", tmp_path)
+    with pytest.raises(InputError, match="expected a regular file, found a named pipe"):
+        read_idx(path, 3)

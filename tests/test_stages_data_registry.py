@@ -36,7 +36,7 @@ def test_the_data_root_is_given_or_from_the_environment_or_the_cache(
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10c", "mnist"])
-def test_a_missing_data_set_says_how_to_get_it(tmp_path: Path, name: str) -> None:
+def test_a_missing_data_set_is_refused_with_a_way_to_get_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataNotFoundError) as caught:
         open_source(name, data_root=tmp_path)
     message = str(caught.value)
@@ -117,12 +117,12 @@ def test_the_list_shows_every_registered_set(tmp_path: Path) -> None:
     assert infos["cifar10c"].how_to_get == "intro-pipe datasets --download cifar10c"
 
 
-def test_the_list_agrees_with_what_opens() -> None:
+def test_listed_data_sets_can_be_opened() -> None:
     info = next(info for info in known_datasets() if info.name == "digits")
     assert all(open_source("digits", split).n_rows == n for split, n in info.n_rows.items())
 
 
-def test_the_list_recognises_what_lies_in_the_data_root(tmp_path: Path) -> None:
+def test_the_list_recognises_sets_in_the_data_root(tmp_path: Path) -> None:
     _arrays(tmp_path / "arrays" / "train.npz", 6)
     _arrays(tmp_path / "single.npz")
     _corrupted(tmp_path / "mine-c", ("fog",))

@@ -1,4 +1,4 @@
-"""Rows that a source cannot give: alone, among others, all of them."""
+"""Rows that a source cannot read: single ones, some, or all."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Torn:
 
 
 @pytest.mark.parametrize("bad", [(0,), (9,), (4, 5), (0, 1, 2, 4, 5, 6, 7, 8, 9)])
-def test_rows_that_cannot_be_read_are_zeros_and_the_others_are_there(bad: tuple[int, ...]) -> None:
+def test_unreadable_rows_are_zeros_and_the_others_are_read(bad: tuple[int, ...]) -> None:
     rows = read_each(Torn(bad), 0, 10)
     good = [row for row in range(10) if row not in bad]
     assert rows.failed == {row: f"cannot be read: row {row} is torn" for row in bad}

@@ -9,7 +9,8 @@ from allocated import Allocated
 from safetensors.torch import save
 
 from stages.errors import InputError, StageError
-from stages.introspection.head import Head, HeadSpec, load_head, predict_probabilities
+from stages.introspection.head import Head, load_head, predict_probabilities
+from stages.introspection.head_spec import HeadSpec
 from stages.introspection.reading import READS
 from stages.reflection.rank_one import last_layer_gradient
 
@@ -75,7 +76,7 @@ def test_head_is_linear_layers_with_sigmoids_between() -> None:
 def test_head_is_one_module_that_exports_for_any_number_of_rows(
     monkeypatch: pytest.MonkeyPatch, reads: str, rank: int | None, longest: int
 ) -> None:
-    monkeypatch.setattr("stages.introspection.head.LONGEST_WRITTEN_OUT", longest)
+    monkeypatch.setattr("stages.introspection.head_spec.LONGEST_WRITTEN_OUT", longest)
     M = 1.5 if reads == "reflection" else None
     head = a_head(replace(SPEC, reads=reads, rank=rank, M=M))
     inputs = torch.from_numpy(FEATURES), torch.from_numpy(LOGITS)
@@ -103,11 +104,11 @@ def test_compact_first_layer_is_a_dense_one_of_low_rank() -> None:
 
 def test_long_gradients_are_read_in_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     written_out = predict_probabilities(a_head(), FEATURES, LOGITS)
-    monkeypatch.setattr("stages.introspection.head.LONGEST_WRITTEN_OUT", 31)
+    monkeypatch.setattr("stages.introspection.head_spec.LONGEST_WRITTEN_OUT", 31)
     assert SPEC.is_in_factors
     found = predict_probabilities(a_head(), FEATURES, LOGITS)
     np.testing.assert_allclose(found, written_out, atol=1e-6)
-    monkeypatch.setattr("stages.introspection.head._FACTOR_ROWS", 7)
+    monkeypatch.setattr("stages.introspection.head_spec._FACTOR_ROWS", 7)
     found = predict_probabilities(a_head(), FEATURES, LOGITS)
     np.testing.assert_allclose(found, written_out, atol=1e-6)
 
@@ -134,7 +135,7 @@ def test_probabilities_are_float32_rows_that_sum_to_one() -> None:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_probabilities_do_not_depend_on_the_rows_beside() -> None:
+def test_probabilities_do_not_depend_on_other_rows() -> None:
     whole = predict_probabilities(a_head(), FEATURES, LOGITS)
     halves = [
         predict_probabilities(a_head(), FEATURES[i], LOGITS[i]) for i in np.split(np.arange(40), 2)
@@ -144,11 +145,11 @@ def test_probabilities_do_not_depend_on_the_rows_beside() -> None:
 
 def test_long_inputs_are_predicted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = predict_probabilities(a_head(), FEATURES, LOGITS)
-    monkeypatch.setattr("stages.introspection.head._BATCH_ELEMENTS", 7 * 32)
+    monkeypatch.setattr("stages.introspection.head_spec._BATCH_ELEMENTS", 7 * 32)
     np.testing.assert_allclose(predict_probabilities(a_head(), FEATURES, LOGITS), whole, atol=1e-6)
 
 
-def test_failed_rows_stay_nan_and_touch_no_other() -> None:
+def test_failed_rows_stay_nan_and_affect_no_other() -> None:
     features = FEATURES.copy()
     features[3] = np.nan
     found = predict_probabilities(a_head(), features, LOGITS)
@@ -181,12 +182,12 @@ def test_weights_of_another_head_are_refused(spec: HeadSpec) -> None:
         load_head(spec, stacked(a_head()))
 
 
-def test_bytes_that_are_no_weights_are_refused() -> None:
+def test_bytes_other_than_weights_are_refused() -> None:
     with pytest.raises(StageError, match="head weights"):
         load_head(SPEC, b"not safetensors")
 
 
-def test_compact_heads_survive_json_and_others_have_the_plan_of_before() -> None:
+def test_compact_heads_survive_json_and_plans_of_others_are_unchanged() -> None:
     compact = replace(SPEC, rank=3)
     assert HeadSpec.from_dict(json.loads(json.dumps(compact.to_dict()))) == compact
     assert "rank" not in SPEC.to_dict()

@@ -2,38 +2,28 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from clouds import N_CLASSES, N_ROWS, a_model, clouds
+from made import make_in
 
-from pipeline.journal import Journal
 from pipeline.loop import LoopReport
 from stages.errors import DataNotFoundError, InputError
-from stages.introspection.heads import (
-    fit_neighbours,
-    fit_temperature,
-    head_plan,
-    head_spec,
-    temperature_plan,
-    train_head,
-)
-from stages.introspection.predictors import (
-    check_model,
-    choose_head,
-    open_head,
-    predictors,
-    sensing_probabilities,
-)
-from stages.introspection.recipe import HeadParams
+from stages.introspection.contenders import choose_head
+from stages.introspection.fit_neighbours import FitNeighbours
+from stages.introspection.fit_temperature import FitTemperature
+from stages.introspection.predictors import open_head, predictors, sensing_probabilities
+from stages.introspection.preparation import check_model
+from stages.introspection.train_head import TrainHead
 from stages.reflection.losses import softmax
-from stages.sensing.recipe import held_out_rows
+from stages.sensing.train_params import held_out_rows
 from store.catalog import FeatureStore
 from store.errors import DamagedError, NotFoundError, PlanMismatchError
 from store.featureset import FeatureSet
 
-PARAMS = HeadParams(epochs=30, weight_decay=0.0, batch_rows=16, seeds=(0, 3))
+OPTIONS = {"layers": (8,), "epochs": 30, "weight_decay": 0.0, "batch_size": 16, "seeds": (0, 3)}
 
 
 @pytest.fixture
@@ -41,16 +31,23 @@ def found(store: FeatureStore) -> FeatureSet:
     return clouds(store)
 
 
-def journal(store: FeatureStore) -> Journal:
-    return Journal.of(store.location, ["test"])
+def head_of(found: FeatureSet, name: str = "h", **options: Any) -> TrainHead:
+    return TrainHead(features=found.name, name=name, **{**OPTIONS, **options})
 
 
-def trained(
-    store: FeatureStore, found: FeatureSet, name: str = "h", **choice: str | HeadParams
-) -> LoopReport:
-    how = {"device": "cpu", "journal": journal(store), "rows": choice.pop("rows", "all")}
-    params = choice.pop("params", PARAMS)
-    return train_head(store, found, name, head_spec(found, layers=(8,), **choice), params, **how)
+def trained(store: FeatureStore, found: FeatureSet, name: str = "h", **options: Any) -> LoopReport:
+    report = make_in(store, head_of(found, name, **options)).report
+    assert isinstance(report, LoopReport)
+    return report
+
+
+def fit_temperature(store: FeatureStore, found: FeatureSet) -> dict[str, Any]:
+    return make_in(store, FitTemperature(features=found.name, name="t")).output.card()
+
+
+def fit_neighbours(store: FeatureStore, found: FeatureSet, **options: Any) -> dict[str, Any]:
+    stage = FitNeighbours(features=found.name, name="n", **options)
+    return make_in(store, stage).output.card()
 
 
 def arrays(found: FeatureSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -58,7 +55,7 @@ def arrays(found: FeatureSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return found.read("features"), found.read("logits"), labels
 
 
-def test_card_of_trained_heads_tells_what_they_are(store: FeatureStore, found: FeatureSet) -> None:
+def test_the_card_of_trained_heads_describes_them(store: FeatureStore, found: FeatureSet) -> None:
     card = trained(store, found).card
     assert (card["predictor"], card["reads"], card["seeds"]) == ("mlp", "reflection", [0, 3])
     assert (card["train_rows"], card["excluded_rows"], card["rows"]) == (N_ROWS - 1, 1, "all")
@@ -89,13 +86,13 @@ def test_a_second_call_trains_nothing(store: FeatureStore, found: FeatureSet) ->
     assert again.card == first.card
 
 
-@pytest.mark.parametrize("change", [{"seeds": (0,)}, {"precision": "bf16"}, {"batch_rows": 8}])
+@pytest.mark.parametrize("change", [{"seeds": (0,)}, {"precision": "bf16"}, {"batch_size": 8}])
 def test_other_parameters_under_the_same_name_are_refused(
     store: FeatureStore, found: FeatureSet, change: dict[str, object]
 ) -> None:
     trained(store, found)
-    with pytest.raises(PlanMismatchError, match=next(iter(change))):
-        trained(store, found, params=replace(PARAMS, **change))
+    with pytest.raises(PlanMismatchError, match=next(iter(change)).replace("size", "rows")):
+        trained(store, found, **change)
 
 
 def test_held_out_rows_are_all_a_head_is_trained_on(store: FeatureStore, found: FeatureSet) -> None:
@@ -111,8 +108,7 @@ def test_held_out_rows_are_all_a_head_is_trained_on(store: FeatureStore, found: 
 
 
 def test_held_out_rows_are_another_plan(found: FeatureSet) -> None:
-    spec = head_spec(found)
-    assert head_plan(found, spec, PARAMS) != head_plan(found, spec, PARAMS, rows="held-out")
+    assert head_of(found).plan(found) != head_of(found, rows="held-out").plan(found)
 
 
 @pytest.mark.parametrize(
@@ -131,20 +127,20 @@ def test_rows_that_were_not_held_out_are_refused(
 
 
 def test_temperature_is_kept_and_predicts(store: FeatureStore, found: FeatureSet) -> None:
-    card = fit_temperature(store, found, "t", journal=journal(store))
+    card = fit_temperature(store, found)
     features, logits, _ = arrays(found)
     probabilities = predictors(store, store.artifact("head", "t"))[0](features, logits)
     expected = softmax(logits.astype(np.float64) / card["temperature"])
     np.testing.assert_allclose(probabilities, expected, atol=1e-12)
     assert (card["predictor"], card["reads"], card["seeds"]) == ("temperature", "logits", [0])
     assert card["nll_after"] < card["nll_before"]
-    assert fit_temperature(store, found, "t", journal=journal(store)) == card
+    assert fit_temperature(store, found) == card
 
 
 def test_temperature_needs_labels(store: FeatureStore) -> None:
     unlabelled = clouds(store, "clouds-x", is_labelled=False)
-    with pytest.raises(InputError, match="take a split that has labels"):
-        fit_temperature(store, unlabelled, "t", journal=journal(store))
+    with pytest.raises(InputError, match="use a split that has labels"):
+        fit_temperature(store, unlabelled)
     assert not store.artifacts("head")
 
 
@@ -152,7 +148,7 @@ def test_temperature_needs_labels(store: FeatureStore) -> None:
 def test_neighbours_keep_no_features_and_vote(
     store: FeatureStore, found: FeatureSet, reads: str, scaling: str
 ) -> None:
-    card = fit_neighbours(store, found, "n", k=1, reads=reads, journal=journal(store))
+    card = fit_neighbours(store, found, k=1, reads=reads)
     features, logits, labels = arrays(found)
     probabilities = predictors(store, store.artifact("head", "n"))[0](features, logits)
     is_right = np.delete(probabilities.argmax(axis=1) == labels, 5)
@@ -164,7 +160,7 @@ def test_neighbours_keep_no_features_and_vote(
 
 
 def test_neighbours_need_their_training_features(store: FeatureStore, found: FeatureSet) -> None:
-    fit_neighbours(store, found, "n", journal=journal(store))
+    fit_neighbours(store, found)
     found.shard_set.storage.remove("plan.json")
     with pytest.raises(DamagedError, match=r"clouds-train@net-.*/plan.json is missing"):
         predictors(store, store.artifact("head", "n"))
@@ -177,8 +173,8 @@ def test_predictors_of_all_kinds_say_the_same_in_threads(
     store: FeatureStore, found: FeatureSet
 ) -> None:
     trained(store, found)
-    fit_temperature(store, found, "t", journal=journal(store))
-    fit_neighbours(store, found, "n", reads="reflection", journal=journal(store))
+    fit_temperature(store, found)
+    fit_neighbours(store, found, reads="reflection")
     features, logits, _ = arrays(found)
     for name in ("h", "t", "n"):
         predict = predictors(store, store.artifact("head", name))[0]
@@ -191,19 +187,21 @@ def test_predictors_of_all_kinds_say_the_same_in_threads(
 def test_a_head_is_found_by_its_plan_whatever_its_name(
     store: FeatureStore, found: FeatureSet
 ) -> None:
-    plan = head_plan(found, head_spec(found, layers=(8,)), PARAMS)
+    plan = head_of(found).plan(found)
     trained(store, found, "zebra")
-    fit_temperature(store, found, "t", journal=journal(store))
+    fit_temperature(store, found)
     assert [head.name for head in store.made_by("head", plan)] == ["zebra"]
-    assert [head.name for head in store.made_by("head", temperature_plan(found))] == ["t"]
+    assert [
+        head.name for head in store.made_by("head", FitTemperature(features=found.name).plan(found))
+    ] == ["t"]
 
 
 def test_the_only_head_of_a_model_is_chosen(store: FeatureStore, found: FeatureSet) -> None:
     with pytest.raises(DataNotFoundError, match="train one with `intro-pipe train-head"):
         choose_head(store, found, None)
-    fit_temperature(store, found, "t", journal=journal(store))
+    fit_temperature(store, found)
     assert choose_head(store, found, None).name == "t"
-    fit_neighbours(store, found, "n", journal=journal(store))
+    fit_neighbours(store, found)
     with pytest.raises(InputError, match="choose one of n, t with --head"):
         choose_head(store, found, None)
     assert choose_head(store, found, "n").name == "n"
@@ -211,8 +209,8 @@ def test_the_only_head_of_a_model_is_chosen(store: FeatureStore, found: FeatureS
 
 def test_heads_of_all_kinds_belong_to_one_model(store: FeatureStore, found: FeatureSet) -> None:
     trained(store, found)
-    fit_temperature(store, found, "t", journal=journal(store))
-    fit_neighbours(store, found, "n", journal=journal(store))
+    fit_temperature(store, found)
+    fit_neighbours(store, found)
     other = clouds(store, weights="w2")
     for name in ("h", "t", "n"):
         check_model(found, store.artifact("head", name))
@@ -220,7 +218,7 @@ def test_heads_of_all_kinds_belong_to_one_model(store: FeatureStore, found: Feat
             choose_head(store, other, name)
 
 
-def test_open_head_gives_the_seed_asked_for(store: FeatureStore, found: FeatureSet) -> None:
+def test_open_head_returns_the_requested_seed(store: FeatureStore, found: FeatureSet) -> None:
     trained(store, found)
     artifact = store.artifact("head", "h")
     first, third = (open_head(artifact, seed).linears[0].weight for seed in (None, 3))
@@ -231,7 +229,7 @@ def test_open_head_gives_the_seed_asked_for(store: FeatureStore, found: FeatureS
 
 
 def test_open_head_is_for_networks(store: FeatureStore, found: FeatureSet) -> None:
-    fit_temperature(store, found, "t", journal=journal(store))
+    fit_temperature(store, found)
     with pytest.raises(InputError, match="expected a trained network, found temperature"):
         open_head(store.artifact("head", "t"))
 
@@ -248,7 +246,8 @@ def test_a_head_of_the_first_version_is_refused_in_a_line(
 ) -> None:
     old = store.artifact("head", "old")
     old.claim({"seed": 0})
-    old.write({}, {"model_weights_sha256": "w1", "spec": {}, "params": {"seed": 0}})
+    card = {"model_weights_sha256": "w1", "spec": {}, "params": {"seed": 0}}
+    old.write({}, card, plan={"seed": 0})
     for use in (
         lambda: choose_head(store, found, "old"),
         lambda: predictors(store, old),

@@ -65,7 +65,7 @@ def test_reading_survives_json(reads: str) -> None:
     assert Reading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
 
 
-def test_what_is_not_used_stands_in_no_plan() -> None:
+def test_unused_parameters_are_in_no_plan() -> None:
     plain = Reading(4, 8, "features").to_dict()
     assert (plain["loss"], plain["M"], plain["variant"]) == (None, None, None)
 

@@ -14,7 +14,7 @@ def nll(temperature: float) -> float:
     return -float(np.log(tempered(LOGITS, temperature)[np.arange(4000), LABELS]).mean())
 
 
-def test_temperature_undoes_what_made_the_logits_too_sure() -> None:
+def test_temperature_undoes_overconfidence() -> None:
     fitted = fit(LOGITS, LABELS)
     assert fitted.value == pytest.approx(3, rel=0.1)
     assert fitted.nll_before == pytest.approx(nll(1.0), abs=1e-9)
@@ -50,7 +50,7 @@ def test_failed_rows_stay_nan() -> None:
 
 
 def test_labels_are_needed() -> None:
-    with pytest.raises(InputError, match="found none among 4000; take a split that has labels"):
+    with pytest.raises(InputError, match="found none among 4000; use a split that has labels"):
         fit(LOGITS, np.full(4000, -1))
 
 

@@ -1,4 +1,4 @@
-"""Bins of equal mass from a fine histogram: what sorting all rows gives."""
+"""Equal-mass bins from a fine histogram, compared with sorting all rows."""
 
 from itertools import groupby, pairwise
 
@@ -38,8 +38,10 @@ def by_equal_parts(confidence: NDArray[np.float64], is_correct: NDArray[np.bool_
 
 
 def drawn(kind: str, n: int = 10_000, seed: int = 0):
-    """Confidences between one half and 1: even, crowded near 1, or extremely so; the share that is
-    right lies above them here and below them there, so that the edges of bins matter."""
+    """Confidences between one half and 1: even, crowded near 1, or extremely so.
+
+    Accuracy oscillates around them, so that the edges of bins matter.
+    """
     rng = np.random.default_rng(seed)
     shape = {"even": (1.0, 1.0), "confident": (4.0, 0.4), "saturated": (5.0, 0.05)}[kind]
     confidence = 0.5 + rng.beta(*shape, n) / 2
@@ -88,7 +90,7 @@ def test_rows_that_tie_share_a_bin() -> None:
     assert ece_adaptive(judged(confidence, is_correct)) == pytest.approx(0.25)
 
 
-def test_it_sees_what_bins_of_equal_width_average_away() -> None:
+def test_it_detects_errors_that_equal_width_bins_average_out() -> None:
     # All in (0.9, 1]: the lower half is never right, the upper one always.
     confidence = np.concatenate([np.linspace(0.91, 0.949, 500), np.linspace(0.951, 0.99, 500)])
     is_correct = np.arange(1000) >= 500
@@ -111,7 +113,7 @@ def test_the_fine_bins_hold_both_ends(confidence: float, expected: int) -> None:
     assert fine_bins(np.array([confidence])).tolist() == [expected]
 
 
-def test_the_fine_edges_tell_confidences_apart_near_one() -> None:
+def test_the_fine_edges_distinguish_confidences_near_one() -> None:
     assert (np.diff(FINE_EDGES) > 0).all()
     assert 0 < FINE_EDGES[0] < FINE_EDGES[-1] < 1
     near_one = 1 - np.array([1e-3, 1e-5, 1e-7, 1e-9])

@@ -1,4 +1,4 @@
-"""Resamples by one matrix product: what judging the repeated rows themselves gives."""
+"""Resamples by one matrix product, compared with evaluating the repeated rows."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_resamples_of_parts_add_up_to_those_of_the_whole() -> None:
     np.testing.assert_allclose((parts[0] + parts[1]).columns, whole.columns, rtol=1e-12)
 
 
-def test_an_image_weighs_the_same_wherever_it_stands() -> None:
+def test_an_image_has_the_same_weight_in_every_cell() -> None:
     resampling = Resampling(50, seed=2)
     all_at_once = resampling.weights(np.arange(3 * BLOCK_IMAGES))
     asked = np.array([2 * BLOCK_IMAGES + 5, 0, BLOCK_IMAGES - 1, BLOCK_IMAGES, 0])

@@ -117,7 +117,7 @@ def test_metrics_equal_those_of_scikit_learn() -> None:
 
 @pytest.mark.parametrize("n_bins", [10, 15])
 def test_calibration_errors_equal_those_of_torchmetrics(n_bins: int) -> None:
-    """Its bins are [lo, hi): the same where no confidence lies on an edge."""
+    """Its bins are [lo, hi), which is the same if no confidence is on an edge."""
     import torch
 
     import_torchvision()  # which torchmetrics imports, and which needs its operators

@@ -1,4 +1,4 @@
-"""Detection metrics against scikit-learn, pytorch-ood and a sweep over rows one at a time."""
+"""Detection metrics compared with scikit-learn, pytorch-ood and a sweep over single rows."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_points_of_the_curve_are_those_of_scikit_learn(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_with_ood_positive_the_numbers_are_those_of_pytorch_ood(case):
-    import_torchvision()  # which it imports, and which needs mending where torch is a CPU build
+    import_torchvision()  # which it imports, and which needs a fix where torch is a CPU build
     from pytorch_ood.metrics import functional
 
     inside, outside = scores(*case)
@@ -154,7 +154,7 @@ def test_weights_count_rows_as_often_as_they_say():
             assert metric(curve)[resample] == pytest.approx(expected[name], abs=1e-12), name
 
 
-def test_rows_of_no_weight_above_all_others_leave_precision_alone():
+def test_leading_rows_without_weight_do_not_affect_precision():
     curve = curve_of(np.array([3.0, 1.0]), np.array([2.0]), np.array([[0], [1], [1]]))
 
     assert aupr_in(curve)[0] == pytest.approx(metrics.auc([1, 0, 0], [0.5, 0.0, 1.0]))
@@ -179,6 +179,6 @@ def test_every_metric_has_its_definition():
         ([1.0], [np.nan, 1.0], r"found \[2\] with 1 NaN"),
     ],
 )
-def test_scores_that_are_none_are_refused(inside, outside, message):
+def test_invalid_scores_are_refused(inside, outside, message):
     with pytest.raises(ValueError, match=message):
         detection_summary(np.array(inside), np.array(outside))

@@ -1,4 +1,4 @@
-"""Detection as steps of a recipe: what is refused, what is shared with the command, the report."""
+"""Detection steps of a recipe: refusals, sharing with the command, and the report."""
 
 import numpy as np
 import pandas as pd
@@ -8,10 +8,9 @@ from small_data import write_npz_set
 from tiny_recipe import run_tiny, tiny_run
 
 from pipeline.errors import RecipeError
-from stages.applications import detectors
-from stages.recipes.params import DETECTORS, ExtractParams
 from stages.recipes.shipped import recipe_of
-from stages.report.paper import in_cell, other_data, paper_number
+from stages.reflection.extract import Extract
+from stages.report.paper import in_cell, paper_number
 from store.catalog import FeatureStore
 
 TEXT = """\
@@ -37,7 +36,7 @@ steps:
     features: train
     layers: [20]
     epochs: 15
-    batch: 16
+    batch_size: 16
     weight_decay: 0.0
   detected:
     stage: ood
@@ -75,7 +74,7 @@ def store(tmp_path):
 def test_a_recipe_makes_a_cell_for_each_set_and_detector_and_a_page(store, root):
     report = run_tiny(store, root, TEXT)
     again = run_tiny(store, root, TEXT)
-    page = report.statuses[-1].task.output
+    page = report.statuses[-1].job.output
     table = pd.read_csv(f"{page.storage.location}/table.csv")
     markdown = page.read("report.md").decode()
 
@@ -126,37 +125,42 @@ def test_a_wrong_key_is_refused_with_its_line(old, new, message):
 
 def test_sets_that_share_images_are_refused_before_the_first_step(store, root):
     run = tiny_run(store, root, TEXT, {"outsides": "[outside, few]"})
-    with pytest.raises(RecipeError, match=r"detected.*20 of its 20 images are images of few test"):
-        run.run(None, lambda _: None)
+    with pytest.raises(RecipeError, match=r"detected.*20 of its 20 images are also images of few"):
+        run.run(None)
+
+    assert not list(root.parent.glob("store/*"))
+
+
+def test_stretched_and_cropped_photographs_are_refused_before_the_first_step(store, root):
+    rng = np.random.default_rng(3)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            place = root / "photos" / split / name
+            place.mkdir(parents=True)
+            for number in range(3):
+                pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    run = tiny_run(store, root, TEXT.replace("dataset: few", "dataset: photos"))
+    with pytest.raises(RecipeError, match=r"images of photos are stretched .* of outside are crop"):
+        run.run(None)
 
     assert not list(root.parent.glob("store/*"))
 
 
 def test_fractions_are_numbers():
-    params = ExtractParams(model="f", dataset="few", attack="uniform", epsilon="2/255", odin=0.5)
+    params = Extract(model="f", dataset="few", attack="uniform", epsilon="2/255", odin=0.5)
 
     assert (params.epsilon, params.step, params.odin) == (2 / 255, 1 / 255, 0.5)
 
 
-def test_the_detectors_of_recipes_are_those_that_there_are():
-    assert tuple(detectors.DETECTORS) == DETECTORS
+def test_the_papers_numbers_are_shown_for_their_detector_and_set():
+    dataset = "cifar10 against lsun-c"
+    number = paper_number("table-11", "resnet18", in_cell("H", dataset, "odin"), "auroc")
 
-
-def test_the_papers_numbers_stand_beside_their_detector_and_set():
-    card = {
-        "detector": "odin",
-        "dataset": {"name": "cifar10 against lsun-c", "split": "test"},
-        "rows": 10_000,
-        "cells": {"count": 1},
-    }
-    number = paper_number("table-11", "resnet18", in_cell("H", card), "auroc")
-
-    assert number.value == 0.9587
-    assert other_data(number.dataset, card) == ""
-    assert other_data(number.dataset, {**card, "rows": 500}) == (
-        "cifar10 against lsun-c with 500 rows (theirs: 10,000)"
+    assert (number.value, number.dataset) == (0.9587, dataset)
+    assert np.isnan(
+        paper_number("table-11", "resnet18", in_cell(None, dataset, "odin"), "auroc").value
     )
-    assert np.isnan(paper_number("table-11", "resnet18", in_cell(None, card), "auroc").value)
 
 
 def test_the_paper_prints_h_ahead_in_17_of_24_cells():

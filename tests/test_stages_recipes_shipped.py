@@ -1,4 +1,4 @@
-"""The recipes that ship: they are valid, and share what they can."""
+"""The built-in recipes are valid, and share steps where possible."""
 
 import pytest
 
@@ -53,40 +53,38 @@ def test_a_recipe_that_ships_runs_on_other_data(name):
     recipe = shipped(name, dataset="digits", networks="[cnn2]", preset="quick", epochs="5")
     trainings = [each for each in recipe.instances if each.kind.name == "train-sensing"]
 
-    assert [(each.params.dataset, each.params.network) for each in trainings] == [
-        ("digits", "cnn2")
-    ]
+    assert [(each.stage.dataset, each.stage.network) for each in trainings] == [("digits", "cnn2")]
 
 
 def test_active_learning_runs_on_other_data_with_other_sizes():
     recipe = shipped("table-1", dataset="digits", networks="[cnn2]", rounds="3", seeds="[5]")
-    runs = recipe.instances[1].params
+    runs = recipe.instances[1].stage
 
     assert (runs.dataset, runs.network, runs.rounds, runs.seeds) == ("digits", "cnn2", 3, (5,))
 
 
 def test_figure_11_has_the_runs_of_table_1():
-    assert shipped("figure-11").instances[1].params == shipped("table-1").instances[1].params
+    assert shipped("figure-11").instances[1].stage == shipped("table-1").instances[1].stage
 
 
 @pytest.mark.parametrize("name", ["figure-2", "figure-3", "figure-6", "figure-7", "figure-8"])
 def test_the_figures_have_the_steps_of_table_5(name):
     def steps(recipe):
-        return {each.label: each.params for each in recipe.instances if each.step != "report"}
+        return {each.label: each.stage for each in recipe.instances if each.step != "report"}
 
     assert steps(shipped(name)) == steps(shipped("table-5"))
 
 
 @pytest.mark.parametrize("name", ["figure-2", "figure-3", "figure-6", "figure-7", "figure-8"])
-def test_a_figure_whose_number_we_read_into_the_paper_says_so(name):
+def test_a_figure_with_an_assumed_number_says_so(name):
     assert "our reading" in shipped(name).about
 
 
 @pytest.mark.parametrize("name", ["table-2", "table-3", "table-7", "table-8", "table-11"])
 def test_the_tables_train_the_networks_and_heads_of_table_5(name):
     """The same parameters make the same plans: what one recipe has made the others find."""
-    others = {each.params for each in shipped("table-5").instances if each.step in ("f", "H")}
-    mine = {each.params for each in shipped(name).instances if each.step in ("f", "H")}
+    others = {each.stage for each in shipped("table-5").instances if each.step in ("f", "H")}
+    mine = {each.stage for each in shipped(name).instances if each.step in ("f", "H")}
 
     assert mine & others
 
@@ -97,8 +95,8 @@ def test_snapshots_are_taken_at_the_67_epochs_of_the_paper():
     assert epochs == list(range(1, 201, 3))
 
 
-def test_heads_on_held_out_rows_say_so():
-    heads = [each.params for each in shipped("figure-10").instances if each.step == "H"]
+def test_heads_on_held_out_rows_are_marked():
+    heads = [each.stage for each in shipped("figure-10").instances if each.step == "H"]
 
     assert {head.rows for head in heads} == {"held-out"}
 
@@ -109,6 +107,6 @@ def test_the_cost_counts_each_seed():
 
 def test_a_recipe_that_does_not_ship_is_refused():
     with pytest.raises(
-        InputError, match="there is no recipe 'table-4'; these ship: table-1, table-2"
+        InputError, match="there is no recipe 'table-4', expected one of table-1, table-2"
     ):
         shipped_text("table-4")

@@ -1,4 +1,4 @@
-"""What each kind of step takes, and what a recipe finds in a store."""
+"""Parameters of each kind of step, and what a recipe finds in a store."""
 
 import re
 import shutil
@@ -7,21 +7,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made import make_in
 from small_data import write_npz_set
 from tiny_recipe import TINY, run_tiny, tiny_run, write_tiny_data
 
 from pipeline.errors import RecipeError
-from pipeline.journal import Journal
-from pipeline.recipe_run import State
-from stages.applications.averages import REFERENCE
+from pipeline.stage import State
 from stages.data.registry import SourceSpec
-from stages.recipes.params import COLUMNS, FIGURES, PAPER_TABLES, SENSING
 from stages.recipes.shipped import recipe_of
-from stages.recipes.steps import KINDS
+from stages.recipes.steps import kinds
 from stages.report.figures import FIGURES as DRAWN
 from stages.report.paper import paper_numbers
-from stages.sensing.models import train_model
-from stages.sensing.recipe import params_from
+from stages.report.vocabulary import COLUMNS, FIGURES, PAPER_TABLES
+from stages.sensing.train_sensing import TrainSensing
 from store.catalog import FeatureStore
 from store.plan import readable_json
 
@@ -46,7 +44,7 @@ def place(made, tmp_path):
 
 def states(place: Path, text: str = TINY, **changes: str):
     work = tiny_run(FeatureStore(str(place / "store")), place / "data", text, changes)
-    return {status.instance.label: status for status in work.statuses()}
+    return {status.instance.label: status for status in work.statuses}
 
 
 def refusal(text: str) -> str:
@@ -67,21 +65,31 @@ def refusal(text: str) -> str:
         ("seeds: [0, 1]", "seeds: []", "21: step H: seeds: "),
         ("seeds: [0, 1]", "seeds: [1, 1]", "15: step H: seeds: expected different ones"),
         ("reads: features", "reads: feature", "27: step scaled: reads: expected 'reflection'"),
-        ("reads: features", "reads: features\n    loss: ce", "24: step scaled: head: what reads"),
+        ("reads: features", "reads: features\n    loss: ce", "24: step scaled: head: reading"),
         ("preset: quick", "preset: slow", "step f: preset: expected one of paper, paper-crop"),
         ("[contrast,", "[contrst,", "10: step hard: corruptions.0: expected one of brightness"),
-        ("images: hard, ", "", "14: step corrupted: expected either 'dataset'"),
-        ("images: hard", "images: hard, dataset: tiny", "14: step corrupted: expected either"),
+        ("images: hard, ", "", "14: step corrupted: expected one data set"),
+        (
+            "images: hard",
+            "images: hard, dataset: tiny",
+            "14: step corrupted: expected one data set",
+        ),
         ("model: f}", "model: train}", "13: step clean: model: expected a step of stage"),
         ("[accuracy, ece]", "[accuracy, eec]", "step report: table.metrics.1: expected one of"),
         ("[gain-by-corruption]", "[gain]", "step report: figures.0: expected one of accuracy-vs"),
         ("results: [judged]", "results: [H]", "step report: results: expected a step of stage"),
-        ('"H, {loss}": H', "H: H", "step judged: heads: 'H' would stand for several"),
+        ('"H, {loss}": H', "H: H", "step judged: heads: 'H' would name several"),
         ("temperature: temperature}", "f: temperature}", "heads: 'f', the label of 'temperature'"),
         ("temperature: temperature}", "'': temperature}", "heads: '', the label of 'temperature'"),
         ("to: $corrupted", "to: ../../$corrupted", "10: step hard: to: expected a name under the"),
         ("to: $corrupted", "to: /tmp/$corrupted", "10: step hard: to: expected a name under the"),
         ("to: $corrupted", "to: ~/$corrupted", "10: step hard: to: expected a name under the"),
+        (
+            "preset: quick",
+            "classes: [0, 1]",
+            "11: step f: classes.0: expected a valid string, found 0",
+        ),
+        ("preset: quick", "classes: one.txt", "11: step f: classes: expected a valid tuple"),
         ("to: $corrupted", "to: .", "10: step hard: to: expected a name under the"),
     ],
 )
@@ -122,12 +130,8 @@ def test_figures_and_tables_are_those_of_the_reports():
     assert set(PAPER_TABLES) == set(paper_numbers()["table"])
 
 
-def test_the_label_of_f_is_that_of_results():
-    assert SENSING == REFERENCE
-
-
 def test_every_kind_is_called_as_its_name_says():
-    assert all(name == kind.name for name, kind in KINDS.items())
+    assert all(name == kind.name for name, kind in kinds().items())
 
 
 # What is found
@@ -137,7 +141,7 @@ def test_a_finished_recipe_is_complete(made):
     assert {status.state for status in states(made).values()} == {State.COMPLETE}
 
 
-def test_names_are_for_people_and_end_in_what_tells_them_apart(made):
+def test_names_are_readable_and_end_in_a_distinction(made):
     found = states(made)
 
     assert re.fullmatch(r"cnn2-[0-9a-f]{8}", found["f"].detail)
@@ -148,16 +152,8 @@ def test_names_are_for_people_and_end_in_what_tells_them_apart(made):
 def test_a_model_that_was_trained_by_hand_is_used(tmp_path):
     write_tiny_data(tmp_path / "data")
     store = FeatureStore(str(tmp_path / "store"))
-    train_model(
-        store,
-        "mine",
-        params_from("quick", epochs=1),
-        train=SourceSpec("tiny", "train", str(tmp_path / "data")),
-        test=None,
-        device="cpu",
-        last_layer=None,
-        journal=Journal.of(store.location, ["test"]),
-    )
+    stage = TrainSensing(dataset="tiny", preset="quick", name="mine", epochs=1)
+    make_in(store, stage, tmp_path / "data")
     found = states(tmp_path, epochs="1")["f"]
 
     assert (found.state, found.detail) == (State.COMPLETE, "mine")
@@ -181,7 +177,7 @@ def test_features_that_miss_a_shard_are_partial(place):
     assert found["H[loss=ce]"].detail == "waits for train"
 
 
-def test_a_head_that_was_begun_is_partial(place):
+def test_an_unfinished_head_is_partial(place):
     head = place / "store" / "heads" / states(place)["scaled"].detail
     (head / "head.json").unlink()
     found = states(place)["scaled"]
@@ -190,12 +186,38 @@ def test_a_head_that_was_begun_is_partial(place):
     assert found.detail == f"0 of 40 epochs of {head.name}"
 
 
-def test_a_changed_step_is_stale_and_so_is_what_follows(made):
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+LISTED = f"classes: [{', '.join(NAMES)}]"
+
+
+@pytest.mark.parametrize("step", ["f", "clean", "corrupted"])
+def test_classes_are_named_in_a_recipe_as_on_the_command_line(place, step):
+    text = re.sub(f"  {step}: {{(.*)}}", rf"  {step}: {{\1, {LISTED}}}", TINY)
+    assert LISTED in text
+
+    found = states(place, text)[step]
+
+    assert found.state == State.STALE
+    assert "class_names" in found.detail
+
+
+def test_classes_of_a_corrupted_set_are_named_in_a_recipe(place):
+    text = TINY.replace("stage: corrupt,", f"stage: corrupt, {LISTED},")
+    assert LISTED in text
+
+    found = states(place, text, corrupted="other-c")["hard"]
+
+    assert found.state == State.MISSING
+
+
+def test_a_changed_step_and_its_dependents_are_stale(made):
     found = states(made, head_epochs="41")
 
     assert found["f"].state == State.COMPLETE
     assert found["scaled"].state == State.STALE
-    assert "epochs: 41, there 40" in found["scaled"].detail
+    assert "epochs: 41, found 40" in found["scaled"].detail
     assert found["judged"].state == found["report"].state == State.STALE
 
 
@@ -225,13 +247,13 @@ def refused_run(tmp_path, text):
     return str(caught.value)
 
 
-def test_a_data_set_that_is_not_there(tmp_path):
+def test_a_missing_data_set_is_refused(tmp_path):
     found = refused_run(tmp_path, TINY.replace("dataset: tiny, model: f", "dataset: tin, model: f"))
 
     assert found.startswith("tiny.yaml:13: step clean: tin: no such data set")
 
 
-def test_a_network_that_is_not_there(tmp_path):
+def test_a_missing_network_is_refused(tmp_path):
     found = refused_run(tmp_path, TINY.replace("preset: quick,", "preset: quick, network: resnet,"))
 
     assert found.startswith("tiny.yaml:11: step f: unknown network 'resnet'")
@@ -251,7 +273,7 @@ def test_a_corrupted_set_that_was_written_otherwise(place):
     found = states(place, TINY.replace("[contrast, gaussian_noise]", "[contrast]"))["hard"]
 
     assert found.state == State.MISSING
-    assert "was written otherwise" in found.detail
+    assert "holds data of another plan" in found.detail
 
 
 # Corrupted sets and snapshots
@@ -259,7 +281,23 @@ def test_a_corrupted_set_that_was_written_otherwise(place):
 AS_IT_IS = TINY.replace(", corruptions: [contrast, gaussian_noise]", "")
 
 
-def test_a_corrupted_set_from_elsewhere_is_taken_as_it_is(place):
+def test_large_images_are_corrupted_where_the_recipe_accepts_that_they_are_shrunk(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = rng.integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+        (tmp_path / "tiny").mkdir(exist_ok=True)
+        np.savez(tmp_path / "tiny" / f"{split}.npz", images=images, labels=np.arange(20) % 10)
+    store = FeatureStore(str(tmp_path / "store"))
+    with pytest.raises(RecipeError, match=r"step hard: tiny test: stored images are 64x64"):
+        tiny_run(store, tmp_path, TINY).run(None)
+    assert not (tmp_path / "store").exists()
+    accepted = TINY.replace("stage: corrupt,", "stage: corrupt, image_size: 32,")
+    hard = next(iter(tiny_run(store, tmp_path, accepted).statuses))
+    assert hard.state == "missing"
+    assert hard.problem is None
+
+
+def test_an_imported_corrupted_set_is_used_unchanged(place):
     for name in ("plan.json", "receipts"):
         path = place / "data" / "tiny-c" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -272,23 +310,27 @@ def test_a_corrupted_set_from_elsewhere_is_taken_as_it_is(place):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("to: cifar10c", "to: cifar10c, limit: 9", "limit is 9, but the set 'cifar10c' is taken"),
-        ("to: cifar10c", "to: cifar10c, split: train", "split is train, but the set 'cifar10c'"),
-        ("to: cifar10c", "to: cifar10c, seed: 1", "seed is 1, but the set 'cifar10c' is taken"),
+        ("to: cifar10c", "to: cifar10c, limit: 9", "limit is 9, but the set 'cifar10c' exists"),
+        (
+            "to: cifar10c",
+            "to: cifar10c, split: train",
+            "split is train, but the set 'cifar10c' exists",
+        ),
+        ("to: cifar10c", "to: cifar10c, seed: 1", "seed is 1, but the set 'cifar10c' exists"),
         (
             "to: cifar10c",
             "to: cifar10c, corruptions: [fog, snow]",
-            "corruptions is [fog, snow], but the set 'cifar10c' is taken as it is",
+            "corruptions is [fog, snow], but the set 'cifar10c' exists and is used unchanged: omit",
         ),
     ],
 )
-def test_what_does_not_apply_to_a_set_that_is_taken_as_it_is(tmp_path, old, new, message):
+def test_options_that_do_not_apply_to_an_unchanged_set_are_refused(tmp_path, old, new, message):
     text = AS_IT_IS.replace("$corrupted", "cifar10c").replace("  corrupted: tiny-c\n", "")
     found = refused_run(tmp_path, text.replace(old, new))
 
     assert found.startswith("tiny.yaml:9: step hard: ")
     assert message in found
-    assert "extract, which has 'corruptions' and 'limit'" in found
+    assert "select a part of this one with 'corruptions' and 'limit' of extract" in found
 
 
 def test_some_corruptions_of_a_set_can_be_extracted(made):
@@ -373,24 +415,24 @@ def test_a_snapshot_that_was_lost_is_made_again_under_the_next_free_name(tmp_pat
         ("f", "model.json", b"{}", "model.json cannot be read"),
         ("f", "plan.json", b"{", "plan.json cannot be read"),
         ("f", "weights.safetensors", b"short", "weights.safetensors has 5 bytes, expected "),
-        ("f", "weights.safetensors", None, "weights.safetensors is not there, expected "),
+        ("f", "weights.safetensors", None, "weights.safetensors is missing, expected "),
         ("scaled", "head.json", b"{", "head.json cannot be read"),
         ("judged", "average.parquet", b"", "average.parquet has 0 bytes, expected "),
-        ("report", "report.html", None, "report.html is not there, expected "),
+        ("report", "report.html", None, "report.html is missing, expected "),
     ],
 )
-def test_what_is_damaged_is_not_complete(place, step, file, content, message):
-    made = states(place)[step].task
+def test_a_damaged_set_is_not_complete(place, step, file, content, message):
+    made = states(place)[step].job
     path = place / "store" / made.place / file
     path.write_bytes(content) if content is not None else path.unlink()
     found = states(place)[step]
 
     assert found.state == State.MISSING
     assert message in found.detail
-    assert f"`intro-pipe verify` looks at every byte; remove {path.parent}" in found.detail
+    assert f"`intro-pipe verify` checks every file; remove {path.parent}" in found.detail
 
 
-def test_a_plan_that_was_altered_is_not_taken_for_ours(place):
+def test_an_altered_plan_is_not_accepted(place):
     head = place / "store" / "heads" / states(place)["scaled"].detail
     (head / "plan.json").write_bytes(readable_json({"stage": "other"}))
 
@@ -434,7 +476,7 @@ report:
 
 def test_active_learning_becomes_a_page_on_both_tests(place):
     done = run_tiny(FeatureStore(str(place / "store")), place / "data", LEARNING)
-    report = done.statuses[-1].task.output
+    report = done.statuses[-1].job.output
 
     assert {status.state for status in done.statuses} == {State.COMPLETE}
     assert [shown.split(" H ")[0] for shown in report.card()["shows"]] == [
@@ -447,7 +489,8 @@ def test_active_learning_becomes_a_page_on_both_tests(place):
     ("old", "new", "message"),
     [
         ("query: 20", "query: 2000", "tiny.yaml:6: step runs: the pool has 300 labelled images"),
-        ("[margin]", "[bagde]", "strategy 'bagde': expected one of random"),
+        ("[margin]", "[bagde]", "expected one of random"),
+        ("query: 20", "ask: 20", "step runs: ask: a recipe cannot choose where to write"),
     ],
 )
 def test_active_learning_that_cannot_be_is_refused_before_anything_is_made(

@@ -1,4 +1,4 @@
-"""Batches on their way: a core each, rows that do not tell how many cores, the batch size."""
+"""The flow of batches: one core each, rows independent of the number of cores, batch size."""
 
 import threading
 from dataclasses import replace
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import extract
 from torch import nn
 
 from pipeline.executors import LocalExecutor
-from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
-from stages.reflection.extract import Extract, extract, fitted
+from stages.reflection.extraction import Extraction, fitted
 from stages.reflection.flow import flow_of
 from stages.reflection.forward import Forward
 from stages.reflection.named_layer import NamedLayer
@@ -37,7 +37,7 @@ class Net(nn.Module):
         self.last = nn.Linear(48, n_classes)
 
     def forward(self, pixels):
-        if len(pixels) == 5:
+        if len(pixels) == 9:
             both.wait()
             with open(__file__ + ".log", "a") as log:
                 print(torch.get_num_threads(), file=log)
@@ -45,7 +45,9 @@ class Net(nn.Module):
 """
 
 
-def stage_of(folder: Path, network: str = "cnn2", n_rows: int = 40, **changes: object) -> Extract:
+def stage_of(
+    folder: Path, network: str = "cnn2", n_rows: int = 40, **changes: object
+) -> Extraction:
     """Random images under a network with random weights, in one shard."""
     torch.manual_seed(0)
     module = build_network(network, 10).eval()
@@ -56,13 +58,11 @@ def stage_of(folder: Path, network: str = "cnn2", n_rows: int = 40, **changes: o
     images = np.random.default_rng(0).integers(0, 256, (n_rows, 32, 32, 3), np.uint8)
     np.save(folder / "images.npy", images)
     source = SourceSpec(str(folder / "images.npy"), "test", "")
-    return replace(Extract(source, card, str(folder / "weights.safetensors")), **changes)
+    return replace(Extraction(source, card, str(folder / "weights.safetensors")), **changes)
 
 
-def run(stage: Extract, place: Path, n_threads: int) -> FeatureSet:
-    store = FeatureStore(str(place)).prepare()
-    executor = LocalExecutor(n_threads)
-    return extract(store, stage, executor, Journal.of(store.location, ["extract"]))[0]
+def run(stage: Extraction, place: Path, n_threads: int) -> FeatureSet:
+    return extract(FeatureStore(str(place)).prepare(), stage, LocalExecutor(n_threads))
 
 
 def test_rows_do_not_depend_on_the_number_of_cores(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_rows_do_not_depend_on_the_number_of_cores(tmp_path: Path) -> None:
     np.testing.assert_array_equal(alone, shared)
 
 
-def test_every_core_has_a_batch_of_its_own(tmp_path: Path) -> None:
+def test_every_core_has_its_own_batch(tmp_path: Path) -> None:
     """The network waits until two batches are in it, and notes the threads of a layer."""
     (tmp_path / "net.py").write_text(TWO_AT_ONCE)
-    stage = stage_of(tmp_path, f"{tmp_path}/net.py:Net", n_rows=10, batch_rows=5)
+    stage = stage_of(tmp_path, f"{tmp_path}/net.py:Net", n_rows=18, batch_rows=9)
     run(stage, tmp_path / "store", 2)
     assert (tmp_path / "net.py.log").read_text().split() == ["1", "1"]
     counts: list[int] = []
@@ -119,14 +119,14 @@ def test_networks_share_their_weights_and_nothing_else() -> None:
     ("precision", "asked", "expected"),
     [("fp32", None, 32), ("bf16", None, 64), ("fp32", 100, 100)],
 )
-def test_the_batch_size_is_the_one_asked_for_or_follows_from_the_network(
+def test_the_batch_size_is_the_requested_one_or_fits_the_network(
     tmp_path: Path, precision: str, asked: int | None, expected: int
 ) -> None:
     stage = stage_of(tmp_path, "resnet18", precision=precision, batch_rows=asked)
     assert fitted(stage, LocalExecutor(1, memory_bytes=2**32), 1).batch_rows == expected
 
 
-def test_weights_that_are_rounded_once_give_what_autocast_gives() -> None:
+def test_weights_rounded_once_equal_autocast() -> None:
     once, each_time = sensing_of("bf16"), sensing_of()
     each_time.precision = "bf16"
     images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)

@@ -7,7 +7,7 @@ from stages.errors import InputError
 from stages.reflection.layers import Projection, layer_gradient_chunks, layer_gradients
 from stages.reflection.losses import LOSSES
 from stages.reflection.rank_one import last_layer_gradient
-from stages.reflection.referees import objective
+from stages.reflection.torch_losses import objective
 
 
 def a_network() -> nn.Module:
@@ -75,7 +75,9 @@ def test_projected_gradients_are_the_dense_ones_times_the_matrix(kind) -> None:
     torch.testing.assert_close(found, dense @ matrix.T, rtol=0, atol=1e-12)
 
 
-def test_projection_made_anew_for_each_chunk_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_projection_regenerated_for_each_chunk_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network, inputs, projection = a_network(), images(), Projection(9)
     kept = layer_gradients(network, "0", inputs, loss="ce", projection=projection)
     monkeypatch.setattr("stages.reflection.layers._KEEP_BYTES", 0)
@@ -97,7 +99,7 @@ def test_another_seed_is_another_projection() -> None:
     assert not np.allclose(first, second)
 
 
-def test_network_that_gives_features_and_logits_is_taken_by_its_logits() -> None:
+def test_a_network_that_returns_features_and_logits_is_used_by_its_logits() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Extraction at its limits: memory that runs out, images that no network can take."""
+"""Extraction at its limits: lack of memory, and images that no network can compute."""
 
 import os
 import subprocess
@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import extract
 
 from pipeline.errors import ResourceError, RunFailedError
 from pipeline.executors import LocalExecutor
-from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
-from stages.reflection.extract import Extract, extract, fitted
+from stages.reflection.extraction import Extraction, fitted
 from stages.reflection.named_layer import NamedLayer
 from stages.sensing.build import build_network
+from stages.sensing.card import Normalisation
 from stages.sensing.model import describe
 from stages.sensing.weights import save_weights
 from store.catalog import FeatureStore
@@ -24,7 +25,7 @@ from store.featureset import FeatureSet
 from store.verify import verify_feature_set
 
 POISON, HOLLOW = 250, 251
-"""In the first pixel: an image that makes the network raise, one whose logits are not numbers."""
+"""Values of the first pixel of images that make the network raise, or return NaN."""
 
 NETWORK = f"""
 import torch
@@ -50,7 +51,7 @@ class Picky(nn.Module):
         return self.last(hidden)
 
 class Greedy(Picky):
-    most_rows = 3
+    most_rows = 5
 
 class Wide(nn.Sequential):
     def __init__(self, n_classes=10):
@@ -71,7 +72,7 @@ def write_images(folder: Path, n_rows: int = 40, **first_pixels: list[int]) -> P
 
 def stage_of(
     folder: Path, factory: str = "Picky", batch_rows: int = 8, **pixels: list[int]
-) -> Extract:
+) -> Extraction:
     """A stage of forty images, twenty in a shard, under a network of the user's own."""
     (folder / "mine.py").write_text(NETWORK)
     torch.manual_seed(0)
@@ -83,19 +84,17 @@ def stage_of(
         class_names=tuple(map(str, range(10))),
         image_size=32,
         family="images",
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
+        normalisation=Normalisation((0, 0, 0), (1, 1, 1)),
         last_layer="last",
     )
     (folder / "mine.safetensors").write_bytes(save_weights(network))
     source = SourceSpec(str(write_images(folder, **pixels)), "test", "")
     weights = str(folder / "mine.safetensors")
-    return Extract(source, card, weights, shard_rows=20, batch_rows=batch_rows)
+    return Extraction(source, card, weights, shard_rows=20, batch_rows=batch_rows)
 
 
-def run(stage: Extract, place: Path) -> FeatureSet:
-    store = FeatureStore(str(place)).prepare()
-    return extract(store, stage, LocalExecutor(1), Journal.of(store.location, ["extract"]))[0]
+def run(stage: Extraction, place: Path) -> FeatureSet:
+    return extract(FeatureStore(str(place)).prepare(), stage)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 64])
@@ -113,15 +112,13 @@ def test_poison_images_are_rows_of_nan_and_their_batches_come_out(
     reason = "the network fails: RuntimeError: this image is too much for me"
     assert samples["status"].tolist() == [reason if row in bad else "ok" for row in range(40)]
     assert samples["prediction"][bad].tolist() == [-1] * 4
-    listed = {row: why for r in found.shard_set.receipts() for row, why in r["failed"].items()}
-    assert listed == {str(row): reason for row in bad}
+    listed = {row: why for r in found.shard_set.receipts() for row, why in r.failed.items()}
+    assert listed == dict.fromkeys(bad, reason)
     assert list(verify_feature_set(found)) == []
 
 
 @pytest.mark.parametrize("batch_rows", [1, 8])
-def test_a_network_that_fails_for_every_image_is_told_as_what_it_is(
-    tmp_path: Path, batch_rows: int
-) -> None:
+def test_a_network_that_fails_for_every_image_is_reported(tmp_path: Path, batch_rows: int) -> None:
     stage = stage_of(tmp_path, batch_rows=batch_rows, POISON=list(range(40)))
     with pytest.raises(RunFailedError, match=r"2 of 2 shards failed, 0 .*RuntimeError: this image"):
         run(stage, tmp_path / "store")
@@ -130,7 +127,7 @@ def test_a_network_that_fails_for_every_image_is_told_as_what_it_is(
 
 
 def test_a_batch_without_one_good_image_fails_its_shard_alone(tmp_path: Path) -> None:
-    """As where the GPU is lost under way: rows that only seem to be bad must not be kept."""
+    """As when the GPU is lost during a run: rows that only seem to be bad must not be kept."""
     with pytest.raises(
         RunFailedError, match=r"1 of 2 shards failed, 1 .*shard 0: RuntimeError: th"
     ):
@@ -138,11 +135,13 @@ def test_a_batch_without_one_good_image_fails_its_shard_alone(tmp_path: Path) ->
 
 
 def test_poison_everywhere_stops_the_run_by_the_limit_on_bad_samples(tmp_path: Path) -> None:
-    with pytest.raises(RunFailedError, match="14 of 40 samples cannot be used, more than 1%"):
+    with pytest.raises(
+        RunFailedError, match="14 of 40 rows failed, more than 1%: 14 x the network fails: "
+    ):
         run(stage_of(tmp_path, POISON=list(range(0, 40, 3))), tmp_path / "store")
 
 
-def test_what_is_not_finite_is_a_row_of_nan_that_says_so(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_become_a_failed_row_of_nan(tmp_path: Path) -> None:
     found = run(stage_of(tmp_path, HOLLOW=[7]), tmp_path / "store")
     samples = found.samples()
     assert samples["status"][7] == "the network's features are not finite"
@@ -155,12 +154,12 @@ def test_a_network_that_gives_nothing_finite_is_refused(tmp_path: Path) -> None:
         run(stage_of(tmp_path, HOLLOW=list(range(40))), tmp_path / "store")
 
 
-def test_a_batch_that_the_machine_cannot_hold_is_halved_for_good(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_halved_permanently(tmp_path: Path) -> None:
     found = run(stage_of(tmp_path, "Greedy", batch_rows=16), tmp_path / "store")
     expected = run(stage_of(tmp_path), tmp_path / "clean").read("logits")
     np.testing.assert_allclose(found.read("logits"), expected, atol=1e-5)
-    assert [receipt["batch_rows"] for receipt in found.shard_set.receipts()] == [2, 2]
-    assert (tmp_path / "mine.py.log").read_text().split() == ["16", "8", "4"]
+    assert [receipt.facts["batch_rows"] for receipt in found.shard_set.receipts()] == [4, 4]
+    assert (tmp_path / "mine.py.log").read_text().split() == ["16", "8"]
 
 
 def test_batches_get_as_small_as_the_memory_asks_for(tmp_path: Path) -> None:
@@ -175,12 +174,12 @@ def test_batches_get_as_small_as_the_memory_asks_for(tmp_path: Path) -> None:
 def test_too_little_memory_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "store"))
     executor = LocalExecutor(1, memory_bytes=100 * 2**20)
-    with pytest.raises(ResourceError, match=r"32x32 pixels: a worker takes 0.59 GiB.*--shard-rows"):
-        extract(store, stage_of(tmp_path), executor, Journal.of(store.location, ["extract"]))
+    with pytest.raises(ResourceError, match=r"32x32 pixels: a worker needs 0.59 GiB.*--shard-rows"):
+        extract(store, stage_of(tmp_path), executor)
     assert not (tmp_path / "store").exists()
 
 
-def test_dense_gradients_that_do_not_fit_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_dense_gradients_that_do_not_fit_are_refused_with_a_remedy(tmp_path: Path) -> None:
     executor = LocalExecutor(1, memory_bytes=100 * 2**20)
     stage = stage_of(tmp_path)
     wide = replace(stage.card, network=f"{tmp_path}/mine.py:Wide")
@@ -201,7 +200,7 @@ def test_a_worker_keeps_within_the_memory_that_it_was_given(tmp_path: Path) -> N
     command = f"extract --dataset black.npy --network {tmp_path}/mine.py:Wide --model wide"
     command += f" --weights wide.safetensors --image-size 224 --store {tmp_path}/store"
     command += " --executor local --gpus 0 --memory 800M"
-    # Not by ru_maxrss: that of a child counts what its parent, a large pytest, had at the fork.
+    # Not ru_maxrss: a child inherits the peak of its parent, a large pytest, at the fork.
     program = (
         "import atexit, pathlib, sys\n"
         "status = pathlib.Path('/proc/self/status')\n"

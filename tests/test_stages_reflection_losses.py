@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.autograd import serial_gradients, vmap_gradients
 from stages.errors import InputError
 from stages.reflection.losses import LOSSES, VARIANTS, delta, sigmoid, softmax
 from stages.reflection.rank_one import last_layer_gradient
-from stages.reflection.referees import objective, serial_gradients, vmap_gradients
+from stages.reflection.torch_losses import objective
 
 # The test vector: N = 3, d = 3, M = 1.5.
 Z = np.array([[2.0, -1.0, 0.5]])
@@ -196,7 +197,7 @@ def test_extreme_logits_stay_finite(loss: str, backend) -> None:
 
 @pytest.mark.parametrize("backend", [np.asarray, torch.tensor])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_row_of_nan_stays_nan_and_touches_no_other(loss: str, backend) -> None:
+def test_a_row_of_nan_stays_nan_and_affects_no_other(loss: str, backend) -> None:
     nan = float("nan")
     found = np.asarray(delta(loss, backend([[nan, nan], [1.0, 2.0]]), M=3.0))
     assert np.isnan(found[0]).all()

@@ -1,4 +1,4 @@
-"""Perturbed extraction against autograd done one image at a time, through the plain network."""
+"""Perturbed extraction compared with autograd for single images through the plain network."""
 
 import dataclasses
 from itertools import product
@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import extract, make_in
 from small_data import train_small, write_npz_set
 
-from pipeline.executors import LocalExecutor
-from pipeline.journal import Journal
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
-from stages.introspection.adaptive import HeadTarget
-from stages.introspection.heads import head_spec, train_head
+from stages.introspection.head_target import HeadTarget
 from stages.introspection.predictors import open_head
-from stages.introspection.recipe import HeadParams
-from stages.reflection.extract import Extract, extract
+from stages.introspection.train_head import TrainHead
+from stages.reflection.extraction import Extraction
 from stages.reflection.footprint import footprint
 from stages.reflection.perturbation import Odin, Pgd, input_gradient
 from stages.sensing.build import build_network
@@ -49,14 +47,13 @@ class World:
 
     def stage(self, *perturbations, **changes):
         source = SourceSpec(str(self.data), "test", "")
-        stage = Extract(source, self.card, self.weights, shard_rows=8, perturbations=perturbations)
+        stage = Extraction(
+            source, self.card, self.weights, shard_rows=8, perturbations=perturbations
+        )
         return dataclasses.replace(stage, **changes)
 
     def extract(self, *perturbations, store=None, **changes):
-        place = store or self.store
-        journal = Journal.of(place.location, ["test"])
-        stage = self.stage(*perturbations, **changes)
-        return extract(place, stage, LocalExecutor(1), journal)[0]
+        return extract(store or self.store, self.stage(*perturbations, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +64,19 @@ def world(tmp_path_factory):
     train_small(store, data)
     card = choose_model(store, "few", None)
     images = torch.from_numpy(SourceSpec(str(data), "test", "").open().read(0, 12).images)
-    made = World(store, data, card, images)
-    train = made.extract(source=SourceSpec(str(data), "train", ""))
-    params = HeadParams(epochs=40, weight_decay=0.0, batch_rows=16, seeds=(0, 7))
-    journal = Journal.of(store.location, ["test"])
-    spec = head_spec(train, layers=(20,))
-    train_head(store, train, "h", spec, params, device="cpu", journal=journal)
-    return made
+    world = World(store, data, card, images)
+    train = world.extract(source=SourceSpec(str(data), "train", ""))
+    head = TrainHead(
+        features=train.name,
+        name="h",
+        layers=(20,),
+        epochs=40,
+        weight_decay=0.0,
+        batch_size=16,
+        seeds=(0, 7),
+    )
+    make_in(store, head)
+    return world
 
 
 class Slow:
@@ -167,7 +170,7 @@ def test_odin_moves_images_as_autograd_does_one_by_one(world):
     )
 
 
-def test_odin_features_are_those_of_the_moved_images(world):
+def test_odin_features_are_those_of_the_perturbed_images(world):
     found = world.extract(Odin(0.01))
     features, logits = rows_of(world, odin_by_hand(world, 0.01, 1000.0))
     plain = world.extract()
@@ -266,7 +269,7 @@ def test_batches_of_any_size_move_images_alike(world, tmp_path):
     np.testing.assert_allclose(first.read("logits"), second.read("logits"), atol=1e-3)
 
 
-def test_a_variant_is_a_set_of_its_own_and_hides_no_other(world):
+def test_a_variant_is_a_separate_set_and_hides_no_other(world):
     plain = world.extract()
     variants = [
         world.extract(*each)

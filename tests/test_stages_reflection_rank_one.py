@@ -172,7 +172,7 @@ def test_float32_stays_float32(scaling: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [slice(1, 4), np.array([5, 0, 5]), np.arange(7) % 2 == 0])
-def test_take_gives_the_rows_asked_for(rows) -> None:
+def test_take_returns_the_requested_rows(rows) -> None:
     gradient = gradients().scaled("minmax")
     np.testing.assert_array_equal(gradient.take(rows).dense(), gradient.dense()[rows])
 

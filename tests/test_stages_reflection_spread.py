@@ -11,7 +11,8 @@ SHAPES = [(60, 3, 4), (80, 10, 7), (50, 2, 1)]
 
 
 def gradients(n, n_classes, width, seed=0):
-    """As of a classifier: predicted class less one, features not negative, some rows alike."""
+    """Gradients of a classifier: predicted class minus one, non-negative features, some equal
+    rows."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(n, n_classes))
     delta = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -22,7 +23,7 @@ def gradients(n, n_classes, width, seed=0):
 
 
 def dense_k_means_plus_plus(gradients, n, draws):
-    """By the book: all differences written out, no row passed over."""
+    """Reference implementation: all differences in memory, no row skipped."""
     dense = gradients.dense()
     rows = [int((dense**2).sum(axis=1).argmax())]
     for draw in draws[1:]:

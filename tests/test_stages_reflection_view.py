@@ -61,7 +61,7 @@ def test_view_of_1000_classes_has_chunks_that_fit_into_memory() -> None:
     assert max(view.chunks[0]) * view.shape[1] * 4 <= 2**27
 
 
-def test_long_rows_in_chunks_of_unknown_length_are_refused_with_the_way_out() -> None:
+def test_long_rows_in_chunks_of_unknown_length_are_refused_with_a_remedy() -> None:
     features, logits = (da.zeros((8, width), dtype="f4") for width in (2048, 1000))
     mask = da.from_array(np.arange(8) > 3, 4)
     with pytest.raises(InputError, match=r"a row takes 8,192,000 bytes.*compute_chunk_sizes"):
@@ -78,7 +78,7 @@ def test_part_of_the_view_is_the_same_rows() -> None:
     np.testing.assert_array_equal(part, view.compute(scheduler="sync")[8:13])
 
 
-def test_rows_chosen_by_a_mask_reflect_as_they_are() -> None:
+def test_rows_selected_by_a_mask_have_the_same_reflection() -> None:
     chosen = LOGITS[:, 0] > 0
     mask = da.from_array(chosen, 10)
     features, logits = da.from_array(FEATURES, (10, -1)), da.from_array(LOGITS, (10, -1))
@@ -100,7 +100,7 @@ def test_m_given_goes_before_the_models() -> None:
 
 
 @pytest.mark.parametrize("plan", [{"inputs": {"model": {"M": None}}}, {}])
-def test_unknown_m_is_refused_with_the_way_out(plan: dict[str, Any]) -> None:
+def test_an_unknown_m_is_refused_with_a_remedy(plan: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"has none recorded; pass M=.*'bce'"):
         reflect(Factors(plan))
 

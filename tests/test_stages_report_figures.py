@@ -1,4 +1,4 @@
-"""Figures: they show the numbers, survive gaps, and stand alone as SVG."""
+"""Figures show the numbers, tolerate gaps, and are self-contained SVG."""
 
 import re
 from itertools import pairwise
@@ -96,7 +96,7 @@ def test_missing_cells_and_nan_are_passed_over(name: str) -> None:
 def test_without_cells_the_figures_by_cell_are_refused() -> None:
     frame = by_group(1, 1).drop(columns=["corruption", "severity"])
     for name in NEEDS_CELLS:
-        with pytest.raises(InputError, match="these results have none"):
+        with pytest.raises(InputError, match="which these results lack"):
             drawn(name, frame)
     assert fitting_figures(frame, ()) == ANYWHERE
     assert "<path" in drawn("accuracy-vs-ece", frame)
@@ -123,7 +123,7 @@ def test_each_entry_has_a_panel() -> None:
 
 def test_too_many_panels_are_refused() -> None:
     frame = pd.concat([by_group(1, 1, network=str(at)) for at in range(13)])
-    with pytest.raises(InputError, match="13 panels, 12 at most"):
+    with pytest.raises(InputError, match="13 panels, at most 12 are"):
         drawn("ece-by-level", frame, ("network",))
     assert fitting_figures(frame, ("network",)) == []
 
@@ -228,7 +228,7 @@ def test_an_svg_refers_to_nothing_but_itself_and_follows_the_page(name: str) -> 
     assert len(svg) < 150_000
 
 
-def test_a_standalone_figure_knows_the_dark() -> None:
+def test_a_standalone_figure_supports_dark_mode() -> None:
     file = standalone(drawn("ece-by-level", by_group()))
     assert "prefers-color-scheme:dark" in file
     assert ElementTree.fromstring(file).tag == "{http://www.w3.org/2000/svg}svg"

@@ -6,19 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made import make_in
 from small_data import write_npz_set
 
 from pipeline.executors import LocalExecutor
+from pipeline.fields import Labelled
 from pipeline.journal import Journal
-from stages.applications.active_learning import RoundParams
-from stages.applications.active_runs import ActiveRuns, lessons_of, run_all
-from stages.applications.lesson import LessonParams
+from stages.active_learning.active_runs import ActiveRuns, curves_job, lessons_of
+from stages.active_learning.lesson import LessonParams
+from stages.active_learning.rounds import RoundParams
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
-from stages.report.learning import build_learning_report, learning_table
-from stages.report.report import MARKDOWN, PAGE, TABLE
-from stages.report.results import Entry
-from stages.report.tables import TableSpec
+from stages.report.learning import learning_table
+from stages.report.report import Report
+from stages.report.writing import MARKDOWN, PAGE, TABLE
 from store.catalog import FeatureStore
 
 
@@ -72,7 +73,7 @@ def test_one_seed_has_a_gain_and_no_interval():
     assert math.isnan(found["std"])
 
 
-def test_the_papers_numbers_stand_beside_ours():
+def test_the_papers_numbers_are_shown_beside_ours():
     found = row(learning_table(curves([[0.1]], [[0.2]]), ("network",), "table-1"), "H")
 
     assert found["paper"] == 0.39
@@ -95,7 +96,8 @@ def learned(tmp_path_factory):
             {"clean": SourceSpec(str(data), "test", "", 8)},
         )
         journal = Journal.of(store.location, ["active-learn"])
-        results[kinds] = run_all(store, runs, LocalExecutor(1), "cpu", journal)
+        job = curves_job(store, runs, lambda: (LocalExecutor(1), "cpu"))
+        results[kinds] = job.run(journal).output
     torch.set_num_threads(threads)
     return store, results
 
@@ -103,26 +105,22 @@ def learned(tmp_path_factory):
 def reported(store, result, **changes):
     asked = {
         "title": "Who asks better",
-        "about": "",
-        "entries": [Entry({"network": "cnn2"}, result)],
-        "table": TableSpec("table-1", ("accuracy",)),
-        "figures": ["learning-curves"],
-        "command": "intro-pipe active-learn",
-        "journal": Journal.of(store.location, ["report"]),
+        "results": (Labelled(label="", name=result.name, axes={"network": "cnn2"}),),
+        "paper": "table-1",
     }
-    return build_learning_report(store, "page", **{**asked, **changes})
+    return make_in(store, Report(**{**asked, **changes})).output
 
 
-def test_the_page_has_table_curves_runs_and_what_falls_short(learned):
+def test_the_page_has_table_curves_runs_and_limitations(learned):
     store, results = learned
     report = reported(store, results["f", "h"])
     page = report.read(MARKDOWN).decode()
 
-    assert re.search(r"On clean images H is .* than f in|On clean images H is not told", page)
+    assert re.search(r"On clean images H is .* than f in|On clean images H is not clearly", page)
     assert "| margin | f |" in page
     assert "Fewer than 3 seeds: 2." in page
     assert "rounds 2 (20), query 10 (1,000), start 10 (100)" in page
-    assert "of 24 trainings ended after 1 epochs with less than 99 % of their images right" in page
+    assert "of 24 trainings ended after 1 epochs with less than 99 % training accuracy" in page
     assert "learning-curves.svg" in page
     assert b"<svg" in report.read(PAGE)
     assert len(pd.read_csv(io.BytesIO(report.read(TABLE)))) == 4
@@ -131,12 +129,12 @@ def test_the_page_has_table_curves_runs_and_what_falls_short(learned):
 def test_a_result_of_h_alone_has_nothing_to_compare(learned):
     store, results = learned
 
-    with pytest.raises(InputError, match="has runs of h alone"):
+    with pytest.raises(InputError, match="only has runs of h"):
         reported(store, results[("h",)])
 
 
 def test_figures_of_other_results_are_refused(learned):
     store, results = learned
 
-    with pytest.raises(InputError, match="no figure 'reliability' of active learning"):
+    with pytest.raises(InputError, match="no figure 'reliability' for active learning"):
         reported(store, results["f", "h"], figures=["reliability"])

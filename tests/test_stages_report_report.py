@@ -1,8 +1,9 @@
-"""Reports: one page that needs nothing else and says where its numbers come from."""
+"""Reports: a self-contained page with the provenance of its numbers."""
 
 import io
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,23 @@ import pandas as pd
 import pytest
 from cells import cells
 from judged_cells import CONTROL, journal_of, result_of_cells
+from made import make_in
 
-from stages.applications.evaluation import evaluate
+from pipeline.fields import Labelled
+from pipeline.make import make
+from pipeline.workspace import Workspace
 from stages.errors import InputError
+from stages.evaluation.evaluate import Evaluate
 from stages.metrics.definitions import DEFINITIONS
 from stages.report.figures import FIGURES
-from stages.report.report import build_report, copy_report, figures_for, report_plan
+from stages.report.report import Report
 from stages.report.results import Entry
-from stages.report.tables import TableSpec
+from stages.report.writing import copy_report, figures_for
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError, PlanMismatchError
+from store.plan import Plan
+from store.seal import sealed
 from store.verify import verify_artifact
 
 HOSTILE = "<script>alert('$x_1$')</script>|`"
@@ -44,22 +51,32 @@ def full(place: FeatureStore, result: Artifact) -> Artifact:
     return build(place, result, "full")
 
 
-def asked(result: Artifact, **changes: Any) -> dict[str, Any]:
-    return {
+def labelled(entries: Sequence[tuple[dict[str, Any], Artifact]]) -> tuple[Labelled, ...]:
+    return tuple(Labelled(label="", name=found.name, axes=axes) for axes, found in entries)
+
+
+def asked(result: Artifact, **changes: Any) -> Report:
+    fields = {
         "title": "Table 5",
         "about": "Small cells.",
-        "entries": [Entry(RESNET, result)],
-        "table": TableSpec("table-5"),
+        "results": labelled([(RESNET, result)]),
+        "paper": "table-5",
         "figures": ALL,
         **changes,
     }
+    return Report(**fields)
 
 
 def build(place: FeatureStore, result: Artifact, name: str, **changes: Any) -> Artifact:
-    command = changes.pop("command", "intro-pipe reproduce table-5")
+    command = changes.pop("command", ("reproduce", "table-5"))
     journal = changes.pop("journal", None) or journal_of(place)
-    says = asked(result, **changes)
-    return build_report(place, name, **says, command=command, journal=journal)
+    stage = asked(result, name=name, **changes)
+    made: Artifact = make(stage, Workspace(place, command=command), journal).output
+    return made
+
+
+def plan_of(place: FeatureStore, stage: Report) -> Plan:
+    return stage.job(Workspace(place)).plan
 
 
 def text(report: Artifact, key: str) -> str:
@@ -95,6 +112,15 @@ def test_a_page_has_every_figure_and_every_definition(full: Artifact) -> None:
         assert DEFINITIONS[metric] in page.words
 
 
+def test_a_card_without_the_definition_of_a_metric_is_refused(store: FeatureStore) -> None:
+    result = result_of_cells(store, cells(store))
+    card = result.card()
+    del card["definitions"]["ece"]
+    result.storage.write("result.json", sealed(card))
+    with pytest.raises(InputError, match="card of a result: definitions: expected one of 'ece'"):
+        build(store, result, "edited")
+
+
 def test_a_page_fetches_and_runs_nothing(full: Artifact) -> None:
     html = text(full, "report.html")
     page = Page(html)
@@ -120,7 +146,7 @@ def test_hostile_names_are_text(place: FeatureStore) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # there is none for a control character
-def test_corruptions_are_text_whatever_they_are_called(place: FeatureStore) -> None:
+def test_names_of_corruptions_are_text(place: FeatureStore) -> None:
     """They are names of files, which can hold anything; a control character is no XML."""
     found = cells(place, "strange", corruptions=(HOSTILE, "a\x1b[2J"))
     page = Page(text(build(place, result_of_cells(place, found), "strange"), "report.html"))
@@ -142,9 +168,7 @@ def test_csv_and_page_have_the_numbers_of_the_result(result: Artifact, full: Art
         assert f"{value:.4f}" in markdown
 
 
-def test_a_page_says_where_it_comes_from(
-    place: FeatureStore, result: Artifact, full: Artifact
-) -> None:
+def test_a_page_shows_its_provenance(place: FeatureStore, result: Artifact, full: Artifact) -> None:
     card, said = result.card(), " ".join(Page(text(full, "report.html")).words)
     assert result.name in said
     assert card["features"] in said
@@ -156,25 +180,25 @@ def test_a_page_says_where_it_comes_from(
     assert place.location not in said
 
 
-def test_a_page_says_what_falls_short(place: FeatureStore) -> None:
+def test_a_page_lists_limitations(place: FeatureStore) -> None:
     result = result_of_cells(place, cells(place, "circles"), layers=(300, 100), epochs=40)
     short = build(place, result, "short", notes=["f is small."]).card()["falls_short"]
-    assert "of all of cifar10c, ours of circles." in short[0]
+    assert "for all of cifar10c, ours for circles." in short[0]
     assert short[1].endswith(": H: epochs 40 (200), weight decay 0 (0.005), batch rows 16 (128).")
     assert "Fewer than 3 seeds: H (2)." in short
     assert any("1 rows of circles-test@net" in line for line in short)
     assert short[-1] == "f is small."
 
 
-def test_a_part_of_the_papers_data_set_falls_short(place: FeatureStore) -> None:
+def test_a_part_of_the_papers_data_set_is_a_limitation(place: FeatureStore) -> None:
     result = result_of_cells(place, cells(place, "cifar10c"))
     short = build(place, result, "part").card()["falls_short"]
     assert (
-        "ours of cifar10c with no split (theirs: test), 84 rows (theirs: 950,000), 6 c" in short[0]
+        "ours for cifar10c with no split (theirs: test), 84 rows (theirs: 950,000), 6 c" in short[0]
     )
 
 
-def test_how_a_head_was_trained_is_told_where_a_number_of_the_paper_stands_beside(
+def test_training_is_described_only_beside_a_number_of_the_paper(
     place: FeatureStore, result: Artifact
 ) -> None:
     short = build(place, result, "no-number").card()["falls_short"]
@@ -185,7 +209,7 @@ def test_the_same_report_is_written_once(place: FeatureStore, result: Artifact) 
     journal = journal_of(place)
     first = build(place, result, "once")
     before = Path(first.storage.location, "report.html").stat().st_mtime_ns
-    again = build(place, result, "once", command="intro-pipe report", journal=journal)
+    again = build(place, result, "once", command=("report",), journal=journal)
     assert Path(again.storage.location, "report.html").stat().st_mtime_ns == before
     assert not journal.is_begun()
 
@@ -196,19 +220,19 @@ def test_two_reports_of_one_plan_are_the_same_bytes(place: FeatureStore, result:
 
 
 @pytest.mark.parametrize(
-    "change", [{"title": "T"}, {"figures": ALL[:1]}, {"table": TableSpec()}, {"notes": ["n"]}]
+    "change", [{"title": "T"}, {"figures": ALL[:1]}, {"paper": None}, {"notes": ["n"]}]
 )
 def test_another_report_does_not_take_the_name(
     place: FeatureStore, result: Artifact, full: Artifact, change: dict[str, Any]
 ) -> None:
-    assert report_plan(**asked(result, **change)) != report_plan(**asked(result))
+    assert plan_of(place, asked(result, **change)) != plan_of(place, asked(result))
     with pytest.raises(PlanMismatchError):
         build(place, result, full.name, **change)
 
 
 def test_another_result_is_another_plan(place: FeatureStore, result: Artifact) -> None:
     other = result_of_cells(place, cells(place, "others"))
-    assert report_plan(**asked(other)) != report_plan(**asked(result))
+    assert plan_of(place, asked(other)) != plan_of(place, asked(result))
 
 
 def test_a_report_cut_short_is_written_again(place: FeatureStore, result: Artifact) -> None:
@@ -218,7 +242,7 @@ def test_a_report_cut_short_is_written_again(place: FeatureStore, result: Artifa
     assert not list(verify_artifact(report))
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(
+def test_mismatches_are_refused_before_anything_is_written(
     place: FeatureStore, result: Artifact
 ) -> None:
     with pytest.raises(InputError, match="epoch"):
@@ -236,30 +260,28 @@ def test_figures_are_chosen_by_what_the_results_have(place: FeatureStore, result
     assert report.is_complete()
 
 
-def test_clean_and_corrupted_results_stand_in_one_report(
-    place: FeatureStore, result: Artifact
-) -> None:
+def test_clean_and_corrupted_results_share_a_report(place: FeatureStore, result: Artifact) -> None:
     clean = result_of_cells(place, cells(place, "calm", has_cells=False))
     entries = [
-        Entry({"set": name, "epoch": epoch}, found)
+        ({"set": name, "epoch": epoch}, found)
         for epoch, (name, found) in enumerate([("clean", clean), ("corrupted", result)], start=1)
     ]
-    report = build(place, result, "both", entries=entries, figures=["by-epoch"])
+    report = build(place, result, "both", results=labelled(entries), figures=["by-epoch"])
     assert "fog" in text(report, "figures/by-epoch.svg")
     assert "set clean · epoch 1" in text(report, "report.html")
 
 
-def test_a_verdict_is_not_said_of_a_result_that_has_f_alone(place: FeatureStore) -> None:
+def test_a_result_with_only_f_has_no_verdict(place: FeatureStore) -> None:
     found = cells(place, "stars")
-    alone = evaluate(place, found, [], n_resamples=100, journal=journal_of(place)).artifact
-    entries = [Entry({"set": "f"}, alone), Entry({"set": "both"}, result_of_cells(place, found))]
-    report = build(place, alone, "half", entries=entries, figures=["reliability"])
-    assert report.card()["shows"][0].startswith("In accuracy H, judged in 1 of 2 results, is ")
-    assert "Throughout: set both." in text(report, "report.md")
+    alone = make_in(place, Evaluate(features=found.name, heads=(), resamples=100)).output
+    entries = [({"set": "f"}, alone), ({"set": "both"}, result_of_cells(place, found))]
+    report = build(place, alone, "half", results=labelled(entries), figures=["reliability"])
+    assert report.card()["shows"][0].startswith("In accuracy H, found in 1 of 2 results, is ")
+    assert "For all rows: set both." in text(report, "report.md")
 
 
 def test_without_a_table_there_is_no_csv(place: FeatureStore, result: Artifact) -> None:
-    report = build(place, result, "bare", table=None, figures=["reliability"])
+    report = build(place, result, "bare", metrics=(), figures=["reliability"])
     assert sorted(report.card()["files"]) == [
         "figures/reliability.svg",
         "report.html",
@@ -279,20 +301,18 @@ def test_a_copy_replaces_an_earlier_report(
     place: FeatureStore, result: Artifact, full: Artifact, tmp_path: Path
 ) -> None:
     copy_report(full, tmp_path / "docs")
-    small = build(place, result, "small", table=None, figures=["reliability"])
+    small = build(place, result, "small", metrics=(), figures=["reliability"])
     copy_report(small, tmp_path / "docs")
     there = {p.relative_to(tmp_path / "docs").as_posix() for p in (tmp_path / "docs").rglob("*.*")}
     assert there == set(small.card()["files"])
 
 
 @pytest.mark.parametrize("other", ["notes.txt", "figures/mine.svg", "figures/deep/reliability.svg"])
-def test_a_folder_of_other_files_is_left_as_it_is(
-    full: Artifact, tmp_path: Path, other: str
-) -> None:
+def test_a_folder_of_other_files_is_not_changed(full: Artifact, tmp_path: Path, other: str) -> None:
     (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / other).write_text("mine")
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match="no part of a report: name a new folder"):
+    with pytest.raises(InputError, match="not part of a report: choose a new folder"):
         copy_report(full, tmp_path)
     assert set(tmp_path.rglob("*")) == before
 
@@ -311,7 +331,7 @@ def test_no_line_of_the_markdown_ends_in_a_blank(full: Artifact) -> None:
     assert not [line for line in text(full, "report.md").splitlines() if line != line.rstrip()]
 
 
-def test_the_card_tells_what_the_report_shows(full: Artifact) -> None:
+def test_the_card_records_what_the_report_shows(full: Artifact) -> None:
     card = json.loads(full.storage.read("report.json"))
     assert card["figures"] == ALL
     assert card["shows"][0].startswith("In accuracy H is ")

@@ -1,6 +1,5 @@
-"""The table and the comparison: the result's own numbers, the paper's beside them, marked."""
+"""The table and the comparison: numbers of the result, with the paper's numbers beside them."""
 
-import copy
 import dataclasses
 import io
 import math
@@ -14,6 +13,7 @@ from cells import cells
 from judged_cells import CONTROL, result_of_cells
 
 from stages.errors import InputError
+from stages.introspection.comparison_card import Cells, Dataset
 from stages.report.comparison import comparison_of, sentences, strong_one, verdict_of
 from stages.report.page import comparison_grid, table_grid
 from stages.report.results import Entry, Judged, entries_of, find_result, frame_over, read_entries
@@ -44,10 +44,12 @@ def paper_data(place: FeatureStore) -> Artifact:
 
 @pytest.fixture(scope="module")
 def judged(place: FeatureStore, result: Artifact) -> tuple[Judged, ...]:
-    """With an H that is called as large as the paper's: training one takes long."""
+    """With an H that only claims the size of the paper's, since training one takes long."""
     (found,) = read_entries(place, [Entry(RESNET, result)])
-    card = copy.deepcopy(dict(found.card))
-    card["contenders"]["H"]["spec"]["layers"] = [300, 100]
+    head = found.heads["H"]
+    spec = dataclasses.replace(head.predictor.spec, layers=(300, 100))
+    large = dataclasses.replace(head, predictor=dataclasses.replace(head.predictor, spec=spec))
+    card = dataclasses.replace(found.card, contenders={**found.heads, "H": large})
     return (dataclasses.replace(found, card=card),)
 
 
@@ -72,7 +74,7 @@ def test_a_table_has_the_numbers_of_the_result(
     assert table["metric"].tolist() == ["nll", "accuracy"] * 3
 
 
-def test_the_papers_number_stands_beside_what_the_head_is(judged: tuple[Judged, ...]) -> None:
+def test_the_papers_number_is_shown_beside_the_matching_head(judged: tuple[Judged, ...]) -> None:
     table = table_of(judged, TableSpec("table-5"))
     assert cell(table, "H", "ece")["paper"] == 0.07
     assert cell(table, "H", "ece")["paper_gain"] == pytest.approx(-0.07)
@@ -85,14 +87,14 @@ def test_numbers_of_another_data_set_are_marked(
 ) -> None:
     table = table_of(judged, TableSpec("table-5"))
     assert cell(table, "H", "ece")["paper_dataset"] == "cifar10c"
-    assert "* of other data than ours, all of cif" in " ".join(
+    assert "* the paper's number is for all of cif" in " ".join(
         table_grid(table, ("network",)).notes
     )
     (part,) = read_entries(place, [Entry(RESNET, paper_data)])
     marked = table_of([part], TableSpec("table-5"))["paper_dataset"]
     assert set(marked) == {"", "cifar10c"}
-    dataset = {"name": "cifar10c", "split": "test"}
-    whole = {**part.card, "dataset": dataset, "rows": 950_000, "cells": {"count": 95}}
+    size = {"rows": 950_000, "cells": Cells((), 95)}
+    whole = dataclasses.replace(part.card, dataset=Dataset("cifar10c", "test"), **size)
     same = dataclasses.replace(part, card=whole)
     assert (table_of([same], TableSpec("table-5"))["paper_dataset"] == "").all()
 
@@ -104,13 +106,13 @@ def test_a_column_of_the_paper_is_shown_where_it_has_a_number(judged: tuple[Judg
     assert [line.is_strong for line in grid.lines] == [False, True, False]
 
 
-def test_an_axis_of_one_value_is_said_once(judged: tuple[Judged, ...]) -> None:
+def test_a_constant_axis_is_stated_once(judged: tuple[Judged, ...]) -> None:
     grid = table_grid(table_of(judged, TableSpec()), ("network",))
     assert grid.names == ("contender",)
-    assert "Throughout: network resnet18." in grid.notes
+    assert "For all rows: network resnet18." in grid.notes
 
 
-def test_a_metric_that_is_not_there_is_refused(judged: tuple[Judged, ...]) -> None:
+def test_a_missing_metric_is_refused(judged: tuple[Judged, ...]) -> None:
     with pytest.raises(InputError, match="no metric 'aucroc'"):
         TableSpec(metrics=("aucroc",))
     average = judged[0].average
@@ -143,7 +145,7 @@ def test_against_another_the_interval_is_that_of_the_paired_difference(
         assert found[name] == expected[name]
 
 
-def test_others_and_metrics_stand_in_the_order_of_the_table(judged: tuple[Judged, ...]) -> None:
+def test_others_and_metrics_are_in_the_order_of_the_table(judged: tuple[Judged, ...]) -> None:
     found = compared(judged, "ece", "accuracy")
     first = found[found["network"] == found["network"].iloc[0]]
     assert first["metric"].tolist()[:2] == ["ece", "accuracy"]
@@ -157,9 +159,9 @@ def test_others_and_metrics_stand_in_the_order_of_the_table(judged: tuple[Judged
         ("ece", (0.05, 0.2), "worse"),
         ("ece", (-0.2, -0.05), "better"),
         ("log_likelihood", (-0.2, -0.05), "worse"),
-        ("accuracy", (-0.1, 0.1), "not told apart"),
-        ("entropy", (0.05, 0.2), "not told apart"),
-        ("accuracy", (math.nan, math.nan), "no verdict"),
+        ("accuracy", (-0.1, 0.1), "no clear difference"),
+        ("entropy", (0.05, 0.2), "no clear difference"),
+        ("accuracy", (math.nan, math.nan), "no interval"),
     ],
 )
 def test_a_verdict_follows_from_the_interval(
@@ -175,7 +177,7 @@ def differences(rows: list[tuple[str, str, float, float, float]], **axes: str) -
     return frame.assign(verdict=[verdict_of(*row) for row in numbers])
 
 
-def test_a_sentence_tells_f_with_the_interval_and_groups_the_others() -> None:
+def test_a_sentence_shows_the_interval_for_f_and_groups_the_others() -> None:
     found = differences(
         [
             ("accuracy", "f", 0.0042, 0.0031, 0.0053),
@@ -186,7 +188,7 @@ def test_a_sentence_tells_f_with_the_interval_and_groups_the_others() -> None:
     )
     assert sentences(found, ()) == [
         "In accuracy H is better than f (+0.0042 [+0.0031, +0.0053]); better than linear "
-        "(+0.0200) and pair (+0.0100); not told apart from scaled (+0.0001)."
+        "(+0.0200) and pair (+0.0100); not clearly different from scaled (+0.0001)."
     ]
 
 
@@ -202,15 +204,15 @@ def test_over_several_entries_a_sentence_counts() -> None:
 def test_a_sentence_has_no_empty_brackets() -> None:
     nothing = [(metric, "f", *[math.nan] * 3) for metric in ("accuracy", "ece")]
     one, other = (differences(nothing, network=name) for name in "ab")
-    assert sentences(one, ())[0] == "In accuracy H is without a verdict against f."
+    assert sentences(one, ())[0] == "In accuracy H is without an interval against f."
     both = sentences(pd.concat([one, other]), ("network",))
-    assert both[0] == "In accuracy H is without a verdict against f in 2 of 2."
+    assert both[0] == "In accuracy H is without an interval against f in 2 of 2."
 
 
-def test_a_sentence_says_where_the_contender_is_not_in_every_result() -> None:
+def test_a_sentence_states_how_many_results_have_the_contender() -> None:
     one = differences([("ece", "f", -0.01, -0.02, -0.005)], network="a")
     (said,) = sentences(one, ("network",), n_entries=3)
-    assert said.startswith("In ECE H, judged in 1 of 3 results, is better than f (")
+    assert said.startswith("In ECE H, found in 1 of 3 results, is better than f (")
 
 
 def test_without_resamples_there_is_no_verdict(place: FeatureStore) -> None:
@@ -225,33 +227,49 @@ def test_f_alone_has_no_strong_one() -> None:
     assert strong_one(["f", "H, ce", "H, l1"]) == "H, ce"
 
 
-def test_a_result_is_found_by_as_much_of_its_name_as_tells_it(
+def test_a_result_is_found_by_a_unique_prefix(
     place: FeatureStore, result: Artifact, paper_data: Artifact
 ) -> None:
     assert find_result(place, "shapes").name == result.name
     assert find_result(place, paper_data.name).name == paper_data.name
-    with pytest.raises(AmbiguousNameError, match="write more"):
+    with pytest.raises(AmbiguousNameError, match="use more"):
         find_result(place, "")
-    with pytest.raises(NotFoundError, match="intro-pipe evaluate"):
+
+
+def test_an_unknown_result_names_the_commands_that_make_results(place: FeatureStore) -> None:
+    with pytest.raises(NotFoundError) as raised:
         find_result(place, "nothing")
+    for command in ("evaluate", "ood", "active-learn", "intro-pipe ls"):
+        assert f"{command}`" in str(raised.value)
 
 
-def test_an_analysis_does_not_stand_in_the_way(place: FeatureStore, result: Artifact) -> None:
+def test_an_analysis_is_refused(place: FeatureStore) -> None:
+    analysis = place.artifact("result", "shapes-test@net-analysis-0123456789ab")
+    plan = {"stage": {"name": "analyse"}}
+    analysis.claim(plan)
+    analysis.write({"by-group.parquet": b""}, {"features": ["shapes-test@net"]}, plan=plan)
+    with pytest.raises(InputError, match=r"an analysis.* has no table"):
+        read_entries(place, [Entry({}, analysis)])
+
+
+def test_an_analysis_does_not_make_a_prefix_ambiguous(
+    place: FeatureStore, result: Artifact
+) -> None:
     other = place.artifact("result", f"{result.name.rpartition('-')[0]}-analysis-0123456789ab")
     other.claim({"stage": {"name": "analyse"}})
     assert find_result(place, "shapes-test").name == result.name
 
 
-def test_several_results_are_told_apart_by_name(result: Artifact, paper_data: Artifact) -> None:
+def test_several_results_are_distinguished_by_name(result: Artifact, paper_data: Artifact) -> None:
     axes = [entry.axes for entry in entries_of([result, paper_data])]
     assert axes == [{"result": "shapes-test@net"}, {"result": "cifar10c-test@net"}]
     assert [entry.axes for entry in entries_of([result])] == [{}]
 
 
-def test_entries_that_do_not_go_together_are_refused(place: FeatureStore, result: Artifact) -> None:
+def test_incompatible_entries_are_refused(place: FeatureStore, result: Artifact) -> None:
     one = Entry(RESNET, result)
     for wrong, why in [
-        ([], "no results"),
+        ([], "without results"),
         ([one, Entry({"loss": "ce"}, result)], "axes"),
         ([one, one], "same network"),
         ([Entry({"severity": 1}, result)], "severity"),

@@ -59,7 +59,7 @@ def test_unknown_name_is_answered_with_close_matches_and_the_list():
 @pytest.mark.parametrize(
     ("factory", "expected"), [("sized", 5), ("torchlike", 5), ("fixed", 4), ("Net", 5)]
 )
-def test_factory_gets_the_number_of_classes_if_it_takes_it(user_file, factory, expected):
+def test_a_factory_gets_the_number_of_classes_if_it_has_the_parameter(user_file, factory, expected):
     assert n_logits(build_network(f"{user_file}:{factory}", 5)) == expected
 
 
@@ -99,7 +99,7 @@ def test_file_that_does_not_import_is_named_with_its_error(tmp_path):
         build_network(f"{path}:net", 5)
 
 
-def test_edited_file_is_read_anew(user_file):
+def test_an_edited_file_is_read_again(user_file):
     build_network(f"{user_file}:fixed")
     user_file.write_text(SOURCE.replace("Net(4)", "Net(8)"))
     assert n_logits(build_network(f"{user_file}:fixed")) == 8
@@ -141,3 +141,76 @@ def test_search_path_is_left_as_it_was(user_file):
     build_network(f"{user_file}:fixed")
     assert sys.path == before
     assert os.fspath(user_file.parent) not in sys.path
+
+
+LINEAR = "from torch import nn\ndef net(n_classes=10):\n    return nn.Linear(4, n_classes)\n"
+
+
+def written(folder, **files):
+    """Python files in a folder."""
+    for name, content in files.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "network", "clash"),
+    [
+        ({"mine": "import store\n" + LINEAR, "store": ""}, "mine.py:net", "store"),
+        (
+            {"mine": "from pipeline import memory\n" + LINEAR, "pipeline/__init__": ""},
+            0,
+            "pipeline",
+        ),
+        (
+            {
+                "mine": LINEAR + "def later():\n    import cli.app\n",
+                "cli/__init__": "",
+                "cli/app": "",
+            },
+            0,
+            "cli",
+        ),
+        (
+            {"mine": "import helper\n" + LINEAR, "helper": "import stages", "stages": ""},
+            0,
+            "stages",
+        ),
+        ({"mine": "from store.nets import a\n" + LINEAR, "store/nets": "a = 1"}, 0, "store"),
+        ({"store/__init__": "", "store/mine": LINEAR}, "store.mine:net", "store"),
+        ({"mine": "import store\n" + LINEAR, "store": ""}, "mine:net", "store"),
+    ],
+)
+def test_a_module_of_the_users_that_is_named_as_ours_is_refused(
+    tmp_path, monkeypatch, files, network, clash
+):
+    written(tmp_path, **files)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as refused:
+        build_network(network or "mine.py:net", 5)
+    assert str(refused.value) == (
+        f"network {network or 'mine.py:net'!r} imports a module {clash!r} of {tmp_path}, expected "
+        f"another name: intro-pipe itself has a package {clash!r}; rename your module and its "
+        "imports"
+    )
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"mine": LINEAR, "store": "1 / 0", "pipeline/__init__": "1 / 0", "stages": "", "cli": ""},
+        {"mine": "from store.plan import Plan\n" + LINEAR, "pipeline": "1 / 0"},
+        {"mine": "from stages.sensing import networks\n" + LINEAR},
+        {"mine": "import helper_of_mine\n" + LINEAR, "helper_of_mine": "", "store/data": ""},
+    ],
+)
+def test_modules_named_as_ours_that_are_not_imported_do_no_harm(tmp_path, files):
+    written(tmp_path, **files)
+    assert build_network(f"{tmp_path}/mine.py:net", 5).out_features == 5
+
+
+def test_a_network_file_may_be_named_as_one_of_our_packages(tmp_path):
+    written(tmp_path, store=LINEAR)
+    assert build_network(f"{tmp_path}/store.py:net", 5).out_features == 5

@@ -93,7 +93,7 @@ def test_network_that_fails_on_the_images_is_refused_with_its_reason():
         find_last_linear(network, EXAMPLE)
 
 
-def test_named_layer_is_taken_if_it_is_the_last():
+def test_a_named_layer_is_used_if_it_is_the_last():
     assert found(lambda net, f, z: z, "head") == "head"
 
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from stages.data.resize import Resize
 from stages.errors import InputError
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.folding import folded
-from stages.sensing.model import Sensing, describe, load_sensing, normalised
-from stages.sensing.networks import Bottleneck, cifar_resnet, cnn2
+from stages.sensing.model import Sensing, describe, load_sensing, normalised, sensing_of
+from stages.sensing.networks import Bottleneck, Cnn2, cifar_resnet, cnn2
 from stages.sensing.weights import save_weights
 
 CLASSES = tuple("abcdefghij")
@@ -73,7 +74,7 @@ def test_logits_are_the_last_layer_of_the_features_exactly(network, images, prec
     assert torch.equal(logits, nn.functional.linear(features, sensing.weight, sensing.bias))
 
 
-def test_features_are_what_the_last_layer_reads(network, images):
+def test_features_are_the_input_of_the_last_layer(network, images):
     seen = []
     network.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     card = card_of(network)
@@ -106,8 +107,11 @@ def test_sensing_stays_in_eval_mode_and_leaves_the_network_alone(network, images
     assert isinstance(network.linear, nn.Linear)
 
 
-def test_model_comes_back_from_its_card_and_weights(network, images, tmp_path):
-    card = card_of(network, M=3.5)
+@pytest.mark.parametrize(
+    "resizing", [None, Resize((32, 32), 40, "bicubic"), Resize((32, 32), (50, 40))]
+)
+def test_model_comes_back_from_its_card_and_weights(network, images, tmp_path, resizing):
+    card = dataclasses.replace(card_of(network), M=3.5, resizing=resizing)
     path = tmp_path / "weights.safetensors"
     path.write_bytes(save_weights(network))
     values = json.loads(json.dumps(card.to_dict()))
@@ -125,7 +129,7 @@ def test_other_weights_than_the_cards_are_refused(network, tmp_path):
 
 
 def test_network_with_another_number_of_classes_is_refused():
-    with pytest.raises(InputError, match="gives 7 logits, the data set has 10 classes"):
+    with pytest.raises(InputError, match="returns 7 logits, the data set has 10 classes"):
         card_of(cifar_resnet("resnet18", 7))
 
 
@@ -144,6 +148,11 @@ def test_unknown_precision_is_refused(network):
         Sensing(network, card_of(network), "fp16")
 
 
+def test_unknown_precision_is_refused_by_the_check_too(network, images):
+    with pytest.raises(InputError, match="precision 'fp16': expected fp32 or bf16"):
+        sensing_of(network, card_of(network), images, "fp16")
+
+
 def test_card_of_another_network_is_refused(network):
     card = dataclasses.replace(card_of(network), last_layer="layer1")
     with pytest.raises(InputError, match="belongs to another network"):
@@ -157,7 +166,7 @@ def test_card_of_a_users_network_holds_the_hash_of_its_source(tmp_path):
     assert len(card.extra["source_sha256"]) == 64
 
 
-def test_folding_takes_every_batch_norm_of_a_resnet(network):
+def test_folding_removes_every_batch_norm_of_a_resnet(network):
     copy = folded(network)
     assert "BatchNorm2d" not in copy.code
     assert not any(target.endswith(("bn1", "bn2")) for target in _called(copy))
@@ -218,14 +227,69 @@ class Typed(nn.Module):
         return self.last(x.mean(dim=(2, 3)))
 
 
-def test_a_network_that_tracing_would_change_is_run_as_it_is() -> None:
+def test_a_network_that_tracing_would_change_runs_unmodified() -> None:
     network = Typed().eval()
     names = tuple("abcd")
     card = describe(
         network, name="t", network_name="t", class_names=names, image_size=8, family="t"
     )
     images = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
-    sensing = Sensing(network, card)
+    sensing = sensing_of(network, card, images)
     with torch.no_grad():
         expected = network(normalised(images, sensing.mean, sensing.scale))
     torch.testing.assert_close(sensing(images)[1], expected)
+
+
+class Sharing(Cnn2):
+    """A copy has its own last layer, but shares the first one."""
+
+    def __deepcopy__(self, memo):
+        copied = cnn2(10)
+        copied.load_state_dict(self.state_dict())
+        copied.conv1 = self.conv1
+        return copied
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_copy_that_shares_a_layer_is_refused_and_nothing_is_changed(images, precision):
+    network = Sharing(10).train()
+    card = card_of(network, "cnn2")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(InputError, match=r"deepcopy does not copy .*'conv1.weight'.*__deepcopy__"):
+        sensing_of(network, card, images, precision)
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    for name, value in network.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[name])
+
+
+def test_a_singleton_is_refused_before_its_last_layer_is_replaced(images):
+    network = cnn2(10)
+    card, last = card_of(network, "cnn2"), network.linear
+    network.__deepcopy__ = lambda _: network
+    with pytest.raises(InputError, match=r"deepcopy does not copy"):
+        sensing_of(network, card, images)
+    assert network.linear is last
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full")])
+@pytest.mark.parametrize("is_in_copy", [True, False])
+def test_exhausted_memory_is_not_reported_as_a_fault_of_the_network(images, error, is_in_copy):
+    network = cnn2(10)
+    card = card_of(network, "cnn2")
+
+    def fail(*_):
+        raise error
+
+    def copied(_):
+        if is_in_copy:
+            fail()
+        other = cnn2(10)
+        other.register_forward_pre_hook(fail)
+        return other
+
+    network.__deepcopy__ = copied
+    with pytest.raises(type(error), match=r"^full$"):
+        sensing_of(network, card, images)

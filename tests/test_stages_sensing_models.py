@@ -1,4 +1,4 @@
-"""The models of a store: found by plan, chosen by family, kept on the way of a training."""
+"""The models of a store: found by plan, chosen by family, stored during training."""
 
 import json
 import shutil
@@ -7,30 +7,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import make_in
+from pydantic import ValidationError
 from small_data import write_npz_set
 
-from pipeline.journal import Journal
-from pipeline.loop import LoopReport
-from pipeline.stage import Tick
-from stages.data.registry import SourceSpec
+from pipeline.stage import Made
+from pipeline.work import Tick
+from pipeline.workspace import Workspace
 from stages.errors import DataNotFoundError, InputError
+from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
+from stages.sensing.import_model import ImportModel
 from stages.sensing.model import load_sensing
 from stages.sensing.models import (
     choose_model,
-    train_model,
-    training_plan,
     weights_path,
 )
-from stages.sensing.recipe import TrainParams, held_out_rows, params_from
+from stages.sensing.sensing_training import SensingTraining, TrainState
 from stages.sensing.snapshots import snapshot_epochs, snapshot_name, snapshot_plan
-from stages.sensing.train import TrainSensing, TrainState
+from stages.sensing.train_params import PRESETS, held_out_rows, params_from
+from stages.sensing.train_sensing import TrainSensing
+from stages.sensing.weights import save_weights
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import PlanMismatchError
 
 EPOCHS = 4
-PARAMS = params_from("quick", epochs=EPOCHS)
 PLAN_OF_AN_OLDER_VERSION = {
     "stage": {
         "name": "train-sensing",
@@ -76,29 +78,21 @@ def train(
     keep_every: int | None = None,
     *,
     name: str = "net",
-    params: TrainParams = PARAMS,
+    epochs: int = EPOCHS,
     place: str = "store",
-) -> LoopReport:
+) -> Made:
     store = FeatureStore(str(home / place))
-    return train_model(
-        store,
-        name,
-        params,
-        train=SourceSpec("few", "train", str(home)),
-        test=SourceSpec("few", "test", str(home)),
-        device="cpu",
-        last_layer=None,
-        journal=Journal.of(store.location, ["train"]),
-        keep_every=keep_every,
-    )
+    options = {"name": name, "epochs": epochs, "keep_every": keep_every}
+    return make_in(store, TrainSensing(dataset="few", preset="quick", **options), home)
 
 
 def store_of(home: Path) -> FeatureStore:
     return FeatureStore(str(home / "store"))
 
 
-def plan_of(home: Path, params: TrainParams = PARAMS) -> dict[str, object]:
-    return dict(training_plan(params, SourceSpec("few", "train", str(home)), None))
+def plan_of(home: Path, epochs: int = EPOCHS) -> dict[str, object]:
+    stage = TrainSensing(dataset="few", preset="quick", epochs=epochs)
+    return dict(stage.plan(Workspace(store_of(home), str(home))))
 
 
 def weights(home: Path, place: str = "store") -> dict[str, str]:
@@ -128,10 +122,10 @@ def test_a_model_is_found_by_its_plan_whatever_it_is_called(home: Path) -> None:
     train(home, name="some-name")
     store = store_of(home)
     assert store.made_by("model", plan_of(home)) == [store.artifact("model", "some-name")]
-    assert store.made_by("model", plan_of(home, params_from("quick", epochs=5))) == []
+    assert store.made_by("model", plan_of(home, 5)) == []
 
 
-def test_snapshots_are_never_chosen_unasked(home: Path) -> None:
+def test_snapshots_are_only_chosen_by_name(home: Path) -> None:
     train(home, 1)
     assert choose_model(store_of(home), "few", None).name == "net"
     assert choose_model(store_of(home), "few", "net-epoch-002").name == "net-epoch-002"
@@ -180,13 +174,14 @@ def test_a_training_leaves_the_models_of_its_epochs(home: Path) -> None:
     assert set(weights(home)) == {"net", *names(1, 4)}
 
 
-def test_a_snapshot_is_the_model_that_a_training_of_so_many_epochs_would_be_at(home: Path) -> None:
+def test_a_snapshot_is_the_model_that_a_training_of_so_many_epochs_would_be_at(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the rate does not depend on the number of epochs, so that the two are the same."""
-    steady = params_from("quick", epochs=EPOCHS, schedule="steps", gamma=1.0)
-    train(home, 1, params=steady)
+    monkeypatch.setitem(PRESETS, "quick", params_from("quick", schedule="steps", gamma=1.0))
+    train(home, 1)
     for epoch in (1, 3, 4):
-        shorter = params_from("quick", epochs=epoch, schedule="steps", gamma=1.0)
-        train(home, params=shorter, place=f"store-{epoch}")
+        train(home, epochs=epoch, place=f"store-{epoch}")
         model = FeatureStore(str(home / f"store-{epoch}")).artifact("model", "net").card()
         kept = store_of(home).artifact("model", snapshot_name("net", epoch)).card()
         for fact in ("M", "train_accuracy", "test_accuracy", "n_train", "n_test"):
@@ -194,7 +189,7 @@ def test_a_snapshot_is_the_model_that_a_training_of_so_many_epochs_would_be_at(h
         assert kept["card"]["weights_sha256"] == model["card"]["weights_sha256"]
 
 
-def test_a_snapshot_is_a_model_with_a_card_of_its_own(home: Path) -> None:
+def test_a_snapshot_is_a_model_with_its_own_card(home: Path) -> None:
     train(home, 3)
     store = store_of(home)
     artifact = store.artifact("model", "net-epoch-001")
@@ -232,10 +227,10 @@ def stopping(where: str, name: str) -> Callable[..., object]:
     """A method of ``Artifact`` that stops the run at the artifact of that name."""
     whole = getattr(Artifact, where)
 
-    def method(artifact: Artifact, *arguments: object) -> object:
+    def method(artifact: Artifact, *arguments: object, **options: object) -> object:
         if artifact.name == name:
             raise KeyboardInterrupt
-        return whole(artifact, *arguments)
+        return whole(artifact, *arguments, **options)
 
     return method
 
@@ -244,7 +239,7 @@ def test_a_finished_training_with_all_its_snapshots_is_only_read(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(home, 1)
-    monkeypatch.setattr(TrainSensing, "step", fails)
+    monkeypatch.setattr(SensingTraining, "step", fails)
     assert train(home, 1).n_units_run == 0
     assert train(home, 3).n_units_run == 0
 
@@ -262,10 +257,10 @@ def test_snapshots_of_epochs_that_have_passed_are_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(TrainSensing, "step", stopping_at(2))
+        patch.setattr(SensingTraining, "step", stopping_at(2))
         with pytest.raises(KeyboardInterrupt):
             train(home)
-    monkeypatch.setattr(TrainSensing, "step", fails)
+    monkeypatch.setattr(SensingTraining, "step", fails)
     with pytest.raises(InputError, match=r"1 snapshots .* net-epoch-001 first"):
         train(home, 1)
 
@@ -274,7 +269,7 @@ def test_the_epoch_of_the_last_checkpoint_can_still_be_kept(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(TrainSensing, "step", stopping_at(1))
+        patch.setattr(SensingTraining, "step", stopping_at(1))
         with pytest.raises(KeyboardInterrupt):
             train(home)
     train(home, 1)
@@ -282,10 +277,10 @@ def test_the_epoch_of_the_last_checkpoint_can_still_be_kept(
 
 
 def stopping_at(unit: int) -> Callable[..., dict[str, float]]:
-    """``TrainSensing.step``, stopped at an epoch counted from 0."""
-    whole = TrainSensing.step
+    """``SensingTraining.step``, stopped at an epoch counted from 0."""
+    whole = SensingTraining.step
 
-    def step(stage: TrainSensing, state: TrainState, at: int, tick: Tick) -> dict[str, float]:
+    def step(stage: SensingTraining, state: TrainState, at: int, tick: Tick) -> dict[str, float]:
         if at == unit:
             raise KeyboardInterrupt
         return whole(stage, state, at, tick)
@@ -293,16 +288,35 @@ def stopping_at(unit: int) -> Callable[..., dict[str, float]]:
     return step
 
 
-def test_a_name_that_is_taken_is_refused_before_anything_is_trained(
+def test_a_used_name_is_refused_before_training(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(home, name="net-epoch-004", params=params_from("quick", epochs=1))
-    monkeypatch.setattr(TrainSensing, "step", fails)
+    train(home, name="net-epoch-004", epochs=1)
+    monkeypatch.setattr(SensingTraining, "step", fails)
     with pytest.raises(PlanMismatchError, match="'net-epoch-004' was made with another plan"):
         train(home, 3)
     assert set(weights(home)) == {"net-epoch-004"}
 
 
 def test_a_step_of_no_epochs_is_refused(home: Path) -> None:
-    with pytest.raises(InputError, match="keep every 0 epochs: expected 1 or more"):
+    with pytest.raises(ValidationError, match=r"keep_every\n.*should be greater than 0"):
         train(home, 0)
+
+
+def test_weights_are_serialised_only_when_they_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build_network("cnn2", 10)
+    expected = save_weights(network)
+    (tmp_path / "w.safetensors").write_bytes(expected)
+    store = FeatureStore(str(tmp_path / "store"))
+    weights, data = str(tmp_path / "w.safetensors"), str(write_npz_set(tmp_path / "few", 40, 40))
+    stage = ImportModel(network="cnn2", weights=weights, name="mine", dataset=data)
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.sensing.weights.save_weights", fails)
+        stage.job(Workspace(store))
+    assert not store.artifact("model", "mine").is_complete()
+    card = make_in(store, stage).output.card()
+    assert store.artifact("model", "mine").storage.read("weights.safetensors") == expected
+    monkeypatch.setattr("stages.sensing.weights.save_weights", fails)
+    assert make_in(store, stage).output.card() == card

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from stages.errors import DataNotFoundError, InputError
+from stages.sensing.checkpoint import read_checkpoint
 from stages.sensing.networks import cifar_resnet, cnn2
-from stages.sensing.weights import load_weights, read_state_dict, save_weights, weights_hash
+from stages.sensing.weights import load_weights, save_weights, weights_hash
 
 
 class RunsCode:
@@ -36,7 +37,7 @@ def test_weights_come_back_from_safetensors(network, tmp_path):
         lambda weights: {"net": {f"module._orig_mod.{k}": v for k, v in weights.items()}},
     ],
 )
-def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(network, tmp_path, wrap):
+def test_wrappers_and_prefixes_of_training_scripts_are_removed(network, tmp_path, wrap):
     torch.save(wrap(network.state_dict()), tmp_path / "w.pt")
     other = cnn2(10)
     load_weights(other, tmp_path / "w.pt")
@@ -90,10 +91,10 @@ def test_missing_file_is_not_found(network, tmp_path):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {}])
-def test_what_is_no_state_dict_is_said(tmp_path, content):
+def test_a_missing_state_dict_is_reported(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(InputError, match="expected a state dict"):
-        read_state_dict(tmp_path / "w.pt")
+        read_checkpoint(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_first_key_that_differs_is_named(tmp_path, theirs, ours, key):
         load_weights(cifar_resnet(ours, 10), tmp_path / "w.safetensors")
 
 
-def test_number_of_classes_that_differs_is_said_as_such(tmp_path):
+def test_a_different_number_of_classes_is_reported_as_such(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(save_weights(cifar_resnet("resnet18", 100)))
     with pytest.raises(InputError, match=r"trained for 100 classes, the network is built for 10"):
         load_weights(cifar_resnet("resnet18", 10), tmp_path / "w.safetensors")
@@ -121,3 +122,17 @@ def test_batch_counters_may_be_missing(tmp_path):
     weights = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
     torch.save(weights, tmp_path / "w.pth")
     load_weights(cifar_resnet("resnet18", 10), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>404</html>", b"\n<HTML>", b"<?xml v?>"])
+def test_a_web_page_is_not_treated_as_code(network, tmp_path, page):
+    (tmp_path / "w.pth").write_bytes(page)
+    with pytest.raises(InputError, match="found a damaged file or another format"):
+        load_weights(network, tmp_path / "w.pth")
+
+
+def test_a_single_difference_is_not_counted(tmp_path):
+    state = nn.Linear(2, 2).state_dict()
+    torch.save({"weight": state["weight"]}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="'bias' is missing from it; name the network"):
+        load_weights(nn.Linear(2, 2), tmp_path / "w.pt")

@@ -28,7 +28,7 @@ def plan_named(dataset: str, split: str, model: str, **inputs: Any) -> dict[str,
     return {**plan, "name": f"{dataset}-{split}@{model}"}
 
 
-def test_a_new_store_says_its_format(store: FeatureStore) -> None:
+def test_a_new_store_records_its_format(store: FeatureStore) -> None:
     assert json.loads(store.storage.read("store.json")) == {"format": FORMAT}
     assert list(store.storage.keys()) == ["store.json"]
 
@@ -40,28 +40,28 @@ def test_a_store_of_a_newer_format_is_refused(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"format": "x"}', b"\xff"])
-def test_a_folder_that_is_no_store_is_refused(store: FeatureStore, data: bytes) -> None:
+def test_a_folder_other_than_a_store_is_refused(store: FeatureStore, data: bytes) -> None:
     store.storage.write("store.json", data)
     with pytest.raises(FormatError, match="does not name a store format: is this a store"):
         FeatureStore(store.location)
 
 
-def test_a_file_is_no_store(tmp_path: Path) -> None:
+def test_a_file_is_not_a_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="cannot be read: Not a directory"):
         FeatureStore(str(tmp_path / "file"))
 
 
-def test_a_store_that_is_not_there_is_empty_and_is_not_made_by_reading(tmp_path: Path) -> None:
+def test_a_missing_store_is_empty_and_is_not_created_by_reading(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "nothing"))
     assert list(store.feature_sets()) == []
-    with pytest.raises(NotFoundError, match=r"there: none yet.*extract"):
+    with pytest.raises(NotFoundError, match="existing: none yet"):
         store.open("cifar10c@resnet18")
     assert not (tmp_path / "nothing").exists()
 
 
 @pytest.mark.parametrize("folder", ["with space", "größe-店", "a'b\"c", "100%#?[x]*"])
-def test_a_store_may_lie_in_a_folder_of_any_name(tmp_path: Path, folder: str, fill: Fill) -> None:
+def test_a_store_may_be_in_a_folder_of_any_name(tmp_path: Path, folder: str, fill: Fill) -> None:
     store = FeatureStore(str(tmp_path / folder)).prepare()
     found = fill(store.create(plan_of(10, 4)))
     assert list(verify_feature_set(found)) == []
@@ -103,14 +103,14 @@ def test_a_store_on_a_read_only_disk_is_read_and_verified_but_not_prepared(
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     store = FeatureStore(str(tiny_disk))
     assert list(verify_feature_set(store.open("numbers@square"))) == []
-    with pytest.raises(WriteError, match="read-only: choose another place with --store"):
+    with pytest.raises(WriteError, match="read-only: choose another location"):
         store.prepare()
 
 
 @pytest.mark.parametrize(
     "name", ["", "a/b", "../../out", ".hidden", "line\nbreak", "nul\0", "n" * 250]
 )
-def test_names_that_no_folder_should_have_are_refused(store: FeatureStore, name: str) -> None:
+def test_invalid_folder_names_are_refused(store: FeatureStore, name: str) -> None:
     with pytest.raises(FormatError, match="cannot be the name of a feature set"):
         store.create({**plan_of(10, 4), "name": name})
     with pytest.raises(FormatError, match="cannot be the name of a model"):
@@ -128,14 +128,14 @@ def test_names_in_any_script_are_found_again(store: FeatureStore, name: str, fil
     assert list(verify_feature_set(created)) == []
 
 
-def test_the_same_plan_is_the_same_set_and_another_plan_is_another(store: FeatureStore) -> None:
+def test_equal_plans_share_a_set_and_other_plans_do_not(store: FeatureStore) -> None:
     first = store.create(plan_of(10, 4))
     assert store.create(plan_of(10, 4)).name == first.name
     assert store.create(plan_of(10, 5)).name != first.name
     assert len(list(store.feature_sets())) == 2
 
 
-def test_only_a_set_that_was_begun_is_found(store: FeatureStore) -> None:
+def test_only_a_started_set_is_found(store: FeatureStore) -> None:
     assert store.find(plan_of(10, 4)) is None
     store.create(plan_of(10, 4))
     assert store.find(plan_of(10, 4)) is not None
@@ -159,11 +159,11 @@ def test_the_split_may_be_left_out_before_a_fingerprint(
 
 @pytest.mark.parametrize("name", ["numbers", "numbers-test", "numbers-test@squ", "square", "", "x"])
 def test_half_a_name_does_not_answer(store: FeatureStore, numbers: FeatureSet, name: str) -> None:
-    with pytest.raises(NotFoundError, match=f"no feature set '{name}' .*there: {numbers.name}"):
+    with pytest.raises(NotFoundError, match=f"no feature set '{name}' .*existing: {numbers.name}"):
         store.open(name)
 
 
-def test_a_model_whose_name_begins_with_anothers_is_not_mistaken_for_it(
+def test_models_whose_names_share_a_prefix_are_distinguished(
     store: FeatureStore,
 ) -> None:
     store.create(plan_named("digits", "test", "net2"))
@@ -192,17 +192,17 @@ def test_an_incomplete_set_is_resolved_but_not_opened(
     store: FeatureStore, begun: FeatureSet
 ) -> None:
     assert store.resolve("numbers@square").name == begun.name
-    with pytest.raises(IncompleteError, match="run the same extract command again"):
+    with pytest.raises(IncompleteError, match="expected a complete set"):
         store.open("numbers@square")
 
 
-def test_siblings_say_in_what_they_differ(store: FeatureStore) -> None:
+def test_siblings_list_their_differences(store: FeatureStore) -> None:
     one = store.create(plan_named("digits", "test", "net", weights="aa"))
     other = store.create(plan_named("digits", "test", "net", weights="bb"))
     store.create(plan_named("digits", "train", "net"))
     (line,) = store.siblings(one)
     assert line.startswith(f"note: {other.name} ")
-    assert 'inputs.weights: "aa", there "bb"' in line
+    assert 'inputs.weights: "aa", found "bb"' in line
 
 
 def test_a_preview_counts_what_is_missing_and_writes_nothing(
@@ -274,7 +274,7 @@ def test_artifacts_are_listed_by_name(store: FeatureStore) -> None:
 def test_artifacts_are_found_by_their_plan_the_finished_first(store: FeatureStore) -> None:
     for name, plan in (("b", {"seed": 0}), ("c", {"seed": 0}), ("a", {"seed": 1})):
         store.artifact("head", name).claim(plan)
-    store.artifact("head", "c").write({}, {})
+    store.artifact("head", "c").write({}, {}, plan={"seed": 0})
     assert [head.name for head in store.made_by("head", {"seed": 0})] == ["c", "b"]
     assert store.made_by("head", {"seed": 2}) == []
     assert store.made_by("model", {"seed": 0}) == []
@@ -287,7 +287,7 @@ def test_a_damaged_artifact_does_not_keep_others_from_being_found(store: Feature
     assert [model.name for model in store.made_by("model", {"seed": 0})] == ["z"]
 
 
-def test_a_store_that_lost_its_file_is_told_from_no_store(store: FeatureStore) -> None:
+def test_a_store_without_its_file_is_distinguished_from_no_store(store: FeatureStore) -> None:
     store.create(plan_of(4, 2))
     store.storage.remove(STORE_KEY)
     with pytest.raises(NotFoundError, match=r"has lost its store\.json"):

@@ -1,7 +1,8 @@
-"""Rows to bytes and back."""
+"""Encoding and decoding of rows."""
 
 import json
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from store import tables
 from store.encoding import (
     chunk_key,
     decode_chunk,
-    decode_samples,
     encode_chunk,
     encode_rows,
     encode_samples,
     metadata_files,
     samples_key,
 )
+from store.errors import ShardSizeError
 from store.schema import ArraySpec, Schema
 from store.shards import Shard
+from store.tables import read_table
 
 SCHEMA = Schema((ArraySpec("features", (3,)),), (("sample_id", "string"), ("label", "int64")))
 SPEC = SCHEMA.arrays[0]
@@ -98,7 +101,7 @@ def test_columns_of_another_length_are_refused_with_the_name() -> None:
 
 
 def test_samples_keep_the_types_of_the_schema() -> None:
-    table = decode_samples(encode_samples(SCHEMA, COLUMNS))
+    table = read_table(encode_samples(SCHEMA, COLUMNS))
     assert table.schema == SCHEMA.arrow
     assert table.to_pydict() == COLUMNS
 
@@ -108,15 +111,46 @@ def test_a_flipped_value_of_a_sample_is_noticed() -> None:
     data = bytearray(encode_samples(SCHEMA, columns))
     data[60] ^= 1
     with pytest.raises((pa.ArrowException, OSError)):
-        decode_samples(bytes(data))
+        read_table(bytes(data))
 
 
-def test_a_column_that_is_not_in_the_part_is_told() -> None:
+def test_samples_that_would_be_refused_when_read_are_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = {"sample_id": ["x" * 1_000] * 50, "label": range(50)}
+    data = encode_samples(SCHEMA, columns)
+    assert len(data) < 10_000
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 50_000)
+    with pytest.raises(ValueError, match="expected a table of at most"):
+        read_table(data)
+    with pytest.raises(ShardSizeError, match=r"shard: expected .*; use smaller shards"):
+        encode_samples(SCHEMA, columns)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 100])
+def test_samples_that_are_written_can_be_read(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """The limit applies to the same bytes on both sides, up to the marks of missing values."""
+    columns = {"sample_id": [f"{row:0{length}}" for row in range(50)], "label": range(50)}
+    n_read = n_written = 0
+    for limit in range(200, 8_000, 50):
+        monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 10**9)
+        data = encode_samples(SCHEMA, columns)
+        monkeypatch.setattr(tables, "MAX_TABLE_BYTES", limit)
+        with suppress(ValueError):
+            n_read += read_table(data).num_rows
+        with suppress(ValueError):
+            encode_samples(SCHEMA, columns)
+            n_written += 50
+        assert n_written <= n_read <= n_written + 100
+    assert n_written
+
+
+def test_a_column_missing_from_a_part_is_reported() -> None:
     data = encode_samples(SCHEMA, COLUMNS)
     name = SCHEMA.columns[0][0]
-    assert decode_samples(data, [name]).column_names == [name]
+    assert read_table(data, [name]).column_names == [name]
     with pytest.raises(ValueError, match="there is no column weather"):
-        decode_samples(data, [name, "weather"])
+        read_table(data, [name, "weather"])
 
 
 def test_names_of_parts_sort_as_rows_do() -> None:

@@ -21,7 +21,7 @@ def test_a_dask_array_has_the_rows_that_were_written(numbers: FeatureSet) -> Non
     np.testing.assert_array_equal(numbers.array("square").compute(), numbers.read("square"))
 
 
-def test_only_the_blocks_that_are_asked_for_are_read(numbers: FeatureSet) -> None:
+def test_only_requested_blocks_are_read(numbers: FeatureSet) -> None:
     numbers.shard_set.storage.remove("square/c/0/0")
     assert numbers.array("square")[4:].sum().compute() == sum(row + row**2 for row in range(4, 10))
     with pytest.raises(DamagedError):

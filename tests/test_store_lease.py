@@ -1,4 +1,4 @@
-"""One driver a set: the first is named, a dead one is replaced, a lost lease is noticed."""
+"""One driver per set: refusals name the holder, dead holders are replaced, loss is detected."""
 
 import json
 import os
@@ -78,13 +78,13 @@ def test_a_second_driver_is_refused_and_the_first_is_named(storage: LocalStorage
         Lease(storage, purpose="other").__enter__()
 
 
-def test_nobody_holds_it_after_the_work(storage: LocalStorage) -> None:
+def test_the_lease_is_released_after_the_work(storage: LocalStorage) -> None:
     with Lease(storage, purpose="extract"):
         assert (holder_of(storage) or {})["pid"] == os.getpid()
     assert holder_of(storage) is None
 
 
-def test_nobody_holds_it_after_an_error(storage: LocalStorage) -> None:
+def test_the_lease_is_released_after_an_error(storage: LocalStorage) -> None:
     with pytest.raises(ZeroDivisionError), Lease(storage, purpose="extract"):
         _ = 1 / 0
     assert holder_of(storage) is None
@@ -104,7 +104,7 @@ def test_a_lease_that_someone_removed_is_lost(storage: LocalStorage) -> None:
             lease.check()
 
 
-def test_who_takes_it_sweeps_what_others_have_staged(storage: LocalStorage) -> None:
+def test_taking_the_lease_sweeps_staged_files(storage: LocalStorage) -> None:
     storage.stage("features/c/0/0", b"of a driver that is gone")
     with Lease(storage, purpose="extract"):
         assert storage.staged() == []
@@ -129,7 +129,7 @@ def test_a_doubtful_heart_that_beats_while_we_watch_is_believed(
 
 
 @pytest.mark.parametrize("now", [EXPIRY_S + 1, -EXPIRY_S - 1], ids=["behind", "ahead"])
-def test_a_doubtful_heart_that_stands_still_is_replaced(storage: LocalStorage, now: float) -> None:
+def test_a_holder_without_heartbeats_is_replaced(storage: LocalStorage, now: float) -> None:
     write_lease(storage)
     take(storage, Stand(now=1e9 + now)).check()
 
@@ -146,12 +146,12 @@ def test_another_process_with_the_pid_of_a_dead_one_holds_nothing(storage: Local
     take(storage, Stand(processes={7: "at noon", 1: "at dusk"})).check()
 
 
-def test_a_live_process_of_this_kernel_is_believed_whatever_the_clock(
+def test_a_live_process_of_this_kernel_is_trusted_whatever_the_clock(
     storage: LocalStorage,
 ) -> None:
     write_lease(storage, kernel="ours")
     for now in (1e9 + 86_400, 1e9 - 86_400):
-        with pytest.raises(LeaseError, match="given up 60 s after its last heartbeat"):
+        with pytest.raises(LeaseError, match="its lease expires 60 s after the last heartbeat"):
             take(storage, Stand(now=now, processes={7: "at noon", 1: "at dawn"}))
 
 
@@ -171,7 +171,7 @@ def test_a_real_process_that_ended_is_gone(storage: LocalStorage) -> None:
         lease.check()
 
 
-def test_of_many_that_take_over_at_once_one_succeeds(storage: LocalStorage) -> None:
+def test_one_of_many_concurrent_takeovers_succeeds(storage: LocalStorage) -> None:
     write_lease(storage, kernel=ThisMachine().kernel, pid=10**9)
 
     def attempt(index: int) -> Lease | None:
@@ -236,7 +236,7 @@ def test_a_lease_file_with_garbage_holds_nothing_and_counts(
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "x.json", "1.json", "²²²²²²²².json"])
-def test_a_file_that_is_no_lease_does_not_count(storage: LocalStorage, name: str) -> None:
+def test_files_other_than_leases_are_ignored(storage: LocalStorage, name: str) -> None:
     storage.write(f"lease/{name}", b"")
     with Lease(storage, purpose="other"):
         assert storage.size(FIRST) is not None
@@ -263,14 +263,14 @@ def test_a_lease_that_this_process_could_not_give_back_does_not_keep_it_out(
         lease.check()
 
 
-def test_a_process_that_may_not_be_looked_at_is_judged_by_its_heart(storage: LocalStorage) -> None:
+def test_a_hidden_process_is_judged_by_its_heartbeat(storage: LocalStorage) -> None:
     write_lease(storage, kernel="ours")
     hidden = {7: "at noon", 1: HIDDEN}
     with pytest.raises(LeaseError):
         take(storage, Stand(processes=hidden))
 
 
-def test_who_is_overtaken_while_it_watches_is_refused(storage: LocalStorage) -> None:
+def test_a_driver_overtaken_while_watching_is_refused(storage: LocalStorage) -> None:
     write_lease(storage)
     machine = Stand(now=1e9 + EXPIRY_S + 1)
     machine.meanwhile = lambda: write_lease(

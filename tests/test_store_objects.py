@@ -1,7 +1,6 @@
-"""A store in a bucket: the same promises, over a network that throttles, loses and delays."""
+"""A store in a bucket: the same guarantees over a network that throttles, loses and delays."""
 
 import itertools
-import json
 import os
 import re
 import signal
@@ -46,7 +45,7 @@ def bytes_of(made: FeatureSet) -> dict[str, bytes]:
     storage = made.shard_set.storage
     keys = [key for key in storage.keys("") if not key.startswith(("lease/", "receipts/"))]
     vouched = {
-        receipt_key(shard): json.dumps(made.shard_set.receipt(shard)["files"]).encode()
+        receipt_key(shard): repr(made.shard_set.receipt(shard).files).encode()
         for shard in made.shard_set.shards
     }
     return {**{key: storage.read(key) for key in keys}, **vouched}
@@ -71,7 +70,7 @@ def test_a_run_over_a_bad_network_equals_one_in_a_folder(
     assert [problem for problem in verify_feature_set(made) if not problem.is_harmless] == []
 
 
-def test_an_answer_that_got_lost_is_not_taken_for_another_driver(gate: Gate, place: str) -> None:
+def test_a_lost_response_is_not_mistaken_for_another_driver(gate: Gate, place: str) -> None:
     storage = ObjectStorage(place)
     staged = storage.stage("receipt", b"ours")
     gate.faults, gate.share = ("lose the answer",), 0.3
@@ -83,7 +82,7 @@ def test_an_answer_that_got_lost_is_not_taken_for_another_driver(gate: Gate, pla
     assert not storage.create("key-0", b"another's")
 
 
-def test_a_store_that_is_not_there_is_told_in_one_line(
+def test_a_missing_store_is_reported_in_one_line(
     gate: Gate, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "WAITS_S", ())
@@ -94,7 +93,7 @@ def test_a_store_that_is_not_there_is_told_in_one_line(
         ObjectStorage(place).write("key", b"")
 
 
-def test_a_bucket_that_is_not_there_is_told_at_once(gate: Gate) -> None:
+def test_a_missing_bucket_is_reported_at_once(gate: Gate) -> None:
     with pytest.raises(WriteError, match=r"cannot write s3://nowhere/store/store.json: .*bucket"):
         FeatureStore("s3://nowhere/store").prepare()
     with pytest.raises(NotFoundError, match="there is no store at s3://nowhere/store"):
@@ -119,7 +118,7 @@ def test_a_url_without_a_place_is_refused(url: str) -> None:
         FeatureStore(url)
 
 
-def test_a_scheme_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(FormatError, match=r"nonesuch:// cannot be opened: .*nonesuch"):
         FeatureStore("nonesuch://bucket/store")
 
@@ -166,7 +165,7 @@ def name_of(place: str) -> str:
     return made.name
 
 
-def test_who_was_swept_cannot_publish_the_receipt(place: str, tmp_path: Path) -> None:
+def test_a_driver_that_was_swept_cannot_publish_the_receipt(place: str, tmp_path: Path) -> None:
     shards = FeatureStore(place).prepare().create(plan_of(5, 5)).shard_set
     output = Squares(5, str(tmp_path)).compute(1, shards.shards[0], lambda _: None)
     staged = shards.stage(shards.shards[0], output.files, output.facts)
@@ -188,7 +187,7 @@ def test_a_shard_costs_a_few_requests(gate: Gate, place: str, tmp_path: Path) ->
         assert len(gate.requests) - n_before <= 20
 
 
-def test_a_driver_that_is_killed_is_followed_by_one_that_goes_on(
+def test_the_next_driver_continues_after_a_kill(
     place: str, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     command = [sys.executable, "squares.py", place, str(tmp_path), "10", "5", "0.3", "0"]

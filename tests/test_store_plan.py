@@ -1,4 +1,4 @@
-"""Plans: one spelling, one fingerprint, and what differs between two."""
+"""Plans: canonical form, fingerprint, and differences."""
 
 import json
 from typing import Any
@@ -34,19 +34,19 @@ def test_the_order_of_keys_does_not_matter() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
 
 
-def test_the_fingerprint_stays_what_it_was() -> None:
+def test_the_fingerprint_is_unchanged() -> None:
     assert fingerprint({"name": "numbers", "n_rows": 10}) == "70849da8938b"
 
 
 def test_differences_name_the_path_and_both_values() -> None:
     ours = {"inputs": {"model": {"M": 4.5}}, "n_rows": 10}
     theirs = {"inputs": {"model": {"M": 5.0}}, "n_rows": 10}
-    assert list(differences(ours, theirs)) == ["inputs.model.M: 4.5, there 5.0"]
+    assert list(differences(ours, theirs)) == ["inputs.model.M: 4.5, found 5.0"]
 
 
 def test_a_missing_field_differs_from_one_that_is_null() -> None:
-    assert list(differences({"M": None}, {})) == ["M: null, there nothing"]
-    assert list(differences({}, {"M": None})) == ["M: nothing, there null"]
+    assert list(differences({"M": None}, {})) == ["M: null, found nothing"]
+    assert list(differences({}, {"M": None})) == ["M: nothing, found null"]
 
 
 def test_long_values_are_cut_short() -> None:

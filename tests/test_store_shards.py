@@ -35,6 +35,6 @@ def test_sizes_that_cannot_be_split_are_refused(n_rows: int, shard_rows: int) ->
 
 
 @pytest.mark.parametrize("numbers", [(-1, 0, 4), (0, -1, 4), (0, 4, 4), (0, 5, 4)])
-def test_an_impossible_range_is_no_shard(numbers: tuple[int, int, int]) -> None:
+def test_an_impossible_range_is_not_a_shard(numbers: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="not a shard"):
         Shard(*numbers)

@@ -18,12 +18,14 @@ from store.errors import (
     FormatError,
     NotFoundError,
     PlanMismatchError,
+    ShardSizeError,
     StoreError,
     SweptError,
     WriteError,
 )
 from store.featureset import FeatureSet, create_feature_set
-from store.plan import readable_json
+from store.plan import read_object, readable_json
+from store.schema import Schema
 from store.shards import Shard
 from store.shardset import ShardSet, find_set, receipt_key
 from store.storage import LocalStorage
@@ -34,7 +36,7 @@ N_WRITES = 12
 
 
 class KilledError(BaseException):
-    """What a kill would be: nobody catches it."""
+    """Stands for a kill: nothing catches it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def test_receipts_are_written_after_the_data_they_vouch_for(
 
 
 @pytest.mark.parametrize("dies_at", range(N_WRITES))
-def test_a_run_killed_at_any_write_goes_on_to_the_bytes_of_one_that_was_not(
+def test_a_run_killed_at_any_write_resumes_to_the_same_bytes(
     store: FeatureStore, fill: Fill, template: FeatureSet, dies_at: int
 ) -> None:
     storage, plan = dying_set(store, dies_at)
@@ -102,7 +104,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_bytes_of_one_that_was_not(
 
 
 @pytest.mark.parametrize("dies_at", range(3, N_WRITES))
-def test_what_a_killed_run_left_is_incomplete_but_not_wrong(
+def test_a_killed_run_leaves_incomplete_but_correct_rows(
     store: FeatureStore, fill: Fill, dies_at: int
 ) -> None:
     storage, plan = dying_set(store, dies_at)
@@ -113,7 +115,7 @@ def test_what_a_killed_run_left_is_incomplete_but_not_wrong(
     assert len(found.shard_set.missing()) == 3 - (dies_at - 3) // 3
 
 
-def test_a_rerun_leaves_finished_shards_as_they_are(numbers: FeatureSet, fill: Fill) -> None:
+def test_a_rerun_keeps_finished_shards(numbers: FeatureSet, fill: Fill) -> None:
     shard = numbers.shard_set.shards[0]
     before = numbers.shard_set.receipt(shard)
     fill(numbers, [shard], nan_rows=(0,))
@@ -129,11 +131,11 @@ def test_the_receipt_that_commit_gives_is_the_one_on_disk(begun: FeatureSet) -> 
     assert given == begun.shard_set.receipt(shard)
 
 
-def test_facts_cannot_stand_in_for_what_the_set_vouches_for(begun: FeatureSet) -> None:
+def test_facts_cannot_replace_checksums_of_the_set(begun: FeatureSet) -> None:
     shard = begun.shard_set.shards[0]
     receipt = begun.shard_set.commit(shard, {"a": b"1"}, {"files": {}, "shard": None})
-    assert list(receipt["files"]) == ["a"]
-    assert receipt["shard"]["index"] == 0
+    assert list(receipt.files) == ["a"]
+    assert receipt.shard == shard
 
 
 class OvertakenStorage(LocalStorage):
@@ -164,7 +166,7 @@ def test_two_drivers_that_write_a_shard_at_once_with_the_same_bytes_are_both_rig
     assert receipt == ours.receipt(ours.shards[0])
 
 
-def test_what_is_staged_is_not_there_until_it_is_published(begun: FeatureSet) -> None:
+def test_staged_files_do_not_exist_until_they_are_published(begun: FeatureSet) -> None:
     shards = begun.shard_set
     staged = shards.stage(shards.shards[0], {"a": b"1"}, {})
     assert (shards.done(), shards.storage.size("a")) == (set(), None)
@@ -198,7 +200,7 @@ def test_a_driver_whose_staged_files_were_swept_publishes_no_receipt(
             return super().publish_new(staged, key)
 
     sleeper = ShardSet(Swept(begun.shard_set.storage.location), begun.plan)
-    with pytest.raises(SweptError, match="swept away before it was published"):
+    with pytest.raises(SweptError, match="removed before it was published"):
         sleeper.commit(sleeper.shards[0], {"file-0": b"0", "file-1": b"1"}, {})
     assert sleeper.done() == set()
 
@@ -236,14 +238,15 @@ def test_a_receipt_that_is_garbage_is_damaged(numbers: FeatureSet, data: bytes) 
 
 def test_a_receipt_edited_by_hand_is_damaged(numbers: FeatureSet) -> None:
     shard = numbers.shard_set.shards[0]
-    edited = {**numbers.shard_set.receipt(shard), "failed": {"0": "invented"}}
+    whole = numbers.shard_set.storage.read(receipt_key(shard))
+    edited = {**read_object(whole), "failed": {"0": "invented"}}
     numbers.shard_set.storage.write(receipt_key(shard), readable_json(edited))
     with pytest.raises(DamagedError, match=r"cannot be read|altered"):
         numbers.shard_set.receipt(shard)
 
 
 def test_receipts_come_in_row_order(numbers: FeatureSet) -> None:
-    assert [r["shard"]["start"] for r in numbers.shard_set.receipts()] == [0, 4, 8]
+    assert tuple(r.shard for r in numbers.shard_set.receipts()) == numbers.shard_set.shards
 
 
 def test_another_plan_in_the_same_place_is_refused_with_the_fields_that_differ(
@@ -251,7 +254,7 @@ def test_another_plan_in_the_same_place_is_refused_with_the_fields_that_differ(
 ) -> None:
     storage = LocalStorage(str(tmp_path))
     ShardSet.create(storage, plan_of(10, 4, weights="aa"), {})
-    with pytest.raises(PlanMismatchError, match=r'inputs\.weights: "bb", there "aa"'):
+    with pytest.raises(PlanMismatchError, match=r'inputs\.weights: "bb", found "aa"'):
         ShardSet.create(storage, plan_of(10, 4, weights="bb"), {})
 
 
@@ -290,7 +293,7 @@ def test_a_plan_without_rows_is_refused_and_nothing_is_written(
 
 
 def test_more_shards_than_names_sort_by_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="take more rows a shard"):
+    with pytest.raises(ShardSizeError, match="use more rows per shard"):
         ShardSet.create(LocalStorage(str(tmp_path)), plan_of(100_001, 1), {})
 
 
@@ -316,7 +319,7 @@ EDITS: list[Callable[[dict[str, Any]], Any]] = [
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_plan_that_is_none_is_refused_with_the_way_out(
+def test_an_invalid_plan_is_refused_with_a_remedy(
     begun: FeatureSet, edit: Callable[[dict[str, Any]], Any]
 ) -> None:
     storage = begun.shard_set.storage
@@ -331,9 +334,7 @@ def test_a_place_without_a_plan_holds_no_set(tmp_path: Path) -> None:
         ShardSet.open(LocalStorage(str(tmp_path)))
 
 
-def test_a_run_on_a_full_disk_leaves_a_store_that_is_not_wrong_and_goes_on(
-    tiny_disk: Path, fill: Fill
-) -> None:
+def test_a_run_on_a_full_disk_leaves_a_valid_store_and_resumes(tiny_disk: Path, fill: Fill) -> None:
     found = FeatureStore(str(tiny_disk)).prepare().create(plan_of(10, 4))
     fill(found, found.shard_set.shards[:1])
     ballast = tiny_disk / "ballast"
@@ -346,3 +347,18 @@ def test_a_run_on_a_full_disk_leaves_a_store_that_is_not_wrong_and_goes_on(
     assert [problem.kind for problem in problems] == ["missing shard", "missing shard"]
     ballast.unlink()
     assert list(verify_feature_set(fill(found))) == []
+
+
+@pytest.mark.parametrize("n_rows", [10**12 + 1, 2**63, 10**40, 10**4000])
+def test_a_plan_of_more_rows_than_arrays_can_count_is_refused(
+    store: FeatureStore, n_rows: int
+) -> None:
+    with pytest.raises(FormatError, match="expected at most 1,000,000,000,000 rows in a set"):
+        store.create(plan_of(n_rows, n_rows))
+
+
+@pytest.mark.parametrize("shape", [[2**40], [10**40], [2**20, 2**20], [1] * 17])
+def test_a_schema_of_rows_that_cannot_be_laid_out_is_refused(shape: list[int]) -> None:
+    array = {"name": "square", "row_shape": shape, "dtype": "float32"}
+    with pytest.raises(FormatError, match="expected a schema of arrays and columns"):
+        Schema.from_json({"arrays": [array], "columns": [["row", "int64"]]})

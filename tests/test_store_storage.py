@@ -1,4 +1,4 @@
-"""Bytes under keys: whole or not at all."""
+"""Values under keys are written atomically."""
 
 import os
 import pickle
@@ -60,14 +60,14 @@ def test_an_absent_key_may_be_removed(storage: Storage) -> None:
     assert list(storage.keys("nothing")) == []
 
 
-def test_creation_leaves_what_is_there(storage: Storage) -> None:
+def test_creation_keeps_existing_files(storage: Storage) -> None:
     assert storage.create("key", b"first")
     assert not storage.create("key", b"second")
     assert storage.read("key") == b"first"
     assert list(storage.keys()) == ["key"]
 
 
-def test_of_many_creators_one_succeeds(storage: Storage) -> None:
+def test_one_of_many_concurrent_creators_succeeds(storage: Storage) -> None:
     contents = [str(index).encode() for index in range(16)]
     with ThreadPoolExecutor(16) as pool:
         created = list(pool.map(lambda data: storage.create("new/key", data), contents))
@@ -92,9 +92,9 @@ def test_a_killed_writer_leaves_the_old_value_or_the_new_one(folder: LocalStorag
 
 
 @pytest.mark.parametrize("key", ["file/key", "file/below/key"])
-def test_a_key_below_a_file_is_refused_with_the_way_out(folder: LocalStorage, key: str) -> None:
+def test_a_key_below_a_file_is_refused_with_a_remedy(folder: LocalStorage, key: str) -> None:
     folder.write("file", b"")
-    with pytest.raises(WriteError, match="a part of that path is a file: choose another place"):
+    with pytest.raises(WriteError, match="a part of that path is a file: choose another location"):
         folder.write(key, b"")
 
 
@@ -107,14 +107,14 @@ def test_a_key_that_is_a_folder_is_refused_and_nothing_is_left(folder: LocalStor
     assert list(folder.keys()) == ["folder/key"]
 
 
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+def test_a_folder_that_cannot_be_listed_is_not_treated_as_empty(
     folder: LocalStorage,
 ) -> None:
     with pytest.raises(OSError, match="too long"):
         folder.keys("x" * 300)
 
 
-def test_a_full_disk_keeps_the_old_value_and_leaves_nothing_beside(tiny_disk: Path) -> None:
+def test_a_full_disk_keeps_the_old_value_and_no_staged_file(tiny_disk: Path) -> None:
     storage = LocalStorage(str(tiny_disk))
     storage.write("key", b"old")
     with pytest.raises(WriteError, match="the disk is full: free some space"):
@@ -123,9 +123,9 @@ def test_a_full_disk_keeps_the_old_value_and_leaves_nothing_beside(tiny_disk: Pa
     assert list(storage.keys()) == ["key"]
 
 
-def test_a_read_only_disk_is_refused_with_the_way_out(tiny_disk: Path) -> None:
+def test_a_read_only_disk_is_refused_with_a_remedy(tiny_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
-    with pytest.raises(WriteError, match="read-only: choose another place with --store"):
+    with pytest.raises(WriteError, match="read-only: choose another location"):
         LocalStorage(str(tiny_disk)).write("key", b"")
 
 
@@ -166,7 +166,7 @@ def test_what_was_withdrawn_can_be_published_again(storage: Storage) -> None:
     assert storage.read("a/b") == b"y"
 
 
-def test_what_a_sweep_has_stopped_withdraws_nothing(storage: Storage) -> None:
+def test_a_swept_withdrawal_removes_nothing(storage: Storage) -> None:
     storage.write("a/b", b"x")
     with pytest.raises(SweptError, match="another driver has taken over"):
         storage.withdraw(["a/b"], storage.sweep)

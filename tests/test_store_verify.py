@@ -1,4 +1,4 @@
-"""Verification finds what is wrong, says what it is, and repair brings it back."""
+"""Verification finds and describes damage, and repair recovers from it."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ def found_in(found: FeatureSet) -> list[tuple[str, str]]:
 
 
 def vouched_for(found: FeatureSet) -> list[str]:
-    """All keys but leases, which say who was at work."""
+    """All keys except leases, which record the driver."""
     keys = found.shard_set.storage.keys("")
     return [key for key in keys if not key.startswith(("lease/", "quarantine/"))]
 
@@ -41,13 +41,13 @@ def data_of(found: FeatureSet) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
-    """A complete set that the tests with many examples hurt and mend."""
+    """A complete set that the tests with many examples damage and repair."""
     store = FeatureStore(str(tmp_path_factory.mktemp("whole"))).prepare()
     return fill(store.create(plan_of(10, 4)), nan_rows=(3,))
 
 
-def mended(found: FeatureSet, problems: list[Problem]) -> FeatureSet:
-    """As `intro-pipe repair` does: take hurt shards back, then the same command."""
+def repaired(found: FeatureSet, problems: list[Problem]) -> FeatureSet:
+    """As `intro-pipe repair` does: discard damaged shards, then rerun the command."""
     repair(found.shard_set, problems)
     store = FeatureStore(str(Path(found.shard_set.storage.location).parents[1]))
     return fill(store.create(found.plan), nan_rows=(3,))
@@ -61,7 +61,7 @@ def places(draw: st.DrawFn) -> tuple[int, float]:
 
 @settings(max_examples=25, deadline=None)
 @given(places(), st.integers(1, 255))
-def test_every_flipped_byte_in_any_file_is_found_and_mended(
+def test_every_flipped_byte_in_any_file_is_found_and_repaired(
     whole: FeatureSet, place: tuple[int, float], mask: int
 ) -> None:
     storage, before = whole.shard_set.storage, data_of(whole)
@@ -73,13 +73,13 @@ def test_every_flipped_byte_in_any_file_is_found_and_mended(
     problems = list(verify_feature_set(whole))
     assert any(not problem.is_harmless for problem in problems)
     assert {problem.key for problem in problems} == {key}
-    assert found_in(mended(whole, problems)) == []
+    assert found_in(repaired(whole, problems)) == []
     assert data_of(whole) == before
 
 
 @settings(max_examples=15, deadline=None)
 @given(places())
-def test_every_truncation_of_any_file_is_found_and_mended(
+def test_every_truncation_of_any_file_is_found_and_repaired(
     whole: FeatureSet, place: tuple[int, float]
 ) -> None:
     storage, before = whole.shard_set.storage, data_of(whole)
@@ -89,18 +89,18 @@ def test_every_truncation_of_any_file_is_found_and_mended(
     storage.write(key, data[: int(place[1] * len(data))])
     problems = list(verify_feature_set(whole))
     assert any(not problem.is_harmless for problem in problems)
-    assert found_in(mended(whole, problems)) == []
+    assert found_in(repaired(whole, problems)) == []
     assert data_of(whole) == before
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_every_missing_file_is_found_and_mended(whole: FeatureSet, index: int) -> None:
+def test_every_missing_file_is_found_and_repaired(whole: FeatureSet, index: int) -> None:
     storage, before = whole.shard_set.storage, data_of(whole)
     key = vouched_for(whole)[index]
     storage.remove(key)
     problems = list(verify_feature_set(whole))
     assert problems
-    assert found_in(mended(whole, problems)) == []
+    assert found_in(repaired(whole, problems)) == []
     assert data_of(whole) == before
 
 
@@ -179,7 +179,7 @@ def test_rows_of_nan_that_no_receipt_explains_are_found(numbers: FeatureSet, fil
     fill(numbers, [shard], nan_rows=(5, 6))
     with_nan = {file: numbers.shard_set.storage.read(file) for file in (key, PART)}
     numbers.shard_set.discard([shard], lambda: None)
-    numbers.shard_set.commit(shard, with_nan, {"failed": {"5": receipt["host"]}})
+    numbers.shard_set.commit(shard, with_nan, {"failed": {"5": receipt.facts["host"]}})
     (problem,) = verify_feature_set(numbers)
     assert (problem.kind, problem.key) == ("unexplained NaN", key)
     assert problem.detail == "1 rows, first 6"
@@ -204,7 +204,7 @@ def test_a_receipt_of_another_shard_copied_over_is_found(numbers: FeatureSet) ->
     storage = numbers.shard_set.storage
     storage.write(RECEIPT, storage.read("receipts/00000.json"))
     (problem,) = verify_feature_set(numbers)
-    assert (problem.kind, problem.detail) == ("damaged receipt", "of another shard")
+    assert (problem.kind, problem.detail) == ("damaged receipt", "belongs to another shard")
 
 
 def test_a_chunk_of_another_shard_copied_over_is_found(numbers: FeatureSet) -> None:
@@ -217,7 +217,7 @@ def test_an_altered_file_of_a_model_and_an_altered_card_are_found(store: Feature
     model = store.artifact("model", "net")
     model.claim({"seed": 1})
     assert list(verify_artifact(model)) == []  # not finished, so nothing is promised yet
-    model.write({"weights.safetensors": b"weights"}, {"M": 2.5})
+    model.write({"weights.safetensors": b"weights"}, {"M": 2.5}, plan={"seed": 1})
     assert list(verify_artifact(model)) == []
     model.storage.write("weights.safetensors", b"Weights")
     assert [problem.kind for problem in verify_artifact(model)] == ["altered"]
@@ -233,7 +233,7 @@ def test_rows_of_another_plan_are_found_though_their_receipts_fit_them(
     for key in (CHUNK, PART, RECEIPT):
         numbers.shard_set.storage.write(key, other.shard_set.storage.read(key))
     (problem,) = verify_feature_set(numbers)
-    assert (problem.kind, problem.detail) == ("damaged receipt", "of another plan")
+    assert (problem.kind, problem.detail) == ("damaged receipt", "belongs to another plan")
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff"])
@@ -250,14 +250,14 @@ def test_unfinished_writes_are_litter_that_repair_sweeps(numbers: FeatureSet) ->
     assert found_in(numbers) == []
 
 
-def test_repair_leaves_what_is_not_of_the_set(numbers: FeatureSet) -> None:
+def test_repair_keeps_files_that_do_not_belong_to_the_set(numbers: FeatureSet) -> None:
     numbers.shard_set.storage.write("notes.txt", b"mine")
     repair(numbers.shard_set, list(verify_feature_set(numbers)))
     assert numbers.shard_set.storage.read("notes.txt") == b"mine"
     assert found_in(numbers) == [("litter", "notes.txt")]
 
 
-def test_repair_takes_back_only_the_shards_that_are_hurt(numbers: FeatureSet) -> None:
+def test_repair_discards_only_the_shards_that_are_damaged(numbers: FeatureSet) -> None:
     numbers.shard_set.storage.remove(CHUNK)
     (shard,) = repair(numbers.shard_set, list(verify_feature_set(numbers)))
     assert shard.index == 1
@@ -265,13 +265,11 @@ def test_repair_takes_back_only_the_shards_that_are_hurt(numbers: FeatureSet) ->
 
 
 @pytest.mark.parametrize("key", [CHUNK, RECEIPT])
-def test_repair_leaves_alone_what_was_computed_again_meanwhile(
-    numbers: FeatureSet, key: str
-) -> None:
+def test_repair_keeps_shards_that_were_recomputed_meanwhile(numbers: FeatureSet, key: str) -> None:
     storage = numbers.shard_set.storage
     storage.write(key, storage.read(key)[:-1])
     problems = list(verify_feature_set(numbers))
-    mended(numbers, problems)
+    repaired(numbers, problems)
     assert repair(numbers.shard_set, problems) == ()
     assert numbers.shard_set.is_complete()
 

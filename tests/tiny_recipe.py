@@ -1,13 +1,13 @@
-"""A recipe on a few hundred digits that makes everything in seconds, and the parts to run it."""
+"""A recipe on a few hundred digits that runs in seconds, and helpers to run it."""
 
 from pathlib import Path
 
+from made import CPU
 from small_data import write_npz_set
 
-from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
-from pipeline.recipe_run import RecipeReport, RecipeRun
-from stages.recipes.context import Context
+from pipeline.recipe_run import RecipeJob, RecipeReport
+from pipeline.workspace import Workspace
 from stages.recipes.shipped import recipe_of
 from store.catalog import FeatureStore
 
@@ -63,15 +63,15 @@ def write_tiny_data(root: Path) -> Path:
 
 def tiny_run(
     store: FeatureStore, root: Path, text: str = TINY, changes: dict[str, str] | None = None
-) -> RecipeRun:
+) -> RecipeJob:
     recipe = recipe_of(text, "tiny.yaml", changes)
-    local = LocalExecutor()
-    context = Context(store, str(root), "cpu", local, local, "cpu", recipe, "intro-pipe run tiny")
-    return RecipeRun(recipe, store, context)
+    words = ("run", "tiny")
+    workspace = Workspace(store, str(root), CPU, command=words, named_by="the recipe")
+    return RecipeJob(recipe, workspace)
 
 
 def run_tiny(store: FeatureStore, root: Path, *rest: object, **options: object) -> RecipeReport:
-    said: list[str] = []
     work = tiny_run(store, root, *rest, **options)  # type: ignore[arg-type]  # passed on
     with Journal.of(store.location, ["run", "tiny.yaml"]).outcome() as journal:
-        return work.run(journal, said.append)
+        report: RecipeReport = work.run(journal).report
+    return report

@@ -1,229 +1,125 @@
-"""The corrupt stage: a CIFAR-10-C-style set, in its exact layout, from any labelled 32x32 source.
-
-One shard is one corruption is one file, ``<corruption>.npy``: ``uint8 [5 n, 32, 32, 3]``, severity
-``s`` in the rows ``[(s - 1) n, s n)``, the images in the order of the source. Rotations have 15
-severities instead of 5. ``labels.npy`` is the same for all of them and is written beside them first
-(``labels_npy``).
-"""
+"""The stage corrupt: a set in the exact layout of CIFAR-10-C, from any labelled data set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
-from typing import Any, ClassVar, get_args
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
-import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, NonNegativeInt
 
-from pipeline.stage import ShardOutput, Tick
-from stages.data.corruptions.frost import frost_folder
-from stages.data.corruptions.names import Collection, n_severities_of, names_of
-from stages.data.corruptions.pixels import SIDE
+from pipeline.fields import Place, Written
+from pipeline.stage import Job, Preview, Several, Stage
+from pipeline.terminal import size
+from pipeline.workspace import Workspace
+from stages.data.classes import class_notes
+from stages.data.corruption_set import (
+    BYTES_OF_IMAGE,
+    ExistingImages,
+    corruption_folder,
+    corruption_job,
+    is_foreign,
+)
+from stages.data.corruption_work import CorruptionWork
+from stages.data.corruptions.names import Collection
+from stages.data.known import KNOWN, data_root_path
+from stages.data.opened import facts_of, opened
+from stages.data.option_types import ClassNames, Corruption, Dataset, Limit, Split
 from stages.data.registry import SourceSpec
-from stages.data.source import ImageSource, Rows, check_planned, source_facts
+from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
-from store.plan import Plan
-from store.seal import vouch
-from store.shards import Shard
-from store.shardset import BESIDE
-
-READ_ROWS = 1_000
-LABELS_KEY = "labels.npy"
 
 
-@dataclass(frozen=True)
-class Corrupt:
-    """Corrupts every image of a source by each of ``names`` at all severities.
+def _below_the_root(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith(("/", "~")) or ".." in parts:
+        raise ValueError("expected a name under the data root, such as digits-c")
+    return name
 
-    The virtual set it makes is ordered by corruption (alphabetical), severity and image.
 
-    Attributes:
-        source: the clean set.
-        names: which corruptions; put into alphabetical order. Empty stands for all.
-        seed: of the random numbers; each image's come from it, its corruption, severity and row.
-        collection: whose levels the names stand for, ``cifar10c``, ``cure`` or ``rotations``.
+class Corrupt(Stage):
+    """Write corrupted images of any labelled data set, in exactly the layout of CIFAR-10-C.
+
+    Every image is corrupted in 19 ways at 5 severities with CIFAR-10-C's own constants; other
+    collections have other levels. Running the command again computes only what is missing.
     """
 
-    source: SourceSpec
-    names: tuple[str, ...] = ()
-    seed: int = 0
-    collection: Collection = "cifar10c"
+    verb = "corrupt"
+    makes = "images"
+    runs_with = ("data_root", "executor", "workers", "memory", "address")
+    examples = ("corrupt --dataset cifar10",)
 
-    name: ClassVar[str] = "corrupt"
-    version: ClassVar[int] = 1  # raise it when any corruption gives other bytes
+    dataset: Dataset
+    split: Split = "test"
+    collection: Collection = Field(
+        "cifar10c",
+        description="cifar10c: 19 corruptions. cure: the six CURE-like distortions. rotations: "
+        "12, 24, ... 180 degrees.",
+    )
+    corruptions: Several[Corruption] = Field(
+        (), description="Corruptions to write, separated by commas. (default: all)"
+    )
+    to: Annotated[str, AfterValidator(_below_the_root), Written(is_hidden=True)] | None = Field(
+        None,
+        description="In a recipe, the name of the set under the data root. A set of that name that "
+        "was not written by intro-pipe is used as it is.",
+    )
+    out: Annotated[str, Place.OUTPUT, Written(metavar="FOLDER")] | None = Field(
+        None,
+        description="Folder to write. (default: DATASET-c, -cure or -rotations under the data "
+        "root)",
+    )
+    seed: NonNegativeInt = Field(0, description="Seed of the random numbers.")
+    image_size: Literal[32] | None = Field(
+        None,
+        description="Accept that images are resized to 32 pixels. (default: refuse images that are "
+        "larger or not square)",
+    )
+    classes: ClassNames = ()
+    limit: Limit | None = None
 
-    def __post_init__(self) -> None:
-        if self.collection not in (collections := get_args(Collection)):
-            raise InputError(
-                f"collection {self.collection!r} is unknown; take {' or '.join(collections)}"
-            )
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}, expected zero or more")
-        known = names_of(self.collection)
-        for name in self.names:
-            if name not in known:
-                raise InputError(
-                    f"corruption {name!r} is unknown; {self.collection} has: {', '.join(known)}"
-                )
-        # The order of the names must not make another set of the same files.
-        object.__setattr__(self, "names", tuple(sorted(set(self.names or known))))
-
-    @property
-    def n_severities(self) -> int:
-        """Of each corruption."""
-        return n_severities_of(self.collection)
-
-    def plan(self) -> dict[str, Any]:  # Any: JSON
-        """Everything that determines the bytes; opens the source and checks that it fits.
+    def job(self, workspace: Workspace) -> Job:
+        """The job that writes the set, or uses an existing one.
 
         Raises:
-            InputError: the source is not 32x32, unlabelled, or corrupted already; or ``frost`` is
-                asked for and its photographs are not installed.
+            InputError: the data set is unsuitable.
         """
-        if "frost" in self.names:
-            frost_folder()
-        source = self.source.open()
-        _check(source)
-        shard_rows = self.n_severities * source.n_rows
-        params = {"collection": self.collection, "names": list(self.names), "seed": self.seed}
-        return {
-            "stage": {"name": self.name, "version": self.version, "params": params},
-            "inputs": {"source": source_facts(source)},
-            "n_rows": len(self.names) * shard_rows,
-            "shard_rows": shard_rows,
-        }
-
-    def check(self, plan: Plan) -> None:
-        """Make sure that the source is still the planned one; raises ``InputError``."""
-        check_planned(self.source.open(), plan["inputs"]["source"])
-
-    def setup(self, n_threads: int) -> ImageSource:  # noqa: ARG002 - see below
-        """The opened source; OpenCV keeps to one thread, which is fastest on images this small."""
-        import cv2
-
-        cv2.setNumThreads(1)
-        return self.source.open()
-
-    def compute(self, state: ImageSource, shard: Shard, tick: Tick) -> ShardOutput:
-        """One corruption at every severity: the whole ``<corruption>.npy``.
-
-        The source is read once. An image that cannot be read is zeros at every severity and listed
-        in ``facts["failed"]``: row within the shard (a string, for JSON) -> why.
-        """
-        name, n_images = self._name_of(shard, state.n_rows), state.n_rows
-        buffer, images = _npy_buffer((self.n_severities * n_images, SIDE, SIDE, 3))
-        by_severity = images.reshape(self.n_severities, n_images, SIDE, SIDE, 3)
-        crc, failed, labels = 0, {}, []
-        for start, rows in _chunks(state):
-            labels.append(rows.columns["label"])
-            crc = google_crc32c.extend(crc, rows.images.tobytes())
-            self._corrupt_chunk(name, start, rows, by_severity, tick)
-            for offset, reason in rows.failed.items():
-                for block in range(self.n_severities):
-                    failed[block * n_images + start + offset] = reason
-        del images, by_severity  # a BytesIO gives its content only when nothing looks into it
-        facts = {
-            "corruption": name,
-            "rows": shard.n_rows,
-            "source_crc32c": f"{crc:08x}",
-            "failed": {str(row): failed[row] for row in sorted(failed)},
-            "versions": library_versions(),
-            BESIDE: {LABELS_KEY: vouch(_labels_file(labels, self.n_severities))},
-        }
-        return ShardOutput({f"{name}.npy": buffer.getvalue()}, facts)
-
-    def _corrupt_chunk(
-        self, name: str, start: int, rows: Rows, out: NDArray[np.uint8], tick: Tick
-    ) -> None:
-        """Write the rows from ``start`` on into ``out [severities, n, 32, 32, 3]``."""
-        # Imported here: it loads OpenCV, SciPy and scikit-image.
-        from stages.data.corruptions.registry import corrupt
-
-        n = len(rows.images)
-        row_numbers, bad = np.arange(start, start + n), list(rows.failed)
-        for severity in range(1, self.n_severities + 1):
-            corrupted = corrupt(
-                rows.images, name, severity, row_numbers, self.seed, collection=self.collection
-            )
-            corrupted[bad] = 0
-            out[severity - 1, start : start + n] = corrupted
-            tick(n)
-
-    def _name_of(self, shard: Shard, n_images: int) -> str:
-        per = self.n_severities * n_images
-        if shard.start != shard.index * per or shard.n_rows != per:
-            raise ValueError(
-                f"shard {shard.index} covers rows [{shard.start}, {shard.stop}), expected one "
-                f"corruption: {per} rows from {shard.index * per}; take shard_rows from plan()"
-            )
-        return self.names[shard.index]
-
-
-def labels_npy(source: ImageSource, n_severities: int) -> bytes:
-    """The whole ``labels.npy`` of a set made from ``source``: its labels once for each severity.
-
-    Raises:
-        InputError: an image has no label, or one that a byte cannot hold.
-    """
-    _check(source)
-    parts = [rows.columns["label"] for _, rows in _chunks(source)]
-    labels = np.concatenate(parts)
-    for row in np.flatnonzero((labels < 0) | (labels > 255))[:1]:
-        raise InputError(
-            f"{source.name} {source.split}: the label of row {row} is {labels[row]}, expected 0 to "
-            "255; corrupt a labelled data set"
+        root = data_root_path(workspace.data_root)
+        if self.to is not None and (self.to in KNOWN or is_foreign(root / self.to)):
+            return self._existing(workspace, self.to, root / self.to)
+        spec = SourceSpec(
+            self.dataset, self.split, str(root), limit=self.limit, classes=self.classes
         )
-    return _labels_file(parts, n_severities)
-
-
-def _labels_file(parts: Sequence[NDArray[np.int64]], n_severities: int) -> bytes:
-    buffer = BytesIO()
-    np.save(buffer, np.tile(np.concatenate(parts).astype(np.uint8), n_severities))
-    return buffer.getvalue()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries whose arithmetic ends up in the bytes."""
-    import cv2
-    import PIL
-    import scipy
-    import skimage
-
-    modules = {"numpy": np, "opencv": cv2, "pillow": PIL, "scipy": scipy, "skimage": skimage}
-    return {name: str(module.__version__) for name, module in modules.items()}
-
-
-def _check(source: ImageSource) -> None:
-    title = f"{source.name} {source.split}"
-    if source.image_size != (SIDE, SIDE):
-        height, width = source.image_size
-        raise InputError(
-            f"{title}: images are {height}x{width}, expected {SIDE}x{SIDE}, for which the "
-            f"corruptions are made; open it with image size {SIDE}"
+        work = CorruptionWork(
+            spec, self.corruptions, self.seed, self.collection, self.image_size is not None
         )
-    if source.n_classes == 0:
-        raise InputError(f"{title}: has no labels, expected a label for each image; give it labels")
-    if source.extra_columns:
-        columns = ", ".join(name for name, _ in source.extra_columns)
-        raise InputError(
-            f"{title}: is corrupted already (it has the columns {columns}); corrupt the clean set"
+        chosen = str(root / self.to) if self.to else self.out
+        source = opened(workspace, spec)
+        folder = Path(chosen or corruption_folder(source.name, self.collection, root)).absolute()
+        executor, _ = workspace.workers(on_gpus=False)
+        plan = work.plan(facts_of(workspace, spec), source)
+        n_bytes = plan["n_rows"] * BYTES_OF_IMAGE
+        preview = Preview(
+            f"write {plan['n_rows']:,} images ({size(n_bytes)}) to {chosen or folder}",
+            {"folder": chosen or str(folder), "bytes": n_bytes, "plan": plan} | left_out_of(source),
+            [
+                *source_notes(source),
+                *class_notes(source, is_ordered=bool(self.classes)),
+                *filter(None, [work.resized(source)]),
+            ],
         )
+        return corruption_job(workspace.store, work, folder, executor, plan, preview)
 
-
-def _chunks(source: ImageSource) -> Iterator[tuple[int, Rows]]:
-    """The whole source, with the row at which each chunk starts."""
-    for start in range(0, source.n_rows, READ_ROWS):
-        yield start, source.read(start, min(start + READ_ROWS, source.n_rows))
-
-
-def _npy_buffer(shape: tuple[int, ...]) -> tuple[BytesIO, NDArray[np.uint8]]:
-    """A whole npy file in memory and its array, to be filled in place: a set is 150 MB, not 300."""
-    buffer = BytesIO()
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    offset = buffer.tell()
-    buffer.seek(offset + int(np.prod(shape)) - 1)
-    buffer.write(b"\0")  # what lies between becomes zeros
-    return buffer, np.frombuffer(buffer.getbuffer(), np.uint8, offset=offset).reshape(shape)
+    def _existing(self, workspace: Workspace, name: str, folder: Path) -> ExistingImages:
+        """An existing set that was not written here; refuses fields that say how to write one."""
+        written = ("split", "collection", "corruptions", "seed", "classes", "image_size", "limit")
+        for key in written:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                shown = f"[{', '.join(value)}]" if isinstance(value, tuple) else value
+                raise InputError(
+                    f"{key} is {shown}, but the set '{name}' exists and is used unchanged: omit "
+                    f"{key}, choose another name in 'to' to write a new set, or select a part of "
+                    "this one with 'corruptions' and 'limit' of extract"
+                )
+        facts = facts_of(workspace, SourceSpec(name, "test", workspace.data_root))
+        return ExistingImages({"source": facts["fingerprint"]}, str(folder), name)

@@ -1,9 +1,9 @@
-"""Sets in the layout of CIFAR-10-C: one array per corruption, its severities one after the other.
+"""Sets in the layout of CIFAR-10-C: one array per corruption, with consecutive severities.
 
-``<corruption>.npy`` is ``uint8 [5 n, H, W, 3]``: severity ``s`` fills the rows
-``[(s - 1) n, s n)``, each block in the order of the clean test set. ``labels.npy`` holds the test
-labels five times. (Hendrycks & Dietterich, ICLR 2019; record 2535967 on Zenodo.) Rotations,
-``rotation.npy`` alone, have fifteen severities instead of five.
+``<corruption>.npy`` is ``uint8 [5 n, H, W, 3]``: severity ``s`` is in the rows
+``[(s - 1) n, s n)``, each block in the order of the clean test set. ``labels.npy`` has the test
+labels five times. (Hendrycks & Dietterich, ICLR 2019; record 2535967 on Zenodo.) Rotations, which
+only have ``rotation.npy``, have fifteen severities instead of five.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from stages.data.arrays import (
     open_npy,
 )
 from stages.data.cifar import CLASS_NAMES
+from stages.data.class_names import numbers
 from stages.data.corruptions.names import N_ANGLES, N_SEVERITIES, ROTATION
 from stages.data.fingerprint import file_content
-from stages.data.resize import resize_rule, rgb_array
+from stages.data.resize import Resize
 from stages.data.source import ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 from store.errors import FormatError
@@ -49,8 +50,8 @@ class CorruptedReader:
         """Rows of one array: every image at every severity."""
         return self.n_images * self.n_severities
 
-    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
-        """Rows ``[start, stop)``; only those are read from the memory-mapped arrays."""
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)``; only these are read from the memory-mapped arrays."""
         corruption, within = np.divmod(np.arange(start, stop), self.rows_per_corruption)
         severity, image = within // self.n_images + 1, within % self.n_images
         labels = mapped_npy(self.folder / "labels.npy")[within].astype(np.int64)
@@ -65,10 +66,10 @@ class CorruptedReader:
             "corruption": np.array(names, dtype=np.str_),
             "severity": severity.astype(np.int64),
         }
-        return Rows(self._images(start, stop, size), columns)
+        return Rows(self._images(start, stop, resizing), columns)
 
     def held_bytes(self) -> int:
-        """Nothing: the arrays are mapped, and the kernel takes their pages back."""
+        """Zero: the arrays are memory-mapped, and the kernel can reclaim their pages."""
         return 0
 
     def content(self) -> str:
@@ -76,38 +77,38 @@ class CorruptedReader:
         names = (*self.corruptions, "labels")
         return file_content({name: self.folder / f"{name}.npy" for name in names})
 
-    def _images(self, start: int, stop: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        images = np.empty((stop - start, *size, 3), dtype=np.uint8)
+    def _images(self, start: int, stop: int, resizing: Resize) -> NDArray[np.uint8]:
+        images = np.empty((stop - start, *resizing.size, 3), dtype=np.uint8)
         per = self.rows_per_corruption
         for index in range(start // per, -(-stop // per)):
             low, high = max(start, index * per), min(stop, (index + 1) * per)
             array = mapped_npy(self.folder / f"{self.corruptions[index]}.npy")
             part = array[low - index * per : high - index * per]
-            images[low - start : high - start] = rgb_array(part, size)
+            images[low - start : high - start] = resizing.arrays(part)
         return images
 
 
 def corrupted_source(
     folder: Path,
     name: str,
-    image_size: tuple[int, int],
+    resizing: Resize,
     *,
     required: tuple[str, ...] = (),
 ) -> ReaderSource:
     """A source over every ``<corruption>.npy`` of a folder in the layout of CIFAR-10-C.
 
-    The family and class names come from ``plan.json`` beside the arrays where there is one;
-    ``cifar10c`` has those of CIFAR-10; any other set is of the family that its name starts with
-    (``digits-c`` -> ``digits``) and its classes are numbered.
+    The family and class names come from ``plan.json`` beside the arrays if it exists. ``cifar10c``
+    has those of CIFAR-10; any other set belongs to the family with which its name starts
+    (``digits-c`` -> ``digits``), and its classes are numbered.
 
     Args:
-        folder: where the arrays lie.
+        folder: folder that contains the arrays.
         name: name of the source.
-        image_size: ``(H, W)``.
-        required: corruptions that must be there; no others are read then.
+        resizing: how images become those of ``read``.
+        required: corruptions that must exist; if given, no others are read.
 
     Raises:
-        InputError: arrays are missing, cut short, or do not fit each other.
+        InputError: arrays are missing, truncated, or do not match each other.
     """
     corruptions = required or corruptions_in(folder)
     missing = [each for each in corruptions if not (folder / f"{each}.npy").is_file()]
@@ -121,7 +122,7 @@ def corrupted_source(
     labels = _labels(folder, n_severities)
     native = _common_size(folder, corruptions, len(labels), n_severities)
     family, class_names = _family(folder, name)
-    class_names = class_names or tuple(str(k) for k in range(int(labels.max()) + 1))
+    class_names = class_names or numbers(int(labels.max()) + 1)
     check_label_range(labels, len(class_names), str(folder / "labels.npy"))
     reader = CorruptedReader(folder, corruptions, len(labels) // n_severities, n_severities)
     return ReaderSource(
@@ -129,30 +130,31 @@ def corrupted_source(
         split="test",
         family=family,
         class_names=class_names,
-        image_size=image_size,
-        resize=resize_rule(native, image_size),
+        resizing=resizing,
+        native=native,
         n_rows=len(corruptions) * len(labels),
         reader=reader,
         extra_columns=(("corruption", "string"), ("severity", "int64")),
+        is_named=class_names != numbers(len(class_names)),
     )
 
 
 def only_corruptions(source: ReaderSource, names: tuple[str, ...]) -> ReaderSource:
-    """The source cut to some of its corruptions, under a name that says so; none keeps all.
+    """Restrict the source to some corruptions, under a name that lists them; empty keeps all.
 
     Raises:
-        InputError: it has no corruptions, or not these.
+        InputError: it has no corruptions, or lacks one of these.
     """
     if not names:
         return source
-    there = source.reader.corruptions if isinstance(source.reader, CorruptedReader) else ()
-    if missing := [name for name in names if name not in there]:
+    existing = source.reader.corruptions if isinstance(source.reader, CorruptedReader) else ()
+    if missing := [name for name in names if name not in existing]:
         raise InputError(
             f"{source.name}: has no corruption {missing[0]!r}, expected one of "
-            f"{', '.join(there) or 'none: it is no corrupted set'}"
+            f"{', '.join(existing) or 'none: it is not a corrupted set'}"
         )
     assert isinstance(source.reader, CorruptedReader)  # it has names
-    chosen = tuple(name for name in there if name in names)
+    chosen = tuple(name for name in existing if name in names)
     label = "+".join(chosen) if len(chosen) <= 3 else f"{len(chosen)}-corruptions"
     reader = replace(source.reader, corruptions=chosen)
     n_rows = len(chosen) * reader.rows_per_corruption
@@ -160,7 +162,7 @@ def only_corruptions(source: ReaderSource, names: tuple[str, ...]) -> ReaderSour
 
 
 def corruptions_in(folder: Path) -> tuple[str, ...]:
-    """Names of the corruption arrays in a folder, sorted; empty where it has no such layout."""
+    """Names of the corruption arrays in a folder, sorted; empty if it has another layout."""
     if not (folder / "labels.npy").is_file():
         return ()
     stems = (path.stem for path in folder.glob("*.npy") if not path.name.startswith("."))
@@ -168,14 +170,14 @@ def corruptions_in(folder: Path) -> tuple[str, ...]:
 
 
 def _check_finished(folder: Path) -> None:
-    """A set that was written here is done when every corruption has its receipt."""
+    """Raise ``InputError`` if the folder is a set of ours that lacks receipts of corruptions."""
     try:
-        there = find_set(LocalStorage(str(folder)))
+        existing = find_set(LocalStorage(str(folder)))
     except FormatError:
-        return  # not a plan of ours: what else it must say is checked where it is read
-    if there is not None and (missing := there.missing()):
+        return  # not a plan of ours: its other content is checked where it is read
+    if existing is not None and (missing := existing.missing()):
         raise InputError(
-            f"{folder}: {len(missing)} of {len(there.shards)} corruptions are not written yet; "
+            f"{folder}: {len(missing)} of {len(existing.shards)} corruptions are not written yet; "
             "run the same `intro-pipe corrupt` command again"
         )
 
@@ -209,7 +211,7 @@ def _common_size(
         array = open_npy(path)
         if array.ndim == 5:
             raise InputError(
-                f"{path}: is {list(array.shape)}, expected the severities one after the other: "
+                f"{path}: is {list(array.shape)}, expected consecutive severities: "
                 "[severities * n, H, W, 3]; save it again with numpy's "
                 "reshape(-1, *array.shape[2:])"
             )

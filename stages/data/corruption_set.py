@@ -1,78 +1,139 @@
-"""Writing a CIFAR-10-C-style set: the corrupt stage, run into a folder in the exact layout."""
+"""Write a set in the exact layout of CIFAR-10-C with the corrupt stage."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ResourceError
 from pipeline.executors import Executor
 from pipeline.journal import Journal
+from pipeline.make import ShardJob
 from pipeline.memory import PROCESS_BYTES, gib
-from pipeline.runner import RunReport, run_map
 from pipeline.space import check_space
-from stages.data.corrupt import LABELS_KEY, Corrupt, labels_npy
+from pipeline.stage import NO_PREVIEW, Made, Preview, State
+from stages.data.corruption_work import LABELS_KEY, CorruptionWork, labels_npy
 from stages.data.corruptions.pixels import SIDE
 from stages.errors import InputError
 from store.catalog import FeatureStore
+from store.errors import PlanMismatchError
+from store.plan import Plan, differences
 from store.shardset import ShardSet, find_set
 from store.storage import LocalStorage
 
 BYTES_OF_IMAGE = SIDE * SIDE * 3
 
 
-def corruption_folder(stage: Corrupt, data_root: Path) -> str:
-    """Where a corrupted set goes unless another place is named: ``<data set>-c``, ``-cure`` ...."""
-    source = stage.source.open()
-    suffix = "c" if stage.collection == "cifar10c" else stage.collection
-    return str(data_root / f"{source.name}-{suffix}")
+def corruption_folder(dataset: str, collection: str, data_root: Path) -> str:
+    """Default folder of a corrupted set: ``<data set>-c``, ``<data set>-cure`` and so on."""
+    suffix = "c" if collection == "cifar10c" else collection
+    return str(data_root / f"{dataset}-{suffix}")
 
 
-def write_corrupted(
-    store: FeatureStore, stage: Corrupt, folder: str, executor: Executor, journal: Journal
-) -> tuple[ShardSet, RunReport]:
-    """Write ``labels.npy`` and ``<corruption>.npy`` for each corruption, or what is missing.
+def corruption_job(
+    store: FeatureStore,
+    work: CorruptionWork,
+    folder: Path,
+    executor: Executor,
+    plan: Plan,
+    preview: Preview,
+) -> ShardJob:
+    """The job that writes ``labels.npy`` and ``<corruption>.npy`` for each corruption.
 
-    The folder also gets ``plan.json`` and ``receipts/``; readers of CIFAR-10-C do not mind. The
+    The folder also gets ``plan.json`` and ``receipts/``, which readers of CIFAR-10-C ignore. The
     store only keeps the journal of the run, so that it can be resumed.
 
     Raises:
-        InputError: the source does not fit.
-        ResourceError: one corruption of all images is more than a worker may hold in memory.
-        PlanMismatchError: the folder holds a set made otherwise; names the fields that differ.
+        InputError: the folder contains other files.
+        ResourceError: one corruption of all images takes more memory than a worker may use.
+        PlanMismatchError: the folder holds a set with another plan; the message lists the fields.
     """
-    plan = stage.plan()
-    storage = LocalStorage(str(Path(folder).absolute()))
-    there = find_set(storage)
-    if there is None and next(storage.keys(), None) is not None:
-        raise InputError(
-            f"{folder} holds files that are not of a set written here: choose an empty folder "
-            "with --out"
-        )
-    has_labels = there is not None and storage.size(LABELS_KEY) is not None
-    fixed = {} if has_labels else {LABELS_KEY: labels_npy(stage.source.open(), stage.n_severities)}
-    executor.check()
-    n_left = plan["n_rows"] if there is None else sum(shard.n_rows for shard in there.missing())
-    _check_memory(stage, executor, plan["shard_rows"], n_left // plan["shard_rows"])
-    check_space(folder, n_left * BYTES_OF_IMAGE)
-    store.prepare()  # a store that cannot be written is found out before the folder is
-    shard_set = ShardSet.create(storage, plan, fixed)
-    if shard_set.is_complete():
-        shard_set.confirm()
-        return shard_set, RunReport(len(shard_set.shards), 0, 0, 0, 0.0)
-    report = run_map(stage, shard_set, executor, journal, title=f"corrupt {Path(folder).name}")
-    return shard_set, report
+    storage = LocalStorage(str(folder))
+
+    def find() -> ShardSet | None:
+        existing = find_set(storage)
+        if existing is None and is_foreign(folder):
+            raise InputError(
+                f"{folder} contains files that do not belong to a set written by intro-pipe: "
+                "choose an empty folder with --out"
+            )
+        if existing is not None and (different := list(differences(plan, existing.plan))):
+            raise PlanMismatchError(
+                f"{folder} holds data of another plan ({'; '.join(different)}): choose another "
+                "location, or remove that folder"
+            )
+        return None if storage.size(LABELS_KEY) is None else existing  # it is written again
+
+    def fit(n_shards: int) -> Callable[[ShardSet], CorruptionWork]:
+        shard_rows = plan["shard_rows"]
+        _check_memory(work, executor, shard_rows, n_shards)
+        check_space(str(folder), n_shards * shard_rows * BYTES_OF_IMAGE)
+        return lambda _: work
+
+    def create() -> ShardSet:
+        fixed = {}
+        if storage.size(LABELS_KEY) is None:
+            fixed[LABELS_KEY] = labels_npy(work.source.open(), work.n_severities)
+        store.prepare()  # fail before the folder is created if the store cannot be written
+        return ShardSet.create(storage, plan, fixed)
+
+    return ShardJob(
+        plan,
+        str(folder),
+        str(folder),
+        f"corrupt {folder.name}",
+        preview,
+        executor,
+        find,
+        create,
+        fit,
+    )
 
 
-def _check_memory(stage: Corrupt, executor: Executor, shard_rows: int, n_shards: int) -> None:
-    """Raise ``ResourceError`` where a file, which is made as a whole, is too large for a worker."""
-    if not n_shards:
-        return
-    source = stage.source.open()
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder contains files, but no set that was written by intro-pipe."""
+    storage = LocalStorage(str(folder))
+    return find_set(storage) is None and next(storage.keys(), None) is not None
+
+
+@dataclass(frozen=True)
+class ExistingImages:
+    """The job of a corrupted set that was not written by intro-pipe: there is nothing to do."""
+
+    plan: Plan
+    place: str
+    output_name: str
+    preview: Preview = NO_PREVIEW
+
+    @property
+    def output(self) -> str:
+        """Name of the data set."""
+        return self.output_name
+
+    def progress(self) -> tuple[State, str]:
+        """State of the set, which is always complete."""
+        return State.COMPLETE, f"{self.output_name}, not written by intro-pipe"
+
+    def refuse(self) -> None:
+        """Do nothing: the set exists."""
+
+    def failure(self) -> None:
+        """Return None: its rows were not computed here."""
+
+    def run(self, _: Journal) -> Made:
+        """Return the set."""
+        return Made(self, self.output)
+
+
+def _check_memory(work: CorruptionWork, executor: Executor, shard_rows: int, n_shards: int) -> None:
+    """Raise ``ResourceError`` if a file, which is made in memory, is too large for a worker."""
+    source = work.source.open()
     memory = executor.worker_memory(n_shards)
     needed = PROCESS_BYTES + source.held_bytes + shard_rows * BYTES_OF_IMAGE
     if needed > memory:
         raise ResourceError(
             f"{source.name} {source.split}: one corruption of {source.n_rows:,} images takes "
-            f"{gib(needed)} of memory, a worker may take {gib(memory)}: give more --memory, fewer "
+            f"{gib(needed)} of memory, a worker may use {gib(memory)}: use more --memory, fewer "
             "--workers, or a part of the images (--limit)"
         )

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real images that are on every machine."""
+"""scikit-learn's handwritten digits: real images that need no download."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.data.fingerprint import array_content
-from stages.data.resize import resize_rule
+from stages.data.resize import Resize
 from stages.data.source import ArrayReader, ReaderSource
 
 N_TEST_PER_CLASS = 50
 
 
-def digits_source(split: str, image_size: tuple[int, int]) -> ReaderSource:
+def digits_source(split: str, resizing: Resize) -> ReaderSource:
     """The 1,797 digits of ``sklearn.datasets.load_digits``, 8x8 grey, in a fixed split.
 
-    Test is the last 50 images of every class (500), train the other 1,297, both in the order of
-    the original. Grey values 0-16 become 0-255 as ``round(v * 255 / 16)``, halves to even.
+    Test is the last 50 images of every class (500), train the other 1,297, both in the original
+    order. Grey values 0-16 become 0-255 as ``round(v * 255 / 16)``, rounding halves to even.
     """
     load = partial(load_digits, split)
     images, _ = load()
@@ -27,8 +27,8 @@ def digits_source(split: str, image_size: tuple[int, int]) -> ReaderSource:
         split=split,
         family="digits",
         class_names=tuple(str(digit) for digit in range(10)),
-        image_size=image_size,
-        resize=resize_rule((8, 8), image_size),
+        resizing=resizing,
+        native=(8, 8),
         n_rows=len(images),
         reader=ArrayReader(load, partial(_content, split), split),
     )

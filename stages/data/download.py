@@ -1,4 +1,4 @@
-"""Fetching the public data sets: checked, and in place only when whole."""
+"""Download the public data sets; a set is checked and complete before it gets its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.errors import InputError, StageError
 from store.storage import leads_out
 
 Progress = Callable[[str, int, int], None]
-"""Called with file name, bytes so far and bytes in all (0 = unknown)."""
+"""Called with the file name, bytes so far and total bytes (0 = unknown)."""
 
 _BLOCK_BYTES = 2**20
 _TIMEOUT_S = 60.0
@@ -25,7 +25,7 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """One file to fetch and the md5 that it must have."""
+    """A file to download and its md5."""
 
     url: str
     md5: str
@@ -38,20 +38,20 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What makes up a data set: files that form ``folder``, or an archive that contains it."""
+    """The files of a data set: they form ``folder``, or are an archive that contains it."""
 
     folder: str
     files: tuple[Remote, ...]
     is_archive: bool
     max_bytes: int = 2**26
-    """Of what comes and of what it unpacks to, each; more is another thing than was asked for."""
+    """Limit for the download and for the unpacked data; exceeding it means a wrong file."""
 
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
-# Addresses and md5 sums: those that the publishers state and torchvision 0.28 uses, and those of
+# Addresses and md5 sums as stated by the publishers and used in torchvision 0.28, and those of
 # record 2535967 on Zenodo.
 RECIPES: Mapping[str, Recipe] = {
     "cifar10": Recipe(
@@ -126,52 +126,54 @@ def download(
     *,
     recipes: Mapping[str, Recipe] = RECIPES,
 ) -> Path:
-    """Fetch a data set; the folder where it lies. A set that is there is not fetched again.
+    """Download a data set and return its folder; an existing one is not downloaded again.
 
-    Everything happens in a temporary folder beside the place, which is renamed at the end, so an
+    Everything happens in a temporary folder beside the target, which is renamed at the end, so an
     interrupted or refused download leaves nothing that looks like data.
 
     Raises:
-        InputError: the name is not one that can be fetched.
-        StageError: the address does not answer, or what it sent has another md5.
+        InputError: the data set cannot be downloaded by this name.
+        StageError: the server does not respond, or the md5 of a file does not match.
     """
     if name in KNOWN and not KNOWN[name].folders:
-        raise InputError(f"{name}: is on every machine and needs no download")
+        raise InputError(f"{name}: comes with the installation and needs no download")
     if name not in recipes:
         by_hand = f" ({KNOWN[name].by_hand})" if name in KNOWN else ""
         raise InputError(
-            f"{name}: cannot be fetched{by_hand}, expected one of {', '.join(recipes)}"
+            f"{name}: cannot be downloaded{by_hand}, expected one of {', '.join(recipes)}"
         )
     recipe, root = recipes[name], data_root_path(data_root)
     place = root / recipe.folder
-    there = _already_there(name, root, place)
-    if there is not None:
-        return there
+    existing = _existing_folder(name, root, place)
+    if existing is not None:
+        return existing
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as beside:
             _make(recipe, Path(beside), progress).rename(place)
     except (OSError, http.client.HTTPException, tarfile.TarError) as error:
-        raise StageError(f"{name}: could not be fetched to {root} ({error}); try again") from error
+        raise StageError(
+            f"{name}: could not be downloaded to {root} ({error}); try again"
+        ) from error
     return place
 
 
-def _already_there(name: str, root: Path, place: Path) -> Path | None:
-    """The folder of a set that is whole; ``None`` if it has to be fetched."""
+def _existing_folder(name: str, root: Path, place: Path) -> Path | None:
+    """The folder of a complete set; ``None`` if it must be downloaded."""
     folder = folder_of(name, root)
     try:
         if folder is not None:
             open_source(name, "test", root)
             return folder
     except InputError as error:
-        raise StageError(f"{folder}: is there but not whole; remove it first ({error})") from error
+        raise StageError(f"{folder}: exists but is damaged; remove it first ({error})") from error
     if place.exists() and any(place.iterdir()):
-        raise StageError(f"{place}: is there and is not {name}; move it away first")
+        raise StageError(f"{place}: exists but is not {name}; move it away first")
     return None
 
 
 def _make(recipe: Recipe, beside: Path, progress: Progress | None) -> Path:
-    """The finished folder inside ``beside``."""
+    """Create the complete folder inside ``beside``."""
     whole = beside / recipe.folder
     if not recipe.is_archive:
         whole.mkdir()
@@ -184,25 +186,25 @@ def _make(recipe: Recipe, beside: Path, progress: Progress | None) -> Path:
         _unpack(archive, beside, recipe.max_bytes)
         archive.unlink()
     if not whole.is_dir():
-        raise StageError(f"{recipe.files[0].url}: the archive holds no folder {recipe.folder}")
+        raise StageError(f"{recipe.files[0].url}: the archive has no folder {recipe.folder}")
     return whole
 
 
 def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
-    """Take plain files and folders out of an archive; it says of each how large it gets.
+    """Extract plain files and folders from an archive, checking the size of each beforehand.
 
     Raises:
-        StageError: it holds links, devices, names that lead out, or too much.
+        StageError: it has links, devices, names that lead outside, or too much data.
     """
     n_bytes = 0
     with tarfile.open(archive) as tar:
-        # Python 3.11.2, which Debian 12 has, knows no filters: the checks below do without them.
+        # Python 3.11.2, which Debian 12 has, lacks filters: the checks below do not need them.
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         for member in tar:
             n_bytes += member.size
             if leads_out(member.name) or not (member.isfile() or member.isdir()):
                 raise StageError(
-                    f"{archive.name}: {member.name} is a link or a device, or leads out; refused"
+                    f"{archive.name}: {member.name} is a link, a device or leads outside; refused"
                 )
             if n_bytes > max_bytes:
                 raise StageError(
@@ -227,5 +229,5 @@ def _fetch(remote: Remote, path: Path, max_bytes: int, progress: Progress | None
     if digest.hexdigest() != remote.md5:
         raise StageError(
             f"{remote.url}: md5 is {digest.hexdigest()}, expected {remote.md5} ({n_done} bytes "
-            "came); nothing was kept, try again or from another network"
+            "received); nothing was kept, try again or from another network"
         )

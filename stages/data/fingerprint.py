@@ -1,26 +1,29 @@
-"""Cheap content hashes of arrays and files, independent of where they lie.
+"""Cheap content hashes of arrays and files, independent of their location.
 
-Small data is hashed whole. Large data is hashed by names, sizes and sampled bytes, so the hash *can
-miss* a change that keeps every file's name and size and lies between the sampled blocks: one image
-rewritten inside an array of gigabytes, or a file of a large folder replaced by another of exactly
-the same size. What a shard really read is recorded when it is read; this hash only tells data sets
-apart.
+Small data is hashed completely. Large data is hashed by names, sizes and sampled bytes, so the hash
+*can miss* a change that keeps the names and sizes of all files and lies between the sampled blocks:
+one image rewritten inside an array of gigabytes, or a file of a large folder replaced by another of
+exactly the same size. The data of each shard is recorded when it is read; this hash only serves to
+distinguish data sets.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-WHOLE_BYTES = 64 * 2**20  # up to this many bytes in all, everything is hashed
-WHOLE_FILES = 8_192  # and up to this many files; opening one costs more than hashing it
+from stages.data.regular import refused, require_regular, size_of_regular
+
+WHOLE_BYTES = 64 * 2**20  # up to this total size, everything is hashed
+WHOLE_FILES = 8_192  # up to this many files, since opening one costs more than hashing it
 BLOCK_BYTES = 64 * 2**10
-BLOCKS_PER_FILE = 16  # beside the first and the last block
+BLOCKS_PER_FILE = 16  # in addition to the first and the last block
 
 
 def array_content(*arrays: NDArray[Any]) -> str:
@@ -33,27 +36,31 @@ def array_content(*arrays: NDArray[Any]) -> str:
 
 
 def file_content(files: Mapping[str, Path]) -> str:
-    """Hash of a few files, each under the name that stands for it; hex.
+    """Hash of a few files, each under a given name; hex.
 
-    Hashed whole up to ``WHOLE_BYTES`` in all; beyond that each file by its size, its first and last
-    block and ``BLOCKS_PER_FILE`` blocks at even spacings (see the module for what that misses).
+    Files are hashed completely up to ``WHOLE_BYTES`` in total. Beyond that each is hashed by its
+    size, its first and last block and ``BLOCKS_PER_FILE`` evenly spaced blocks; see the module's
+    docstring for what that misses.
     """
-    sizes = {name: path.stat().st_size for name, path in files.items()}
+    sizes = {name: size_of_regular(path) for name, path in files.items()}
     is_whole = sum(sizes.values()) <= WHOLE_BYTES
     digest = hashlib.sha256(b"whole\n" if is_whole else b"sampled\n")
     for name in sorted(files):
         digest.update(f"{name}\0{sizes[name]}\n".encode())
-        _update_with_file(digest, files[name], sizes[name], is_whole)
+        with refused(files[name]):
+            _update_with_file(digest, files[name], sizes[name], is_whole)
     return digest.hexdigest()
 
 
 def listing_content(root: Path, files: Sequence[tuple[str, int]]) -> str:
-    """Hash of a folder's listing, hex: every name and size, and the bytes of a sample of files.
+    """Hash of a folder's listing, hex: all names and sizes, and the bytes of a sample of files.
+
+    A file that cannot be opened is hashed by its name and size: its row fails when it is read.
 
     Args:
         root: the folder that the names are relative to.
-        files: ``(name, size in bytes)`` in the order of the rows; a size of -1 stands for a file
-            that cannot be reached and is not read.
+        files: ``(name, size in bytes)`` in the order of the rows; a size of -1 means that the file
+            cannot be accessed and is not read.
     """
     digest = hashlib.sha256()
     for name, size_bytes in files:
@@ -62,12 +69,14 @@ def listing_content(root: Path, files: Sequence[tuple[str, int]]) -> str:
     for index in np.linspace(0, len(files) - 1, n_sampled).astype(int):
         name, size_bytes = files[index]
         if size_bytes >= 0:
-            _update_with_file(digest, root / name, size_bytes, size_bytes <= 2 * BLOCK_BYTES)
+            with suppress(OSError):
+                _update_with_file(digest, root / name, size_bytes, size_bytes <= 2 * BLOCK_BYTES)
     return digest.hexdigest()
 
 
 def _update_with_file(digest: Any, path: Path, size_bytes: int, is_whole: bool) -> None:
     # Any: hashlib has no public name for the type of its hashes.
+    require_regular(path)
     with path.open("rb") as file:
         if is_whole:
             while block := file.read(2**20):

@@ -1,8 +1,8 @@
-"""Image folders: ``<root>/train|test/<class>/<file>``, or images of no class, loose in a folder."""
+"""Image folders: ``<root>/train|test/<class>/<file>``, and reading the files of any folder."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.cpus import n_cpus
+from pipeline.terminal import printable_line
 from stages.data.fingerprint import listing_content
-from stages.data.resize import crop_rule, cropped_pixels, resize_rule, rgb_pixels
+from stages.data.listing import (
+    BROKEN_LINK,
+    COMPANION,
+    HIDDEN,
+    NOT_SPLITS,
+    OUTSIDE_CLASSES,
+    UNLISTED,
+    Listing,
+    expected_images,
+    listing,
+    shallow_left_out,
+    shown,
+    tally,
+)
+from stages.data.regular import require_regular, size_of_regular
+from stages.data.resize import Resize
 from stages.data.source import SPLITS, ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _ROWS_PER_TASK = 64
 _MAX_THREADS = 4
-# Smaller files spend their time under the interpreter's lock: 32x32 JPEGs came at 15,600 a second
+# Smaller files are limited by the interpreter's lock: 32x32 JPEGs were read at 15,600 per second
 # on one thread and at 8,000 on two (two shared cores, Pillow 13.0).
 _THREADED_BYTES = 16 * 2**10
 
@@ -29,29 +45,27 @@ class FolderReader:
     """Files of one split, in the order of the rows.
 
     Attributes:
-        root: the folder above the splits.
+        root: folder that contains the splits.
         files: ``<split>/<class>/<file>`` of each row.
-        labels: position of the class of each row among the sorted class names.
-        is_cropped: whether images keep their shape and lose their ends, or are stretched.
+        labels: index of the class of each row among the sorted class names.
     """
 
     root: Path
     files: tuple[str, ...]
     labels: tuple[int, ...]
-    is_cropped: bool = False
 
-    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
-        """Rows ``[start, stop)``; a file that cannot be decoded is a failed row of zeros."""
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)``; a file that cannot be decoded becomes a failed row of zeros."""
         files = self.files[start:stop]
-        images = np.zeros((len(files), *size, 3), dtype=np.uint8)
+        images = np.zeros((len(files), *resizing.size, 3), dtype=np.uint8)
         starts = range(0, len(files), _ROWS_PER_TASK)
         spans = [range(low, min(low + _ROWS_PER_TASK, len(files))) for low in starts]
 
         def decode_span(span: range) -> dict[int, str]:
-            return self._decode(span, files, images)
+            return self._decode(span, files, images, resizing)
 
-        if files and _size_bytes(self.root, files[0]) >= _THREADED_BYTES:
-            with ThreadPoolExecutor(min(_MAX_THREADS, _n_cores())) as pool:
+        if files and size_of_regular(self.root / files[0]) >= _THREADED_BYTES:
+            with ThreadPoolExecutor(min(_MAX_THREADS, n_cpus())) as pool:
                 failures = list(pool.map(decode_span, spans))
         else:
             failures = [decode_span(span) for span in spans]
@@ -62,135 +76,83 @@ class FolderReader:
         return Rows(images, columns, {row: why for each in failures for row, why in each.items()})
 
     def held_bytes(self) -> int:
-        """The list of files: the images are read one by one."""
+        """Memory of the list of files; images are read one at a time."""
         return sum(100 + len(file) for file in self.files)
 
     def content(self) -> str:
         """Hash of all names and sizes and of the bytes of a sample of files."""
-        return listing_content(
-            self.root, [(name, _size_bytes(self.root, name)) for name in self.files]
-        )
+        sizes = (size_of_regular(self.root / name) for name in self.files)
+        return listing_content(self.root, list(zip(self.files, sizes, strict=True)))
 
     def _decode(
-        self, span: range, files: tuple[str, ...], images: NDArray[np.uint8]
+        self, span: range, files: tuple[str, ...], images: NDArray[np.uint8], resizing: Resize
     ) -> dict[int, str]:
         failed = {}
-        size = (images.shape[1], images.shape[2])
         root = str(self.root)
-        pixels_of = cropped_pixels if self.is_cropped else rgb_pixels
         for row in span:
             try:
-                with Image.open(f"{root}/{files[row]}") as image:
-                    images[row] = pixels_of(image, size)
+                path = f"{root}/{files[row]}"
+                require_regular(path)
+                with Image.open(path) as image:
+                    images[row] = resizing.pixels(image)
             except Exception as error:  # PIL raises nearly anything on a broken file
                 images[row] = 0
-                failed[row] = f"{files[row]}: {' '.join(str(error).split()) or repr(error)}"
+                reason = " ".join(str(error).split()) or repr(error)
+                failed[row] = f"{printable_line(files[row])}: {reason}"
         return failed
 
 
-def folder_source(root: Path, name: str, split: str, image_size: tuple[int, int]) -> ReaderSource:
+def folder_source(root: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
     """A source over the images of one split; class names are the sorted folder names.
 
-    Files are taken in sorted order within the sorted classes. Anything that is not an image file
-    directly inside a class folder is left out. Images are stretched to ``image_size`` and shown
-    as stored: an orientation tag is not applied.
+    Files are taken in sorted order within the sorted classes. Anything else in ``root`` is left out
+    and counted, except the other split. If ``resizing`` leaves it to the layout, images are
+    stretched. An orientation tag is not applied.
 
     Raises:
-        InputError: the split is missing or empty, or train and test have other classes.
+        InputError: the split is missing, a class folder has no images or cannot be listed, or train
+            and test have different classes.
     """
     if not (root / split).is_dir():
         raise DataNotFoundError(f"{root}: has no folder '{split}', expected {split}/<class>/<file>")
-    class_names = _class_names(root, split)
+    above = listing(root / split)
+    class_names = above.folders
+    _check_links(root / split, above)
     other = SPLITS[1 - SPLITS.index(split)]
     if (root / other).is_dir():
-        _check_same_classes(root, {split: class_names, other: _class_names(root, other)})
+        _check_same_classes(root, {split: class_names, other: listing(root / other).folders})
     files: list[str] = []
     labels: list[int] = []
+    left_out = [*_outside_classes(split, above)]
     for label, class_name in enumerate(class_names):
-        images = _images_in(root / split / class_name)
-        files += [f"{split}/{class_name}/{image}" for image in images]
-        labels += [label] * len(images)
+        place = f"{split}/{class_name}/"
+        found = listing(root / place)
+        if not found.images:
+            _check_empty(root, place, found, root / other / class_name)
+        files += [f"{place}{image}" for image in found.images]
+        labels += [label] * len(found.images)
+        left_out += shallow_left_out(root, place, found)
     if not files:
         raise InputError(
-            f"{root / split}: holds no images, expected <class>/<file> with {', '.join(SUFFIXES)}"
+            f"{root / split}: has no images, {expected_images('<class>/<file>', left_out)}"
         )
+    check_utf8(root, [*class_names, *files])
     return ReaderSource(
         name=name,
         split=split,
         family=name,
         class_names=class_names,
-        image_size=image_size,
-        resize=resize_rule(None, image_size),
+        resizing=resizing,
+        native=None,
         n_rows=len(files),
         reader=FolderReader(root, tuple(files), tuple(labels)),
-    )
-
-
-def loose_source(root: Path, name: str, image_size: tuple[int, int]) -> ReaderSource:
-    """A source over the images right in a folder and in the folders in it, without labels.
-
-    This is how out-of-distribution sets come: ``dtd/images/<class>/<file>``, ``iSUN/<any>/<file>``.
-    Files are in sorted order. The shorter side of an image becomes ``image_size``, and its centre
-    is cut out.
-
-    Raises:
-        InputError: it holds no images.
-    """
-    folders = ("", *(f"{each}/" for each in _folders_in(root)))
-    files = tuple(f"{each}{image}" for each in folders for image in _images_in(root / each))
-    if not files:
-        raise InputError(
-            f"{root}: holds no images, expected <file> or <folder>/<file> with "
-            f"{', '.join(SUFFIXES)}"
-        )
-    return ReaderSource(
-        name=name,
-        split="test",
-        family=name,
-        class_names=(),
-        image_size=image_size,
-        resize=crop_rule(image_size),
-        n_rows=len(files),
-        reader=FolderReader(root, files, (-1,) * len(files), is_cropped=True),
-    )
-
-
-def has_loose_images(root: Path) -> bool:
-    """Whether a folder, or one in it, holds an image."""
-    return any(_images_in(root / each) for each in ("", *_folders_in(root)))
-
-
-def pool_source(root: Path, name: str, image_size: tuple[int, int]) -> ReaderSource:
-    """A source over every image below a folder, in any layout and without labels.
-
-    Files are taken in the order of their paths, hidden ones left out; links to folders are not
-    followed. The split is called ``train``: it is what will be learned from.
-
-    Raises:
-        InputError: there is no image.
-    """
-    files: list[str] = []
-    for folder, below, _ in os.walk(root):
-        below[:] = sorted(each for each in below if not each.startswith("."))
-        place = Path(folder)
-        files += [(place / image).relative_to(root).as_posix() for image in _images_in(place)]
-    if not files:
-        raise InputError(f"{root}: holds no images, expected files with {', '.join(SUFFIXES)}")
-    return ReaderSource(
-        name=name,
-        split=SPLITS[0],
-        family=name,
-        class_names=(),
-        image_size=image_size,
-        resize=resize_rule(None, image_size),
-        n_rows=len(files),
-        reader=FolderReader(root, tuple(sorted(files)), (-1,) * len(files)),
+        left_out=tally([*_outside_splits(root), *left_out]),
     )
 
 
 def is_image_folder(root: Path) -> bool:
     """Whether there is a split with at least one class folder."""
-    return any((root / split).is_dir() and _class_names(root, split) for split in SPLITS)
+    return any((root / split).is_dir() and listing(root / split).folders for split in SPLITS)
 
 
 def _check_same_classes(root: Path, classes: dict[str, tuple[str, ...]]) -> None:
@@ -204,40 +166,56 @@ def _check_same_classes(root: Path, classes: dict[str, tuple[str, ...]]) -> None
         )
 
 
-def _class_names(root: Path, split: str) -> tuple[str, ...]:
-    return _folders_in(root / split)
+def _check_links(folder: Path, found: Listing) -> None:
+    """Refuse a broken link beside the class folders: it may stand for a class that is missing."""
+    for reason, name in found.left_out:
+        if reason == BROKEN_LINK:
+            raise InputError(
+                f"{folder / name}: expected a class folder, found a broken link; mount or copy its "
+                "target, or remove the link"
+            )
 
 
-def _folders_in(root: Path) -> tuple[str, ...]:
-    with os.scandir(root) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+def _check_empty(root: Path, place: str, found: Listing, elsewhere: Path) -> None:
+    """Refuse a class folder without images: its files may be too deep, or it may not be a class.
+
+    An empty one is accepted if the images of the class are ``elsewhere``, in the other split.
+    """
+    existing = [*shallow_left_out(root, place, found)]
+    is_bare = not found.folders and all(reason in (HIDDEN, COMPANION) for reason, _ in existing)
+    if is_bare and elsewhere.is_dir() and listing(elsewhere).images:
+        return
+    raise InputError(
+        f"{root / place}: the class folder has no images, {expected_images('<file>', existing)}; "
+        "put its images directly into it, or move it away if it is not a class"
+    )
 
 
-def _images_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(SUFFIXES)
-            and not entry.name.startswith(".")
-            and not entry.is_dir()
-        )
-    for name in names:
+def _outside_splits(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``(reason, path)`` of everything beside the splits; a folder counts as one entry."""
+    try:
+        found = listing(root)
+    except InputError:  # entering the folder suffices to read its splits
+        yield UNLISTED, f"{root.name}/"
+        return
+    yield from ((NOT_SPLITS, f"{name}/") for name in found.folders if name not in SPLITS)
+    yield from ((OUTSIDE_CLASSES, name) for name in found.images)
+    yield from found.left_out
+
+
+def _outside_classes(split: str, found: Listing) -> Iterator[tuple[str, str]]:
+    """Yield ``(reason, path)`` of everything beside the class folders of a split."""
+    yield from ((OUTSIDE_CLASSES, f"{split}/{name}") for name in found.images)
+    yield from ((reason, f"{split}/{name}") for reason, name in found.left_out)
+
+
+def check_utf8(root: Path, files: Sequence[str]) -> None:
+    """Refuse a path that is not UTF-8, since it could not be written to the store."""
+    for path in files:
         try:
-            name.encode()
+            path.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{folder}: expected file names in UTF-8, found {name!a}: rename it"
+                f"{root}: expected names of files and folders in UTF-8, found '{shown(path)}': "
+                "rename it"
             ) from error
-    return names
-
-
-def _size_bytes(root: Path, name: str) -> int:
-    try:
-        return (root / name).stat().st_size
-    except OSError:
-        return -1  # a dangling link: its row fails when it is read
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

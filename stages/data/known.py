@@ -1,4 +1,4 @@
-"""The data sets that have a name: what they are, where they may lie, how they are opened."""
+"""The registered data sets: descriptions, locations, and how to open them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from pathlib import Path
 from stages.data import cifar, corrupted, idx, outside, svhn
 from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.digits import digits_source
-from stages.data.folder import loose_source
+from stages.data.loose import loose_source
+from stages.data.resize import Resize
 from stages.data.source import ReaderSource
 from store.disk import spelled_out
 
-_Size = tuple[int, int]
+DEFAULT_DATA_ROOT = "~/.cache/intro-pipe/data"
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A data set that has a name here.
+    """A registered data set.
 
     Attributes:
         description: one line.
-        licence: as far as its publishers state one.
-        n_rows: images of each split.
+        licence: licence, as far as the publishers state one.
+        n_rows: number of images per split.
         class_names: name of each label.
-        folders: where it may lie, relative to the data root or absolute; empty if it is installed.
-        marker: a file that shows that a folder holds it.
-        opener: makes the source from folder, split and size.
-        by_hand: where to get it, for one that cannot be fetched.
+        folders: possible folders, relative to the data root or absolute; empty if it is installed.
+        marker: pattern of files that show that a folder holds it.
+        opener: makes the source from folder, split and how images are resized.
+        by_hand: where to get it, if it cannot be downloaded.
     """
 
     description: str
@@ -38,7 +39,7 @@ class Known:
     class_names: tuple[str, ...]
     folders: tuple[str, ...]
     marker: str
-    opener: Callable[[Path, str, _Size], ReaderSource]
+    opener: Callable[[Path, str, Resize], ReaderSource]
     by_hand: str = ""
 
 
@@ -52,7 +53,7 @@ KNOWN: Mapping[str, Known] = {
         idx.MNIST_NAMES,
         (),
         "",
-        lambda _, split, size: digits_source(split, size),
+        lambda _, split, resizing: digits_source(split, resizing),
     ),
     "cifar10": Known(
         "CIFAR-10, 32x32 colour photographs",
@@ -70,8 +71,8 @@ KNOWN: Mapping[str, Known] = {
         cifar.CLASS_NAMES,
         corrupted.CIFAR10C_FOLDERS,
         "*.npy",
-        lambda folder, _, size: corrupted.corrupted_source(
-            folder, "cifar10c", size, required=CORRUPTIONS
+        lambda folder, _, resizing: corrupted.corrupted_source(
+            folder, "cifar10c", resizing, required=CORRUPTIONS
         ),
     ),
     "fashion-mnist": Known(
@@ -80,9 +81,9 @@ KNOWN: Mapping[str, Known] = {
         {"train": 60_000, "test": 10_000},
         idx.FASHION_NAMES,
         ("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist"),
-        "*-images-idx3-ubyte*",
-        lambda folder, split, size: idx.idx_source(
-            folder, "fashion-mnist", idx.FASHION_NAMES, split, size
+        "*-images[-.]idx3-ubyte*",
+        lambda folder, split, resizing: idx.idx_source(
+            folder, "fashion-mnist", idx.FASHION_NAMES, split, resizing
         ),
     ),
     "mnist": Known(
@@ -91,8 +92,10 @@ KNOWN: Mapping[str, Known] = {
         {"train": 60_000, "test": 10_000},
         idx.MNIST_NAMES,
         ("mnist", "MNIST/raw"),
-        "*-images-idx3-ubyte*",
-        lambda folder, split, size: idx.idx_source(folder, "mnist", idx.MNIST_NAMES, split, size),
+        "*-images[-.]idx3-ubyte*",
+        lambda folder, split, resizing: idx.idx_source(
+            folder, "mnist", idx.MNIST_NAMES, split, resizing
+        ),
     ),
     "svhn": Known(
         "SVHN, 32x32 house numbers",
@@ -104,16 +107,16 @@ KNOWN: Mapping[str, Known] = {
         svhn.svhn_source,
     ),
     "svhn-10k": Known(
-        "the first 1,000 of each class of SVHN's test images, as OOD tables take them",
+        "the first 1,000 test images of each class of SVHN, as in OOD benchmarks",
         "for non-commercial use",
         {"test": 10_000},
         idx.MNIST_NAMES,
         ("svhn", "SVHN"),
         svhn.MARKER,
-        lambda folder, split, size: svhn.svhn_source(
-            folder, split, size, name="svhn-10k", n_of_class=svhn.N_OF_CLASS
+        lambda folder, split, resizing: svhn.svhn_source(
+            folder, split, resizing, name="svhn-10k", n_of_class=svhn.N_OF_CLASS
         ),
-        "`intro-pipe datasets --download svhn` brings it",
+        "`intro-pipe datasets --download svhn` includes it",
     ),
     "textures": Known(
         "Describable Textures (DTD), photographs of 47 kinds",
@@ -122,7 +125,7 @@ KNOWN: Mapping[str, Known] = {
         (),
         ("dtd", "dtd/dtd"),
         "images",
-        lambda folder, _, size: loose_source(folder / "images", "textures", size),
+        lambda folder, _, resizing: loose_source(folder / "images", "textures", resizing),
     ),
     "places365": Known(
         "10,000 test photographs of Places365, in places365/test_subset/<any>/<file>",
@@ -131,8 +134,8 @@ KNOWN: Mapping[str, Known] = {
         (),
         ("places365",),
         "test_subset",
-        lambda folder, _, size: loose_source(folder / "test_subset", "places365", size),
-        "test images of places2.csail.mit.edu, 10,000 of them in places365/test_subset/<any>/",
+        lambda folder, _, resizing: loose_source(folder / "test_subset", "places365", resizing),
+        "test images from places2.csail.mit.edu, 10,000 of them in places365/test_subset/<any>/",
     ),
     "lsun-c": Known(
         "LSUN's test photographs, 32x32 crops, in LSUN/<any>/<file>",
@@ -141,7 +144,7 @@ KNOWN: Mapping[str, Known] = {
         (),
         ("LSUN", "LSUN_crop"),
         "*",
-        lambda folder, _, size: loose_source(folder, "lsun-c", size),
+        lambda folder, _, resizing: loose_source(folder, "lsun-c", resizing),
         _ODIN,
     ),
     "lsun-r": Known(
@@ -151,7 +154,7 @@ KNOWN: Mapping[str, Known] = {
         (),
         ("LSUN_resize",),
         "*",
-        lambda folder, _, size: loose_source(folder, "lsun-r", size),
+        lambda folder, _, resizing: loose_source(folder, "lsun-r", resizing),
         _ODIN,
     ),
     "isun": Known(
@@ -161,7 +164,7 @@ KNOWN: Mapping[str, Known] = {
         (),
         ("iSUN",),
         "*",
-        lambda folder, _, size: loose_source(folder, "isun", size),
+        lambda folder, _, resizing: loose_source(folder, "isun", resizing),
         _ODIN,
     ),
     "patches": Known(
@@ -171,45 +174,45 @@ KNOWN: Mapping[str, Known] = {
         (),
         (),
         "",
-        lambda _, __, size: outside.patch_source(size),
+        lambda _, __, resizing: outside.patch_source(resizing),
     ),
     "uniform-noise": Known(
-        "uniform noise, every pixel by itself",
+        "uniform noise, independent for every pixel",
         "none needed",
         {"test": outside.N_NOISE},
         (),
         (),
         "",
-        lambda _, __, size: outside.noise_source("uniform-noise", size),
+        lambda _, __, resizing: outside.noise_source("uniform-noise", resizing),
     ),
     "gaussian-noise": Known(
-        "Gaussian noise around grey, every pixel by itself",
+        "Gaussian noise around grey, independent for every pixel",
         "none needed",
         {"test": outside.N_NOISE},
         (),
         (),
         "",
-        lambda _, __, size: outside.noise_source("gaussian-noise", size),
+        lambda _, __, resizing: outside.noise_source("gaussian-noise", resizing),
     ),
 }
 
 
 def how_to_get(name: str) -> str:
-    """What to do where a registered data set is not there."""
+    """How to get a registered data set that is missing."""
     return KNOWN[name].by_hand or f"intro-pipe datasets --download {name}"
 
 
 def data_root_path(data_root: str | Path | None = None) -> Path:
-    """Where data sets lie: as given, else ``$INTRO_PIPE_DATA``, else ``~/.cache/intro-pipe/data``.
+    """Folder of the data sets: as given, or ``$INTRO_PIPE_DATA``, or ``~/.cache/intro-pipe/data``.
 
-    The path is absolute; nothing is made there.
+    The path is absolute; the folder is not created.
     """
-    given = data_root or os.environ.get("INTRO_PIPE_DATA") or "~/.cache/intro-pipe/data"
+    given = data_root or os.environ.get("INTRO_PIPE_DATA") or DEFAULT_DATA_ROOT
     return spelled_out(given).absolute()
 
 
 def folder_of(name: str, root: Path) -> Path | None:
-    """Where a registered data set lies; ``None`` if nowhere, the root if it needs no place."""
+    """Folder of a registered data set; ``None`` if missing, the root if it needs no folder."""
     known = KNOWN[name]
     if not known.folders:
         return root

@@ -1,4 +1,4 @@
-"""Images from outside any class, that are on every machine: noise, and patches of photographs."""
+"""Out-of-distribution images that need no download: noise, and patches of photographs."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.data.fingerprint import array_content
-from stages.data.resize import resize_rule
+from stages.data.resize import Resize
 from stages.data.source import ArrayReader, ReaderSource, Rows
 
 N_NOISE = 10_000
 PATCH = 32
 PHOTOGRAPHS = ("brick", "grass", "gravel", "astronaut", "chelsea", "coffee", "rocket")
-"""Of ``skimage.data``, those that come with the package: three textures, four photographs."""
+"""Images in ``skimage.data`` that come with the package: three textures, four photographs."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseReader:
-    """Pixels drawn one by one, each image from its row: uniform, or normal around grey.
+    """Independent random pixels, each image from its row number: uniform, or normal around grey.
 
     Attributes:
-        kind: ``uniform-noise`` or ``gaussian-noise``, whose standard deviation is the whole range
-            of a pixel, cut at its ends (Liang et al. 2018).
+        kind: ``uniform-noise`` or ``gaussian-noise``; the latter has a standard deviation equal to
+            the full range of a pixel, and is clipped to it (Liang et al. 2018).
     """
 
     kind: str
 
-    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
-        """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
-        images = np.empty((stop - start, *size, 3), np.uint8)
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)``, generated at the size after the resize."""
+        images = np.empty((stop - start, *resizing.size, 3), np.uint8)
         for image, row in zip(images, range(start, stop), strict=True):
             rng = np.random.default_rng([len(self.kind), row])
             if self.kind == "uniform-noise":
@@ -42,25 +42,25 @@ class NoiseReader:
         return Rows(images, {"sample_id": ids, "label": np.full(len(images), -1)})
 
     def held_bytes(self) -> int:
-        """Nothing."""
+        """Zero: images are generated when read."""
         return 0
 
     def content(self) -> str:
-        """What the images are drawn by."""
+        """The kind of noise, which determines the images."""
         return self.kind
 
 
-def noise_source(kind: str, image_size: tuple[int, int]) -> ReaderSource:
-    """10,000 images of noise, at any size."""
-    return _source(kind, image_size, "none", N_NOISE, NoiseReader(kind))
+def noise_source(kind: str, resizing: Resize) -> ReaderSource:
+    """10,000 images of noise, of any size."""
+    resizing = Resize(resizing.size)
+    return _source(kind, resizing, resizing.size, N_NOISE, NoiseReader(kind))
 
 
-def patch_source(image_size: tuple[int, int]) -> ReaderSource:
-    """Squares of 32x32 pixels, side by side, of seven photographs; grey ones in three channels."""
+def patch_source(resizing: Resize) -> ReaderSource:
+    """Adjacent 32x32 squares of seven photographs; grey ones have three equal channels."""
     images, _ = load_patches()
-    rule = resize_rule((PATCH, PATCH), image_size)
     reader = ArrayReader(load_patches, _content, "test")
-    return _source("patches", image_size, rule, len(images), reader)
+    return _source("patches", resizing, (PATCH, PATCH), len(images), reader)
 
 
 @lru_cache(maxsize=1)
@@ -86,9 +86,9 @@ def _content() -> str:
 
 def _source(
     name: str,
-    image_size: tuple[int, int],
-    resize: str,
+    resizing: Resize,
+    native: tuple[int, int],
     n_rows: int,
     reader: NoiseReader | ArrayReader,
 ) -> ReaderSource:
-    return ReaderSource(name, "test", name, (), image_size, resize, n_rows, reader)
+    return ReaderSource(name, "test", name, (), resizing, native, n_rows, reader)

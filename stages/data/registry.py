@@ -1,40 +1,46 @@
-"""The image sources by name or path: opening one, and listing what is known."""
+"""Open image sources by name or path, and list the known ones."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from stages.data import corrupted
 from stages.data.arrays import array_source
-from stages.data.folder import folder_source, has_loose_images, is_image_folder, loose_source
+from stages.data.classes import with_classes
+from stages.data.folder import folder_source, is_image_folder
 from stages.data.known import KNOWN, Known, data_root_path, folder_of, how_to_get
-from stages.data.source import SPLITS, ImageSource, ReaderSource, first_rows, without_labels
+from stages.data.loose import has_loose_images, loose_source
+from stages.data.regular import refused, require_regular
+from stages.data.resize import Resize, resizing_to
+from stages.data.source import SPLITS, ReaderSource, first_rows, without_labels
 from stages.errors import DataNotFoundError, InputError
 from store.disk import spelled_out
 
+DEFAULT_IMAGE_SIZE = 32
+"""Height and width to which images are resized by default, in pixels."""
+
 LOOSE = "folder of images"
 _ARRAY_SUFFIXES = (".npz", ".npy")
-_Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What `intro-pipe datasets` shows of one data set.
+    """What `intro-pipe datasets` shows about a data set.
 
     Attributes:
-        name: what ``open_source`` takes.
+        name: name for ``open_source``.
         description: one line.
-        licence: as far as it is known.
-        n_rows: images of each split.
+        licence: licence, as far as known.
+        n_rows: number of images per split.
         class_names: name of each label.
-        is_on_disk: whether it is there.
-        where: folder or file; empty if it is not there or needs none.
-        how_to_get: what to do if it is not there; empty if it is.
-        problem: why a set that is there cannot be opened; empty if it can.
+        is_on_disk: whether it exists.
+        where: folder or file; empty if it is missing or needs none.
+        how_to_get: how to get it; empty if it exists.
+        problem: why an existing set cannot be opened; empty if it can.
     """
 
     name: str
@@ -50,30 +56,38 @@ class DatasetInfo:
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """How to open a source: what travels to workers in place of the source.
+    """How to open a source; sent to workers in place of the source.
 
-    Without ``labels`` it is one of images of no class.
+    Without ``labels`` its images have no class. ``classes`` are names in the order of the labels,
+    as in ``open_source``.
     """
 
     dataset: str
     split: str
     data_root: str
-    image_size: int = 32
+    image_size: int | Resize = DEFAULT_IMAGE_SIZE
     limit: int | None = None
     corruptions: tuple[str, ...] = ()
     labels: bool = True
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Make places absolute: a worker may run in another folder than the driver."""
+        """Make paths absolute: a worker may run in another folder than the driver."""
         object.__setattr__(self, "data_root", str(data_root_path(self.data_root)))
         if self.dataset not in KNOWN:
             place = existing_path(self.dataset, Path(self.data_root))
             object.__setattr__(self, "dataset", str(place))
 
-    def open(self) -> ImageSource:
-        """The source; see ``open_source``."""
+    def open(self) -> ReaderSource:
+        """Open the source; see ``open_source``."""
         source = open_source(
-            self.dataset, self.split, self.data_root, self.image_size, self.limit, self.corruptions
+            self.dataset,
+            self.split,
+            self.data_root,
+            self.image_size,
+            self.limit,
+            self.corruptions,
+            self.classes,
         )
         return source if self.labels else without_labels(source)
 
@@ -82,11 +96,12 @@ def open_source(
     dataset: str | Path,
     split: str = "test",
     data_root: str | Path | None = None,
-    image_size: int = 32,
+    image_size: int | Resize = DEFAULT_IMAGE_SIZE,
     limit: int | None = None,
     corruptions: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
 ) -> ReaderSource:
-    """One split of a data set.
+    """Open one split of a data set.
 
     Args:
         dataset: a registered name, a path, or the name of something under the data root: a folder
@@ -94,22 +109,32 @@ def open_source(
             ``train`` and ``test`` in one of these two formats, or a folder of images.
         split: ``train`` or ``test``.
         data_root: see ``data_root_path``.
-        image_size: height and width that every image is brought to, in pixels.
-        limit: take the first rows only.
-        corruptions: take only these of a corrupted set.
+        image_size: how every image is resized; a number is the height and width in pixels, and
+            the layout determines whether images are stretched or cropped (`Resize`).
+        limit: use only the first rows.
+        corruptions: use only these corruptions of a corrupted set.
+        classes: names of the classes in the order of their labels: all those of the data set, and
+            possibly more. By default the data set determines them; those of an image folder are in
+            string order, as in torchvision's ``ImageFolder``.
 
     Raises:
-        DataNotFoundError: it is not there; says how to get it.
-        InputError: it is there and does not hold what it should.
+        DataNotFoundError: it does not exist; the message says how to get it.
+        InputError: it exists but has unexpected content.
     """
     if split not in SPLITS:
         raise InputError(f"split is '{split}', expected one of {', '.join(SPLITS)}")
-    if image_size < 1:
-        raise InputError(f"image size is {image_size}, expected at least 1 pixel")
-    root, name, size = data_root_path(data_root), str(dataset), (image_size, image_size)
+    root, name, resizing = data_root_path(data_root), str(dataset), resizing_to(image_size)
     if name not in KNOWN:
-        found = _open_path(existing_path(name, root), split, size)
-        return first_rows(corrupted.only_corruptions(found, corruptions), limit)
+        place = existing_path(name, root)
+        with refused(place):
+            found = _open_path(place, split, resizing)
+    else:
+        found = _open_known(name, root, split, resizing)
+    found = corrupted.only_corruptions(found, corruptions)
+    return first_rows(with_classes(found, classes) if classes else found, limit)
+
+
+def _open_known(name: str, root: Path, split: str, resizing: Resize) -> ReaderSource:
     known = KNOWN[name]
     if split not in known.n_rows:
         raise InputError(f"{name}: has no split '{split}', only {', '.join(known.n_rows)}")
@@ -117,40 +142,46 @@ def open_source(
     if folder is None:
         raise DataNotFoundError(
             f"{name}: not under {root}, expected {' or '.join(known.folders)}; get it "
-            f"({how_to_get(name)}) or name its place with --data-root"
+            f"({how_to_get(name)}) or give its location with --data-root"
         )
-    found = known.opener(folder, split, size)
-    return first_rows(corrupted.only_corruptions(found, corruptions), limit)
+    with refused(folder):
+        return known.opener(folder, split, resizing)
 
 
 def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
-    """The registered data sets, then whatever else under the data root has a layout we read."""
+    """The registered data sets, then everything else under the data root in a known layout.
+
+    Raises:
+        InputError: the data root cannot be read.
+    """
     root = data_root_path(data_root)
     infos = [_info_of_known(name, known, root) for name, known in KNOWN.items()]
     taken = {folder.split("/")[0] for known in KNOWN.values() for folder in known.folders}
-    children = sorted(root.iterdir()) if root.is_dir() else []
-    others = [path for path in children if path.name not in taken and _layout(path)]
-    return infos + [_info_of_path(path) for path in others]
+    with refused(root):
+        children = sorted(root.iterdir()) if root.is_dir() else []
+    others = (_info_of_path(path) for path in children if path.name not in taken)
+    return infos + [info for info in others if info.description]
 
 
 def existing_path(name: str, root: Path) -> Path:
-    """The place of a data set: below the root by its name, or a path; may raise."""
+    """Path of a data set: its name below the root, or a path; raises ``DataNotFoundError``."""
     path = spelled_out(name)
     is_plain_name = len(path.parts) == 1 and name == path.name
     places = (root / path, path) if is_plain_name else (path,)
     for place in places:
-        if place.exists():
-            return place.absolute()
+        with refused(place):
+            if place.exists():
+                return place.absolute()
     looked = " and ".join(str(place.absolute()) for place in places)
     near = "".join(f" (did you mean {known}?)" for known in get_close_matches(name, KNOWN, n=1))
     raise DataNotFoundError(
         f"{name}: no such data set{near}, expected one of {', '.join(KNOWN)}, or a path; looked at "
-        f"{looked}; `intro-pipe datasets` lists what is there, --data-root names another place"
+        f"{looked}; `intro-pipe datasets` lists what exists, --data-root sets another location"
     )
 
 
 def _layout(path: Path) -> str:
-    """What kind of data lies at a path, in words; empty if none that we read."""
+    """Kind of data at a path, in words; empty if it is not supported."""
     if path.name.startswith("."):
         return ""
     if path.is_file():
@@ -166,38 +197,59 @@ def _layout(path: Path) -> str:
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
-    """``<split>.npz`` or ``<split>.npy`` of each split that a folder has."""
+    """Split -> ``<split>.npz`` or ``<split>.npy`` in a folder."""
     files = ((s, folder / f"{s}{suffix}") for s in SPLITS for suffix in reversed(_ARRAY_SUFFIXES))
     return {split: path for split, path in files if path.is_file()}
 
 
-def _open_path(path: Path, split: str, size: _Size) -> ReaderSource:
+def _open_path(path: Path, split: str, resizing: Resize) -> ReaderSource:
+    if not path.is_dir():
+        require_regular(path)
     layout, name = _layout(path), name_of(path)
     if layout == "array file":
-        return array_source(path, name, split, size)
+        return array_source(path, name, split, resizing)
     if layout == "folder of arrays":
         file = _split_files(path).get(split)
         if file is None:
             raise DataNotFoundError(f"{path}: has neither {split}.npz nor {split}.npy")
-        return array_source(file, name, split, size)
+        return array_source(file, name, split, resizing)
     if layout == "CIFAR-10-C layout":
         if split != "test":
             raise InputError(f"{path}: a corrupted set has no split '{split}', only test")
-        return corrupted.corrupted_source(path, name, size)
+        return corrupted.corrupted_source(path, name, resizing)
     if layout == "image folder":
-        return folder_source(path, name, split, size)
+        return folder_source(path, name, split, resizing)
     if layout == LOOSE:
         if split != "test":
-            raise DataNotFoundError(f"{path}: a folder of images has no split '{split}', only test")
-        return loose_source(path, name, size)
+            raise DataNotFoundError(
+                f"{path}: a folder of images has no split '{split}', only test; expected "
+                f"{split}/<class>/<file> in it"
+            )
+        return replace(loose_source(path, name, resizing), how_to_label=_how_to_label(path))
     raise InputError(
-        f"{path}: no data that is read here, expected train|test/<class>/<image>, labels.npy with "
-        "<corruption>.npy, a .npz or .npy file, or images in a folder"
+        f"{path}: no supported data, expected train|test/<class>/<image>, labels.npy with "
+        f"<corruption>.npy, a .npz or .npy file, or images in a folder{_array_in(path)}"
     )
 
 
+def _how_to_label(path: Path) -> str:
+    """Where classes belong in a folder of images; a folder that is a split lacks its parent."""
+    if path.name in SPLITS and is_image_folder(path.parent):
+        return f"this folder is a split of a data set: use --dataset {path.parent}"
+    return f"expected {path}/test/<class>/<file>, and train/<class>/<file> for training"
+
+
+def _array_in(path: Path) -> str:
+    """How to open an array in a folder, if there is one that is not named after a split."""
+    if not path.is_dir():
+        return ""
+    arrays = (each for each in sorted(path.iterdir()) if _layout(each) == "array file")
+    images = next((each for each in arrays if not each.stem.startswith(("y_", "label"))), None)
+    return f"; to read an array give its file, such as {images}" if images else ""
+
+
 def name_of(path: Path) -> str:
-    """What the data set at a path is called."""
+    """Name of the data set at a path."""
     name = path.stem if path.is_file() else path.resolve().name if not path.name else path.name
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)  # names stand in paths and in `data@model`
 
@@ -207,9 +259,10 @@ def _info_of_known(name: str, known: Known, root: Path) -> DatasetInfo:
     how = "" if folder else how_to_get(name)
     where = str(folder) if folder and known.folders else ""
     problem = ""
-    if folder is not None and known.folders:  # what is installed needs no look
+    if folder is not None and known.folders:  # installed sets need no check
         try:
-            known.opener(folder, "test", (32, 32))
+            with refused(folder):
+                known.opener(folder, "test", Resize((32, 32)))
         except InputError as error:
             problem = str(error)
     return DatasetInfo(
@@ -226,21 +279,25 @@ def _info_of_known(name: str, known: Known, root: Path) -> DatasetInfo:
 
 
 def _info_of_path(path: Path) -> DatasetInfo:
-    layout, size = _layout(path), (32, 32)
     n_rows: dict[str, int] = {}
     class_names: tuple[str, ...] = ()
-    problem = ""
-    splits = SPLITS if layout in ("image folder", "folder of arrays") else ("test",)
-    for split in splits:
+    layout, problem = "unknown", ""
+    try:
+        with refused(path):
+            layout = _layout(path)
+    except InputError as error:
+        problem = str(error)
+    for split in _splits_of(layout):
         try:
-            source = _open_path(path, split, size)
+            with refused(path):
+                source = _open_path(path, split, Resize((32, 32)))
             n_rows[split], class_names = source.n_rows, source.class_names
         except DataNotFoundError:
             continue  # a set may have one split only
         except InputError as error:
             problem = str(error)
     return DatasetInfo(
-        name=path.name,  # what --dataset takes
+        name=path.name,  # as accepted by --dataset
         description=layout,
         licence="unknown",
         n_rows=n_rows,
@@ -249,3 +306,10 @@ def _info_of_path(path: Path) -> DatasetInfo:
         where=str(path),
         problem=problem,
     )
+
+
+def _splits_of(layout: str) -> tuple[str, ...]:
+    """The splits that a layout may have; none for an unknown layout."""
+    if layout in ("image folder", "folder of arrays"):
+        return SPLITS
+    return () if layout in ("", "unknown") else ("test",)

@@ -1,4 +1,4 @@
-"""What an image source is: facts about a data set and a way to read a range of its rows."""
+"""Image sources: facts about a data set, and a way to read a range of its rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.resize import rgb_array
+from stages.data.listing import LeftOut
+from stages.data.resize import Resize, resize_of, resizing_to
 from stages.errors import InputError
+from stages.typed import typed
 from store.plan import differences
 
 SPLITS = ("train", "test")
@@ -20,13 +22,13 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A range of rows of a source, as read.
+    """A range of rows of a source.
 
     Attributes:
         images: ``uint8 [n, H, W, 3]``, RGB; a row that could not be read is zeros.
         columns: one array of length ``n`` per column: ``sample_id`` (str), ``label`` (int64,
             -1 = unknown) and the source's extra columns.
-        failed: offset within these rows -> why that row could not be read, one line.
+        failed: offset within these rows -> why that row could not be read, in one line.
     """
 
     images: NDArray[np.uint8]
@@ -35,7 +37,7 @@ class Rows:
 
 
 class ImageSource(Protocol):
-    """Facts about one split of a data set, and its rows; picklable."""
+    """Facts about one split of a data set, and access to its rows; picklable."""
 
     @property
     def name(self) -> str:
@@ -47,19 +49,23 @@ class ImageSource(Protocol):
 
     @property
     def family(self) -> str:
-        """Data sets of one family share their classes and a trained network."""
+        """Name shared by data sets with the same classes and trained networks."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of each label; empty where the labels are unknown."""
+        """Name of each label; empty if the labels are unknown."""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the data set names its classes; if not, ``class_names`` only counts them."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """``(H, W)`` of the images that ``read`` gives."""
+        """``(H, W)`` of the images that ``read`` returns."""
 
     @property
     def resize(self) -> str:
-        """``none``, or the rule by which images are brought to ``image_size``."""
+        """``none``, or the rule by which images are resized to ``image_size``."""
 
     @property
     def n_rows(self) -> int:
@@ -67,31 +73,39 @@ class ImageSource(Protocol):
 
     @property
     def n_classes(self) -> int:
-        """Number of classes; 0 where the labels are unknown."""
+        """Number of classes; 0 if the labels are unknown."""
 
     @property
     def extra_columns(self) -> tuple[tuple[str, str], ...]:
         """``(name, type)`` of the columns beside ``sample_id`` and ``label``."""
 
     @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files beside the images that are not read, by reason."""
+
+    @property
+    def how_to_label(self) -> str:
+        """Where labels are expected, if the source found none; else empty."""
+
+    @property
     def held_bytes(self) -> int:
-        """Memory that the data takes in a process for as long as it reads from it."""
+        """Memory in bytes that the data takes while a process reads from it."""
 
     def fingerprint(self) -> str:
-        """Cheap hash of what ``read`` gives, hex; independent of where the data lies."""
+        """Cheap hash of what ``read`` returns, hex; independent of the location of the data."""
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows ``[start, stop)``."""
 
 
 class Reader(Protocol):
-    """Where a source's rows come from: paths and numbers, opened on each read."""
+    """Reads the rows of a source; holds paths and numbers, and opens files on each read."""
 
-    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
-        """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)``, resized."""
 
     def held_bytes(self) -> int:
-        """Memory that the data takes in a process for as long as it reads from it."""
+        """Memory in bytes that the data takes while a process reads from it."""
 
     def content(self) -> str:
         """Hash of the data, hex."""
@@ -99,30 +113,48 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReaderSource:
-    """An image source made of facts and a reader."""
+    """An image source consisting of facts and a reader.
+
+    Attributes:
+        resizing: how stored images become those of ``read``.
+        native: stored ``(H, W)``; ``None`` if it varies between images.
+    """
 
     name: str
     split: str
     family: str
     class_names: tuple[str, ...]
-    image_size: tuple[int, int]
-    resize: str
+    resizing: Resize
+    native: tuple[int, int] | None
     n_rows: int
     reader: Reader
     extra_columns: tuple[tuple[str, str], ...] = ()
+    is_named: bool = True
+    left_out: tuple[LeftOut, ...] = ()
+    how_to_label: str = ""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(H, W)`` of the images that ``read`` returns."""
+        return self.resizing.size
+
+    @property
+    def resize(self) -> str:
+        """``none``, or the rule by which images are resized to ``image_size``."""
+        return self.resizing.rule(self.native)
 
     @property
     def n_classes(self) -> int:
-        """Number of classes; 0 where the labels are unknown."""
+        """Number of classes; 0 if the labels are unknown."""
         return len(self.class_names)
 
     @property
     def held_bytes(self) -> int:
-        """Memory that the data takes in a process for as long as it reads from it."""
+        """Memory in bytes that the data takes while a process reads from it."""
         return self.reader.held_bytes()
 
     def fingerprint(self) -> str:
-        """Hash of the data, ``n_rows``, the classes and the size; not of the name or place."""
+        """Hash of the data, ``n_rows``, the classes and the size; not of the name or location."""
         facts = [self.reader.content(), self.n_rows, self.class_names, self.image_size, self.resize]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -134,18 +166,18 @@ class ReaderSource:
         """
         if not 0 <= start <= stop <= self.n_rows:
             raise IndexError(f"{self.name}: rows {start}:{stop} are not within 0:{self.n_rows}")
-        return self.reader.read(start, stop, self.image_size)
+        return self.reader.read(start, stop, self.resizing)
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayReader:
-    """Rows of one array of images and one of labels.
+    """Rows of an array of images and an array of labels.
 
     Attributes:
-        load: gives images, ``uint8 [n, h, w]``, ``[n, h, w, 1]`` or ``[n, h, w, 3]``, and labels,
-            ``int64 [n]``; called on each read, so it maps the file or remembers what it loaded.
-            A module's function or a ``partial`` of one, which pickles by name.
-        hash_content: gives the hash of the data.
+        load: returns images, ``uint8 [n, h, w]``, ``[n, h, w, 1]`` or ``[n, h, w, 3]``, and labels,
+            ``int64 [n]``. It is called on each read, so it should map the file or cache the data. A
+            module's function or a ``partial`` of one, so that it can be pickled.
+        hash_content: returns the hash of the data.
         id_prefix: a row's ``sample_id`` is ``<id_prefix>/<row, five digits>``.
     """
 
@@ -153,15 +185,15 @@ class ArrayReader:
     hash_content: Callable[[], str]
     id_prefix: str
 
-    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
-        """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)``, resized."""
         images, labels = self.load()
         ids = [f"{self.id_prefix}/{row:05d}" for row in range(start, stop)]
         columns = {"sample_id": np.array(ids, dtype=np.str_), "label": labels[start:stop].copy()}
-        return Rows(rgb_array(images[start:stop], size), columns)
+        return Rows(resizing.arrays(images[start:stop]), columns)
 
     def held_bytes(self) -> int:
-        """The arrays, but for one that is mapped: the kernel takes its pages back."""
+        """Size of the arrays, except for memory-mapped ones: the kernel can reclaim their pages."""
         images, labels = self.load()
         return labels.nbytes + (0 if isinstance(images, np.memmap) else images.nbytes)
 
@@ -172,18 +204,18 @@ class ArrayReader:
 
 @dataclass(frozen=True, slots=True)
 class UnlabelledReader:
-    """The rows of another reader, their labels taken off."""
+    """The rows of another reader without their labels."""
 
     reader: Reader
 
-    def read(self, start: int, stop: int, size: tuple[int, int]) -> Rows:
-        """Rows ``[start, stop)`` with images of ``size`` = ``(H, W)``."""
-        rows = self.reader.read(start, stop, size)
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)``, resized."""
+        rows = self.reader.read(start, stop, resizing)
         label = np.full(len(rows.images), -1, dtype=np.int64)
         return replace(rows, columns={**rows.columns, "label": label})
 
     def held_bytes(self) -> int:
-        """Memory that the data takes in a process for as long as it reads from it."""
+        """Memory in bytes that the data takes while a process reads from it."""
         return self.reader.held_bytes()
 
     def content(self) -> str:
@@ -191,22 +223,50 @@ class UnlabelledReader:
         return self.reader.content()
 
 
+@dataclass(frozen=True, slots=True)
+class NoReader:
+    """The reader of a source that has no rows."""
+
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Raise ``IndexError``: there are no rows."""
+        raise IndexError(f"there are no rows {start}:{stop} to resize to {resizing.size}")
+
+    def held_bytes(self) -> int:
+        """Return 0: there is no data."""
+        return 0
+
+    def content(self) -> str:
+        """Return an empty hash: there is no data."""
+        return ""
+
+
+def without_images(class_names: tuple[str, ...], image_size: int | Resize) -> ReaderSource:
+    """A source that has names of classes and no rows, for a network without a data set."""
+    resizing = resizing_to(image_size)
+    is_named = bool(class_names)
+    return ReaderSource(
+        "the network", "", "", class_names, resizing, None, 0, NoReader(), is_named=is_named
+    )
+
+
 def without_labels(source: ReaderSource) -> ReaderSource:
-    """The source as images of no class: those of another network's classes have none here."""
-    return replace(source, class_names=(), reader=UnlabelledReader(source.reader))
+    """The source without classes, for images whose labels do not apply to the network."""
+    reader = UnlabelledReader(source.reader)
+    return replace(source, class_names=(), reader=reader, how_to_label="")
 
 
 def read_each(source: ImageSource, start: int, stop: int) -> Rows:
-    """Rows ``[start, stop)``; those that cannot be read alone are failed rows of zeros.
+    """Rows ``[start, stop)``; rows that cannot be read on their own become failed rows of zeros.
 
-    Where none can be read it is not the rows: the first error is raised. So is ``MemoryError``.
+    If no row can be read, the rows are not the cause, and the first error is raised. So is
+    ``MemoryError``.
     """
     try:
         return source.read(start, stop)
     except MemoryError:
         raise
     except Exception as error:
-        if start + 1 == stop:  # is it this row? A neighbour tells
+        if start + 1 == stop:  # read a neighbour to find out whether only this row is bad
             near = start - 1 if start else min(start + 1, source.n_rows)
             good = _halves_read(source, near, near + 1) if near < source.n_rows else []
             parts: list[Rows | Exception] = [error]
@@ -220,7 +280,7 @@ def read_each(source: ImageSource, start: int, stop: int) -> Rows:
 
 
 def _halves_read(source: ImageSource, start: int, stop: int) -> list[Rows | Exception]:
-    """The rows in order: what could be read at once, and the error of each row that could not."""
+    """The rows in order: blocks that could be read at once, and the error of each bad row."""
     try:
         return [source.read(start, stop)]
     except MemoryError:
@@ -233,7 +293,7 @@ def _halves_read(source: ImageSource, start: int, stop: int) -> list[Rows | Exce
 
 
 def _blank(like: Rows, error: Exception) -> Rows:
-    """One failed row, with columns as those of ``like``: no name, no label."""
+    """One failed row with the columns of ``like``, without a name or label."""
     columns = {
         name: np.array([-1 if values.dtype.kind in "iu" else ""]).astype(values.dtype)
         for name, values in like.columns.items()
@@ -256,7 +316,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 
 
 def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
-    """What plans record of a source: everything that determines its rows."""
+    """What plans record about a source: everything that determines its rows."""
     return {
         "name": source.name,
         "split": source.split,
@@ -269,11 +329,51 @@ def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def check_planned(source: ImageSource, planned: Mapping[str, Any]) -> None:
-    """Make sure that a source is still the one that a plan was made for.
+def require_labels(source: ImageSource) -> None:
+    """Refuse a source without labels; call it where labels are needed.
 
     Raises:
-        InputError: it is not; names the fields that differ.
+        InputError: the message says how to add them.
+    """
+    if source.n_classes == 0:
+        how = f"; {source.how_to_label}" if source.how_to_label else ""
+        raise InputError(
+            f"{source.name} {source.split}: has no labels, expected one for each image{how}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSource:
+    """What a plan records about a source, as far as it is needed to find it."""
+
+    name: str
+    split: str
+    n_rows: int
+    image_size: tuple[int, int]
+    class_names: tuple[str, ...] | None = None
+    resize: str = "none"
+
+    @property
+    def resizing(self) -> Resize:
+        """How its images were resized."""
+        return resize_of(self.resize, self.image_size)
+
+
+def planned_source(planned: object) -> PlannedSource:
+    """Parse the facts about a source in a plan, which may be foreign; raises ``InputError``."""
+    if not isinstance(planned, Mapping):
+        raise InputError("the plan does not describe a data set: expected its name and size")
+    found = typed(PlannedSource, planned, "the data set of the plan")
+    if "\0" in found.name:
+        raise InputError("the data set of the plan: expected a name, found a zero byte in it")
+    return found
+
+
+def check_planned(source: ImageSource, planned: Mapping[str, Any]) -> None:
+    """Check that a source is still the one for which a plan was made.
+
+    Raises:
+        InputError: it is not; the message lists the fields that differ.
     """
     if different := list(differences(source_facts(source), planned)):
         raise InputError(
@@ -284,9 +384,9 @@ def check_planned(source: ImageSource, planned: Mapping[str, Any]) -> None:
 
 
 def first_rows(source: ReaderSource, limit: int | None) -> ReaderSource:
-    """The source cut to its first ``limit`` rows; ``None`` keeps all."""
+    """The first ``limit`` rows of the source; all if ``None``."""
     if limit is None:
         return source
     if limit < 1:
-        raise InputError(f"limit is {limit}, expected at least 1 row; leave it out for all rows")
+        raise InputError(f"limit is {limit}, expected at least 1 row; omit it for all rows")
     return replace(source, n_rows=min(limit, source.n_rows))

@@ -18,19 +18,19 @@ from stages.data.arrays import (
 )
 from stages.data.fingerprint import array_content
 from stages.data.idx import MNIST_NAMES
-from stages.data.resize import resize_rule
+from stages.data.resize import Resize
 from stages.data.source import ArrayReader, ReaderSource
 from stages.errors import InputError
 
 MARKER = "*_32x32.mat"
 N_OF_CLASS = 1_000
-"""Images of each class that OOD code bases take of the test set, the first ones of the file."""
+"""Number of test images per class that OOD benchmarks use: the first ones in the file."""
 
 
 def svhn_source(
     folder: Path,
     split: str,
-    image_size: tuple[int, int],
+    resizing: Resize,
     *,
     name: str = "svhn",
     n_of_class: int | None = None,
@@ -38,18 +38,18 @@ def svhn_source(
     """SVHN's 73,257 + 26,032 images, digits 0 to 9.
 
     Args:
-        folder: where ``train_32x32.mat`` and ``test_32x32.mat`` lie.
+        folder: folder that contains ``train_32x32.mat`` and ``test_32x32.mat``.
         split: ``train`` or ``test``.
-        image_size: ``(H, W)``.
-        name: of the source.
-        n_of_class: take the first of each class only, in the order of the file.
+        resizing: how images become those of ``read``.
+        name: name of the source.
+        n_of_class: use only the first images of each class, in the order of the file.
 
     Raises:
-        InputError: the file is missing, cut short, or holds something else.
+        InputError: the file is missing, truncated, or has other content.
     """
     path = folder / f"{split}_32x32.mat"
     if not path.is_file():
-        raise InputError(f"{folder}: holds no {path.name}; `intro-pipe datasets --download svhn`")
+        raise InputError(f"{folder}: has no {path.name}; `intro-pipe datasets --download svhn`")
     facts = path.stat()
     load = partial(load_svhn, path, (facts.st_mtime_ns, facts.st_size), n_of_class)
     images, _ = load()
@@ -58,8 +58,8 @@ def svhn_source(
         split=split,
         family="svhn",
         class_names=MNIST_NAMES,
-        image_size=image_size,
-        resize=resize_rule((images.shape[1], images.shape[2]), image_size),
+        resizing=resizing,
+        native=(images.shape[1], images.shape[2]),
         n_rows=len(images),
         reader=ArrayReader(load, partial(_content, load), split),
     )
@@ -69,7 +69,7 @@ def svhn_source(
 def load_svhn(
     path: Path, stamp: Stamp, n_of_class: int | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Checked images and labels; the stamp makes a rewritten file another file."""
+    """Checked images and labels; the stamp invalidates the cache if the file is rewritten."""
     del stamp  # part of the cache's key only
     images, labels = read_mat(path)
     if n_of_class is None:
@@ -80,12 +80,12 @@ def load_svhn(
 
 
 def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images ``uint8 [n, 32, 32, 3]`` and labels ``[n]``: the file has ``X [32, 32, 3, n]``.
+    """Read images ``uint8 [n, 32, 32, 3]`` and labels ``[n]`` from ``X [32, 32, 3, n]`` and ``y``.
 
-    Its ``y [n, 1]`` calls the digit 0 by 10.
+    ``y [n, 1]`` in the file uses 10 for the digit 0.
 
     Raises:
-        InputError: no such arrays, cut short, or no MATLAB file.
+        InputError: the arrays are missing or truncated, or it is not a MATLAB file.
     """
     from scipy import io
 

@@ -1,1 +1,1 @@
-"""Heads: H on gradient features, the controls beside it, their training and predictions."""
+"""Heads: H on gradient features and its controls, their training and predictions."""

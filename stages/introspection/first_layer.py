@@ -1,4 +1,4 @@
-"""The first layer of a head on gradients in factors: full, or compact, of low rank."""
+"""The first layer of a head on factored gradients: full, or compact with low rank."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from stages.reflection.rank_one import RankOneGradient
 
 PACE = 64.0
-"""How fast the pairs learn beside the layers that follow, at one learning rate.
+"""Learning speed of the low-rank layer relative to the layers after it, at equal learning rate.
 
-Chosen on CIFAR-10, where 1 and 16 lost with the paper's weight decay, and at 1,000 x 2,048, where
-256 diverged.
+Chosen on CIFAR-10, where 1 and 16 were worse with the paper's weight decay, and on 1,000 classes
+with 2,048 features, where 256 diverged.
 """
 
 
 class LowRank(nn.Module):
-    """``rank`` numbers of a gradient, ``c <u_r ⊗ v_r, r_x>``, from its factors.
+    """Computes ``rank`` numbers of a gradient, ``c <u_r ⊗ v_r, r_x>``, from its factors.
 
-    A linear layer behind it reads r_x through a matrix of that rank in class and feature, with
-    ``rank (N + d)`` parameters in place of ``N d`` for each of its outputs. ``c`` makes the numbers
-    of fresh pairs as large as those of r_x, and their steps as large for any ``N`` and ``d``.
+    A linear layer after it reads r_x through a matrix of that rank in class and feature, with
+    ``rank (N + d)`` parameters instead of ``N d`` for each of its outputs. ``c`` scales the initial
+    outputs to the size of r_x, and their updates to the same size for any ``N`` and ``d``.
     """
 
     def __init__(self, rank: int, n_classes: int, feature_dim: int) -> None:
@@ -35,14 +35,14 @@ class LowRank(nn.Module):
             nn.init.uniform_(vectors, -math.sqrt(3 / PACE), math.sqrt(3 / PACE))
 
     def forward(self, gradients: RankOneGradient[Tensor]) -> Tensor:
-        """Shape ``(n, rank)``."""
+        """Output of shape ``(n, rank)``."""
         pairs = RankOneGradient(self.classes, self.features)
         return _scale(self.classes, self.features) * gradients.inner_products(pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class StackedGradients:
-    """The rows that each of ``K`` heads is given in a step, in factors: ``δ ⊗ f (+ k)``.
+    """The factored rows ``δ ⊗ f (+ k)`` for each of ``K`` heads in a training step.
 
     ``delta (K, n, N)``, ``features (K, n, d)`` and ``offset (K, n)``, in the dtype of the products.
     """
@@ -52,13 +52,13 @@ class StackedGradients:
     offset: Tensor | None
 
     def of_each(self) -> list[RankOneGradient[Tensor]]:
-        """The rows of each head."""
+        """The rows for each head."""
         offsets = [None] * len(self.delta) if self.offset is None else list(self.offset)
         factors = zip(self.delta, self.features, offsets, strict=True)
         return [RankOneGradient(*each) for each in factors]
 
     def project(self, weights: Tensor) -> Tensor:
-        """Each head's ``(out, N d)`` of ``weights (K, out, N d)`` by its rows: ``(K, n, out)``."""
+        """Multiply ``weights (K, out, N d)`` of each head by its rows: ``(K, n, out)``."""
         pairs = zip(self.of_each(), weights, strict=True)
         return torch.stack([rows.project(weight) for rows, weight in pairs])
 
@@ -71,9 +71,9 @@ class StackedGradients:
 
 
 def low_rank(rows: StackedGradients, vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """What `LowRank` gives for each head, ``(K, n, rank)``, and the two products it is made of.
+    """Outputs of `LowRank` for each head, ``(K, n, rank)``, and the two products that form them.
 
-    ``vectors`` are those of the classes ``(K, rank, N)`` and of the features ``(K, rank, d)``.
+    ``vectors`` are those of the classes, ``(K, rank, N)``, and of the features, ``(K, rank, d)``.
     """
     classes, features = vectors
     of_classes = torch.bmm(rows.delta, classes.mT)
@@ -92,7 +92,7 @@ def fill_low_rank_grads(
     slope: Tensor,
     out: Sequence[Tensor],
 ) -> None:
-    """Fill the gradients of both ``vectors`` from ``slope (K, n, rank)``, see `low_rank`."""
+    """Fill the gradients of both ``vectors`` from ``slope (K, n, rank)``; see `low_rank`."""
     (classes, features), (of_classes, of_features) = vectors, products
     slope = slope * _scale(classes, features)
     torch.bmm((slope * of_features).mT, rows.delta, out=out[0])

@@ -1,4 +1,4 @@
-"""k nearest neighbours on what a head could read: the control of Table 8 without any training."""
+"""k nearest neighbours on the inputs of a head: the control of Table 8 without training."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from torch.nn import functional
 
 from stages.errors import InputError
 from stages.introspection.reading import Reading, usable_rows
+from stages.metrics.finite import finite_rows
 from stages.reflection.rank_one import RankOneGradient
 
 _QUERY_ROWS = 256
 _TRAINING_ROWS = 4096
-"""Rows that are compared at once: 4 MiB of distances in float32, which stay near the caches."""
+"""Rows compared at once: 4 MiB of distances in float32, which fits into the caches."""
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """A labelled training set, in factors, whose ``k`` nearest rows vote.
+    """A labelled training set, in factored form, whose ``k`` nearest rows vote.
 
     Args:
-        k: voters; 10 in Table 8 of the paper.
-        reading: which vectors are compared, by their Euclidean distance.
+        k: number of votes; 10 in Table 8 of the paper.
+        reading: vectors that are compared by Euclidean distance.
         vectors: the training rows, float32, on the device.
-        labels: theirs, shape ``(n,)``.
+        labels: labels of the training rows, shape ``(n,)``.
     """
 
     k: int
@@ -47,7 +48,7 @@ class Neighbours:
         k: int,
         device: str = "cpu",
     ) -> Neighbours:
-        """The labelled rows without a NaN; an open ``M`` is taken from them.
+        """Use the labelled rows without NaN; if ``M`` is not set, it is computed from them.
 
         Raises:
             InputError: fewer than ``k`` such rows.
@@ -70,8 +71,8 @@ class Neighbours:
     ) -> NDArray[np.float32]:
         """Each class's share of the ``k`` votes, shape ``(n, N)``; rows of NaN stay NaN.
 
-        Classes with equally many votes tie: argmax takes the first of them. Which of several rows
-        at exactly the same distance gets the last vote is not defined.
+        If several classes have equally many votes, argmax takes the first. Which of several rows at
+        exactly the same distance gets the last vote is undefined.
         """
         shares = np.empty((len(features), self.reading.n_classes), np.float32)
         device = str(self.labels.device)
@@ -80,7 +81,7 @@ class Neighbours:
             f, z = _tensor(features[rows], device), _tensor(logits[rows], device)
             votes = self.labels[self.nearest(self.reading.vectors(f, z))]
             counted = functional.one_hot(votes, self.reading.n_classes).sum(dim=1) / self.k
-            counted[~(f.isfinite().all(dim=1) & z.isfinite().all(dim=1))] = torch.nan
+            counted[~finite_rows(f, z)] = torch.nan
             shares[rows] = counted.cpu().numpy()
         return shares
 
@@ -88,7 +89,7 @@ class Neighbours:
         """Rows of the ``k`` nearest vectors, nearest first, shape ``(n, k)``.
 
         ``‖q - t‖² - ‖q‖² = ‖t‖² - 2 <q, t>``, from inner products of the factors. The mean offset
-        is taken off both sides first: distances stay, and less is lost to rounding.
+        is first subtracted on both sides, which keeps distances and reduces rounding errors.
         """
         centre = None if self.vectors.offset is None else self.vectors.offset.mean()
         queries = _shifted(queries, centre)
@@ -103,7 +104,7 @@ class Neighbours:
 
 
 def _shifted(vectors: RankOneGradient[Tensor], centre: Tensor | None) -> RankOneGradient[Tensor]:
-    """The vectors less a constant in every element."""
+    """Subtract a constant from every element."""
     if centre is None or vectors.offset is None:
         return vectors
     return replace(vectors, offset=vectors.offset - centre)

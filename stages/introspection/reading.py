@@ -1,4 +1,4 @@
-"""What a head reads of stored features and logits: one scaled vector a row, kept in factors."""
+"""Inputs of heads, made from stored features and logits: one scaled, factored vector per row."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
+from pydantic import FiniteFloat
 
 from stages.errors import InputError
+from stages.metrics.finite import finite_rows
 from stages.reflection.losses import DEFAULT_LOSS, ArrayT, checked_loss
 from stages.reflection.rank_one import SCALINGS, RankOneGradient, last_layer_gradient
 from stages.typed import typed
@@ -21,22 +23,23 @@ READS: tuple[Reads, ...] = ("reflection", "features", "features+logits")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Which vectors are made of features and logits.
+    """Specifies how vectors are made from features and logits.
 
     Attributes:
-        n_classes: ``N``, outputs of the sensing network.
-        feature_dim: ``d``, inputs of its last layer.
-        reads: ``reflection`` is r_x, the others are the stored vectors themselves.
-        loss, M, variant: of the gradient, see `stages.reflection`; the others have none, so that
-            equal readings have equal plans. ``M`` may be open until the training rows are known.
-        scaling: of each row on its own, see ``RankOneGradient.scaled``; the same for all readings.
+        n_classes: ``N``, number of outputs of the sensing network.
+        feature_dim: ``d``, number of inputs of its last layer.
+        reads: ``reflection`` is r_x; the others are the stored vectors themselves.
+        loss, M, variant: parameters of the gradient, see `stages.reflection`; the defaults for the
+            others, so that equal readings have equal plans. ``M`` may be unset until the training
+            rows are known.
+        scaling: scaling of each row on its own, see ``RankOneGradient.scaled``.
     """
 
     n_classes: int
     feature_dim: int
     reads: str = "reflection"
     loss: str = DEFAULT_LOSS
-    M: float | None = None
+    M: FiniteFloat | None = None
     variant: str = "single-pass"
     scaling: str = "minmax"
 
@@ -53,8 +56,8 @@ class Reading:
         gradient = (self.loss, self.M, self.variant)
         if self.reads != "reflection" and gradient != (DEFAULT_LOSS, None, "single-pass"):
             raise InputError(
-                f"head: what reads {self.reads} has no loss, M or variant, found "
-                f"{', '.join(map(str, gradient))}; leave them out, or read the reflection"
+                f"head: reading {self.reads} has no loss, M or variant, found "
+                f"{', '.join(map(str, gradient))}; omit them, or read the reflection"
             )
 
     @property
@@ -67,9 +70,9 @@ class Reading:
         }[self.reads]
 
     def vectors(self, features: ArrayT, logits: ArrayT) -> RankOneGradient[ArrayT]:
-        """The scaled vectors of features ``(n, d)`` and logits ``(n, N)``; ``dense`` writes them.
+        """The scaled vectors of features ``(n, d)`` and logits ``(n, N)``, in factored form.
 
-        A stored vector ``v`` is kept as ``1 ⊗ v``: scalings and distances mean the same for all.
+        A stored vector ``v`` is represented as ``1 ⊗ v``, so scalings and distances apply to all.
         """
         if features.shape[1:] != (self.feature_dim,) or logits.shape[1:] != (self.n_classes,):
             raise InputError(
@@ -86,19 +89,19 @@ class Reading:
         return RankOneGradient(xp.ones_like(stored[:, :1]), stored).scaled(self.scaling)
 
     def measured(self, logits: NDArray[np.floating[Any]]) -> Reading:
-        """The same with ``M``, where it is open, from the training rows' logits (C.4.1)."""
+        """The reading with ``M`` computed from the training rows' logits, if unset (C.4.1)."""
         if self.reads != "reflection" or self.M is not None:
             return self
         return replace(self, M=float(logits.max(axis=1).mean(dtype=np.float64)))
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """Plain values, for JSON; those of the gradient are None where none is read."""
+        """JSON form; parameters of the gradient are None if none is read."""
         unused = {} if self.reads == "reflection" else {"loss": None, "M": None, "variant": None}
         return {**asdict(self), **unused}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Reading:
-        """The reading that `to_dict` gave."""
+        """The inverse of `to_dict`."""
         known = {key: value for key, value in plain.items() if value is not None}
         return typed(cls, known, "head card")
 
@@ -106,8 +109,5 @@ class Reading:
 def usable_rows(
     labels: NDArray[np.integer[Any]], *arrays: NDArray[np.floating[Any]]
 ) -> NDArray[np.bool_]:
-    """Which rows can be learned from: labelled, and finite in all arrays; shape ``(n,)``."""
-    mask: NDArray[np.bool_] = labels >= 0
-    for array in arrays:
-        mask = mask & np.isfinite(array).all(axis=1)
-    return mask
+    """Rows that can be used for training: labelled, and finite in all arrays; shape ``(n,)``."""
+    return (labels >= 0) & finite_rows(*arrays)

@@ -1,6 +1,6 @@
-"""Equal multilayer perceptrons trained side by side, with gradients written by hand.
+"""Equal multilayer perceptrons trained side by side, with gradients implemented by hand.
 
-A head is small: autograd and the calls around its products cost as much as a third of the products.
+Heads are small: autograd and its calls would take up to a third of the time of the products.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stages.introspection.first_layer import StackedGradients, fill_low_rank_gra
 
 @dataclass(slots=True)
 class Activations:
-    """What `StackedMlp.backward` needs again of a forward pass.
+    """What `StackedMlp.backward` needs from a forward pass.
 
     Attributes:
-        entered: what each linear layer was given, before dropout.
-        products: the two that a low-rank layer's outputs are made of.
+        entered: input of each linear layer, before dropout.
+        products: the two products that form the outputs of a low-rank layer.
     """
 
     entered: list[Tensor | StackedGradients] = field(default_factory=list)
@@ -32,12 +32,13 @@ class Activations:
 class StackedMlp:
     """``K`` perceptrons of equal shape: linear layers with sigmoids between them.
 
-    All parameters lie in one vector, ``parameters``, whose ``grad`` `backward` fills: an optimiser
-    step is one call. ``weights[l]`` are ``(K, out, in)`` and ``biases[l]`` ``(K, 1, out)`` views of
-    it. Products are made in ``dtype``, from rounded copies where the parameters have another one.
+    All parameters are in one vector, ``parameters``, whose ``grad`` `backward` fills, so that an
+    optimiser step is one call. ``weights[l]`` are ``(K, out, in)`` and ``biases[l]``
+    ``(K, 1, out)`` views of it. Products are computed in ``dtype``, from rounded copies if the
+    parameters have another one.
 
-    Inputs may be gradients in factors, which are never written out. With their lengths ``N`` and
-    ``d`` as ``factors`` a low-rank layer stands before the first linear one; its parameters are
+    Inputs may be factored gradients, which are never materialised. With their lengths ``N`` and
+    ``d`` as ``factors``, a low-rank layer precedes the first linear one; its parameters are
     ``vectors``, ``(K, sizes[0], N)`` and ``(K, sizes[0], d)``.
     """
 
@@ -56,11 +57,11 @@ class StackedMlp:
             shapes += [(n_copies, n_out, n_in), (n_copies, 1, n_out)]
         zeros = torch.zeros(sum(map(math.prod, shapes)), device=device, dtype=parameter_dtype)
         self.parameters = nn.Parameter(zeros)
-        self.parameters.grad = torch.zeros_like(zeros)
+        self._grad = self.parameters.grad = torch.zeros_like(zeros)
         self.tensors = _views(self.parameters.detach(), shapes)
         self.dtype = dtype
         self._is_rounded = dtype != parameter_dtype
-        used = self.parameters.detach(), self.parameters.grad
+        used = self.parameters.detach(), self._grad
         if self._is_rounded:
             used = torch.zeros_like(zeros, dtype=dtype), torch.zeros_like(zeros, dtype=dtype)
         self._used, self._used_grad = used
@@ -74,18 +75,18 @@ class StackedMlp:
     def forward(
         self, inputs: Tensor | StackedGradients, masks: Sequence[Tensor] = ()
     ) -> tuple[Activations, Tensor]:
-        """The logits ``(K, n, N)`` of inputs ``(K, n, in)``, and what `backward` needs of them.
+        """Logits ``(K, n, N)`` of inputs ``(K, n, in)``, and what `backward` needs.
 
         Args:
-            inputs: in the dtype of the products; in factors, if the first layer is of low rank.
-            masks: of dropout, ``(K, n, width)`` for each hidden layer: 0 or 1 / (1 - p).
+            inputs: in the dtype of the products; factored, if the first layer has low rank.
+            masks: dropout masks, ``(K, n, width)`` for each hidden layer: 0 or 1 / (1 - p).
         """
         if self._is_rounded:
             self._used.copy_(self.parameters.detach())
         found = Activations()
         values = inputs
         if self._vectors:
-            assert isinstance(inputs, StackedGradients)  # as the caller was told
+            assert isinstance(inputs, StackedGradients)  # required of the caller
             values, *products = low_rank(inputs, self._vectors)
             found.products = tuple(products)
         for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
@@ -127,12 +128,11 @@ class StackedMlp:
             assert isinstance(inputs, StackedGradients)  # as in the forward pass
             fill_low_rank_grads(inputs, self._vectors, found.products, slope, self._vector_grads)
         if self._is_rounded:
-            assert self.parameters.grad is not None  # as made in __init__
-            self.parameters.grad.copy_(self._used_grad)
+            self._grad.copy_(self._used_grad)
 
 
 def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Tensors of these shapes, one after another in a vector."""
+    """Consecutive parts of a vector as tensors with these shapes."""
     parts = torch.split(flat, [math.prod(shape) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al., ICML 2017): one number that divides the logits of f."""
+"""Temperature scaling (Guo et al., ICML 2017): a number by which the logits of f are divided."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.introspection.reading import usable_rows
 from stages.reflection.losses import softmax
 
 BOUNDS = (1e-3, 1e3)
-"""Where a temperature is looked for."""
+"""Range in which the temperature is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ def fit(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> 
     """The temperature that minimises the negative log-likelihood of the labels.
 
     Args:
-        logits: shape ``(n, N)``; rows with a NaN are left out.
-        labels: shape ``(n,)``; rows with -1 are left out.
+        logits: shape ``(n, N)``; rows with a NaN are excluded.
+        labels: shape ``(n,)``; rows with -1 are excluded.
 
     Raises:
         InputError: no labelled row, or no minimum: f is right on every row, or worse than chance.
@@ -48,7 +48,7 @@ def fit(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> 
     if not len(y):
         raise InputError(
             f"temperature: expected labelled rows without NaN, found none among {len(labels)}; "
-            "take a split that has labels"
+            "use a split that has labels"
         )
     z -= z.max(axis=1, keepdims=True)
     of_label = z[np.arange(len(z)), y]
@@ -64,6 +64,6 @@ def fit(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> 
     if min(found.x - low, high - found.x) < 1e-2:
         raise InputError(
             f"temperature: the likelihood of these {len(y)} rows has no maximum in {BOUNDS}: f is "
-            "right on every one of them, or worse than chance; take rows that f was not trained on"
+            "right on every one of them, or worse than chance; use rows that f was not trained on"
         )
     return Temperature(math.exp(found.x), nll(0.0), float(found.fun), len(y))

@@ -1,9 +1,9 @@
-"""Intervals by the Poisson bootstrap over images: one weight an image, the same in every cell.
+"""Confidence intervals by the Poisson bootstrap over images, with one weight per image.
 
-A resample gives every source image a weight of Poisson(1), as drawing with replacement does when
-there are many (Hanley & MacGibbon 2006; Chamandy et al. 2012). The weights of an image come from
-the seed and the image alone, so rows may be resampled shard by shard, and the sums added: image i
-weighs the same in fog/3 and in snow/1, and for every predictor, which pairs them all.
+A resample gives every source image a weight of Poisson(1), which approximates drawing many images
+with replacement (Hanley & MacGibbon 2006; Chamandy et al. 2012). The weights of an image depend
+only on the seed and the image, so rows can be resampled shard by shard and the sums added. Image i
+has the same weight in fog/3 and in snow/1, and for every predictor, so all comparisons are paired.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from stages.metrics.sums import CalibrationSums, JudgedRows
 CONFIDENCE_LEVEL = 0.95
 
 MIN_RESAMPLES = 100
-"""Below this no interval is given: the ends of 20 are two single resamples, and mislead."""
+"""Fewest resamples for an interval: with 20, the ends would be two single resamples."""
 
 BLOCK_IMAGES = 1024
-"""Images whose weights are drawn together, and rows that are resampled at once."""
+"""Number of images whose weights are drawn together, and of rows that are resampled at once."""
 
 _BLOCKS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How often to resample, and from which seed; under `MIN_RESAMPLES` there are no intervals."""
+    """Number of resamples and their seed; below `MIN_RESAMPLES` there are no intervals."""
 
     n_resamples: int
     seed: int = 0
@@ -43,7 +43,7 @@ class Resampling:
             )
 
     def weights(self, images: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """How often each image is in each resample, shape ``(len(images), n_resamples)``."""
+        """Number of times each image is drawn, shape ``(len(images), n_resamples)``."""
         weights = np.empty((len(images), self.n_resamples), np.uint8)
         blocks = images // BLOCK_IMAGES
         for block in np.unique(blocks):
@@ -61,13 +61,13 @@ def _block_weights(n_resamples: int, seed: int, block: int) -> NDArray[np.uint8]
 
 
 def resample(judged: JudgedRows, weights: NDArray[np.uint8]) -> CalibrationSums:
-    """The sums of the weighted rows of each resample.
+    """Sums over the weighted rows of each resample.
 
-    A matrix product in float64: exact where the columns are counts.
+    A matrix product in float64, which is exact for columns that are counts.
 
     Args:
         judged: rows under a predictor.
-        weights: of those rows, shape ``(n, n_resamples)``.
+        weights: weights of those rows, shape ``(n, n_resamples)``.
 
     Returns:
         Sums with an axis of resamples, ``columns`` of shape ``(n_resamples, 3 * n_bins + 6)``.
@@ -81,12 +81,12 @@ def resample(judged: JudgedRows, weights: NDArray[np.uint8]) -> CalibrationSums:
 
 
 def interval(value: float, resampled: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of a value: the spread of the resampled ones, laid around it.
+    """95 % interval of a value from its resamples.
 
-    Resampling adds noise to every confidence bin, which lifts each resampled calibration error; so
-    the percentiles are those of the deviations from the resamples' own mean. For what is linear in
-    the rows, such as accuracy, that is the percentile interval. NaN where fewer than
-    `MIN_RESAMPLES` of them are finite.
+    Resampling adds noise to every confidence bin, which raises each resampled calibration error.
+    Therefore the percentiles are those of the deviations from the mean of the resamples, added to
+    the value. For metrics that are linear in the rows, such as accuracy, this is the percentile
+    interval. NaN if fewer than `MIN_RESAMPLES` resamples are finite.
     """
     finite = resampled[np.isfinite(resampled)]
     if finite.size < MIN_RESAMPLES:

@@ -1,4 +1,4 @@
-"""Accuracy and calibration as functions of sums; what each is: `stages.metrics.definitions`."""
+"""Accuracy and calibration metrics as functions of sums; see `stages.metrics.definitions`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def ece(total: CalibrationSums) -> Values:
 
 
 def ece_midpoint(total: CalibrationSums) -> Values:
-    """Expected calibration error against the middle of each bin, as the paper's section 5 words it.
+    """Expected calibration error against the middle of each bin, as in section 5 of the paper.
 
-    It has a floor for a good, confident network: a bin's middle is never 1.
+    Even a perfect network has a positive value, because a bin's middle is never 1.
     """
     middles = (np.arange(total.n_bins) + 0.5) / total.n_bins
     gaps = np.abs(total.bin_correct - total.bin_counts * middles)
@@ -35,10 +35,10 @@ def ece_midpoint(total: CalibrationSums) -> Values:
 
 
 def ece_adaptive(total: CalibrationSums) -> Values:
-    """Expected calibration error over bins of equal numbers of rows (Nguyen & O'Connor 2015).
+    """Expected calibration error over bins with equal numbers of rows (Nguyen & O'Connor 2015).
 
-    As many bins as `ece` has, by confidence, each against its mean confidence; the bins are those
-    of `equal_mass_bins`. NaN for resamples, which keep no fine bins.
+    It uses as many bins as `ece`, from `equal_mass_bins`, each against its mean confidence. NaN for
+    resamples, which have no fine bins.
     """
     if total.fine is None:
         return np.full(total.columns.shape[:-1], np.nan)
@@ -47,23 +47,23 @@ def ece_adaptive(total: CalibrationSums) -> Values:
 
 
 def mce(total: CalibrationSums) -> Values:
-    """Largest calibration error of a bin; empty bins contribute nothing.
+    """Largest calibration error of any bin; empty bins are ignored.
 
-    A bin of one row can decide it: read it beside ``bin_counts``.
+    A bin with a single row can determine it: compare ``bin_counts``.
     """
     gaps = np.abs(total.bin_correct - total.bin_confidence)
-    # A resampled bin holds no row or one at least: weights are whole numbers.
+    # Weights are whole numbers, so a resampled bin holds no row or at least one.
     largest = (gaps / np.maximum(total.bin_counts, 1)).max(axis=-1)
     return scalar(np.where(total.n_rows > 0, largest, np.nan))
 
 
 def brier(total: CalibrationSums) -> Values:
-    """Brier score as the mean over rows and classes, the reading that fits the paper's Table 5."""
+    """Brier score averaged over rows and classes, the definition that fits the paper's Table 5."""
     return _ratio(total.score("squared_error"), total.n_rows * total.n_classes)
 
 
 def brier_sum(total: CalibrationSums) -> Values:
-    """Brier score as the mean over rows of the sum over classes (Brier 1950)."""
+    """Brier score averaged over rows and summed over classes (Brier 1950)."""
     return _ratio(total.score("squared_error"), total.n_rows)
 
 
@@ -94,18 +94,18 @@ METRICS: dict[str, Callable[[CalibrationSums], Values]] = {
     "log_likelihood": log_likelihood,
     "entropy": entropy,
 }
-"""Every metric by the name that results, commands and `stages.metrics.definitions` use.
+"""Metrics by the name used in results, commands and `stages.metrics.definitions`.
 
-They give a number, or one for each resample where the sums have an axis of resamples.
+Each returns one number, or one number per resample if the sums have an axis of resamples.
 """
 
 
 def summary(total: CalibrationSums) -> dict[str, float]:
-    """All metrics by name; NaN for each where no row was counted."""
+    """All metrics by name; NaN if no rows were counted."""
     return {name: float(metric(total)) for name, metric in METRICS.items()}
 
 
 def _ratio(numerator: Values, denominator: Values) -> Values:
-    """Their quotient, NaN where nothing was counted."""
+    """The quotient, or NaN where the denominator is 0."""
     empty = np.full(np.shape(numerator), np.nan)
     return scalar(np.divide(numerator, denominator, out=empty, where=denominator > 0))

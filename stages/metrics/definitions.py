@@ -57,6 +57,9 @@ DETECTION: dict[str, str] = {
 }
 """Keys are those of `stages.metrics.detection.detection_summary`."""
 
+REFERENCE = "f"
+"""Label of the network itself in results; gains are relative to it."""
+
 STATISTICS: dict[str, str] = {
     "mean": "plain mean over cells (corruption, severity) of the cell's metric, then over seeds",
     "std": "standard deviation over seeds, n - 1 in the denominator",

@@ -1,8 +1,8 @@
-"""How well scores tell two sets of rows apart; what each is: `stages.metrics.definitions`.
+"""How well scores separate two sets of rows; see `stages.metrics.definitions` for each metric.
 
-A score is high for what looks like the in-distribution set. Everything is read off one curve: how
-many rows of each set a threshold accepts, for every threshold that accepts other rows than the one
-before. Rows with equal scores pass together.
+A score is high for rows that resemble the in-distribution (ID) set. All metrics are computed from
+one curve: the number of rows of each set that a threshold accepts, for every distinct threshold.
+Rows with equal scores are accepted together.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 Values = NDArray[np.float64]
-"""A number for each resample."""
+"""One number per resample."""
 
 TPR = (19, 20)
-"""The share of 95 %, as whole numbers: near it rates would tie by rounding."""
+"""The rate of 95 % as whole numbers, since floating-point rates near it would tie by rounding."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What thresholds accept, from none to all rows; weighted where rows were resampled.
+    """Rows that thresholds accept, from none to all; weighted if rows were resampled.
 
     Attributes:
-        inside: in-distribution rows accepted, shape ``(thresholds + 1, resamples)``.
-        outside: the same of the other set.
+        inside: number of accepted ID rows, shape ``(thresholds + 1, resamples)``.
+        outside: number of accepted rows of the other set, same shape.
     """
 
     inside: NDArray[Any]
@@ -36,37 +36,37 @@ class Curve:
 
     @property
     def tpr(self) -> NDArray[np.float64]:
-        """Share of the in-distribution rows that is accepted."""
+        """Share of the ID rows that are accepted."""
         return _share(self.inside)
 
     @property
     def fpr(self) -> NDArray[np.float64]:
-        """Share of the other rows that is accepted."""
+        """Share of the other rows that are accepted."""
         return _share(self.outside)
 
-    def turned(self) -> Curve:
-        """The curve with the other set as the positive one, and low scores accepted first."""
+    def inverted(self) -> Curve:
+        """The curve with the other set as the positive one, accepting low scores first."""
         return Curve((self.outside[-1] - self.outside)[::-1], (self.inside[-1] - self.inside)[::-1])
 
 
 def _share(accepted: NDArray[Any]) -> NDArray[np.float64]:
-    """Of all rows; NaN in resamples without any."""
+    """Accepted share of all rows; NaN in resamples without rows."""
     rates = np.full(accepted.shape, np.nan)
     np.divide(accepted, accepted[-1], out=rates, where=accepted[-1] > 0)
     return rates
 
 
 def curve_of(inside: Scores, outside: Scores, weights: NDArray[Any] | None = None) -> Curve:
-    """The curve of two sets of scores.
+    """Compute the curve of two sets of scores.
 
     Args:
-        inside: of the in-distribution rows, shape ``(n,)``.
-        outside: of the other rows, shape ``(m,)``.
-        weights: of all these rows, the in-distribution ones first, shape ``(n + m, resamples)``;
-            each row counts once where there are none.
+        inside: scores of the ID rows, shape ``(n,)``.
+        outside: scores of the other rows, shape ``(m,)``.
+        weights: weights of all rows, ID rows first, shape ``(n + m, resamples)``; by default each
+            row counts once.
 
     Raises:
-        ValueError: a set without rows, or a score that is NaN.
+        ValueError: a set has no rows, or a score is NaN.
     """
     check_scores(inside, outside)
     scores = np.concatenate([inside, outside])
@@ -80,7 +80,7 @@ def curve_of(inside: Scores, outside: Scores, weights: NDArray[Any] | None = Non
 
 
 def check_scores(inside: Scores, outside: Scores) -> None:
-    """Raise ``ValueError`` where two sets of scores cannot be told apart at all."""
+    """Raise ``ValueError`` if a set of scores is empty, contains NaN or is not a vector."""
     for what, scores in (("in-distribution", inside), ("out-of-distribution", outside)):
         if scores.ndim != 1 or not len(scores) or np.isnan(scores).any():
             raise ValueError(
@@ -90,27 +90,27 @@ def check_scores(inside: Scores, outside: Scores) -> None:
 
 
 def _sums(weights: NDArray[Any], is_last: NDArray[np.bool_]) -> NDArray[Any]:
-    """Running sums at the last row of each group of equal scores, after those of no row."""
+    """Running sums at the last row of each group of equal scores, preceded by zeros."""
     sums: NDArray[Any] = np.cumsum(weights, axis=0)[is_last]
     return np.concatenate([np.zeros_like(sums[:1]), sums])
 
 
 def fpr95(curve: Curve) -> Values:
-    """Share of other rows accepted by the threshold that accepts nearest to 95 % of the inside."""
+    """Share of other rows accepted by the threshold whose TPR is closest to 95 %."""
     share, of = TPR
     distance = np.abs(of * curve.inside - share * curve.inside[-1])
-    at = distance.argmin(axis=0)  # the first: of thresholds with one TPR the strictest
+    at = distance.argmin(axis=0)  # the first, i.e. the strictest of thresholds with equal TPR
     rates: Values = np.take_along_axis(curve.fpr, at[np.newaxis], axis=0)[0]
     return np.where(curve.inside[-1] > 0, rates, np.nan)
 
 
 def fpr95_ood_pos(curve: Curve) -> Values:
-    """Share of in-distribution rows rejected by the first threshold that rejects 95 % of others."""
-    turned = curve.turned()
+    """Share of ID rows rejected by the first threshold that rejects 95 % of the other rows."""
+    inverted = curve.inverted()
     share, of = TPR
-    at = (of * turned.inside >= share * turned.inside[-1]).argmax(axis=0)
-    rates: Values = np.take_along_axis(turned.fpr, at[np.newaxis], axis=0)[0]
-    return np.where(turned.inside[-1] > 0, rates, np.nan)
+    at = (of * inverted.inside >= share * inverted.inside[-1]).argmax(axis=0)
+    rates: Values = np.take_along_axis(inverted.fpr, at[np.newaxis], axis=0)[0]
+    return np.where(inverted.inside[-1] > 0, rates, np.nan)
 
 
 def detection_error(curve: Curve) -> Values:
@@ -120,12 +120,12 @@ def detection_error(curve: Curve) -> Values:
 
 
 def auroc(curve: Curve) -> Values:
-    """Area under the ROC curve: how often an inside row scores higher, ties counted half."""
+    """Area under the ROC curve: how often an ID row scores higher, ties counted as one half."""
     return _area(curve.fpr, curve.tpr)
 
 
 def aupr_in(curve: Curve) -> Values:
-    """Area under precision against recall, in-distribution rows positive."""
+    """Area under the precision-recall curve, with ID rows positive."""
     n_accepted = curve.inside + curve.outside
     precision = np.divide(
         curve.inside, n_accepted, out=np.ones(n_accepted.shape), where=n_accepted > 0
@@ -134,8 +134,8 @@ def aupr_in(curve: Curve) -> Values:
 
 
 def aupr_out(curve: Curve) -> Values:
-    """Area under precision against recall, the other rows positive."""
-    return aupr_in(curve.turned())
+    """Area under the precision-recall curve, with the other rows positive."""
+    return aupr_in(curve.inverted())
 
 
 def _area(x: NDArray[np.float64], y: NDArray[np.float64]) -> Values:
@@ -151,25 +151,25 @@ CURVE_METRICS: dict[str, Callable[[Curve], Values]] = {
     "aupr_in": aupr_in,
     "aupr_out": aupr_out,
 }
-"""What is read off the curve, for each resample at once."""
+"""Metrics that are computed from the curve, for all resamples at once."""
 
 
 def fpr95_sweep(inside: Scores, outside: Scores) -> float:
-    """FPR at 95 % TPR where a sweep takes rows away one by one, inside rows first among equals.
+    """FPR at 95 % TPR if a sweep removes rows one by one, ID rows first among equal scores.
 
-    The state right after the inside row is gone that brings the TPR nearest to 95 % for the first
-    time: every other row with its score, or a higher one, is still there.
+    It is the FPR right after removing the ID row that brings the TPR closest to 95 % for the first
+    time: the other rows with its score or a higher one still remain.
     """
     check_scores(inside, outside)
     n, (share, of) = len(inside), TPR
-    n_gone = int(np.abs(of * (n - np.arange(n + 1)) - share * n).argmin())
-    if n_gone == 0:
+    n_removed = int(np.abs(of * (n - np.arange(n + 1)) - share * n).argmin())
+    if n_removed == 0:
         return 1.0
-    return float((outside >= np.sort(inside)[n_gone - 1]).mean())
+    return float((outside >= np.sort(inside)[n_removed - 1]).mean())
 
 
 def auroc_sweep(inside: Scores, outside: Scores) -> float:
-    """AUROC under that sweep: how often an inside row scores higher, ties counted as lost."""
+    """AUROC under that sweep: how often an ID row scores higher, ties counted as losses."""
     check_scores(inside, outside)
     n_below = np.searchsorted(np.sort(outside), inside, side="left")
     return float(n_below.mean() / len(outside))
@@ -179,11 +179,11 @@ SWEEPS: dict[str, Callable[[Scores, Scores], float]] = {
     "fpr95_sweep": fpr95_sweep,
     "auroc_sweep": auroc_sweep,
 }
-"""The paper's code base on rows with equal scores; not resampled."""
+"""How the paper's code base treats rows with equal scores; not resampled."""
 
 
 def detection_summary(inside: Scores, outside: Scores) -> dict[str, float]:
-    """All metrics of two sets of scores by name, those of `DETECTION` in its order."""
+    """All metrics of two sets of scores by name, in the order of `DETECTION`."""
     curve = curve_of(inside, outside)
     found = {name: float(metric(curve)[0]) for name, metric in CURVE_METRICS.items()}
     return found | {name: sweep(inside, outside) for name, sweep in SWEEPS.items()}

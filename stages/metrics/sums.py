@@ -1,9 +1,9 @@
-"""Predictions held against labels, as sums that can be added: over batches, shards and groups.
+"""Additive sums from which accuracy and calibration are computed.
 
-`judge` says what each row adds to the sums, and ``+`` merges them. So any split of the rows gives
-the same result (up to rounding in float64), a table over (corruption, severity) needs one pass,
-and a resample is a weighted sum of the same columns. What the sums are for:
-`stages.metrics.calibration`.
+`judge` computes what each row adds to the sums, and ``+`` merges sums of batches, shards or groups.
+So every split of the rows gives the same result (up to rounding in float64), a table over
+(corruption, severity) needs one pass, and a resample is a weighted sum of the same columns. The
+metrics are in `stages.metrics.calibration`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stages.metrics.adaptive import N_FINE_BINS, fine_bins
+from stages.metrics.finite import finite_rows
 
 N_BINS = 10
-"""Bins of the paper's calibration errors (section 5)."""
+"""Number of bins of the paper's calibration errors (section 5)."""
 
 LOG_LIKELIHOOD_FLOOR = 1e-12
 """Added to a probability before its logarithm in `log_likelihood`."""
 
 NLL_FLOOR = float(np.finfo(np.float64).eps)
-"""Smallest probability that `nll` takes a logarithm of, as scikit-learn's ``log_loss`` does."""
+"""Smallest probability of which `nll` takes the logarithm, as scikit-learn's ``log_loss`` does."""
 
 SCORES = ("squared_error", "log_loss", "log_likelihood", "entropy", "failed", "unlabelled")
-"""The columns behind those of the bins: sums over rows of
+"""Names of the columns after those of the bins, which are sums over rows of:
 
 - ``sum_k (p_k - onehot_k)²``, ``-log(max(p_label, 2.2e-16))``, ``log(p_label + 1e-12)`` and
   ``-sum_k p_k log p_k``;
-- 1 for a row left out because its prediction is not finite, or else because its label is unknown.
+- 1 for a row excluded because its prediction is not finite, or else because its label is unknown.
 """
 
 Values = NDArray[np.float64]
@@ -40,12 +41,12 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibrationSums:
-    """What accuracy and calibration are computed from; ``a + b`` are the sums of both row sets.
+    """Sums of a set of rows; ``a + b`` are the sums of both sets.
 
     Attributes:
-        n_classes: classes of the predictions.
+        n_classes: number of classes of the predictions.
         columns: shape ``(..., 3 * n_bins + 6)``: rows, correct rows and summed confidence by bin
-            ``(lo, hi]`` of the confidence, then ``SCORES``. Axes before the last are resamples.
+            ``(lo, hi]`` of the confidence, then ``SCORES``. Leading axes are resamples.
         fine: rows, correct rows and summed confidence by fine bin, shape ``(3, N_FINE_BINS)``;
             ``None`` for resamples.
     """
@@ -56,37 +57,37 @@ class CalibrationSums:
 
     @property
     def n_bins(self) -> int:
-        """How many confidence bins there are."""
+        """Number of confidence bins."""
         return _n_bins(self.columns)
 
     @property
     def n_rows(self) -> Values:
-        """Rows that were counted: a whole number, but for resamples of weighted rows."""
+        """Number of rows counted; a whole number unless rows are weighted."""
         return scalar(self.bin_counts.sum(axis=-1))
 
     @property
     def bin_counts(self) -> Values:
-        """Rows by bin."""
+        """Number of rows in each bin."""
         return self.columns[..., : self.n_bins]
 
     @property
     def bin_correct(self) -> Values:
-        """Rows by bin whose most probable class (the first of equals) is the label."""
+        """Number of correct rows in each bin: the most probable class (the first) is the label."""
         return self.columns[..., self.n_bins : 2 * self.n_bins]
 
     @property
     def bin_confidence(self) -> Values:
-        """Sum of the confidences by bin."""
+        """Sum of the confidences in each bin."""
         return self.columns[..., 2 * self.n_bins : 3 * self.n_bins]
 
     @property
     def n_failed(self) -> int:
-        """Rows left out because their prediction is not finite."""
+        """Number of rows excluded because their prediction is not finite."""
         return int(self.score("failed"))
 
     @property
     def n_unlabelled(self) -> int:
-        """Rows left out because their label is unknown (-1)."""
+        """Number of rows excluded because their label is unknown (-1)."""
         return int(self.score("unlabelled"))
 
     def score(self, name: str) -> Values:
@@ -105,11 +106,11 @@ class CalibrationSums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgedRows:
-    """What each row adds to the sums; a row that is left out adds to their count alone.
+    """What each row adds to the sums; an excluded row only adds to the number excluded.
 
     Attributes:
-        n_classes: classes of the predictions.
-        columns: those of ``CalibrationSums`` for each row, shape ``(n, 3 * n_bins + 6)``.
+        n_classes: number of classes of the predictions.
+        columns: columns of ``CalibrationSums`` for each row, shape ``(n, 3 * n_bins + 6)``.
         fine_bins: fine bin of each row's confidence, shape ``(n,)``.
     """
 
@@ -118,11 +119,11 @@ class JudgedRows:
     fine_bins: NDArray[np.int64]
 
     def take(self, rows: NDArray[np.int64]) -> JudgedRows:
-        """Some of the rows."""
+        """Select rows."""
         return JudgedRows(self.n_classes, self.columns[rows], self.fine_bins[rows])
 
     def sums(self) -> CalibrationSums:
-        """The sums over the rows."""
+        """Sum over the rows."""
         n_bins = _n_bins(self.columns)
         by_row = self.columns[:, : 3 * n_bins].reshape(-1, 3, n_bins).sum(axis=2)
         fine = np.stack(
@@ -132,19 +133,20 @@ class JudgedRows:
 
 
 def judge(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) -> JudgedRows:
-    """Hold predictions against labels, row by row, in float64.
+    """Compare predictions with labels row by row, in float64.
 
     Args:
-        probabilities: shape ``(n, N)``, rows that sum to one. Rows that are not finite are left
-            out and counted as ``n_failed``.
-        labels: shape ``(n,)``, integers in ``[0, N)``; -1 is unknown: left out and counted.
-        n_bins: confidence bins of equal width over (0, 1].
+        probabilities: shape ``(n, N)``, rows that sum to one. Rows that are not finite are
+            excluded and counted as ``n_failed``.
+        labels: shape ``(n,)``, integers in ``[0, N)``; rows with -1 (unknown) are excluded and
+            counted as ``n_unlabelled``.
+        n_bins: number of confidence bins of equal width over (0, 1].
 
     Raises:
-        ValueError: shapes that do not fit, labels that are no integers or out of range.
+        ValueError: shapes do not match, or labels are not integers or out of range.
     """
     p, y = _checked(probabilities, labels, n_bins)
-    is_finite = np.isfinite(p).all(axis=1)
+    is_finite = finite_rows(p)
     rows = np.flatnonzero(is_finite & (y >= 0))
     columns = np.zeros((len(p), 3 * n_bins + len(SCORES)))
     columns[:, -2], columns[:, -1] = ~is_finite, is_finite & (y < 0)
@@ -161,7 +163,7 @@ def judge(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) 
 
 
 def _scores(p: Values, y: NDArray[np.int64]) -> Values:
-    """The first four of ``SCORES`` of rows that count, shape ``(n, 4)``."""
+    """The first four of ``SCORES`` for the rows that count, shape ``(n, 4)``."""
     label = (np.arange(len(y)), y)
     p_label = p[label]
     errors = p.copy()
@@ -176,9 +178,9 @@ def _scores(p: Values, y: NDArray[np.int64]) -> Values:
 
 
 def sums(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) -> CalibrationSums:
-    """Reduce predictions to what the metrics need: `judge`'s sums, without its row by row."""
+    """Sums over all rows: faster than summing the rows of `judge`."""
     p, y = _checked(probabilities, labels, n_bins)
-    is_finite = np.isfinite(p).all(axis=1)
+    is_finite = finite_rows(p)
     counts = is_finite & (y >= 0)
     left_out = [np.sum(~is_finite), np.sum(is_finite & (y < 0))]
     if not counts.all():
@@ -193,22 +195,21 @@ def sums(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) -
 
 
 def merged(parts: Iterable[CalibrationSums]) -> CalibrationSums:
-    """The sums over all parts; at least one."""
+    """Add up at least one part."""
     return reduce(add, parts)
 
 
 def confidence_bins(confidence: Values, n_bins: int) -> NDArray[np.int64]:
-    """Bin ``(lo, hi]`` of each confidence: 0 falls in the first bin, 1 (and above) in the last.
+    """Index of the bin ``(lo, hi]`` of each confidence; 0 is in the first bin, >= 1 in the last.
 
-    The edges are ``k / n_bins``, each rounded once, and are compared, not multiplied: so 0.3 lies
-    in (0.2, 0.3], as it is written.
+    The edges ``k / n_bins`` are rounded once and then compared, so 0.3 is in (0.2, 0.3].
     """
     edges = np.arange(1, n_bins) / n_bins
     return np.searchsorted(edges, confidence, side="left")
 
 
 def scalar(value: Values) -> Values:
-    """A number where there is no axis of resamples, else the array."""
+    """Convert a zero-dimensional array to a number; other arrays are returned unchanged."""
     number: Values = value[()]
     return number
 
@@ -221,7 +222,7 @@ def _n_bins(columns: Values) -> int:
 def _checked(
     probabilities: ArrayLike, labels: ArrayLike, n_bins: int
 ) -> tuple[Values, NDArray[np.int64]]:
-    """Both as arrays; raises ``ValueError`` as `judge` says."""
+    """Convert both to arrays; raises ``ValueError`` as `judge` does."""
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if p.ndim != 2 or p.shape[1] < 1 or y.shape != p.shape[:1]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The recipes that ship: one for each table and figure of the paper."""
+"""The built-in recipes: one for each table and figure of the paper."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from importlib.resources import files
 
 from pipeline.recipe import Recipe, read_recipe
 from stages.errors import InputError
-from stages.recipes.steps import KINDS
+from stages.recipes.steps import kinds
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recipe makes: networks trained, passes of a data set through one, heads."""
+    """Cost of a recipe: networks to train, data sets to extract and heads to train."""
 
     n_networks: int
     n_extractions: int
@@ -25,29 +25,29 @@ class Cost:
 
 @cache
 def shipped_texts() -> Mapping[str, str]:
-    """Name -> text, tables first, by number."""
+    """Name -> text of each recipe, tables first, sorted by number."""
     found = [file for file in files("stages.recipes").iterdir() if file.name.endswith(".yaml")]
     texts = {file.name.removesuffix(".yaml"): file.read_text("utf-8") for file in found}
     return {name: texts[name] for name in sorted(texts, key=_rank)}
 
 
 def shipped_text(name: str) -> str:
-    """The text of a recipe that ships; raises ``InputError``."""
+    """The text of a built-in recipe; raises ``InputError``."""
     texts = shipped_texts()
     if name not in texts:
-        raise InputError(f"there is no recipe '{name}'; these ship: {', '.join(texts)}")
+        raise InputError(f"there is no recipe '{name}', expected one of {', '.join(texts)}")
     return texts[name]
 
 
 def recipe_of(text: str, name: str, changes: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe of a text, which may be like one that ships; raises ``RecipeError``."""
-    return read_recipe(text, name, KINDS, changes, shipped_texts())
+    """The recipe of a text, which may extend a built-in one; raises ``RecipeError``."""
+    return read_recipe(text, name, kinds(), changes, shipped_texts())
 
 
 def cost_of(recipe: Recipe) -> Cost:
-    """What a recipe makes where nothing is there yet; each seed of a head is one."""
+    """The cost of a recipe in an empty store; each seed of a head counts."""
     n_made = Counter(instance.kind.name for instance in recipe.instances)
-    n_seeds = sum(len(getattr(instance.params, "seeds", ())) for instance in recipe.instances)
+    n_seeds = sum(len(getattr(instance.stage, "seeds", ())) for instance in recipe.instances)
     return Cost(n_made["train-sensing"], n_made["extract"], n_seeds)
 
 

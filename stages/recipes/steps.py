@@ -1,123 +1,90 @@
-"""The kinds of steps, by name.
+"""The kinds of steps, by name: each is derived from a stage.
 
-Each finds what has its plan, under any name, or says how to make it, and calls what the command of
-the same name calls. What they import is heavy: it waits until a recipe has been checked.
+A step finds the output of its plan under any name, or computes it as the command of the same name
+does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from pipeline.steps import StepKind
-from stages.recipes.params import (
-    COLUMNS,
-    SENSING,
-    ActiveLearnParams,
-    CorruptParams,
-    EvaluateParams,
-    ExtractParams,
-    FitNeighboursParams,
-    FitTemperatureParams,
-    OodParams,
-    ReportParams,
-    SnapshotParams,
-    TrainHeadParams,
-    TrainSensingParams,
-)
+from pydantic.fields import FieldInfo
 
-EXTRACTED = ("extract",)
-MODELS = ("train-sensing", "snapshot")
-HEADS = ("train-head", "fit-temperature", "fit-neighbours")
+from pipeline.fields import Labelled, Place, Ref, Written, is_labelled, mark_of
+from pipeline.stage import Job, Stage
+from pipeline.steps import REPORT, Collected, Inputs, StepKind
+from pipeline.workspace import Workspace
+from stages.report.report import Report
+from stages.verbs import MODULES, STEPS, step_of
 
 
-def _later(module: str, name: str) -> Callable[..., Any]:  # Any: a task, or nothing
-    """A function of this package, imported when it is called."""
+@cache
+def kinds() -> dict[str, StepKind]:
+    """The kinds of steps, one for each stage that can be a step."""
+    stages = {name: step_of(name) for name in (*MODULES, *STEPS)}
+    steps = {name: stage for name, stage in stages.items() if stage.is_step}
+    found = {name: _kind(name, steps) for name in steps}
+    return {**found, REPORT: replace(found[REPORT], job=_report)}
 
-    def call(*arguments: Any) -> Any:
-        return getattr(import_module(f"stages.recipes.{module}"), name)(*arguments)
 
-    return call
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        StepKind("corrupt", CorruptParams, _later("images", "corrupt_task")),
-        StepKind(
-            "train-sensing",
-            TrainSensingParams,
-            _later("networks", "training_task"),
-            check=_later("networks", "check_training"),
-        ),
-        StepKind(
-            "snapshot",
-            SnapshotParams,
-            _later("networks", "snapshot_task"),
-            one={"model": ("train-sensing",)},
-            check=_later("networks", "check_snapshot"),
-        ),
-        StepKind(
-            "extract",
-            ExtractParams,
-            _later("images", "extract_task"),
-            one={"model": MODELS, "images": ("corrupt",), "through": ("train-head",)},
-            check=_later("images", "check_data"),
-        ),
-        StepKind(
-            "train-head",
-            TrainHeadParams,
-            _later("heads", "head_task"),
-            one={"features": EXTRACTED},
-        ),
-        StepKind(
-            "fit-temperature",
-            FitTemperatureParams,
-            _later("heads", "temperature_task"),
-            one={"features": EXTRACTED},
-        ),
-        StepKind(
-            "fit-neighbours",
-            FitNeighboursParams,
-            _later("heads", "neighbours_task"),
-            one={"features": EXTRACTED},
-        ),
-        StepKind(
-            "evaluate",
-            EvaluateParams,
-            _later("results", "result_task"),
-            one={"features": EXTRACTED},
-            many={"heads": HEADS},
-            labelled=("heads",),
-            taken_labels=(SENSING,),
-        ),
-        StepKind(
-            "ood",
-            OodParams,
-            _later("results", "ood_task"),
-            one=dict.fromkeys(
-                ("features", "against", "training", "odin_features", "odin_against"), EXTRACTED
-            ),
-            many={"heads": HEADS},
-            labelled=("heads",),
-            taken_labels=(SENSING,),
-            check=_later("results", "check_sets_apart"),
-        ),
-        StepKind(
-            "active-learn",
-            ActiveLearnParams,
-            _later("learning", "learning_task"),
-            one={"images": ("corrupt",)},
-            check=_later("learning", "check_learning"),
-        ),
-        StepKind(
-            "report",
-            ReportParams,
-            _later("results", "report_task"),
-            many={"results": ("evaluate", "ood", "active-learn")},
-            taken_axes=COLUMNS,
-        ),
+def _kind(name: str, stages: dict[str, type[Stage]]) -> StepKind:
+    """The kind of step that is derived from a stage."""
+    fields = stages[name].model_fields
+    refs = {key: ref for key, field in fields.items() if (ref := mark_of(field, Ref))}
+    made_by = {
+        key: ref.verbs or tuple(name for name in stages if stages[name].makes in ref.kinds)
+        for key, ref in refs.items()
+    }
+    many = {key: names for key, names in made_by.items() if is_labelled(fields[key])}
+    return StepKind(
+        name,
+        stages[name],
+        _job,
+        one={key: names for key, names in made_by.items() if key not in many},
+        many=many,
+        labelled=[key for key in many if refs[key].taken_labels],
+        taken_labels=[label for key in many for label in refs[key].taken_labels],
+        taken_axes=[axis for key in many for axis in refs[key].taken_axes],
+        refused=[key for key, field in fields.items() if _is_refused(field)],
     )
-}
-"""What a recipe can do."""
+
+
+def _is_refused(field: FieldInfo) -> bool:
+    written = mark_of(field, Written)
+    return mark_of(field, Place) is Place.OUTPUT or (
+        written is not None and written.is_command_only
+    )
+
+
+def _job(workspace: Workspace, stage: Stage, inputs: Inputs) -> Job:
+    """The job of a step, with names of outputs in place of names of steps.
+
+    A list that is not given is empty, whatever its default on the command line.
+    """
+    lists = [key for key, field in type(stage).model_fields.items() if is_labelled(field)]
+    names = {key: _names(found) for key, found in {**dict.fromkeys(lists, ()), **inputs}.items()}
+    return stage.model_copy(update=names).job(workspace)
+
+
+def _names(found: str | tuple[Collected, ...]) -> str | tuple[Labelled, ...]:
+    """The value of a field for an output: its name, or its label and name in a list."""
+    if isinstance(found, str):
+        return found
+    return tuple(Labelled(label=each.label, name=each.name, axes=dict(each.axes)) for each in found)
+
+
+def _report(workspace: Workspace, stage: Report, inputs: Inputs) -> Job:
+    """The report of a recipe: its title is the recipe's, and it only has the named table and
+    figures."""
+    heading = workspace.recipe
+    assert heading is not None  # as for every step
+    missing: dict[str, Any] = {"title": heading.title, "about": heading.about}
+    missing |= {"figures": ()} | ({} if stage.table or stage.paper else {"metrics": ()})
+    results = inputs["results"]
+    if len(stage.results) > 1 and isinstance(results, tuple):
+        # Entries with the same axes are distinguished by their labels.
+        results = tuple(replace(each, axes={"set": each.label, **each.axes}) for each in results)
+    unset = {key: missing[key] for key in missing if key not in stage.model_fields_set}
+    return _job(workspace, stage.model_copy(update=unset), {"results": results})

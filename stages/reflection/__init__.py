@@ -1,1 +1,1 @@
-"""Reflection: losses, rank-one gradients, and the stage that extracts what they are made of."""
+"""Reflection: losses, rank-one gradients, and the stage that extracts their factors."""

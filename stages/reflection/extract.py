@@ -1,335 +1,318 @@
-"""The extract stage: images in, features and logits out, once and for all.
-
-What introspection needs of an image are two vectors, the input ``f`` and the output ``z`` of the
-network's last layer; every gradient of every loss is made of them when it is used.
-"""
+"""The stage extract: features and logits of a data set, computed once."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from pipeline.errors import ResourceError
-from pipeline.executors import Executor
-from pipeline.journal import Journal
-from pipeline.runner import RunReport, run_map
-from pipeline.space import check_space
-from pipeline.stage import ShardOutput, Tick
+from pipeline.fields import OneOf, Place, Ref, Written
+from pipeline.make import ArtifactJob, ShardJob
+from pipeline.stage import Preview, Several, Stage
+from pipeline.terminal import size
+from pipeline.workspace import Workspace
+from stages.data.opened import facts_of, opened
+from stages.data.option_types import (
+    AcceptUnstable,
+    ClassNames,
+    Corruption,
+    Dataset,
+    LastLayer,
+    Limit,
+    ModelName,
+    Split,
+)
 from stages.data.registry import SourceSpec
-from stages.data.source import ImageSource, check_planned, source_facts
+from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
-from stages.reflection.named_layer import NamedLayer
-from stages.sensing.card import ModelCard, Precision
-from store.catalog import FeatureStore
-from store.encoding import encode_rows
-from store.featureset import FeatureSet
+from stages.reflection.losses import DEFAULT_LOSS, LOSSES
+from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard, Precision
+from stages.sensing.class_check import listed_classes, output_notes, shown_classes
+from stages.sensing.import_model import (
+    Filter,
+    ImportedNetwork,
+    ImportModel,
+    InputSize,
+    Mean,
+    ResizeBy,
+    Std,
+    Weights,
+    WeightsKey,
+)
+from stages.sensing.models import choose_model, model_name, require_trusted_code, weights_path
 from store.plan import Plan
-from store.schema import ArraySpec, Schema
-from store.shards import DEFAULT_SHARD_ROWS, Shard
+from store.shards import DEFAULT_SHARD_ROWS
 
 if TYPE_CHECKING:
-    from stages.reflection.flow import Flow
+    from collections.abc import Collection, Mapping
+
     from stages.reflection.perturbation import Perturbation
 
-BLOCK_ROWS = 1024
+OF_IMPORTS = (
+    *("weights", "weights_key", "last_layer"),
+    *("mean", "std", "image_size", "resize", "interpolation"),
+)
+"""Fields that describe a network that is not in the store yet."""
 
 
-@dataclass(frozen=True)
-class Extract:
-    """Features and logits of every image of ``source`` under the network of ``card``.
+def _fraction(value: object) -> object:
+    """``1/255`` as a number; whatever is no number is left to the type."""
+    if not isinstance(value, str):
+        return value
+    try:  # a Fraction of 1e999999999 would be computed digit by digit
+        return float(Fraction(value) if "/" in value else value)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return value
 
-    Attributes:
-        source: the images; their size must be the network's.
-        card, weights: the network.
-        precision: of the layers before the last one, "fp32" or "bf16".
-        shard_rows: images in a shard, a Zarr chunk and a Parquet part.
-        device: where workers compute; "cuda" is the GPU that a worker was given.
-        batch_rows: images at once in a network; `fitted` chooses where it is None. It is not part
-            of the plan: another batch size changes rows by rounding only.
-        layer: another layer whose gradients are stored as well; none by default.
-        n_images: images at once that a worker's memory holds; `fitted` finds out.
-        perturbations: that images go through first, in this order; none by default.
+
+NEEDED = {
+    **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed"), "attack"),
+    **dict.fromkeys(("layer_loss", "project"), "layer"),
+}
+"""Fields that have no effect without another one."""
+
+Pixels = Annotated[
+    float, BeforeValidator(_fraction), Written(metavar="X", read=_fraction), Field(gt=0, le=1)
+]
+"""A step in pixels in [0, 1]: 0.0014, or 1/255."""
+
+Epsilon = Annotated[Pixels, Field(description="Radius of PGD, for pixels in [0, 1].")]
+Step = Annotated[Pixels, Field(description="Step size of PGD, for pixels in [0, 1].")]
+Steps = Annotated[PositiveInt, Field(description="Number of PGD steps; the last iterate is used.")]
+PGD_STEP, N_PGD_STEPS = 1 / 255, 10
+
+
+class Extract(Stage):
+    """Send every image through the network once and store its features and logits.
+
+    All later commands read the store. Running the command again computes only what is missing.
     """
 
-    source: SourceSpec
-    card: ModelCard
-    weights: str
-    precision: Precision = "fp32"
-    shard_rows: int = DEFAULT_SHARD_ROWS
-    device: str = "cpu"
-    batch_rows: int | None = None
-    layer: NamedLayer | None = None
-    n_images: int | None = None
-    perturbations: tuple[Perturbation, ...] = ()
+    verb = "extract"
+    makes = "features"
+    runs_with = ("data_root", "executor", "gpus", "workers", "memory", "address", "device")
+    examples = ("extract --dataset cifar10c --gpus 8",)
 
-    name: ClassVar[str] = "extract"
-    version: ClassVar[int] = 1  # raise it when any row comes out otherwise
+    dataset: Dataset | None = None
+    images: Annotated[str, Ref(("images",)), Place.DATA, Written(is_hidden=True)] | None = Field(
+        None, description="In a recipe, a step that writes a corrupted set, in place of dataset."
+    )
+    split: Split = "test"
+    corruptions: Several[Corruption] = Field(
+        (), description="Corruptions of a corrupted set to use. (default: all)"
+    )
+    model: ModelName | None = Field(
+        None, description="Model of the store. (default: the one trained for this data set)"
+    )
+    network: ImportedNetwork | None = None
+    weights: Weights | None = None
+    weights_key: WeightsKey | None = None
+    last_layer: LastLayer | None = None
+    mean: Mean | None = None
+    std: Std | None = None
+    image_size: InputSize | None = None
+    resize: ResizeBy | None = None
+    interpolation: Filter | None = None
+    layer: str | None = Field(
+        None, description="Another layer whose per-image gradients are also stored."
+    )
+    layer_loss: Annotated[str, OneOf(tuple(LOSSES))] = Field(
+        DEFAULT_LOSS, description="Loss of those gradients."
+    )
+    project: PositiveInt | None = Field(
+        None, description="Dimension to which those gradients are randomly projected."
+    )
+    precision: Precision = Field(
+        "fp32", description="Precision of the network: fp32 or bf16 (logits stay fp32)."
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="Images per forward pass. (default: fitted to the network and memory)"
+    )
+    shard_rows: PositiveInt = Field(
+        DEFAULT_SHARD_ROWS,
+        description="Images per shard, the unit of writing and resuming.",
+    )
+    classes: ClassNames = ()
+    limit: Limit | None = None
+    accept_unstable: AcceptUnstable = False
+    out_of_distribution: bool = Field(
+        False,
+        description="Accept images of other classes than the network's: they get no labels, unless "
+        "the classes are the same.",
+    )
+    odin: Pixels | None = Field(
+        None,
+        description="Step size of ODIN, which perturbs the images first; for pixels in [0, 1].",
+    )
+    attack: Literal["uniform", "confident"] | None = Field(
+        None, description="Attack the images first with PGD, toward these predictions."
+    )
+    through: Annotated[str, Ref(("head",)), Written(metavar="HEAD")] | None = Field(
+        None, description="Head through which PGD attacks. (default: f itself)"
+    )
+    epsilon: Epsilon = PGD_STEP
+    step: Step = PGD_STEP
+    steps: Steps = N_PGD_STEPS
+    attack_seed: NonNegativeInt = Field(0, description="Seed of PGD.")
+    retry_failed: bool = Field(
+        False,
+        description="Recompute only the rows that failed. If files were fixed in the meantime, the "
+        "rows of all other images are reused.",
+    )
+    accept_failed: bool = Field(
+        False,
+        description="Accept any number of failed rows: the set then counts as complete without "
+        "them. (default: at most 1 % of the rows, or 10)",
+    )
 
-    def plan(self) -> dict[str, Any]:  # Any: JSON
-        """Everything that determines the rows; opens the source and checks that it fits.
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.dataset is None) == (self.images is None):
+            raise ValueError(
+                "expected one data set: its name or path with --dataset (in a recipe: either "
+                "'dataset', or 'images', a step that writes one)"
+            )
+        return self
+
+    def check_given(self, options: Collection[str]) -> None:
+        """Raise ``InputError`` for an option of the attack, or of the layer, without it."""
+        for name, needed in NEEDED.items():
+            if name in options and getattr(self, needed) is None:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} has no effect without --{needed}")
+
+    def check(self, workspace: Workspace, needs: Mapping[str, Stage]) -> None:  # noqa: ARG002 - a dataset needs no stage
+        """Raise ``InputError`` if the data set does not exist."""
+        if self.dataset is not None:
+            opened(workspace, self.source(workspace))
+
+    def source(self, workspace: Workspace) -> SourceSpec:
+        """The images, at the default size."""
+        return SourceSpec(
+            self.images or self.dataset or "",
+            self.split,
+            workspace.data_root,
+            limit=self.limit,
+            corruptions=self.corruptions,
+            classes=self.classes,
+        )
+
+    def job(self, workspace: Workspace) -> ShardJob:
+        """The extraction.
 
         Raises:
-            InputError: the data set has other classes than the network.
+            InputError, DataNotFoundError: data set and network do not fit, or one is missing.
+            PlanMismatchError: the name of the model is taken by another network.
         """
-        source = self.source.open()
-        _check_classes(source, self.card)
-        perturbed = [each.to_dict() for each in self.perturbations]
-        tags = "".join(f"+{each.tag}" for each in self.perturbations)
-        return {
-            "name": f"{source.name}{tags}-{source.split}@{self.card.name}",
-            "stage": {
-                "name": self.name,
-                "version": self.version,
-                "params": {
-                    "precision": self.precision,
-                    "layer": self.layer.to_dict() if self.layer else None,
-                    **({"perturbations": perturbed} if perturbed else {}),
-                },
-            },
-            "inputs": {"source": source_facts(source), "model": self.card.to_dict()},
-            "schema": self.schema(source).to_json(),
-            "n_rows": source.n_rows,
-            "shard_rows": self.shard_rows,
-        }
+        from stages.reflection.extraction import Extraction, extraction_job
+        from stages.reflection.named_layer import NamedLayer
+        from stages.reflection.retry import retry_job
 
-    def schema(self, source: ImageSource) -> Schema:
-        """The arrays and columns of the data set's features."""
-        arrays = [
-            ArraySpec("features", (self.card.feature_dim,), "float32", ("feature",)),
-            ArraySpec("logits", (self.card.n_classes,), "float32", ("class",)),
-        ]
+        executor, device = workspace.workers()
+        card, imports = self._network(workspace)
         if self.layer is not None:
-            arrays.append(self.layer.array_spec(self.card))
-        columns = (
-            ("row", "int64"),
-            ("sample_id", "string"),
-            *source.extra_columns,
-            ("label", "int64"),
-            ("prediction", "int64"),
-            ("confidence", "float64"),
-            ("status", "string"),
+            require_trusted_code(card)  # the size of its gradients is known once it is built
+        source = self._labelled(workspace, card)
+        extraction = Extraction(
+            source,
+            card,
+            weights_path(workspace.store, card.name),
+            self.precision,
+            self.shard_rows,
+            device,
+            self.batch_size,
+            NamedLayer(self.layer, self.layer_loss, self.project) if self.layer else None,
+            self.perturbations(workspace),
         )
-        return Schema(tuple(arrays), columns)
-
-    def check(self, plan: Plan) -> None:
-        """Make sure that the source is still the planned one; raises ``InputError``."""
-        check_planned(self.source.open(), plan["inputs"]["source"])
-
-    def setup(self, n_threads: int) -> Flow:
-        """The opened source, and networks on their device."""
-        import torch
-
-        from stages.reflection.flow import flow_of
-        from stages.reflection.forward import Forward
-        from stages.sensing.model import load_sensing
-
-        assert self.batch_rows is not None  # `fitted` has set both
-        assert self.n_images is not None
-        torch.set_num_threads(n_threads)
-        sensing = load_sensing(self.card, self.weights, self.device, self.precision)
-        forward = Forward(sensing, self.weights, self.layer, self.batch_rows, self.perturbations)
-        return flow_of(self.source.open(), forward, n_threads, self.n_images)
-
-    def compute(self, state: Flow, shard: Shard, tick: Tick) -> ShardOutput:
-        """Features, logits and sample columns of a shard.
-
-        An image that cannot be read, makes the network fail, or gives numbers that are not finite
-        becomes a row of NaN with the reason in its ``status``, and is listed in the receipt's
-        ``failed``.
-        """
-        schema = self.schema(state.source)
-        arrays = {s.name: np.empty((shard.n_rows, *s.row_shape), s.dtype) for s in schema.arrays}
-        parts: list[dict[str, NDArray[Any]]] = []
-        failed: dict[int, str] = {}
-        errors: dict[int, Exception] = {}
-        crc = 0
-        read_s = 0.0
-        for batch in state.through(shard, arrays):
-            at, rows = batch.at, batch.rows
-            read_s += batch.read_s
-            crc = google_crc32c.extend(crc, rows.images)
-            failed |= {at + row: reason for row, reason in rows.failed.items()}
-            found = batch.errors.items()
-            errors |= {at + row: error for row, error in found if row not in rows.failed}
-            parts.append(rows.columns)  # not the images: a shard of them may be larger than memory
-            tick(len(rows.images))
-        began = time.perf_counter()
-        failed |= _unfit(shard, arrays, failed, errors)
-        for values in arrays.values():
-            values[list(failed)] = np.nan
-        columns = _columns(shard, parts, arrays["logits"], failed, schema)
-        chunk_rows = min(self.shard_rows, state.source.n_rows)  # setup: the planned number
-        files = encode_rows(schema, shard, chunk_rows, arrays, columns)
-        encode_s = time.perf_counter() - began
-        return ShardOutput(
-            files,
-            {
-                "failed": {str(shard.start + row): failed[row] for row in sorted(failed)},
-                "images_crc32c": f"{crc:08x}",
-                "device": self.device,
-                "batch_rows": state.rows_at_once,
-            },
-            {"read": read_s / state.n_readers, "encode": encode_s},
+        plan = extraction.plan(facts_of(workspace, source), opened(workspace, source))
+        job = extraction_job(
+            workspace.store,
+            extraction,
+            executor,
+            imports,
+            plan=plan,
+            preview=self._preview(workspace, card, imports, plan, executor.description),
+            check=partial(require_trusted_code, card),
+            accepts_failures=self.accept_failed,
         )
+        return retry_job(job, workspace.store) if self.retry_failed else job
 
+    def _network(self, workspace: Workspace) -> tuple[ModelCard, ArtifactJob | None]:
+        """The network, and the job that imports it if it is not a model of the store."""
+        spec = self.source(workspace)
+        if self.network is not None:
+            stage = self._import(self.network)
+            sized = replace(spec, image_size=stage.resizing(workspace))
+            found = stage.imported(workspace, opened(workspace, sized))
+            return found.card, found.job
+        if any(getattr(self, name) is not None for name in OF_IMPORTS):
+            raise InputError(
+                "--weights, --weights-key, --last-layer, --mean, --std, --image-size, --resize and "
+                "--interpolation describe a network from elsewhere: give --network too, or omit "
+                "them for a model of the store"
+            )
+        card = choose_model(workspace.store, opened(workspace, spec).family, self.model)
+        if self.accept_unstable:
+            card = card.with_facts(ACCEPTS_UNSTABLE)
+        return card, None
 
-def extract(
-    store: FeatureStore,
-    stage: Extract,
-    executor: Executor,
-    journal: Journal,
-    take_in: Callable[[], None] = lambda: None,
-) -> tuple[FeatureSet, RunReport]:
-    """Make the feature set of a stage, or what is missing of it.
+    def _import(self, network: str) -> ImportModel:
+        """The stage that imports the network; raises ``InputError`` without weights."""
+        if self.weights is None:
+            raise InputError(
+                f"network {network}: it needs its trained weights; give --weights FILE, name a "
+                "model of the store with --model, or train one with `intro-pipe train-sensing`"
+            )
+        shared = ImportModel.model_fields.keys() & type(self).model_fields.keys()
+        values = {name: getattr(self, name) for name in shared}
+        return ImportModel(**values, name=self.model or model_name(network))
 
-    ``take_in`` brings the network into the store once everything else has been checked.
+    def perturbations(self, workspace: Workspace) -> tuple[Perturbation, ...]:
+        """An attack, then ODIN, if they are requested."""
+        if self.attack is None and self.odin is None:
+            return ()  # torch is not imported for plain images
+        from stages.introspection.head_target import HeadTarget
+        from stages.reflection.perturbation import Odin, Pgd
 
-    Raises:
-        InputError, StoreError, PipelineError: see the messages; what was finished before is kept.
-    """
-    plan = stage.plan()
-    there = store.find(plan)
-    if there is not None and there.shard_set.is_complete():
-        there.shard_set.confirm()
-        n_failed = there.shard_set.n_failed_rows()
-        return there, RunReport(len(there.shard_set.shards), 0, 0, n_failed, 0.0)
-    executor.check()
-    stage = fitted(stage, executor, store.preview(plan)["shards_to_do"])
-    check_space(store.location, store.preview(plan)["bytes_to_write"])
-    feature_set = store.prepare().create(plan)
-    take_in()
-    title = f"extract {feature_set.plan['name']}"
-    report = run_map(stage, feature_set.shard_set, executor, journal, title=title)
-    return feature_set, report
+        found: list[Perturbation] = []
+        if self.attack is not None:
+            target = HeadTarget(workspace.store.location, self.through) if self.through else None
+            how = (self.epsilon, self.step, self.steps, self.attack_seed)
+            found.append(Pgd(self.attack, *how, target))
+        if self.odin is not None:
+            found.append(Odin(self.odin))
+        return tuple(found)
 
+    def _labelled(self, workspace: Workspace, card: ModelCard) -> SourceSpec:
+        """The images, without their labels if they are of other classes and that is accepted."""
+        spec = replace(self.source(workspace), image_size=card.input)
+        if not self.out_of_distribution:
+            return spec
+        return replace(spec, labels=opened(workspace, spec).class_names == card.class_names)
 
-def fitted(stage: Extract, executor: Executor, n_shards: int) -> Extract:
-    """The stage with batches that suit the network, halved where a worker's memory needs it.
-
-    Raises ``ResourceError`` where not even one image fits.
-    """
-    from stages.reflection.footprint import footprint
-
-    source = stage.source.open()
-    memory = executor.worker_memory(n_shards)
-    found = footprint(
-        source,
-        stage.card,
-        stage.schema(source),
-        min(stage.shard_rows, source.n_rows),
-        precision=stage.precision,
-        layer=stage.layer,
-        is_perturbed=bool(stage.perturbations),
-        device=stage.device,
-    )
-    if not (batch_rows := found.batch_rows(memory, stage.batch_rows)):
-        title = f"{source.name} at {source.image_size[0]}x{source.image_size[1]} pixels"
-        is_dense = stage.layer is not None and stage.layer.size is None
-        projected = "; or project the gradients (--project 512)" if is_dense else ""
-        raise ResourceError(found.refusal(title, memory) + projected)
-    return replace(stage, batch_rows=batch_rows, n_images=found.n_images(memory))
-
-
-def _check_classes(source: ImageSource, card: ModelCard) -> None:
-    """Classes must be the network's; where one side only numbers them, their number must fit.
-
-    A data set without labels fits every network: its labels are -1, and metrics leave it out.
-    """
-    names = source.class_names
-    if not names:
-        return
-    if _are_numbers(names) or _are_numbers(card.class_names):
-        n_missing = card.n_classes - len(names)
-        # Arrays know only the labels that occur in them: the last class may have no sample.
-        fits = n_missing == 0 or (n_missing > 0 and _are_numbers(names))
-    else:
-        fits = names == card.class_names
-    if not fits:
-        here = f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-        raise InputError(
-            f"model '{card.name}' tells {card.n_classes} classes apart "
-            f"({', '.join(card.class_names[:4])}{', ...' if card.n_classes > 4 else ''}), "
-            f"{source.name} has {here}: choose another --model, or train one with "
-            f"`intro-pipe train-sensing --dataset {source.name}`"
+    def _preview(
+        self,
+        workspace: Workspace,
+        card: ModelCard,
+        imports: ArtifactJob | None,
+        plan: Plan,
+        workers: str,
+    ) -> Preview:
+        """What would be computed where, the classes in the order of the outputs, and notes."""
+        spec = replace(self.source(workspace), image_size=card.input)
+        source, is_new = opened(workspace, spec), imports is not None
+        notes = [*imports.preview.notes] if imports else []
+        if not self.out_of_distribution:
+            notes += output_notes(source, card, is_ordered=bool(self.classes), is_new=is_new)
+        found = workspace.store.preview(plan)
+        mapping = listed_classes(source, card)
+        text = (
+            f"extract {found['rows_to_do']:,} of {found['n_rows']:,} images "
+            f"({found['shards_to_do']} shards, {size(found['bytes_to_write'])}) to "
+            f"{found['location']}, with {workers}{shown_classes(mapping)}"
         )
-
-
-def _are_numbers(names: tuple[str, ...]) -> bool:
-    return names == tuple(str(label) for label in range(len(names)))
-
-
-def _unfit(
-    shard: Shard,
-    arrays: Mapping[str, NDArray[np.float32]],
-    unread: Mapping[int, str],
-    errors: Mapping[int, Exception],
-) -> dict[int, str]:
-    """Offset in the shard -> why the network has no vectors for an image that could be read.
-
-    Where it has them for none of several images it is not the images: its first error is raised,
-    or an ``InputError`` where all that it gives is not finite.
-    """
-    reasons = {row: f"the network fails: {_one_line(error)}" for row, error in errors.items()}
-    for name, values in arrays.items():
-        flat = values.reshape(shard.n_rows, -1)
-        is_fit = np.concatenate([np.isfinite(block).all(axis=1) for block in _blocks(flat)])
-        for row in map(int, np.flatnonzero(~is_fit)):
-            if row not in unread:
-                reasons.setdefault(row, f"the network's {name} are not finite")
-    if len(reasons) < max(2, shard.n_rows - len(unread)):
-        return reasons
-    if errors:
-        raise errors[min(errors)]
-    raise InputError(
-        f"{reasons[min(reasons)]} for any image of rows {shard.start} to {shard.stop - 1}: is it "
-        "trained, are these its weights, --mean and --std, and does --precision fp32 help?"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _columns(
-    shard: Shard,
-    parts: Sequence[Mapping[str, NDArray[Any]]],
-    logits: NDArray[np.float32],
-    failed: dict[int, str],
-    schema: Schema,
-) -> dict[str, Any]:
-    prediction = logits.argmax(axis=1)
-    prediction[list(failed)] = -1
-    status = np.full(shard.n_rows, "ok", dtype=object)
-    status[list(failed)] = list(failed.values())
-    made = {
-        "row": np.arange(shard.start, shard.stop),
-        "prediction": prediction,
-        "confidence": np.concatenate([_confidence(block) for block in _blocks(logits)]),
-        "status": status,
-    }
-    read = {
-        name: np.concatenate([columns[name] for columns in parts])
-        for name, _ in schema.columns
-        if name not in made
-    }
-    return {**read, **made}
-
-
-def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Some rows at a time: what is made of all of them may be larger than they are."""
-    return (values[start : start + BLOCK_ROWS] for start in range(0, len(values), BLOCK_ROWS))
-
-
-def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The largest softmax probability, in float64: in float32 sure predictions tie at 1."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    confidence: NDArray[np.float64] = 1.0 / np.exp(z).sum(axis=1)
-    return confidence
+        facts = {**found, "executor": workers, "classes": mapping, **left_out_of(source)}
+        return Preview(text, facts, notes + source_notes(source))

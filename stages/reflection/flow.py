@@ -1,7 +1,8 @@
-"""The batches of a shard on their way: read, and through the network, several at once.
+"""The flow of a shard's batches: read, and sent through the network, several at a time.
 
-On a CPU every core has a copy of the network and a batch of its own. Cores that share a batch wait
-for each other after every layer, and for long where one of them reads, or serves another program.
+On a CPU every core has its own copy of the network and its own batch. Cores that shared a batch
+would wait for each other after every layer, and for long if one of them reads or serves another
+program.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import Self
 
 import torch
+from torch import Tensor
 
 from stages.data.source import ImageSource, Rows, read_each
 from stages.reflection.forward import Arrays, Forward
+from stages.sensing.model import check_twin
 from store.shards import Shard
 
 N_ON_GPU = 2
-"""Networks on a GPU: while the vectors of one come back, the kernels of the other are queued."""
+"""Networks per GPU: while results of one are copied back, kernels of the other are queued."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of a shard from offset ``at`` on, and the errors of those that the network cannot take.
+    """Rows of a shard from offset ``at``, and the errors of rows that the network cannot compute.
 
-    ``read_s`` are the seconds that it took to read them.
+    ``read_s`` is the time in seconds that reading them took.
     """
 
     at: int
@@ -39,12 +43,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Flow:
-    """A worker's own: the opened source, and copies of its network that share their weights.
+    """The opened source of a worker, and copies of its network that share their weights.
 
     Attributes:
-        batch_rows: images of a batch.
-        n_readers: threads that read a batch and send it through a network that is free.
-        n_threads: of the worker; the networks share them.
+        source: the images.
+        networks: the copies of the network.
+        batch_rows: images per batch.
+        n_readers: threads, each of which reads a batch and sends it through a free network.
+        n_threads: number of threads of the worker, which the networks share.
     """
 
     source: ImageSource
@@ -60,11 +66,18 @@ class Flow:
 
     @property
     def rows_at_once(self) -> int:
-        """Images at once in a network: less than a batch where memory ran out."""
+        """Images per forward pass: fewer than in a batch if memory ran out."""
         return min(network.batch_rows for network in self.networks)
 
+    def checked(self, images: Tensor) -> Self:
+        """Compare the networks on one of ``images [n, H, W, 3]``, and return the flow itself."""
+        first, *others = self.networks
+        for other in others:
+            check_twin(first.sensing, other.sensing, images[:1])
+        return self
+
     def through(self, shard: Shard, arrays: Arrays) -> Iterator[Batch]:
-        """The batches of a shard in order, each when its vectors stand in the ``arrays``."""
+        """Yield the batches of a shard in order, each once its vectors are in ``arrays``."""
 
         def work(at: int) -> Batch:
             began = time.perf_counter()
@@ -82,33 +95,33 @@ class Flow:
         ahead: deque[Future[Batch]] = deque()
         with _threads(self.n_readers, self.n_threads, len(self.networks)) as pool:
             while starts or ahead:
-                # Those that are through may wait for an earlier one without holding others up.
+                # Finished batches may wait for an earlier one without delaying others.
                 while starts and len(ahead) < self.n_readers + len(self.networks):
                     ahead.append(pool.submit(work, starts.popleft()))
                 yield ahead.popleft().result()
 
 
 def flow_of(source: ImageSource, forward: Forward, n_threads: int, n_images: int) -> Flow:
-    """The flow of a worker with these threads, and with memory for so many images at once."""
+    """The flow of a worker with ``n_threads`` threads and memory for ``n_images`` images."""
     batch_rows = forward.batch_rows
     n_at_once = max(1, min(n_threads, n_images // batch_rows))
     is_on_gpu = forward.sensing.mean.device.type != "cpu"
     n_networks = N_ON_GPU if is_on_gpu else n_at_once
     if forward.layer is not None:
-        n_networks = 1  # its gradients take another network, and more memory
+        n_networks = 1  # its gradients need another network, and more memory
     networks = (forward, *(forward.twin() for _ in range(n_networks - 1)))
-    # A core that only reads ahead stands in the way of those that compute: a sixth slower.
+    # A thread that only reads ahead slows down those that compute by a sixth.
     n_readers = max(n_networks, n_at_once) + is_on_gpu
     return Flow(source, networks, batch_rows, n_readers, n_threads)
 
 
 @contextmanager
 def _threads(n_readers: int, n_threads: int, n_networks: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose layers run on an even share of the cores."""
+    """A thread pool in which PyTorch uses an even share of the cores per thread."""
     share = max(1, n_threads // n_networks)
     pool = ThreadPoolExecutor(n_readers, initializer=torch.set_num_threads, initargs=(share,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(n_threads)  # each thread has its own number, new ones the last set
+        torch.set_num_threads(n_threads)  # the setting is per thread; new threads use the last one

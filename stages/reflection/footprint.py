@@ -1,4 +1,4 @@
-"""What a worker of the extract stage takes in memory, and how many images at once that allows."""
+"""Memory of a worker of the extract stage, and the batch size that it allows."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ from stages.sensing.model import normalised
 from store.schema import Schema
 
 CUDA_BYTES = 2**31
-"""What CUDA adds to that in the machine's own memory."""
+"""Additional host memory of a process that uses CUDA."""
 
 COLUMN_BYTES = 150
-"""Of one value in a sample column while it is read, put together and encoded."""
+"""Memory of a value in a sample column while it is read, assembled and encoded."""
 
 SPARE = 1.5
-"""Activations that are alive by torch's book-keeping, times this: kernels have work space."""
+"""Factor on the activations that torch keeps alive, for the work space of kernels."""
 
 CACHE_BYTES = 14 * 2**20
-"""Of activations that a core of a CPU is best given at once, by `benchmarks/batch_size.py`."""
+"""Best size of the activations per CPU core, measured by `benchmarks/batch_size.py`."""
 
 LEAST_ROWS, MOST_ROWS = 8, 64
-"""Of a batch on a CPU: smaller ones read the weights too often, larger ones gain nothing."""
+"""Limits of the batch size on a CPU: smaller ones read weights too often, larger gain nothing."""
 
 GPU_ROWS = 1024
-"""Of a batch on a GPU: each layer is started once for all of them."""
+"""Batch size on a GPU, where each layer is launched once per batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes that a worker takes: ``fixed`` whatever the batch, ``shard`` of it for the rows.
+    """Memory in bytes that a worker needs.
 
-    ``best_rows`` is the batch size that suits the network.
+    Attributes:
+        fixed: memory that is independent of the batch size.
+        shard: the part of ``fixed`` for the rows of a shard.
+        image: memory per image in a batch.
+        best_rows: batch size that suits the network.
     """
 
     fixed: int
@@ -53,21 +57,21 @@ class Footprint:
     best_rows: int
 
     def n_images(self, memory: int) -> int:
-        """How many images that much memory holds at once."""
+        """Number of images that fit into ``memory`` bytes at once."""
         return max(0, memory - self.fixed) // self.image
 
     def batch_rows(self, memory: int, asked: int | None) -> int:
-        """The batch size that fits: the one asked for or the best, halved until it does, or 0."""
+        """The requested or best batch size, halved until it fits; 0 if no image fits."""
         rows = asked or self.best_rows
         while rows > self.n_images(memory):
             rows //= 2
         return rows
 
     def refusal(self, what: str, memory: int) -> str:
-        """What to say where not even one image fits."""
+        """Error message if not even one image fits."""
         return (
-            f"{what}: a worker takes {gib(self.fixed + self.image)} with one image at a time, "
-            f"{gib(self.shard)} of it for the rows of a shard, and may take {gib(memory)}: give "
+            f"{what}: a worker needs {gib(self.fixed + self.image)} with one image at a time, "
+            f"{gib(self.shard)} of it for the rows of a shard, and may use {gib(memory)}: use "
             "smaller shards (--shard-rows), more memory (--memory) or fewer workers (--workers)"
         )
 
@@ -83,28 +87,28 @@ def footprint(
     is_perturbed: bool = False,
     device: str,
 ) -> Footprint:
-    """What a worker takes, found out by sending one image through an untrained network.
+    """Memory of a worker, measured by sending one image through an untrained network.
 
-    Where images are perturbed it is sent back as well: all activations live until then.
+    If images are perturbed, a backward pass is measured too, for which all activations are kept.
     """
     height, width = source.image_size
     weights, activations = _of_network(card, (height, width), layer, is_perturbed=is_perturbed)
     is_on_cpu = device == "cpu"
-    # The vectors, and their encoded bytes.
+    # The vectors and their encoded bytes.
     shard = chunk_rows * sum(2 * spec.row_bytes for spec in schema.arrays)
     shard += chunk_rows * len(schema.columns) * COLUMN_BYTES
     process = PROCESS_BYTES if is_on_cpu else PROCESS_BYTES + CUDA_BYTES
-    # A batch is at work, one is read (ahead, on a GPU), one on its way from one form to another.
+    # One batch is computed, one is read (ahead, on a GPU), and one is being converted.
     image = 3 * height * width * 3 + (int(SPARE * activations) if is_on_cpu else 0)
     best_rows = _best_rows(activations, precision) if is_on_cpu else GPU_ROWS
     return Footprint(process + source.held_bytes + 3 * weights + shard, shard, image, best_rows)
 
 
 def _best_rows(activations: int, precision: Precision) -> int:
-    """The power of two whose activations are nearest to what a core is best given.
+    """The power of two whose activations are closest to the best size for a core.
 
-    Computed, not timed: clocks differ from run to run, and with the batch size the last bits of
-    the rows would.
+    It is computed rather than timed: timings differ between runs, and the last bits of the rows
+    depend on the batch size.
 
     >>> _best_rows(340_000, "fp32"), _best_rows(340_000, "bf16")
     (32, 64)
@@ -117,21 +121,25 @@ def _best_rows(activations: int, precision: Precision) -> int:
 def _of_network(
     card: ModelCard, size: tuple[int, int], layer: NamedLayer | None, *, is_perturbed: bool
 ) -> tuple[int, int]:
-    """Bytes of the weights, and of what is alive at most while one image goes through."""
+    """Size of the weights, and peak size of the live tensors while one image is processed."""
     network = build_network(card.network, card.n_classes).eval()
     weights = sum(value.nbytes for value in network.state_dict().values())
     image = torch.zeros(1, *size, 3, dtype=torch.uint8)
     with _Alive() as alive, torch.no_grad():
         pixels = normalised(image, torch.zeros(3), torch.ones(3))
-        network(pixels)
+        try:
+            network(pixels)
+        except RuntimeError:  # some networks need contiguous memory
+            pixels = pixels.contiguous()
+            network(pixels)
         if is_perturbed:
-            _there_and_back(network.requires_grad_(False), pixels)
+            _forward_and_backward(network.requires_grad_(False), pixels)
         if layer is not None:
             layer.of(network, pixels, card.M)
     return weights, alive.peak
 
 
-def _there_and_back(network: nn.Module, pixels: Tensor) -> None:
+def _forward_and_backward(network: nn.Module, pixels: Tensor) -> None:
     with torch.enable_grad():
         leaf = pixels.detach().clone().requires_grad_(True)
         found = network(leaf)
@@ -140,7 +148,7 @@ def _there_and_back(network: nn.Module, pixels: Tensor) -> None:
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, as below
-    """Keeps book of the memory of all tensors that are made under it."""
+    """Tracks the memory of all tensors created while it is active."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types
@@ -150,12 +158,12 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, as
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: whatever skips torch's compiler imports it first, which takes a second."""
+        """Return ``False``; otherwise torch would import its compiler, which takes a second."""
         return False
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],  # Any: torch's own
+        func: Callable[..., Any],  # Any: torch's own types
         types: Any,
         args: Any = (),
         kwargs: Any = None,

@@ -1,4 +1,4 @@
-"""A worker's network at work: batches that memory cannot hold, images that it cannot compute."""
+"""The forward pass of a worker, which handles lack of memory and images that cannot be computed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass
 class Forward:
-    """A network with its weights, the layer whose gradients are stored too, and a batch size.
+    """A network with its weights, an optional layer whose gradients are stored, and a batch size.
 
-    ``batch_rows`` gets smaller where memory runs out. ``perturbations`` change images before they
-    go in, one after the other.
+    ``batch_rows`` is reduced if memory runs out. ``perturbations`` are applied to images one after
+    the other before the forward pass.
     """
 
     sensing: Sensing
@@ -38,16 +38,19 @@ class Forward:
     perturbations: tuple[Perturbation, ...] = ()
 
     def twin(self) -> Forward:
-        """A copy for another thread: the weights are the same memory, nothing else is shared."""
+        """A copy for another thread that shares the weights, and nothing else."""
         weights = [*self.sensing.parameters(), *self.sensing.buffers()]
         return replace(self, sensing=copy.deepcopy(self.sensing, {id(w): w for w in weights}))
 
     def fill(self, out: Arrays, images: NDArray[np.uint8]) -> dict[int, Exception]:
-        """Write the vectors of images into the rows of ``out``, arrays of that length by name.
+        """Write the vectors of images into the rows of ``out``: arrays of the same length, by name.
 
-        A batch that memory cannot hold is halved, for good. One that fails otherwise is bisected:
-        given back are the rows that fail alone, and why. Where every row of several does, it is not
-        the images, and the first error is raised.
+        If a batch does not fit into memory, the batch size is halved permanently. A batch that
+        fails for another reason is bisected.
+
+        Returns:
+            Row -> error, for rows that fail on their own. If every row of several fails, the images
+            are not the cause, and the first error is raised.
         """
         failed: dict[int, Exception] = {}
         first: Exception | None = None
@@ -59,7 +62,7 @@ class Forward:
                 todo.appendleft((start + n, stop))
             try:
                 found = self._vectors(images[start : start + n])
-            except Exception as error:  # whatever a network raises for an image
+            except Exception as error:  # a network may raise anything for an image
                 if is_out_of_memory(error):
                     if n == 1:
                         raise
@@ -100,14 +103,14 @@ class Forward:
 
     @cached_property
     def _plain_network(self) -> nn.Module:
-        """The network as it was written; ``sensing`` has one whose layers are merged for speed."""
+        """The network as defined; in ``sensing``, layers may have been merged for speed."""
         network = build_network(self.sensing.card.network, self.sensing.card.n_classes)
         load_weights(network, self.weights)
         return network.eval().to(self.sensing.mean.device)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the GPU or of the machine: torch says the latter in words only."""
+    """Whether GPU or host memory ran out; for host memory torch only says so in the message."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )

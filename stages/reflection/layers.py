@@ -1,7 +1,7 @@
-"""Per-sample gradients of any named layer, for layers that are not the last one.
+"""Per-sample gradients of any named layer other than the last one.
 
-The last layer needs no backward pass (`stages.reflection.rank_one`). Any other one does: here in
-batches, by ``torch.func.vmap`` over ``torch.func.grad``, dense or randomly projected.
+The last layer needs no backward pass (`stages.reflection.rank_one`). Other layers do: gradients are
+computed in batches by ``torch.func.vmap`` over ``torch.func.grad``, dense or randomly projected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stages.errors import InputError
 from stages.reflection.losses import DEFAULT_LOSS, checked_loss
-from stages.reflection.referees import objective
+from stages.reflection.torch_losses import objective
 
 _BLOCK_COLUMNS = 65_536
 _KEEP_BYTES = 256 * 2**20
@@ -25,9 +25,9 @@ _KEEP_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A random projection of gradients to ``size`` numbers, the same for the same seed.
+    """A random projection of gradients to ``size`` numbers, determined by ``seed``.
 
-    Entries have variance ``1 / size``, so inner products and squared distances are kept in
+    Entries have variance ``1 / size``, so inner products and squared distances are preserved in
     expectation (Johnson and Lindenstrauss; with signs: Achlioptas 2003).
     """
 
@@ -43,13 +43,13 @@ class Projection:
             )
 
     def blocks(self, n_columns: int) -> Iterator[Tensor]:
-        """The matrix ``(size, n_columns)`` in float32, by blocks of columns, left to right.
+        """The matrix ``(size, n_columns)`` in float32, as blocks of columns from left to right.
 
-        Made on the CPU and seeded for each block, so it is the same on every device.
+        Each block is generated on the CPU with its own seed, so it is the same on every device.
         """
         for index, start in enumerate(range(0, n_columns, _BLOCK_COLUMNS)):
             shape = (self.size, min(_BLOCK_COLUMNS, n_columns - start))
-            # Mixed, so that it is not the stream that seeded something else with the same number.
+            # Mixed with the index, so that other uses of the same seed have other streams.
             seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
             generator = torch.Generator().manual_seed(seed)
             if self.kind == "gaussian":
@@ -72,20 +72,20 @@ def layer_gradients(
     """``dJ/dW`` of one named layer for each sample, against every class in a single pass (Eq. 6).
 
     Args:
-        network: in eval mode; gives logits ``(n, N)``, or a tuple whose last item they are.
+        network: in eval mode; returns logits ``(n, N)``, or a tuple whose last item they are.
         layer: name of a layer with a weight, as in ``network.named_modules()``.
         inputs: shape ``(n, ...)``, on the network's device.
         loss: a name in `stages.reflection.losses.LOSSES`.
         M: target of the ``-m`` losses.
-        projection: where given, gradients are projected before they are kept.
-        chunk_rows: samples at once; memory is ``chunk_rows`` times the weight's size.
+        projection: if given, gradients are projected before they are stored.
+        chunk_rows: samples per chunk; memory is ``chunk_rows`` times the size of the weight.
 
     Returns:
         Shape ``(n, size)``: the weight's elements in torch's order, or the projection's ``size``.
 
     Raises:
         InputError: no such layer, or the network is in training mode, where batch norm would
-            tie the samples of a batch together.
+            make the samples of a batch depend on each other.
     """
     chunks = layer_gradient_chunks(
         network, layer, inputs, loss=loss, M=M, projection=projection, chunk_rows=chunk_rows
@@ -103,7 +103,7 @@ def layer_gradient_chunks(
     projection: Projection | None = None,
     chunk_rows: int = 32,
 ) -> Iterator[Tensor]:
-    """`layer_gradients` by chunks of rows, for gradients that are written as they come."""
+    """Like `layer_gradients`, in chunks of rows, for gradients that are written as they come."""
     checked_loss(loss, M=M, variant="single-pass")
     weight = weight_of(network, layer)
     blocks = None if projection is None else _Blocks(projection, weight)
@@ -126,7 +126,7 @@ def layer_gradient_chunks(
 
 
 class _Blocks:
-    """A projection matrix for one weight: kept where it is small, made again where it is not."""
+    """A projection matrix for one weight: cached if small, else generated for each use."""
 
     def __init__(self, projection: Projection, weight: Tensor) -> None:
         self._projection = projection
@@ -135,7 +135,7 @@ class _Blocks:
         self._kept = list(self._made(weight)) if is_small else None
 
     def project(self, gradients: Tensor) -> Tensor:
-        """Rows ``(n, n_columns)`` to ``(n, size)``."""
+        """Project rows ``(n, n_columns)`` to ``(n, size)``."""
         projected = gradients.new_zeros(len(gradients), self._projection.size)
         start = 0
         for block in self._kept or self._made(gradients):
@@ -152,7 +152,7 @@ def weight_of(network: nn.Module, layer: str) -> Tensor:
     """The layer's weight, detached.
 
     Raises:
-        InputError: no such layer (those there are are listed), or a network in training mode.
+        InputError: no such layer (the message lists them), or a network in training mode.
     """
     if any(module.training for module in network.modules()):
         raise InputError(

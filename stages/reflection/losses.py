@@ -1,18 +1,18 @@
-"""The losses of Table 7 of Introspective Learning, as derivatives to the logits in closed form.
+"""The losses of Table 7 of Introspective Learning, as closed-form derivatives to the logits.
 
 At the last layer ``z = W f + b`` every loss ``J`` has the gradient ``dJ/dW = δ ⊗ f`` with
-``δ = dJ/dz``. This module gives ``δ``; `stages.reflection.rank_one` gives the gradient.
+``δ = dJ/dz``. This module computes ``δ``; `stages.reflection.rank_one` computes the gradient.
 
-Three readings of "the gradient against every class" (Eqs. 5 and 6 of the paper), where pass ``I``
-is the backward pass with the target that is on for class ``I`` alone, and ``D[I, j]`` its ``δ_j``:
+There are three readings of "the gradient against every class" (Eqs. 5 and 6 of the paper). Pass
+``I`` is the backward pass with the target on for class ``I`` alone, and ``D[I, j]`` its ``δ_j``:
 
 - ``single-pass``: one pass with the target on for every class (Eq. 6), the default;
-- ``stack``: ``δ_j = D[j, j]``, the row of ``W`` that belongs to the pass's own class (Eq. 5);
+- ``stack``: ``δ_j = D[j, j]``, the row of ``W`` that belongs to the class of the pass (Eq. 5);
 - ``sum``: ``δ_j = Σ_I D[I, j]``, the sum of the ``N`` passes.
 
-The single pass equals the sum where ``J`` is linear in the target (``ce``, ``nll``), and the stack
-where ``J`` is separable over the classes (all others): they are different features otherwise.
-Reductions are PyTorch's ``mean`` for one sample: element-wise losses divide by ``N``.
+The single pass equals the sum if ``J`` is linear in the target (``ce``, ``nll``), and the stack if
+``J`` is separable over the classes (all others); otherwise they are different features. Reductions
+are PyTorch's ``mean`` for one sample: element-wise losses divide by ``N``.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ Variant = Literal["single-pass", "stack", "sum"]
 VARIANTS: tuple[Variant, ...] = ("single-pass", "stack", "sum")
 
 ArrayT = TypeVar("ArrayT", "NDArray[np.floating[Any]]", "Tensor")
-"""Numpy arrays or torch tensors: what comes in comes out, dtype and device included."""
+"""Numpy arrays or torch tensors; results have the type, dtype and device of the arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss of Table 7: its name here, what it is, and what its target looks like.
+    """A loss of Table 7: its name here and its target.
 
-    ``off`` and ``on`` are the target's values for the other classes and for the class asked
-    about; ``on`` is None where it is ``M``, the mean over the training set of the largest logit
-    (appendix C.4.1 of the paper).
+    ``off`` and ``on`` are the target's values for the other classes and for the class in question;
+    ``on`` is None if it is ``M``, the mean over the training set of the largest logit (appendix
+    C.4.1 of the paper).
     """
 
     name: str
-    formula: str
     off: float = 0.0
     on: float | None = 1.0
 
@@ -58,20 +57,20 @@ class Loss:
         return self.on is None
 
 
-# Formulas are δ_j of the single pass. Losses and reductions: the torch.nn class named beside;
-# which losses, and which of them take M: Table 7 and appendix C.4.1 of the paper.
+# Formulas are δ_j of the single pass. The torch.nn class beside each defines loss and reduction;
+# the selection of losses, and which of them take M, is that of Table 7 and appendix C.4.1.
 _LOSSES = (
-    Loss("ce", "N p_j - 1"),  # CrossEntropyLoss
-    Loss("mse-m", "(2/N)(z_j - M)", on=None),  # MSELoss
-    Loss("bce", "(sigmoid(z_j) - 1)/N"),  # BCEWithLogitsLoss
-    Loss("l1", "sign(z_j - 1)/N"),  # L1Loss
-    Loss("l1-m", "sign(z_j - M)/N", on=None),  # L1Loss
-    Loss("smooth-l1", "clip(z_j - 1, -1, 1)/N"),  # SmoothL1Loss
-    Loss("smooth-l1-m", "clip(z_j - M, -1, 1)/N", on=None),  # SmoothL1Loss
-    Loss("nll", "-1"),  # NLLLoss on raw logits
-    Loss("nll-logsoftmax", "N p_j - 1"),  # NLLLoss on log-softmax
-    Loss("soft-margin", "-sigmoid(-z_j)/N", off=-1.0),  # SoftMarginLoss, one-hot coded -1/+1
-    Loss("soft-margin-01", "-sigmoid(-z_j)/N"),  # SoftMarginLoss, one-hot coded 0/1
+    Loss("ce"),  # CrossEntropyLoss: N p_j - 1
+    Loss("mse-m", on=None),  # MSELoss: (2/N)(z_j - M)
+    Loss("bce"),  # BCEWithLogitsLoss: (sigmoid(z_j) - 1)/N
+    Loss("l1"),  # L1Loss: sign(z_j - 1)/N
+    Loss("l1-m", on=None),  # L1Loss: sign(z_j - M)/N
+    Loss("smooth-l1"),  # SmoothL1Loss: clip(z_j - 1, -1, 1)/N
+    Loss("smooth-l1-m", on=None),  # SmoothL1Loss: clip(z_j - M, -1, 1)/N
+    Loss("nll"),  # NLLLoss on raw logits: -1
+    Loss("nll-logsoftmax"),  # NLLLoss on log-softmax: N p_j - 1
+    Loss("soft-margin", off=-1.0),  # SoftMarginLoss, one-hot coded -1/+1: -sigmoid(-z_j)/N
+    Loss("soft-margin-01"),  # SoftMarginLoss, one-hot coded 0/1: -sigmoid(-z_j)/N
 )
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in _LOSSES}
 """The nine losses of Table 7, with both readings of NLL and both one-hot codings of SoftMargin."""
@@ -123,7 +122,7 @@ def delta(
 
 
 def checked_loss(loss: str, *, M: float | None, variant: str) -> Loss:
-    """The loss of that name, if it, ``M`` and the variant go together; else an `InputError`."""
+    """The loss with that name; raises `InputError` if loss, ``M`` and variant do not match."""
     if loss not in LOSSES:
         raise InputError(f"loss: expected one of {', '.join(LOSSES)}; found {loss!r}")
     if variant not in VARIANTS:
@@ -132,13 +131,13 @@ def checked_loss(loss: str, *, M: float | None, variant: str) -> Loss:
     if chosen.needs_M and (M is None or not math.isfinite(M)):
         raise InputError(
             f"loss {loss!r}: expected M, the mean over the training set of the largest logit; "
-            f"found {M}; give M, or take a loss without it, e.g. 'bce'"
+            f"found {M}; give M, or use a loss without it, e.g. 'bce'"
         )
     return chosen
 
 
 def softmax(logits: ArrayT) -> ArrayT:
-    """Softmax over the last axis; the row's maximum is taken off first, so nothing overflows."""
+    """Softmax over the last axis; the maximum of each row is subtracted to avoid overflow."""
     xp = array_namespace(logits)
     exponentials: ArrayT = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     probabilities: ArrayT = exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
@@ -146,7 +145,7 @@ def softmax(logits: ArrayT) -> ArrayT:
 
 
 def sigmoid(values: ArrayT) -> ArrayT:
-    """``1 / (1 + exp(-x))``, from ``exp(-|x|)``, so that neither end overflows."""
+    """``1 / (1 + exp(-x))``, computed from ``exp(-|x|)`` to avoid overflow at either end."""
     xp = array_namespace(values)
     small: ArrayT = xp.exp(-xp.abs(values))
     probabilities: ArrayT = xp.where(values >= 0, 1 / (1 + small), small / (1 + small))
@@ -161,7 +160,7 @@ def _cross_entropy(logits: ArrayT, variant: str) -> ArrayT:
 
 
 def _raw_nll(logits: ArrayT) -> ArrayT:
-    """``-t``, that is -1 in all three variants: the loss is ``-z_I``."""
+    """``-t``, which is -1 in all three variants, because the loss is ``-z_I``."""
     xp = array_namespace(logits)
     constant: ArrayT = xp.where(xp.isnan(logits), logits, -xp.ones_like(logits))
     return constant
@@ -185,12 +184,12 @@ def _huber(xp: Any, z: ArrayT, t: float) -> ArrayT:
 
 
 def _binary_cross_entropy(xp: Any, z: ArrayT, t: float) -> ArrayT:  # noqa: ARG001
-    # σ(z) - t without the cancellation of σ(z) - 1 for a large z.
+    # σ(z) - t, without the cancellation in σ(z) - 1 for large z.
     return (1 - t) * sigmoid(z) - t * sigmoid(-z)
 
 
 def _soft_margin(xp: Any, z: ArrayT, t: float) -> ArrayT:  # noqa: ARG001
-    return -t * sigmoid(-t * z)  # of log(1 + exp(-t z)); zero for t = 0
+    return -t * sigmoid(-t * z)  # derivative of log(1 + exp(-t z)); zero for t = 0
 
 
 _ELEMENT_WISE: dict[str, Callable[..., Any]] = {  # Any: each is generic in numpy and torch

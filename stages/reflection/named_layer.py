@@ -1,7 +1,7 @@
-"""Gradients of a layer that is not the last one, as one more array of a feature set.
+"""Gradients of a layer other than the last one, as an additional array of a feature set.
 
-They have no closed form in what is stored, so they are made while the image is at hand; each row
-has as many numbers as the layer has weights, or as the random projection keeps.
+They cannot be derived from stored vectors, so they are computed during extraction. Each row has as
+many numbers as the layer has weights, or as the random projection keeps.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ARRAY = "gradients"
 
 @dataclass(frozen=True, slots=True)
 class NamedLayer:
-    """Which gradients to store beside features and logits.
+    """The gradients to store beside features and logits.
 
     Attributes:
         layer: a layer with a weight, as in ``network.named_modules()``.
         loss: a name in ``stages.reflection.losses.LOSSES``, against every class in a single pass.
-        size: numbers a row to project to at random; ``None`` stores the gradient itself.
+        size: length of a random projection of each row; ``None`` stores the gradient itself.
     """
 
     layer: str
@@ -34,14 +34,14 @@ class NamedLayer:
     size: int | None = None
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """What the plan records."""
+        """JSON form, as stored in a plan."""
         return {"layer": self.layer, "loss": self.loss, "size": self.size}
 
     def array_spec(self, card: ModelCard) -> ArraySpec:
-        """The array that holds them: ``[rows, size]`` float32.
+        """The array that stores them: ``[rows, size]`` float32.
 
         Raises:
-            InputError: no such layer or loss, or the loss needs an ``M`` that the model has not.
+            InputError: no such layer or loss, or the loss needs an ``M`` that the model lacks.
         """
         from stages.reflection.layers import weight_of
         from stages.sensing.build import build_network

@@ -1,9 +1,9 @@
-"""Images moved along input gradients before their features are taken: ODIN and PGD.
+"""Perturbation of images along input gradients before their features are extracted: ODIN and PGD.
 
-Each is a variant of an extraction and has a feature set of its own. Pixels are in [0, 255] here and
-go on to the network's own normalisation, so a step of 1/255 is one grey level whatever the network
-is fed. Only signs of gradients are used, which the normalisation does not change: its scale is
-positive. Images do not touch each other, so a batch moves as its images would one by one.
+Each is a variant of an extraction with its own feature set. Pixels are in [0, 255] here and are
+then normalised by the network, so a step of 1/255 is one grey level whatever the network's input
+range. Only the signs of gradients are used; normalisation does not change them, because its scale
+is positive. Images are independent, so a batch is perturbed as its images would be one by one.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from stages.sensing.model import Sensing
 LEVELS = 255
 
 Move = Callable[[Tensor], Tensor]
-"""Images ``[n, H, W, 3]`` with values in [0, 255] to moved ones, float32, on one device."""
+"""Maps images ``[n, H, W, 3]`` in [0, 255] to perturbed ones, float32, on the same device."""
 
 Judge = Callable[[Tensor, Tensor], Tensor]
-"""Features and logits of f to the logits that are attacked, differentiable."""
+"""Maps features and logits of f to the attacked logits; differentiable."""
 
 Toward = Literal["uniform", "confident"]
 
 
 class Perturbation(Protocol):
-    """A way to move images; what travels to workers."""
+    """A way to perturb images; picklable, since it is sent to workers."""
 
     tag: ClassVar[str]
-    """What it is called in names of feature sets."""
+    """Suffix in the names of feature sets."""
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """Everything that determines where images end."""
+        """Everything that determines the perturbed images."""
 
     def of(self, sensing: Sensing) -> Move:
-        """The move against a network on its device."""
+        """The perturbation for a network, on its device."""
 
 
 class Target(Protocol):
-    """What an attack looks through, where that is not f itself."""
+    """What an attack targets instead of f itself."""
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
         """Everything that determines its logits."""
 
     def load(self, device: torch.device) -> Judge:
-        """It, on a device."""
+        """Load it onto a device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Odin:
-    """``x - ε s``, ``s`` the sign of the gradient of ``CE(z / T, argmax z)`` and 1 where it is 0.
+    """``x - ε s``, where ``s`` is the sign of the gradient of ``CE(z / T, argmax z)``, 1 at 0.
 
-    It makes f surer, of in-distribution images more so (Liang et al. 2018). The result is neither
-    clipped nor rounded, as in the paper's code base.
+    It makes f more confident, more so for in-distribution images (Liang et al. 2018). The result is
+    neither clipped nor rounded, as in the paper's code base.
 
     Attributes:
-        epsilon: of pixels in [0, 1].
-        temperature: divides the logits in the loss.
+        epsilon: step ε, for pixels in [0, 1].
+        temperature: divisor of the logits in the loss.
     """
 
     epsilon: float = 0.0014
@@ -79,11 +79,11 @@ class Odin:
             )
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """What the plan records."""
+        """JSON form, as stored in a plan."""
         return {"kind": self.tag, **asdict(self)}
 
     def of(self, sensing: Sensing) -> Move:
-        """The move against a network."""
+        """The perturbation for a network, on its device."""
 
         def loss(features: Tensor, logits: Tensor) -> Tensor:
             del features
@@ -92,7 +92,7 @@ class Odin:
 
         def move(images: Tensor) -> Tensor:
             ascent = input_gradient(sensing, images, loss)
-            signs = torch.where(ascent >= 0, 1.0, -1.0)
+            signs = torch.where(ascent.isnan(), ascent, torch.where(ascent >= 0, 1.0, -1.0))
             return images.to(torch.float32) - LEVELS * self.epsilon * signs
 
         return move
@@ -100,19 +100,21 @@ class Odin:
 
 @dataclass(frozen=True, slots=True)
 class Pgd:
-    """Projected gradient descent in a box of ε around each pixel, the last iterate taken.
+    """Projected gradient descent in a box of ε around each pixel; the last iterate is used.
 
-    In-distribution images go ``uniform``, down ``logsumexp z - mean z``, the cross entropy to the
-    uniform distribution; others go ``confident``, down the entropy of ``softmax z``. Where ε and
-    the step are whole grey levels the image stays in whole levels, as in the paper's code base:
-    what it adds is cut to whole levels toward 0.
+    In-distribution images move ``uniform``: down ``logsumexp z - mean z``, the cross entropy to the
+    uniform distribution. Others move ``confident``: down the entropy of ``softmax z``. If ε and the
+    step are whole grey levels, pixels stay at whole levels as in the paper's code base: what is
+    added is truncated towards 0.
 
     Attributes:
-        toward: where images are to go.
-        epsilon: most that a pixel in [0, 1] changes.
-        step: that each of ``steps`` goes.
-        seed: of the start, uniform in the box, cut to whole levels: at ε = 1/255 that is the image.
-        target: whose logits; those of f where there is none.
+        toward: direction of the attack.
+        epsilon: largest change of a pixel in [0, 1].
+        step: size of each of the ``steps``.
+        steps: number of steps.
+        seed: seed of the start, which is uniform in the box and truncated to whole levels; for
+            ε = 1/255 it is the image itself.
+        target: head whose logits are attacked; those of f if ``None``.
     """
 
     toward: Toward
@@ -134,7 +136,7 @@ class Pgd:
             )
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """What the plan records."""
+        """JSON form, as stored in a plan."""
         return {
             "kind": self.tag,
             "toward": self.toward,
@@ -146,7 +148,7 @@ class Pgd:
         }
 
     def of(self, sensing: Sensing) -> Move:
-        """The move against a network."""
+        """The perturbation for a network, on its device."""
         epsilon, step = LEVELS * self.epsilon, LEVELS * self.step
         is_whole = all(abs(value - round(value)) < 1e-6 for value in (epsilon, step))
         if is_whole:
@@ -164,7 +166,8 @@ class Pgd:
             clean = images.to(torch.float32)
             added = whole(epsilon * self._start(images))
             for _ in range(self.steps):
-                signs = input_gradient(sensing, clean + added, loss).sign()
+                gradient = input_gradient(sensing, clean + added, loss)
+                signs = torch.where(gradient.isnan(), gradient, gradient.sign())
                 added = whole((added - step * signs).clamp(-epsilon, epsilon))
                 added = (clean + added).clamp(0, LEVELS) - clean
             return clean + added
@@ -172,7 +175,7 @@ class Pgd:
         return move
 
     def _start(self, images: Tensor) -> Tensor:
-        """Uniform in [-1, 1), drawn for each image by its content: however batches are cut."""
+        """Uniform in [-1, 1), seeded by each image's content, so independent of the batches."""
         values = images.cpu().numpy()
         seeds = [[self.seed, zlib.crc32(image.tobytes())] for image in values]
         drawn = [np.random.default_rng(seed).uniform(-1, 1, values.shape[1:]) for seed in seeds]
@@ -191,14 +194,15 @@ def _toward_confident(logits: Tensor) -> Tensor:
 def input_gradient(
     sensing: Sensing, images: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Gradient of each image's loss to its normalised pixels, laid out as the images are.
+    """Gradient of each image's loss to its normalised pixels, in the layout of the images.
 
-    Its signs are those of the gradient to the pixels themselves.
+    Its signs are those of the gradient with respect to the pixels themselves. Where it is NaN there
+    is no direction: such pixels become NaN, and so the image becomes a failed row.
 
     Args:
         sensing: in eval mode.
         images: ``[n, H, W, 3]``, values in [0, 255].
-        loss: features ``[n, d]`` and logits ``[n, N]`` to a number for each image, ``[n]``.
+        loss: maps features ``[n, d]`` and logits ``[n, N]`` to one number per image, ``[n]``.
     """
     pixels = ((images.to(torch.float32) - sensing.mean) * sensing.scale).permute(0, 3, 1, 2)
     with torch.enable_grad():

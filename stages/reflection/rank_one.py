@@ -1,4 +1,4 @@
-"""Gradients at the last layer, kept as the two factors that they are made of."""
+"""Gradients at the last layer, represented by their two factors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Scaling = Literal["minmax", "maxabs", "none"]
 SCALINGS: tuple[Scaling, ...] = ("minmax", "maxabs", "none")
 
 _PROJECTED = 2**13
-"""Products with a class's columns that `project` holds for a row, if not those of one output."""
+"""Products with a class's columns that `project` holds per row, unless one output has more."""
 
 
 @dataclass(frozen=True, eq=False)
 class RankOneGradient(Generic[ArrayT]):
-    """One gradient a row, ``r = δ ⊗ f (+ k)``, never written out unless `dense` is called.
+    """One gradient per row, ``r = δ ⊗ f (+ k)``; only `dense` materialises it.
 
-    Rows are samples, ``N`` classes, ``d`` features. A dense gradient is class-major, as torch's
-    ``weight.grad`` flattened: index ``class * d + feature``. A NaN in a row makes that row's
-    results NaN and touches no other row. Arrays are numpy's or torch's, both on one device.
+    Rows are samples; there are ``N`` classes and ``d`` features. A dense gradient is class-major,
+    as torch's flattened ``weight.grad``: index ``class * d + feature``. A NaN in a row makes the
+    results of that row NaN and affects no other row. Arrays are numpy's or torch's, on one device.
 
     Args:
         delta: derivative of the loss to the logits, shape ``(n, N)``.
         features: input of the last layer, shape ``(n, d)``.
-        offset: a constant ``k`` for each row, shape ``(n,)``, added to every element; None is
-            zero. It appears with the scaling ``minmax``.
+        offset: a constant ``k`` per row, shape ``(n,)``, added to every element; ``None`` means
+            zero. The scaling ``minmax`` introduces it.
     """
 
     delta: ArrayT
@@ -51,12 +51,12 @@ class RankOneGradient(Generic[ArrayT]):
 
     @property
     def n_classes(self) -> int:
-        """``N``, the rows of the last layer's weight."""
+        """``N``, the number of rows of the last layer's weight."""
         return int(self.delta.shape[1])
 
     @property
     def feature_dim(self) -> int:
-        """``d``, the columns of the last layer's weight."""
+        """``d``, the number of columns of the last layer's weight."""
         return int(self.features.shape[1])
 
     @property
@@ -65,7 +65,7 @@ class RankOneGradient(Generic[ArrayT]):
         return self.n_classes * self.feature_dim
 
     def take(self, rows: Any) -> RankOneGradient[ArrayT]:  # Any: slice, index or mask array
-        """The gradients of some rows: a slice, an array of positions, or a mask."""
+        """Select rows by a slice, an array of positions, or a mask."""
         return RankOneGradient(
             self.delta[rows],
             self.features[rows],
@@ -73,15 +73,15 @@ class RankOneGradient(Generic[ArrayT]):
         )
 
     def dense(self) -> ArrayT:
-        """The gradients written out, shape ``(n, N * d)``."""
+        """The materialised gradients, shape ``(n, N * d)``."""
         product = self.delta[:, :, None] * self.features[:, None, :]
         flat: ArrayT = product.reshape((product.shape[0], self.size))
         return flat if self.offset is None else flat + self.offset[:, None]
 
     def extremes(self) -> tuple[ArrayT, ArrayT]:
-        """Smallest and largest element of each gradient, each ``(n,)``, in ``O(N + d)`` a row.
+        """Smallest and largest element of each gradient, each ``(n,)``, in ``O(N + d)`` per row.
 
-        The product of two intervals has its extremes at the products of their ends.
+        The product of two intervals takes its extremes at products of their ends.
         """
         xp = array_namespace(self.delta)
         corners = [
@@ -95,16 +95,16 @@ class RankOneGradient(Generic[ArrayT]):
         return (low, high) if self.offset is None else (low + self.offset, high + self.offset)
 
     def scaled(self, scaling: str = "minmax") -> RankOneGradient[ArrayT]:
-        """The gradients scaled to [-1, 1], each on its own, still in factors.
+        """Scale each gradient to [-1, 1], keeping the factors.
 
         - ``minmax``: the smallest element becomes -1, the largest 1. This is the reading of
-          "scaled between [-1, 1]" that fills the range when every element has one sign.
-        - ``maxabs``: divided by the largest magnitude; zero stays zero.
-        - ``none``: as they are.
+          "scaled between [-1, 1]" that fills the range even if all elements have the same sign.
+        - ``maxabs``: divides by the largest magnitude; zero stays zero.
+        - ``none``: no scaling.
 
-        A gradient whose elements are all equal becomes zeros under ``minmax`` (ranges below the
-        square root of the dtype's smallest normal number count as equal, so that nothing
-        overflows); a zero gradient stays zero under ``maxabs``.
+        A gradient whose elements are all equal becomes zeros under ``minmax`` (to avoid overflow,
+        ranges below the square root of the dtype's smallest normal number count as equal); a zero
+        gradient stays zero under ``maxabs``.
 
         Raises:
             InputError: an unknown scaling.
@@ -123,7 +123,7 @@ class RankOneGradient(Generic[ArrayT]):
         plain = RankOneGradient(self.delta, self.features)
         low, high = plain.extremes()
         span = high - low
-        # A NaN compares as False, so failed rows are not taken for flat ones.
+        # A NaN compares as False, so failed rows do not count as flat.
         is_flat = span <= xp.finfo(span.dtype).smallest_normal ** 0.5
         slope: ArrayT = xp.where(is_flat, 0.0 * span, 2 / xp.where(is_flat, 1.0 + 0 * span, span))
         offset: ArrayT = xp.where(is_flat, 0.0 * span, -1 - slope * low)
@@ -149,7 +149,7 @@ class RankOneGradient(Generic[ArrayT]):
         return products
 
     def squared_norms(self) -> ArrayT:
-        """``‖r‖²`` of each row, shape ``(n,)``: ``‖δ‖² ‖f‖²`` and the offset's share."""
+        """``‖r‖²`` of each row, shape ``(n,)``: ``‖δ‖² ‖f‖²``, plus the share of the offset."""
         xp = array_namespace(self.delta)
         squares: ArrayT = xp.sum(self.delta**2, axis=1) * xp.sum(self.features**2, axis=1)
         if self.offset is None:
@@ -166,11 +166,11 @@ class RankOneGradient(Generic[ArrayT]):
     def squared_distance_blocks(
         self, other: RankOneGradient[ArrayT] | None = None, *, block_rows: int = 1024
     ) -> Iterator[tuple[int, ArrayT]]:
-        """``‖r_i - s_j‖²`` as ``(first row, block [<= block_rows, m])``, never all at once.
+        """Yield ``‖r_i - s_j‖²`` as ``(first row, block [<= block_rows, m])``.
 
         Args:
-            other: the gradients to measure to; these themselves where it is None.
-            block_rows: rows of ``self`` in a block.
+            other: gradients to compare with; by default these themselves.
+            block_rows: rows of ``self`` per block.
         """
         to = self if other is None else other
         xp = array_namespace(self.delta)
@@ -183,21 +183,22 @@ class RankOneGradient(Generic[ArrayT]):
     def squared_distances(
         self, other: RankOneGradient[ArrayT] | None = None, *, block_rows: int = 1024
     ) -> ArrayT:
-        """``‖r_i - s_j‖²`` for all pairs of rows, shape ``(n, m)``; see the blocks for large n."""
+        """``‖r_i - s_j‖²`` for all pairs of rows, shape ``(n, m)``; for large n use the blocks."""
         blocks = [block for _, block in self.squared_distance_blocks(other, block_rows=block_rows)]
         joined: ArrayT = array_namespace(self.delta).concat(blocks, axis=0)
         return joined
 
     def project(self, matrix: ArrayT) -> ArrayT:
-        """``matrix @ r`` for each row, without writing ``r`` out.
+        """``matrix @ r`` for each row, without materialising ``r``.
 
-        ``Σ_c δ_c (matrix[:, c, :] f) + k Σ matrix``, with the matrix read class-major.
+        ``Σ_c δ_c (matrix[:, c, :] f) + k Σ matrix``, with the matrix in class-major order.
 
         Args:
             matrix: shape ``(h, N * d)``, e.g. the first layer of a head.
 
         Returns:
-            Shape ``(n, h)``. Works in ``n * max(N, 8192)`` numbers of memory, whatever ``h`` and
+            Shape ``(n, h)``. Needs memory for ``n * max(N, 8192)`` numbers, whatever ``h`` and
+            ``d`` are.
             ``d`` are.
         """
         h = int(matrix.shape[0])
@@ -217,8 +218,8 @@ class RankOneGradient(Generic[ArrayT]):
             weights: shape ``(n, h)``.
 
         Returns:
-            Shape ``(h, N * d)``. Works in ``n * h * N`` numbers of memory besides: take as many
-            columns of the weights as `outputs_at_once` says.
+            Shape ``(h, N * d)``. Needs additional memory for ``n * h * N`` numbers: pass at most
+            `outputs_at_once` columns of the weights.
         """
         n, h = weights.shape
         by_class = (weights[:, :, None] * self.delta[:, None, :]).reshape((n, h * self.n_classes))
@@ -227,13 +228,13 @@ class RankOneGradient(Generic[ArrayT]):
 
     @property
     def outputs_at_once(self) -> int:
-        """Outputs that `project` works on at once."""
+        """Number of outputs that `project` computes at once."""
         return max(1, _PROJECTED // self.n_classes)
 
     def _projected(self, matrix: ArrayT) -> ArrayT:
         h = int(matrix.shape[0])
         by_class = matrix.reshape((h * self.n_classes, self.feature_dim))
-        # Not by len(): torch.export would take the number of rows for a constant.
+        # Not len(): torch.export would treat the number of rows as a constant.
         n = self.delta.shape[0]
         per_class = (self.features @ by_class.T).reshape((n, h, self.n_classes))
         projected: ArrayT = (per_class @ self.delta[:, :, None])[:, :, 0]
@@ -271,7 +272,7 @@ def last_layer_gradient(
 
 
 def _over_largest(rows: ArrayT) -> ArrayT:
-    """Rows divided by their largest magnitude; rows of zeros stay zeros."""
+    """Divide rows by their largest magnitude; rows of zeros stay zeros."""
     xp = array_namespace(rows)
     largest = xp.max(xp.abs(rows), axis=1, keepdims=True)
     scaled: ArrayT = rows / xp.where(largest == 0, 1 + largest, largest)

@@ -1,4 +1,4 @@
-"""Introspective features as a lazy dask array, made from features and logits when it is read."""
+"""Introspective features as a lazy Dask array, computed from features and logits when read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import InputError
+from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.losses import DEFAULT_LOSS, LOSSES, checked_loss
 from stages.reflection.rank_one import SCALINGS, last_layer_gradient
 
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
 
 
 _BLOCK_BYTES = 2**27
-"""Most bytes of gradients in a chunk, unless one row alone has more."""
+"""Maximum size of the gradients in a chunk, unless a single row has more."""
 
 _ROW_BYTES = 2**20
-"""Largest row of chunks of unknown length: they cannot be cut."""
+"""Maximum size of a row in chunks of unknown length, which cannot be divided."""
 
 
 class FactorSet(Protocol):
-    """What `reflect` asks of a feature set: two arrays by name, and the plan."""
+    """The part of a feature set that `reflect` uses: two arrays by name, and the plan."""
 
     @property
     def plan(self) -> Any:  # Any: the plan is JSON
-        """What the features were made of; ``plan["inputs"]["model"]["M"]`` is read here."""
+        """Plan of the features, which records the ``M`` of the model."""
 
     def array(self, name: str) -> DaskArray:
-        """The dask array of that name: ``features`` ``(n, d)`` or ``logits`` ``(n, N)``."""
+        """The Dask array of that name: ``features`` ``(n, d)`` or ``logits`` ``(n, N)``."""
 
 
 def reflection(
@@ -43,23 +44,19 @@ def reflection(
     variant: str = "single-pass",
     scaling: str = "minmax",
 ) -> DaskArray:
-    """Introspective features ``r_x`` of each row, lazily: nothing is read or computed here.
+    """Introspective features ``r_x`` of each row of two arrays, lazily.
 
     Args:
         features: input of the last layer, shape ``(n, d)``.
-        logits: its output, shape ``(n, N)``.
-        loss: a name in `stages.reflection.losses.LOSSES`.
-        M: target of the ``-m`` losses.
-        variant: ``single-pass``, ``stack`` or ``sum``.
-        scaling: ``minmax``, ``maxabs`` or ``none``, each row on its own.
+        logits: output of the last layer, shape ``(n, N)``.
+        loss, M, variant, scaling: see `reflect`; ``M`` is required by the ``-m`` losses.
 
     Returns:
-        Shape ``(n, N * d)``, class-major; its row chunks are those of ``features``, cut where they
-        would have more than 128 MiB: 16 rows of 1,000 x 2,048. Rows of NaN stay NaN.
+        See `reflect`.
 
     Raises:
-        InputError: an unknown name, no ``M`` where one is needed, arrays whose rows differ, or
-            long rows in chunks of unknown length.
+        InputError: see `reflect`; also if the arrays have different numbers of rows, or long rows
+            in chunks of unknown length.
     """
     import dask.array as da
 
@@ -91,17 +88,35 @@ def reflect(
     variant: str = "single-pass",
     scaling: str = "minmax",
 ) -> DaskArray:
-    """`reflection` of a feature set, with the ``M`` of its model where none is given.
+    """Introspective features ``r_x`` of a feature set, lazily: the gradient at the last layer.
+
+    Nothing is read until the array is computed.
+
+    Args:
+        feature_set: a ``FeatureSet``, or the ``Selection`` that its ``where`` returns.
+        loss: a name in `stages.reflection.losses.LOSSES`: ``ce``, ``mse-m``, ``bce``, ``l1``,
+            ``l1-m``, ... The target of those that end in ``-m`` is ``M``, of the others 1.
+        M: the target of the ``-m`` losses; by default the one that the model records, the mean over
+            its training set of the largest logit.
+        variant: ``single-pass``, one gradient towards all classes at once; ``stack``, for each
+            class its own row of the gradient towards it; ``sum``, all of those gradients summed.
+        scaling: ``minmax``, ``maxabs`` or ``none``, applied to each row on its own.
+
+    Returns:
+        A dask array of shape ``(n, N * d)`` with element ``class * d + feature``, float32 as the
+        stored features. Its row chunks are those of the features, divided where they would take
+        more than 128 MiB. Rows of NaN stay NaN.
 
     Raises:
-        InputError: as `reflection`; also where ``M`` is needed and the model does not know it.
+        InputError: a name is unknown, or the loss needs an ``M`` and the model records none.
+        IncompleteError: shards of the feature set are missing.
     """
     if M is None and loss in LOSSES and LOSSES[loss].needs_M:
-        M = feature_set.plan.get("inputs", {}).get("model", {}).get("M")
+        M = FeaturePlan.of(feature_set.plan).model.M
         if M is None:
             raise InputError(
                 f"loss {loss!r}: expected M, the mean over the training set of the largest logit; "
-                "the model of these features has none recorded; pass M=, or take another loss, "
+                "the model of these features has none recorded; pass M=, or use another loss, "
                 "e.g. 'bce'"
             )
     return reflection(
@@ -117,7 +132,7 @@ def reflect(
 def _aligned(
     features: DaskArray, logits: DaskArray, *, row_bytes: int
 ) -> tuple[DaskArray, DaskArray]:
-    """Both arrays in whole rows, with the same row chunks (chunks of unknown length: as many)."""
+    """Both arrays in whole rows, with equal row chunks, or as many if their lengths are unknown."""
     if features.ndim != 2 or logits.ndim != 2:
         raise InputError(
             f"reflection: expected features [n, d] and logits [n, N]; "

@@ -1,1 +1,1 @@
-"""Reports: a table beside the paper's numbers, figures, definitions and where it all comes from."""
+"""Reports: a table beside the paper's numbers, figures, definitions and provenance."""

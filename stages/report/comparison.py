@@ -1,4 +1,4 @@
-"""Who beats whom: one contender against each of the others, with the interval it rests on."""
+"""Compare one contender with each of the others, with the intervals of the differences."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pandas as pd
 
 from stages.report.tables import sign_of
 
-BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "not told apart", "no verdict"
-IN_WORDS = ("accuracy", "ece", "auroc", "fpr95")
-"""The metrics of the sentences: recognition and calibration, or detection."""
+BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "no clear difference", "no interval"
+SPOKEN_METRICS = ("accuracy", "ece", "auroc", "fpr95")
+"""Metrics described in sentences: those of recognition and calibration, or of detection."""
 
-HOW = "Differences are paired: both contenders on the same resampled images, 95 % intervals."
+HOW = "Differences are paired: both contenders use the same resampled images, 95 % intervals."
 
 
 def strong_one(contenders: Iterable[str]) -> str | None:
-    """The contender that a report is about: H, or the first beside f; ``None`` for f alone.
+    """The contender that a report is about: H, or the first other than f; ``None`` for f alone.
 
     >>> strong_one(["f", "H on scaled f", "H"])
     'H'
@@ -29,15 +29,15 @@ def strong_one(contenders: Iterable[str]) -> str | None:
 def comparison_of(
     differences: pd.DataFrame, metrics: Sequence[str], axes: tuple[str, ...]
 ) -> pd.DataFrame:
-    """The strong contender against each of the others, by entry and metric.
+    """The strong contender compared with each of the others, by entry and metric.
 
     Args:
-        differences: those of all entries, see ``results.frame_over``.
-        metrics: which are shown, in their order.
+        differences: differences of all entries, see ``results.frame_over``.
+        metrics: metrics to show, in this order.
         axes: names of the axes.
 
     Returns:
-        The axes, ``contender``, ``other``, ``metric``, ``difference`` (contender less other),
+        The axes, ``contender``, ``other``, ``metric``, ``difference`` (contender minus other),
         ``low``, ``high`` and ``verdict``, from the contender's side.
     """
     strong = strong_one(differences["predictor"].unique())
@@ -55,9 +55,9 @@ def comparison_of(
 
 
 def verdict_of(metric: str, low: float, high: float) -> str:
-    """What the interval of a difference says: it excludes zero on one side, or it does not.
+    """Verdict of the interval of a difference: whether it excludes zero, and on which side.
 
-    None where there is no interval.
+    `UNKNOWN` if there is no interval.
     """
     if math.isnan(low) or math.isnan(high):
         return UNKNOWN
@@ -69,15 +69,15 @@ def verdict_of(metric: str, low: float, high: float) -> str:
 def sentences(
     comparison: pd.DataFrame, axes: tuple[str, ...], *, n_entries: int | None = None
 ) -> list[str]:
-    """What the comparison shows, a sentence for each of `IN_WORDS` that it has.
+    """Describe the comparison, in one sentence for each of `SPOKEN_METRICS` that it has.
 
-    ``n_entries`` is how many the report has: where some lack the contender the sentences say so.
+    ``n_entries`` is the number of entries in the report: sentences say if some lack the contender.
     """
-    metrics = [name for name in IN_WORDS if name in set(comparison["metric"])]
+    metrics = [name for name in SPOKEN_METRICS if name in set(comparison["metric"])]
     rows = {name: comparison[comparison["metric"] == name] for name in metrics}
     n_found = len(comparison[list(axes)].drop_duplicates()) if axes else 1
-    where = "" if n_entries in (None, n_found) else f", judged in {n_found} of {n_entries} results,"
-    say = _over_entries if n_found > 1 else _of_one_entry
+    where = "" if n_entries in (None, n_found) else f", found in {n_found} of {n_entries} results,"
+    say = _over_entries if n_found > 1 else _in_one_entry
     return [
         f"In {spoken(name)} {found['contender'].iloc[0]}{where} is {'; '.join(say(found))}."
         for name, found in rows.items()
@@ -87,13 +87,13 @@ def sentences(
 _THAN = {
     BETTER: "better than",
     WORSE: "worse than",
-    EQUAL: "not told apart from",
-    UNKNOWN: "without a verdict against",
+    EQUAL: "not clearly different from",
+    UNKNOWN: "without an interval against",
 }
 
 
-def _of_one_entry(rows: pd.DataFrame) -> list[str]:
-    """Against f with the interval, then against the others, those of one verdict together."""
+def _in_one_entry(rows: pd.DataFrame) -> list[str]:
+    """The verdict against f with its interval, then the other contenders by verdict."""
     parts = []
     of_f, others = rows[rows["other"] == "f"], rows[rows["other"] != "f"]
     for _, row in of_f.iterrows():
@@ -109,7 +109,7 @@ def _of_one_entry(rows: pd.DataFrame) -> list[str]:
 
 
 def _over_entries(rows: pd.DataFrame) -> list[str]:
-    """How often each verdict was given, and from where to where the differences go."""
+    """How often each verdict occurs, and the range of the differences."""
     parts = []
     for other, found in rows.groupby("other", sort=False):
         counts = found["verdict"].value_counts()
@@ -122,7 +122,7 @@ def _over_entries(rows: pd.DataFrame) -> list[str]:
 
 
 def spoken(metric: str) -> str:
-    """A metric as it stands in a table's head.
+    """Name of a metric as shown in the head of a table.
 
     >>> spoken("ece"), spoken("ece_midpoint")
     ('ECE', 'ECE, mid-point')
@@ -151,7 +151,7 @@ SPOKEN = {
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and four digits; a true minus, nothing for NaN.
+    """A difference with its sign and four digits; empty for NaN.
 
     >>> signed(-0.00421), signed(0.0), signed(float("nan"))
     ('−0.0042', '0.0000', '')
@@ -163,7 +163,7 @@ def signed(value: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """``[+0.0031, +0.0053]``; nothing where there is none."""
+    """Format an interval, e.g. ``[+0.0031, +0.0053]``; empty if there is none."""
     return "" if math.isnan(low) or math.isnan(high) else f"[{signed(low)}, {signed(high)}]"
 
 

@@ -1,4 +1,4 @@
-"""What the figures share: panels, numbers over seeds, lines with bands, labels at their ends."""
+"""Building blocks of figures: panels, means over seeds, lines with bands, and labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.errors import InputError
 from stages.report.palette import INK, PAPER, SOFT, Style
 
 WIDTH = 7.0
-"""Inches: 504 units of the drawing, shown at about 700 pixels."""
+"""Width in inches: 504 drawing units, shown at about 700 pixels."""
 
 MAX_PANELS = 12
 CELL = ("corruption", "severity")
@@ -26,11 +26,11 @@ _BAND = 0.16
 
 
 def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean over the cells for each seed, then over the seeds, with the least and the largest.
+    """Mean over the cells for each seed, then mean, minimum and maximum over the seeds.
 
     Returns:
-        ``predictor``, the columns of ``by``, ``mean``, ``low``, ``high``; sorted by ``by``,
-        predictors in the order in which they come. Cells that are NaN are passed over.
+        ``predictor``, the columns of ``by``, ``mean``, ``low``, ``high``; sorted by ``by``, with
+        predictors in order of appearance. NaN cells are skipped.
     """
     keys = ["predictor", *by]
     seeds = frame.dropna(subset=[value]).groupby([*keys, "seed"], sort=False)[value].mean()
@@ -40,7 +40,7 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFra
 
 
 def with_gain(frame: pd.DataFrame, axes: Sequence[str], metric: str) -> pd.DataFrame:
-    """The contenders beside f, with the column ``gain``: their metric less that of f's cell."""
+    """The contenders other than f, with the column ``gain``: their metric minus f's in the cell."""
     cell = [name for name in (*axes, *CELL) if name in frame.columns]
     is_f = frame["predictor"] == "f"
     others = frame[~is_f]
@@ -54,20 +54,20 @@ def with_gain(frame: pd.DataFrame, axes: Sequence[str], metric: str) -> pd.DataF
 
 
 def panels_of(frame: pd.DataFrame, by: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
-    """A panel for each combination of the columns, in the order in which they come."""
+    """One panel for each combination of the columns, in order of appearance."""
     if not by:
         return [("", frame)]
     groups = list(frame.groupby(list(by), sort=False))
     if len(groups) > MAX_PANELS:
         raise InputError(
-            f"a figure by {', '.join(by)} would have {len(groups)} panels, {MAX_PANELS} at most: "
-            "leave it out, or report fewer results at once"
+            f"a figure by {', '.join(by)} would have {len(groups)} panels, at most {MAX_PANELS} "
+            "are allowed: omit it, or report fewer results at once"
         )
     return [(" · ".join(str(part) for part in key), group) for key, group in groups]
 
 
 def sheet(n_panels: int, *, height: float, wide: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels that share both scales; ``height`` inches for each row of them."""
+    """A figure of equal panels that share both axes; ``height`` is in inches per row of panels."""
     n_columns = {1: 1, 2: 2, 4: 2}.get(n_panels, min(wide, n_panels))
     n_rows = math.ceil(n_panels / n_columns)
     figure = Figure(figsize=(WIDTH, height * n_rows + 0.3 * (n_panels > 1)), layout="constrained")
@@ -79,7 +79,7 @@ def sheet(n_panels: int, *, height: float, wide: int = 3) -> tuple[Figure, list[
 
 
 def name_scales(panels: Sequence[Axes], *, x: str, y: str) -> None:
-    """What the scales are, on the lowest panel of each column and the first of each row."""
+    """Label the axes of the lowest panel of each column and the first panel of each row."""
     place = panels[0].get_subplotspec()
     assert place is not None  # it was made by `sheet`
     n_columns = place.get_gridspec().ncols
@@ -92,9 +92,9 @@ def name_scales(panels: Sequence[Axes], *, x: str, y: str) -> None:
 
 
 def draw_line(panel: Axes, points: pd.DataFrame, x: str, style: Style, *, markers: bool) -> None:
-    """A contender's line over ``x``, and how far its seeds spread.
+    """Draw a contender's line over ``x`` with the range of its seeds.
 
-    A band for the thick lines, bars for the others: more than two bands hide each other.
+    Thick lines have a band, the others bars, because more than two bands would hide each other.
     """
     ends = points["low"], points["high"]
     if not style.is_thick:
@@ -106,14 +106,14 @@ def draw_line(panel: Axes, points: pd.DataFrame, x: str, style: Style, *, marker
 
 
 def _gap(places: pd.Series[Any]) -> float:
-    """The smallest distance between places in ascending order; 0 for one place."""
+    """Smallest distance between positions in ascending order; 0 for a single position."""
     return float(places.diff().min()) if len(places) > 1 else 0.0
 
 
 def line_style(
     style: Style, *, markers: bool = True
-) -> dict[str, Any]:  # Any: as matplotlib takes them
-    """Keywords of a line in a contender's style."""
+) -> dict[str, Any]:  # Any: keyword arguments of matplotlib
+    """Keyword arguments for a line in a contender's style."""
     return {
         "color": style.colour,
         "linewidth": style.width,
@@ -129,13 +129,13 @@ def line_style(
 def label_ends(
     panel: Axes, ends: Mapping[str, tuple[float, float]], styles: Mapping[str, Style], *, side: int
 ) -> None:
-    """Name the lines at their ends, pushed apart where they would overlap.
+    """Label the lines at their ends, moving labels apart where they would overlap.
 
     Args:
-        panel: with its final limits.
-        ends: label -> the point it stands beside.
-        styles: whose colours the labels take.
-        side: 1 for right of the points, -1 for left.
+        panel: axes with final limits.
+        ends: label -> point beside which it is placed.
+        styles: styles whose colours the labels use.
+        side: 1 for the right of the points, -1 for the left.
     """
     ends = {name: point for name, point in ends.items() if np.isfinite(point).all()}
     low, high = panel.get_ylim()
@@ -158,13 +158,13 @@ def label_ends(
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places at least ``gap`` apart, in the same order, as near to those wanted as may be.
+    """Positions at least ``gap`` apart, in the same order, as close to ``wanted`` as possible.
 
     >>> spread([0.0, 0.0, 50.0], 10.0)
     [-5.0, 5.0, 50.0]
     """
     order = np.argsort(wanted, kind="stable")
-    # Blocks that touch move as one: their mean shift is zero.
+    # Blocks that touch are merged and moved together: their mean shift is zero.
     blocks: list[list[float]] = []
     for at in order:
         blocks.append([wanted[at]])
@@ -193,7 +193,7 @@ def legend_above(
     *,
     handles: Sequence[Artist] = (),
 ) -> None:
-    """What the lines are, above all panels; other ``handles`` where they are not lines."""
+    """Add a legend above all panels; pass ``handles`` if the contenders are not lines."""
     shown = list(names)
     handles = handles or [Line2D([], [], label=name, **line_style(styles[name])) for name in shown]
     longest = max(map(len, shown))
@@ -207,11 +207,11 @@ def legend_above(
 
 
 def zero_line(panel: Axes, *, vertical: bool = False) -> None:
-    """Where f stands in a figure of gains."""
+    """Draw the line of f in a figure of gains."""
     draw = panel.axvline if vertical else panel.axhline
     draw(0, color=INK, linewidth=0.9, zorder=2)
 
 
 def remark(panel: Axes, text: str, *, x: float, y: float, ha: str, va: str) -> None:
-    """A quiet word inside a panel, at a share of its width and height."""
+    """Write a small note inside a panel, at a fraction of its width and height."""
     panel.text(x, y, text, transform=panel.transAxes, ha=ha, va=va, color=SOFT, fontsize=8)

@@ -1,7 +1,7 @@
-"""The figures of a report: frames in, drawings out; no file, no screen, no state between them.
+"""The figures of a report, as pure functions from data frames to drawings.
 
-Each takes ``by_group`` or ``bins`` of ``results.frame_over`` and the names of the axes, and gives a
-figure for 700 pixels of width. Where there are several entries each has a panel of its own.
+Each takes ``by_group`` or ``bins`` from ``results.frame_over`` and the names of the axes, and
+returns a figure for a width of 700 pixels. If there are several entries, each has its own panel.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ _SPREAD = "Bands and whiskers run from the lowest to the highest seed."
 
 @dataclass(frozen=True)
 class Kind:
-    """A figure that can be asked for.
+    """A kind of figure.
 
     Attributes:
-        title, caption: what people read beside it.
-        draw: from a frame and the names of the axes.
-        part: which frame it is drawn from.
-        needs: columns without which it means nothing.
-        shows: metrics that it is read with.
+        title: heading of the figure.
+        caption: text below the figure.
+        draw: draws it from a frame and the names of the axes.
+        part: the frame from which it is drawn.
+        needs: columns that it requires.
+        shows: metrics whose definitions are listed with it.
     """
 
     title: str
@@ -64,23 +65,24 @@ class Kind:
 
 
 def draw_figure(name: str, frames: dict[str, pd.DataFrame], axes: Sequence[str]) -> Figure:
-    """The figure of that name, from the frames ``by_group`` and ``bins``.
+    """Draw the figure with that name from the frames ``by_group`` and ``bins``.
 
     Raises:
-        InputError: no such figure, a column that it needs is not there, or too many panels.
+        InputError: unknown figure, a required column is missing, or too many panels.
     """
     if name not in FIGURES:
         raise InputError(f"no figure '{name}': choose from {', '.join(FIGURES)}")
     kind = FIGURES[name]
     if missing := [column for column in kind.needs if column not in frames[kind.part].columns]:
-        raise InputError(f"figure '{name}' needs {' and '.join(missing)}; these results have none")
+        missing_names = " and ".join(missing)
+        raise InputError(f"figure '{name}' needs {missing_names}, which these results lack")
     frame = frames[kind.part]
     with rc_context(SETTINGS):
         return kind.draw(frame, varying(frame, axes))
 
 
 def fitting_figures(by_group: pd.DataFrame, axes: Sequence[str]) -> list[str]:
-    """The figures that say something about these results, in their order; none of detection."""
+    """Figures that are informative for these results, in order; none for detection results."""
     if "accuracy" not in by_group:
         return []
     n_entries = len(by_group[list(axes)].drop_duplicates()) if axes else 1
@@ -160,7 +162,7 @@ def _points_of_entries(
 
 
 def _two_metrics(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean accuracy and ECE by predictor and the columns of ``by``, where both are there."""
+    """Mean accuracy and ECE by predictor and the columns of ``by``, where both exist."""
     keys = ["predictor", *by]
     accuracy, ece = (over_seeds(frame, by, name) for name in ("accuracy", "ece"))
     both = accuracy[[*keys, "mean"]].merge(ece[[*keys, "mean"]], on=keys, suffixes=("_a", "_e"))
@@ -176,7 +178,7 @@ def _gain_by_corruption(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     for panel, (title, rows) in zip(panels, found, strict=True):
         _bars(panel, over_seeds(rows, ["corruption"], "gain"), names, styles)
         panel.set_title(title)
-    name_scales(panels, x="accuracy less that of f", y="")
+    name_scales(panels, x="accuracy minus that of f", y="")
     shown = [name for name in styles if name != "f"]
     legend_above(figure, styles, shown, handles=[_handle(name, styles[name]) for name in shown])
     return figure
@@ -192,7 +194,7 @@ def _dot(name: str, style: Style) -> Artist:
     return Line2D([], [], label=name, **_dots(style))
 
 
-def _dots(style: Style) -> dict[str, Any]:  # Any: as matplotlib takes them
+def _dots(style: Style) -> dict[str, Any]:  # Any: keyword arguments of matplotlib
     return {**line_style(style), "linestyle": "", "markersize": 6}
 
 
@@ -239,7 +241,7 @@ def _by_level(value: str, label: str, *, of_gain: bool) -> Callable[..., Figure]
 def _by_epoch(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     by = [name for name in axes if name != EPOCH]
     if "corruption" in frame.columns:
-        # An axis that the corruption tells already (clean or corrupted) would be said twice.
+        # An axis that the corruption already implies (clean or corrupted) would be redundant.
         values = frame.groupby("corruption")
         by = [*(name for name in by if values[name].nunique().max() > 1), "corruption"]
     found = panels_of(frame, by)
@@ -258,7 +260,7 @@ def _by_epoch(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
 def _lines(
     panel: Axes, rows: pd.DataFrame, x: str, value: str, styles: dict[str, Style]
 ) -> dict[str, tuple[float, float]]:
-    """Draw a line for each contender; gives where each ends."""
+    """Draw a line for each contender, and return the end point of each."""
     ends = {}
     for name, found in over_seeds(rows, [x], value).groupby("predictor", sort=False):
         draw_line(panel, found, x, styles[str(name)], markers=len(found) <= 12)
@@ -272,7 +274,7 @@ def _name_lines(
     styles: dict[str, Style],
     ends: dict[str, tuple[float, float]],
 ) -> None:
-    """At their ends where there is one panel, above all where there are more."""
+    """Label the lines at their ends in a single panel, or with a legend above several."""
     if len(panels) == 1:
         label_ends(panels[0], ends, styles, side=1)
     else:
@@ -282,22 +284,22 @@ def _name_lines(
 FIGURES: dict[str, Kind] = {
     "accuracy-vs-ece": Kind(
         "Accuracy against calibration error",
-        "Mean over the cells. Where there is one result, a line runs through its severities, "
-        "numbered on the thick lines; where there are several, a line joins f and H of each.",
+        "Mean over the cells. For a single result, a line connects its severities, numbered on "
+        "the thick lines; for several results, a line connects f and H of each.",
         _accuracy_vs_ece,
         needs=("accuracy", "ece"),
         shows=("accuracy", "ece"),
     ),
     "gain-by-corruption": Kind(
         "Gain in accuracy by corruption",
-        f"Mean over severities of the accuracy less that of f in the same cell. {_SPREAD}",
+        f"Mean over severities of the accuracy minus that of f in the same cell. {_SPREAD}",
         _gain_by_corruption,
         needs=("corruption", "accuracy"),
     ),
     "gain-by-level": Kind(
         "Gain in accuracy by severity",
-        f"Mean over corruptions of the accuracy less that of f in the same cell. {_SPREAD}",
-        _by_level("accuracy", "accuracy less that of f", of_gain=True),
+        f"Mean over corruptions of the accuracy minus that of f in the same cell. {_SPREAD}",
+        _by_level("accuracy", "accuracy minus that of f", of_gain=True),
         needs=("severity", "accuracy"),
     ),
     "ece-by-level": Kind(
@@ -309,17 +311,17 @@ FIGURES: dict[str, Kind] = {
     ),
     "reliability": Kind(
         "Reliability",
-        "Accuracy against mean confidence in bins of confidence; below, the share of rows in each, "
-        "but where many contenders share a diagram. Rows of all cells and seeds together. On the "
-        "diagonal confidence is right; below it, too high. Hollow: under 0.5 % of the rows.",
+        "Accuracy against mean confidence by confidence bin; below, the share of rows in each bin, "
+        "unless many contenders share a diagram. Rows of all cells and seeds are pooled. Points on "
+        "the diagonal are calibrated, points below it overconfident. Hollow: below 0.5 % of rows.",
         draw_reliability,
         part="bins",
     ),
     "by-epoch": Kind(
         "Across the training of f",
-        f"Accuracy with f as it was after each epoch, mean over severities. {_SPREAD}",
+        f"Accuracy with f after each epoch of its training, mean over severities. {_SPREAD}",
         _by_epoch,
         needs=(EPOCH, "accuracy"),
     ),
 }
-"""Name -> what it is."""
+"""Figures by name."""

@@ -1,8 +1,9 @@
-"""The report of active learning: what each strategy comes to when f asks and when H does."""
+"""The report of active learning: the accuracy of each strategy when f or H selects the images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -11,17 +12,18 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.journal import Journal
-from stages.applications.active_runs import means_of, read_curves, with_interval
+from pipeline.stage import stage_name
+from stages.active_learning.active_runs import CurvesCard, means_of, read_curves, with_interval
+from stages.active_learning.rounds import RoundParams, RunCard
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
 from stages.report.comparison import BETTER, EQUAL, UNKNOWN, WORSE, interval, signed, verdict_of
+from stages.report.content import Content
 from stages.report.drawing import draw_line, legend_above, name_scales, panels_of, sheet
 from stages.report.page import Cell, Drawing, Grid, Line, Page
 from stages.report.palette import SETTINGS, styles_of
 from stages.report.paper import paper_number
 from stages.report.provenance import ENOUGH_SEEDS, Row
-from stages.report.report import keep_report, report_plan
 from stages.report.results import Entry, varying
 from stages.report.svg import svg_of
 from stages.report.tables import TableSpec
@@ -31,78 +33,61 @@ from store.catalog import FeatureStore
 CURVES = "learning-curves"
 METRICS = ("accuracy",)
 PLAN_NAME = "active-learning-curves"
-"""The metric there is, and the name of the stage whose results these are."""
+"""The only metric, and the stage name of the results."""
 
-PAPER_ROUNDS = {"rounds": 20, "query": 1000, "start": 100}
+PAPER_ROUNDS = RoundParams(rounds=20, query=1000, start=100)
 PAPER_TESTS = {"clean": "cifar10", "gaussian_noise": "cifar10c"}
-"""Test -> the data set that the paper's numbers are of."""
+"""Test -> data set to which the paper's numbers refer."""
 
 STATISTICS = {
-    "mean": "plain mean over the rounds of a run, the first one included, then over seeds",
-    "gain": "H less f of the same strategy and seed, each the mean over its rounds",
-    "interval": "95 % interval of Student's t over the seeds; one seed has none",
+    "mean": "plain mean over the rounds of a run, including the first, then over seeds",
+    "gain": "H minus f for the same strategy and seed, each averaged over its rounds",
+    "interval": "95 % interval of Student's t over the seeds; none for a single seed",
 }
 
 
 def is_learning(result: Artifact) -> bool:
-    """Whether a result is one of active learning."""
-    return bool(result.plan()["stage"]["name"] == PLAN_NAME)
+    """Whether a result is from active learning."""
+    return stage_name(result.plan()) == PLAN_NAME
 
 
-def build_learning_report(
-    store: FeatureStore,
-    name: str,
-    *,
-    title: str,
-    about: str,
-    entries: Sequence[Entry],
-    table: TableSpec | None,
-    figures: Sequence[str],
-    command: str,
-    journal: Journal,
-    notes: Sequence[str] = (),
-) -> Artifact:
-    """As ``report.build_report``, for results of active learning.
+def learning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame | None]:
+    """The page of active learning results, and the numbers of its table if it has one.
 
     Raises:
-        InputError: other results among them, a figure that is not of these, or runs of f or of H
-            alone.
+        InputError: other results are among them, a figure is not for active learning, or a result
+            only has runs of f or only of H.
     """
-    _check(entries, table, figures)
-    plan = report_plan(
-        title=title, about=about, entries=entries, table=table, figures=figures, notes=notes
-    )
-    report = store.artifact("report", name)
-    if report.refuse_other(plan) and report.is_settled():
-        return report
+    entries, table = content.entries, content.table
+    _check(entries, table, content.figures)
     axes = tuple(entries[0].axes)
     curves = pd.concat([_curves(entry) for entry in entries], ignore_index=True)
     numbers = learning_table(curves, axes, table.paper if table else None)
     page = Page(
-        title=title,
-        about=about,
+        title=content.title,
+        about=content.about,
         strong="H",
         sentences=_sentences(numbers),
         comparison=None,
         table=_grid(numbers, axes) if table else None,
-        shortcomings=[*_shortcomings(entries, numbers), *notes],
-        drawings=[_drawing(curves, axes) for _ in figures],
+        shortcomings=[*_shortcomings(entries, numbers), *content.notes],
+        drawings=[_drawing(curves, axes) for _ in content.figures],
         definitions={"accuracy": DEFINITIONS["accuracy"], **STATISTICS},
         provenance={"Results": [_used(entry) for entry in entries], "Runs": _runs(store, entries)},
         versions={each: version(each) for each in ("intro-pipe", "torch", "numpy", "scikit-learn")},
-        command=command,
+        command=content.command,
     )
-    return keep_report(store, report, plan, page, numbers if table else None, journal)
+    return page, numbers if table else None
 
 
 def learning_table(
     curves: pd.DataFrame, axes: tuple[str, ...], paper: str | None = None
 ) -> pd.DataFrame:
-    """A row for each place on the axes, strategy, test and asker, f or H.
+    """One row per combination of axes, strategy, test and contender (f or H).
 
     Returns:
         The axes, ``strategy``, ``test``, ``contender``; ``mean``, ``std``, ``n_seeds``, ``low``,
-        ``high``; for H ``gain``, ``gain_low`` and ``gain_high`` over f; ``paper`` and
+        ``high``; for H its ``gain``, ``gain_low`` and ``gain_high`` over f; ``paper`` and
         ``paper_gain``.
     """
     own = curves[curves["predictor"].isin(["f", "H"])]
@@ -133,21 +118,21 @@ def _check(entries: Sequence[Entry], table: TableSpec | None, figures: Sequence[
     for entry in entries:
         if not is_learning(entry.result):
             raise InputError(
-                f"result {entry.result.name} is not of active learning, others are: report them "
-                "apart"
+                f"result {entry.result.name} is not from active learning, but others are: use "
+                "separate reports"
             )
-        kinds = {lesson["kind"] for lesson in entry.result.card()["lessons"]}
+        kinds = {lesson.kind for lesson in CurvesCard.of(entry.result).lessons}
         if kinds != {"f", "h"}:
             raise InputError(
-                f"result {entry.result.name} has runs of {min(kinds)} alone: a report compares f "
-                "and H, run both kinds"
+                f"result {entry.result.name} only has runs of {min(kinds)}: a report compares f "
+                "and H, so run both kinds"
             )
     if table is not None and table.metrics != METRICS:
         raise InputError(
-            f"metrics {', '.join(table.metrics)}: active learning is judged by {METRICS[0]} alone"
+            f"metrics {', '.join(table.metrics)}: active learning only has {METRICS[0]}"
         )
     if other := [name for name in figures if name != CURVES]:
-        raise InputError(f"no figure '{other[0]}' of active learning: there is {CURVES}")
+        raise InputError(f"no figure '{other[0]}' for active learning: expected {CURVES}")
 
 
 def _curves(entry: Entry) -> pd.DataFrame:
@@ -155,7 +140,7 @@ def _curves(entry: Entry) -> pd.DataFrame:
 
 
 def _sentences(numbers: pd.DataFrame) -> list[str]:
-    """How often H is better or worse than f, for each test."""
+    """How often H is better or worse than f, one sentence per test."""
     found = []
     for test, rows in numbers[numbers["contender"] == "H"].groupby("test", sort=False):
         ends = zip(rows["gain_low"], rows["gain_high"], strict=True)
@@ -163,8 +148,8 @@ def _sentences(numbers: pd.DataFrame) -> list[str]:
         words = {
             BETTER: "better than f",
             WORSE: "worse than f",
-            EQUAL: "not told apart from f",
-            UNKNOWN: "without a verdict against f",
+            EQUAL: "not clearly different from f",
+            UNKNOWN: "without an interval against f",
         }
         tally = ", ".join(
             f"{words[each]} in {verdicts[each]}" for each in words if each in verdicts
@@ -181,9 +166,9 @@ def _spoken(test: object) -> str:
 def _grid(numbers: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
     tests = list(numbers["test"].unique())
     has_paper = numbers.groupby("test")["paper"].apply(lambda each: each.notna().any())
-    told = varying(numbers, axes)
+    shown = varying(numbers, axes)
     lines = []
-    for key, rows in numbers.groupby([*told, "strategy", "contender"], sort=False):
+    for key, rows in numbers.groupby([*shown, "strategy", "contender"], sort=False):
         by_test = rows.set_index("test")
         cells = []
         for test in tests:
@@ -198,15 +183,15 @@ def _grid(numbers: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
     heads = [
         each for test in tests for each in (_spoken(test), *(("paper",) if has_paper[test] else ()))
     ]
-    same = ", ".join(f"{name} {numbers[name].iloc[0]}" for name in axes if name not in told)
+    same = ", ".join(f"{name} {numbers[name].iloc[0]}" for name in axes if name not in shown)
     notes = [
-        *([f"Throughout: {same}."] if same else []),
+        *([f"For all rows: {same}."] if same else []),
         "Accuracy, mean over rounds ± standard deviation over seeds; below it the gain of H over f "
-        "with its 95 % interval over seeds. ✓ better, ✗ worse, ≈ not told apart.",
+        "with its 95 % interval over seeds. ✓ better, ✗ worse, ≈ no clear difference.",
     ]
     if has_paper.any():
-        notes.append("“paper”: the paper's own number, below it its gain of H over f.")
-    return Grid((*told, "strategy", "asked by"), tuple(heads), tuple(lines), tuple(notes))
+        notes.append("“paper”: the paper's number, and below it its gain of H over f.")
+    return Grid((*shown, "strategy", "selected by"), tuple(heads), tuple(lines), tuple(notes))
 
 
 def _cell(row: pd.Series[Any]) -> Cell:
@@ -220,25 +205,24 @@ def _cell(row: pd.Series[Any]) -> Cell:
 def _shortcomings(entries: Sequence[Entry], numbers: pd.DataFrame) -> list[str]:
     found = []
     for entry in entries:
-        card = entry.result.card()
-        names = {test: facts["name"] for test, facts in card["tests"].items()}
+        card = CurvesCard.of(entry.result)
+        names = card.names_of_tests
         others = [name for test, name in names.items() if name != PAPER_TESTS.get(test, name)]
         if others and numbers["paper"].notna().any():
             found.append(
-                f"Other data: the paper's numbers are of cifar10 and cifar10c, ours of "
+                f"Other data: the paper's numbers are for cifar10 and cifar10c, ours for "
                 f"{', '.join(others)}. Compare gains, not levels."
             )
         if smaller := [
-            f"{name} {card['rounds'][name]:,} ({value:,})"
-            for name, value in PAPER_ROUNDS.items()
-            if card["rounds"][name] != value
+            f"{name} {ours:,} ({theirs:,})"
+            for name, theirs in asdict(PAPER_ROUNDS).items()
+            if (ours := getattr(card.rounds, name)) != theirs
         ]:
-            found.append(f"Other sizes, in brackets the paper's: {', '.join(smaller)}.")
-        n_short, n_all = card["short_trainings"], card["trainings"]
-        if n_short:
+            found.append(f"Other sizes (the paper's in brackets): {', '.join(smaller)}.")
+        if card.short_trainings:
             found.append(
-                f"{n_short} of {n_all} trainings ended after {card['lessons'][0]['epochs']} epochs "
-                "with less than 99 % of their images right."
+                f"{card.short_trainings} of {card.trainings} trainings ended after "
+                f"{card.lessons[0].epochs} epochs with less than 99 % training accuracy."
             )
     n_seeds = int(numbers["n_seeds"].min())
     if n_seeds < ENOUGH_SEEDS:
@@ -252,19 +236,19 @@ def _drawing(curves: pd.DataFrame, axes: tuple[str, ...]) -> Drawing:
     title = "Accuracy against labels"
     caption = (
         "Mean over seeds of the accuracy after each round; bands are 95 % intervals of Student's t "
-        "over the seeds, cut to what accuracies can be. Each is judged on what it asked for itself."
+        "over the seeds, clipped to [0, 1]. Each is evaluated on the images it selected itself."
     )
     return Drawing(CURVES, title, caption, svg_of(figure, CURVES, title))
 
 
 def _draw(curves: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
-    """A panel for each strategy and test, f and H in it."""
+    """One panel per strategy and test, with the curves of f and H."""
     own = curves[curves["predictor"].isin(["f", "H"])]
-    told = varying(own, axes)
-    points = means_of(own, [*told, "labelled"])
+    shown = varying(own, axes)
+    points = means_of(own, [*shown, "labelled"])
     points[["low", "high"]] = points[["low", "high"]].clip(0, 1)
     points["test"] = points["test"].str.replace("_", " ")
-    found = panels_of(points, [*told, "strategy", "test"])
+    found = panels_of(points, [*shown, "strategy", "test"])
     styles = styles_of(["f", "H"])
     figure, panels = sheet(len(found), height=2.1, wide=points["test"].nunique())
     for panel, (title, part) in zip(panels, found, strict=True):
@@ -278,35 +262,34 @@ def _draw(curves: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
 
 
 def _used(entry: Entry) -> Row:
-    card = entry.result.card()
-    lesson, rounds = card["lessons"][0], card["rounds"]
-    tests = ", ".join(f"{facts['name']} ({name})" for name, facts in card["tests"].items())
+    card = CurvesCard.of(entry.result)
+    lesson, rounds = card.lessons[0], card.rounds
+    tests = ", ".join(f"{name} ({test})" for test, name in card.names_of_tests.items())
     return {
         **{name: str(value) for name, value in entry.axes.items()},
         "result": entry.result.name,
-        "pool": f"{card['dataset']['name']}, {card['n_pool']:,} images",
+        "pool": f"{card.dataset.get('name')}, {card.n_pool:,} images",
         "tests": tests,
-        "rounds": f"{rounds['rounds']}, {rounds['start']:,} labels and {rounds['query']:,} a round",
-        "network": lesson["network"],
-        "training": f"Adam at {lesson['lr']:g}, H at {lesson['head_lr']:g}, batches of "
-        f"{lesson['batch']}, {lesson['epochs']} epochs at most",
+        "rounds": f"{rounds.rounds}, {rounds.start:,} labels, then {rounds.query:,} each",
+        "network": lesson.network,
+        "training": f"Adam at {lesson.lr:g}, H at {lesson.head_lr:g}, batches of {lesson.batch}, "
+        f"at most {lesson.epochs} epochs",
     }
 
 
 def _runs(store: FeatureStore, entries: Sequence[Entry]) -> list[Row]:
     rows = []
     for entry in entries:
-        card = entry.result.card()
-        for name, lesson in zip(card["runs"], card["lessons"], strict=True):
-            history = store.artifact("result", name).card()["history"]
+        for name in CurvesCard.of(entry.result).runs:
+            run = RunCard.of(store.artifact("result", name))
             rows.append(
                 {
                     "run": name,
-                    "strategy": lesson["strategy"],
-                    "asked by": "f" if lesson["kind"] == "f" else "H",
-                    "seed": str(lesson["seed"]),
-                    "epochs of f": f"{sum(each['epochs'] for each in history):,.0f}",
-                    "seconds": f"{sum(each['seconds'] for each in history):,.0f}",
+                    "strategy": run.lesson.strategy,
+                    "selected by": "f" if run.lesson.kind == "f" else "H",
+                    "seed": str(run.lesson.seed),
+                    "epochs of f": f"{sum(each.fits[0].epochs for each in run.rounds):,}",
+                    "seconds": f"{sum(run.seconds):,.0f}",
                 }
             )
     return rows

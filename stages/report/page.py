@@ -1,4 +1,4 @@
-"""The pages of a report: HTML that needs nothing else, and Markdown that says the same."""
+"""The page of a report as a self-contained HTML file and as Markdown."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from stages.report.svg import css_variables
 from stages.report.tables import sign_of
 
 MARKS = {BETTER: "✓", WORSE: "✗", EQUAL: "≈"}
-"""Beside a difference; nothing where there is no interval."""
+"""Verdict -> mark beside a difference; there is none without an interval."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table as it is shown: ``gain`` and its ``interval`` are small lines below."""
+    """A number of a table as shown; ``gain`` and ``interval`` are small lines below it."""
 
     text: str
     gain: str = ""
@@ -44,13 +44,13 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """✓ better, ✗ worse, ≈ not told apart."""
+        """✓ better, ✗ worse, ≈ no clear difference; empty without an interval."""
         return MARKS.get(self.verdict, "")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table: what it is, then its cells; ``is_strong`` for what the report is about."""
+    """A row of a table: names, then cells; ``is_strong`` marks the contender of the report."""
 
     names: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -59,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as it is shown; ``notes`` stand below it."""
+    """A table as shown; ``notes`` are printed below it."""
 
     names: tuple[str, ...]
     heads: tuple[str, ...]
@@ -79,7 +79,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page says."""
+    """Content of a page."""
 
     title: str
     about: str
@@ -96,30 +96,30 @@ class Page:
 
 
 def html_of(page: Page) -> str:
-    """The page as one HTML file: style and figures inside, nothing fetched, nothing run."""
+    """The page as one HTML file with embedded style and figures, without scripts or links."""
     style = css_variables(":root") + _text("page.css")
     svgs = {drawing.name: Markup(drawing.svg) for drawing in page.drawings}  # our own, escaped
     return _template("page.html.jinja").render(page=page, style=Markup(style), svgs=svgs)
 
 
 def markdown_of(page: Page) -> str:
-    """The page as Markdown, with the figures as files beside it."""
+    """The page as Markdown, with the figures in separate files."""
     return _template("page.md.jinja").render(page=page)
 
 
 def table_grid(table: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
-    """The table as people read it: a line for each entry and contender, a column for each metric.
+    """The table as shown: one line per entry and contender, one column per metric.
 
-    A metric's column is followed by the paper's numbers where there are any.
+    A metric's column is followed by the paper's numbers if there are any.
     """
     metrics = list(table["metric"].unique())
     with_paper = {
         name for name in metrics if table.loc[table["metric"] == name, "paper"].notna().any()
     }
     strong = strong_one(table["contender"].unique())
-    told = varying(table, axes)
+    shown = varying(table, axes)
     lines = []
-    for key, rows in table.groupby([*told, "contender"], sort=False):
+    for key, rows in table.groupby([*shown, "contender"], sort=False):
         by_metric = rows.set_index("metric")
         cells = []
         for metric in metrics:
@@ -132,29 +132,29 @@ def table_grid(table: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
         for metric in metrics
         for head in (spoken(metric), *(("paper",) if metric in with_paper else ()))
     ]
-    notes = (*_throughout(table, axes), *_notes(table))
-    return Grid((*told, "contender"), tuple(heads), tuple(lines), notes)
+    notes = (*_constant_axes(table, axes), *_notes(table))
+    return Grid((*shown, "contender"), tuple(heads), tuple(lines), notes)
 
 
 def comparison_grid(comparison: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
-    """The strong contender against the others: a line for each, a column for each metric."""
+    """The strong contender against each other one: one line each, one column per metric."""
     metrics = [name for name in comparison["metric"].unique() if sign_of(name)]
-    told = varying(comparison, axes)
+    shown = varying(comparison, axes)
     lines = [
         Line(
             tuple(map(str, key)),
             tuple(_difference(rows.set_index("metric").loc[metric]) for metric in metrics),
         )
-        for key, rows in comparison.groupby([*told, "other"], sort=False)
+        for key, rows in comparison.groupby([*shown, "other"], sort=False)
     ]
-    notes = (*_throughout(comparison, axes), _legend(), HOW)
-    return Grid((*told, "against"), tuple(map(spoken, metrics)), tuple(lines), notes)
+    notes = (*_constant_axes(comparison, axes), _legend(), HOW)
+    return Grid((*shown, "against"), tuple(map(spoken, metrics)), tuple(lines), notes)
 
 
-def _throughout(table: pd.DataFrame, axes: tuple[str, ...]) -> list[str]:
+def _constant_axes(table: pd.DataFrame, axes: tuple[str, ...]) -> list[str]:
     same = [name for name in axes if name not in varying(table, axes)]
-    told = ", ".join(f"{name} {table[name].iloc[0]}" for name in same)
-    return [f"Throughout: {told}."] if told else []
+    values = ", ".join(f"{name} {table[name].iloc[0]}" for name in same)
+    return [f"For all rows: {values}."] if values else []
 
 
 def _cell(row: pd.Series, metric: str) -> Cell:
@@ -189,16 +189,16 @@ def _notes(table: pd.DataFrame) -> list[str]:
         f"interval. {_legend()}"
     ]
     if table["paper"].notna().any():
-        notes.append("“paper”: the paper's own number, below it its difference to the paper's f.")
+        notes.append("“paper”: the paper's number, and below it its difference to the paper's f.")
     if (table["paper_dataset"] != "").any():
         theirs = ", ".join(sorted(set(table["paper_dataset"]) - {""}))
-        notes.append(f"* of other data than ours, all of {theirs}: compare gains, not levels.")
+        notes.append(f"* the paper's number is for all of {theirs}, not our data: compare gains.")
     return notes + [f"Paper: {note}." for note in dict.fromkeys(table["paper_note"]) if note]
 
 
 def _legend() -> str:
     words = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
-    return f"{words}; accuracy, areas and log-likelihood are better high, errors low."
+    return f"{words}; accuracy, areas and log-likelihood are better if higher, errors if lower."
 
 
 @cache
@@ -217,7 +217,7 @@ def _text(name: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too.
+    """Escape text for Markdown, including for tables.
 
     >>> _markdown("<b>|x_1")
     '&lt;b&gt;\\\\|x\\\\_1'

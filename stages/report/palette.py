@@ -1,8 +1,8 @@
-"""How figures look: one colour, marker and dash for each contender, in light and in dark.
+"""Appearance of figures: a colour, marker and dash pattern for each contender, light and dark.
 
-A figure is drawn in the light colours. ``stages.report.svg`` turns each of them into a CSS
-variable, so that the same drawing follows the page, or the reader's system, into the dark. Hues
-are told apart by people with any of the common colour deficiencies, and markers tell them again.
+Figures are drawn in the light colours. ``stages.report.svg`` replaces each of them by a CSS
+variable, so that a drawing follows the dark mode of the page or of the reader's system. Hues are
+distinguishable with any of the common colour deficiencies, and markers differ as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VARIABLES = {
     "muted-5": (MUTED[4], "#9fb0cf"),
     "muted-6": (MUTED[5], "#dd94b4"),
 }
-"""CSS variable -> colour in light, colour in dark."""
+"""CSS variable -> (light colour, dark colour)."""
 
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p")
 _DASHES = ((4.0, 1.6), (1.4, 1.4), (6.0, 1.6, 1.4, 1.6))
@@ -41,7 +41,7 @@ _DASHES = ((4.0, 1.6), (1.4, 1.4), (6.0, 1.6, 1.4, 1.6))
 class Style:
     """How a contender is drawn.
 
-    ``dashes`` is empty for a solid line; ``dodge``, from -1 to 1, keeps bars of several apart.
+    ``dashes`` is empty for a solid line; ``dodge``, from -1 to 1, separates the bars of several.
     """
 
     colour: str
@@ -53,17 +53,17 @@ class Style:
 
     @property
     def is_strong(self) -> bool:
-        """Whether the report is about it."""
+        """Whether this is the contender that the report is about."""
         return self.colour == STRONG
 
     @property
     def is_thick(self) -> bool:
-        """Whether it is f or what the report is about, not one of the rest."""
+        """Whether this is f or the contender that the report is about."""
         return self.colour in (SENSING, STRONG)
 
 
 def styles_of(contenders: Iterable[str]) -> dict[str, Style]:
-    """Grey for f, the strong colour for what the report is about, muted ones for the rest."""
+    """Grey for f, the strong colour for the contender of the report, muted colours for the rest."""
     names = list(dict.fromkeys(contenders))
     strong = strong_one(names)
     styles = {"f": Style(SENSING, "o", (), 1.6, 3)}
@@ -115,4 +115,4 @@ SETTINGS: dict[Any, Any] = {  # Any: matplotlib's type for it lists every key
     "svg.fonttype": "none",
     "svg.hashsalt": "intro-pipe",
 }
-"""For ``matplotlib.rc_context``: labels are taken as they are, never as mathematics."""
+"""Settings for ``matplotlib.rc_context``; labels are printed literally, never as formulas."""

@@ -1,25 +1,26 @@
-"""The paper's own numbers, and which of them belongs beside a row of ours.
+"""The paper's own numbers, and which of them is comparable to a row of ours.
 
-``paper.csv`` holds what the paper prints (arXiv 2209.08425 and its ICLR 2022 submission), percent
-as fractions. A number belongs beside a head that is what the paper's row is, whatever people call
-it: the card decides, not the label.
+``paper.csv`` holds the numbers printed in the paper (arXiv 2209.08425 and its ICLR 2022
+submission), with percentages as fractions. A number is shown beside a head if the head's card
+matches the paper's row, whatever the head is called.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 import pandas as pd
 
 from stages.errors import InputError
+from stages.introspection.comparison_card import ComparisonCard
+from stages.introspection.head_card import HeadCard, TrainedNetwork, Votes
+from stages.introspection.reading import Reading
 
 LAYERS_OF_H = {"vgg16": (1000, 100)}
-"""Hidden layers of the paper's H where they are not 300 and 100."""
+"""Hidden layers of the paper's H for networks where they are not 300 and 100."""
 
 PAPER_DATA = {
     "cifar10": ("test", 10_000, 1),
@@ -29,12 +30,12 @@ PAPER_DATA = {
     "cifar10 against places365": ("test", 10_000, 1),
     "cifar10 against lsun-c": ("test", 10_000, 1),
 }
-"""Data set -> the split, rows and cells that the paper's numbers are of."""
+"""Data set -> split, rows and cells on which the paper's numbers are computed."""
 
 
 @dataclass(frozen=True)
 class PaperNumber:
-    """A number of the paper: NaN where it prints none; ``note`` says what to know about it."""
+    """A number of the paper: NaN if it prints none; ``note`` holds remarks about it."""
 
     value: float = math.nan
     dataset: str = ""
@@ -43,20 +44,20 @@ class PaperNumber:
 
 @cache
 def paper_numbers() -> pd.DataFrame:
-    """Columns table, dataset, network, row, metric, value, note; leave it as it is."""
+    """Columns table, dataset, network, row, metric, value, note. Cached: do not modify."""
     with (files("stages.report") / "paper.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file, dtype={"note": str}, keep_default_na=False)
 
 
 def check_paper_table(name: str | None) -> None:
-    """Raise ``InputError`` where the paper's numbers of that table are not here."""
+    """Raise ``InputError`` if the paper's numbers for that table are not available."""
     known = sorted(set(paper_numbers()["table"]))
     if name is not None and name not in known:
-        raise InputError(f"no numbers of the paper for '{name}': there are those of {known}")
+        raise InputError(f"no numbers of the paper for '{name}': available are those of {known}")
 
 
 def paper_number(table: str | None, network: str, row: str | None, metric: str) -> PaperNumber:
-    """What the paper prints in a row of a table.
+    """The number in a row of one of the paper's tables.
 
     >>> paper_number("table-5", "resnet18", "H", "ece")
     PaperNumber(value=0.07, dataset='cifar10c', note='')
@@ -72,86 +73,80 @@ def _by_key() -> dict[tuple[str | None, str, str | None, str], PaperNumber]:
     return dict(zip(zip(*columns, strict=True), numbers, strict=True))
 
 
-def other_data(theirs: str, card: Mapping[str, Any]) -> str:
-    """What a result was judged on, as far as the paper's number is of other data; else nothing.
+def other_data(theirs: str, card: ComparisonCard) -> str:
+    """How our data differ from those of the paper's number; empty if they are the same.
 
     Args:
-        theirs: the data set of the paper's number.
-        card: of the result.
+        theirs: data set of the paper's number.
+        card: card of the result.
     """
-    name, split = card["dataset"]["name"], card["dataset"].get("split")
+    name, split, n_here = card.dataset.name, card.dataset.split, card.cells.count
     if name != theirs:
-        return str(name)
+        return name
     of_split, n_rows, n_cells = PAPER_DATA[theirs]
     here = {
         f"{split or 'no'} split (theirs: {of_split})": split != of_split,
-        f"{card['rows']:,} rows (theirs: {n_rows:,})": card["rows"] != n_rows,
-        f"{card['cells']['count']} cells (theirs: {n_cells})": card["cells"]["count"] != n_cells,
+        f"{card.rows:,} rows (theirs: {n_rows:,})": card.rows != n_rows,
+        f"{n_here} cells (theirs: {n_cells})": n_here != n_cells,
     }
-    told = ", ".join(text for text, is_other in here.items() if is_other)
-    return f"{name} with {told}" if told else ""
+    differences = ", ".join(text for text, is_other in here.items() if is_other)
+    return f"{name} with {differences}" if differences else ""
 
 
-def in_cell(row: str | None, card: Mapping[str, Any]) -> str | None:
-    """A row of a table that has one for each detector and set; as it is in any other.
+def in_cell(row: str | None, dataset: str, detector: str | None) -> str | None:
+    """Row name in a table with one row per detector and set; unchanged without a detector.
 
-    >>> in_cell("H", {"detector": "msp", "dataset": {"name": "cifar10 against lsun-c"}})
+    >>> in_cell("H", "cifar10 against lsun-c", "msp")
     'H, msp, lsun-c'
     """
-    if row is None or "detector" not in card:
+    if row is None or detector is None:
         return row
-    return f"{row}, {card['detector']}, {card['dataset']['name'].partition(' against ')[2]}"
+    return f"{row}, {detector}, {dataset.partition(' against ')[2]}"
 
 
-def paper_row(table: str | None, network: str, head: Mapping[str, Any] | None) -> str | None:
-    """Which row of the paper's table a head is; f where there is none, ``None`` for no row.
+def paper_row(table: str | None, network: str, head: HeadCard | None) -> str | None:
+    """The row of the paper's table that matches a head: "f" without one, ``None`` for no match.
 
     Args:
-        table: one of those that there are numbers of, such as "table-3".
-        network: of f, as it is called here.
-        head: what its card says: ``predictor`` and ``spec``.
-
-    >>> spec = {"reads": "reflection", "loss": "ce", "layers": [300, 100]}
-    >>> paper_row("table-7", "resnet18", {"predictor": "mlp", "spec": spec})
-    'ce'
+        table: a table with numbers, such as "table-3".
+        network: name of f.
+        head: the head, as the card of the result describes it.
     """
     if head is None:
         return "f"
-    spec = head.get("spec", {})
-    layers = tuple(spec.get("layers", ()))
-    reads = spec.get("reads", "reflection")
     if table == "table-8":
-        return _row_of_table_8(head, spec, layers, reads)
-    is_mlp = head.get("predictor", "mlp") == "mlp"
-    if not is_mlp or not _is_on_reflection(spec, reads):
+        return _row_of_table_8(head)
+    if not isinstance(head.predictor, TrainedNetwork):
         return None
-    if layers != LAYERS_OF_H.get(network, (300, 100)):
+    spec = head.predictor.spec
+    if spec.rank is not None or not _is_on_reflection(spec.reading):
+        return None
+    if spec.layers != LAYERS_OF_H.get(network, (300, 100)):
         return None
     if table == "table-7":
-        return str(spec.get("loss"))
-    return "H" if spec.get("loss") == "mse-m" else None
+        return spec.loss
+    return "H" if spec.loss == "mse-m" else None
 
 
-def _is_on_reflection(spec: Mapping[str, Any], reads: str) -> bool:
-    """Made as the paper makes it: one backward pass, scaled between -1 and 1, all of it read."""
-    return (
-        reads == "reflection"
-        and spec.get("rank") is None
-        and spec.get("variant", "single-pass") == "single-pass"
-        and spec.get("scaling", "minmax") == "minmax"
-    )
+def _is_on_reflection(reading: Reading) -> bool:
+    """Whether it is the reflection as the paper reads it: single pass, scaled to [-1, 1]."""
+    how = (reading.reads, reading.variant, reading.scaling)
+    return how == ("reflection", "single-pass", "minmax")
 
 
-def _row_of_table_8(
-    head: Mapping[str, Any], spec: Mapping[str, Any], layers: tuple[int, ...], reads: str
-) -> str | None:
-    is_h = _is_on_reflection(spec, reads) and spec.get("loss") == "mse-m"
-    is_plain = reads == "features" and spec.get("scaling") == "none"
-    if head.get("predictor") == "neighbours":
-        what = "r_x" if is_h else "f" if is_plain else None
-        return f"10-NN on {what}" if what and spec.get("k") == 10 else None
-    if head.get("predictor", "mlp") != "mlp" or not (is_h or is_plain):
-        return None
-    width = spec["feature_dim"] * (spec["n_classes"] if is_h else 1)
-    sizes = "-".join(map(str, (width, *layers, spec["n_classes"])))
-    return f"{'H' if is_h else 'f_L'} {sizes}"
+def _row_of_table_8(head: HeadCard) -> str | None:
+    match head.predictor:
+        case Votes(k=10, reading=reading):
+            of = {"H": "10-NN on r_x", "f_L": "10-NN on f"}
+            return of.get(_input_in_table_8(reading))
+        case TrainedNetwork(spec=spec) if spec.rank is None:
+            name = _input_in_table_8(spec.reading)
+            return f"{name} {'-'.join(map(str, spec.sizes))}" if name else None
+    return None
+
+
+def _input_in_table_8(reading: Reading) -> str:
+    """The letter of a head that reads these vectors; empty if the table has none."""
+    if _is_on_reflection(reading) and reading.loss == "mse-m":
+        return "H"
+    return "f_L" if (reading.reads, reading.scaling) == ("features", "none") else ""

@@ -1,16 +1,20 @@
-"""Where a report's numbers come from, and what falls short of the paper or of three seeds."""
+"""Where the numbers of a report come from, and how they deviate from the paper's conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from stages.introspection.head import HeadSpec
+from pipeline.loop import History, history_of
+from stages.introspection.head_card import FittedTemperature, HeadCard, TrainedNetwork, Votes
+from stages.introspection.reading import Reading
 from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.report.paper import other_data
 from stages.report.results import Judged
+from stages.sensing.trained import TrainedModel, is_trained_here
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 
@@ -24,25 +28,25 @@ PAPER_H = {
     "rows": "all",
     "batch_rows": 128,
 }
-"""What the paper trains with; batch and precision, which it does not name, as we read it."""
+"""The paper's training; batch size and precision are our reading, as the paper omits them."""
 
 ENOUGH_SEEDS = 3
-_UNTOLD = ("network", "n_classes", "feature_dim", "reads", "layers", "seeds", "seed")
+_HIDDEN = ("network", "n_classes", "feature_dim", "reads", "layers", "seeds", "seed")
 
 
 def results_used(judged: Sequence[Judged]) -> list[Row]:
-    """A row for each result: what was judged, on how many rows, in how long."""
-    moves = [_moves_of(found.card.get("perturbations", {})) for found in judged]
+    """One row per result: what was evaluated, on how many rows, and how long it took."""
+    moves = [_moves_of(found.card.perturbations) for found in judged]
     return [
         {
             **{name: str(value) for name, value in found.axes.items()},
             "result": found.name,
-            "data set": f"{found.dataset}, {found.card['dataset'].get('split') or 'no split'}",
-            "rows": f"{found.card['rows']:,}",
-            "cells": f"{found.card['cells']['count']:,}",
-            "features": str(found.card["features"]),
-            "resamples": f"{found.card['n_resamples']:,}",
-            "seconds": f"{found.card['seconds']:,.1f}",
+            "data set": f"{found.dataset}, {found.card.dataset.split or 'no split'}",
+            "rows": f"{found.card.rows:,}",
+            "cells": f"{found.card.cells.count:,}",
+            "features": found.card.features,
+            "resamples": f"{found.card.n_resamples:,}",
+            "seconds": f"{found.card.seconds:,.1f}",
             **({"images moved by": moved} if any(moves) else {}),
         }
         for found, moved in zip(judged, moves, strict=True)
@@ -50,8 +54,8 @@ def results_used(judged: Sequence[Judged]) -> list[Row]:
 
 
 def _moves_of(perturbations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """How the images of each side were moved: an attack, ODIN; nothing for plain ones."""
-    told = []
+    """How the images of each side were perturbed (attack, ODIN); empty for unmodified images."""
+    parts = []
     for side, steps in perturbations.items():
         moves = [
             ", ".join(
@@ -61,56 +65,56 @@ def _moves_of(perturbations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             )
             for step in steps
         ]
-        told += [f"{side}: {'; then '.join(moves)}"] if moves else []
-    return ". ".join(told)
+        parts += [f"{side}: {'; then '.join(moves)}"] if moves else []
+    return ". ".join(parts)
 
 
 def networks_used(store: FeatureStore, judged: Sequence[Judged]) -> list[Row]:
-    """A row for each sensing network: its weights, and the recipe where it was trained here."""
+    """One row per sensing network: its weights, and its recipe if it was trained in this store."""
     rows = {}
     for found in judged:
-        name, weights = str(found.card["model"]), str(found.model.get("weights_sha256", ""))
-        card = _training_of(store, found)
+        name, weights = found.card.model, found.model.weights_sha256
+        model, trained = store.artifact("model", name), _training_of(store, found)
         rows[name, weights] = {
             "model": name,
             "network": found.network,
-            "weights": weights[:12] or "not known: the features are gone",
-            "recipe": _listed(card.get("recipe", {})) or "trained elsewhere",
-            "test accuracy": _fraction(card.get("test_accuracy")),
-            "trained in": _duration(card.get("history", [])),
+            "weights": weights[:12] or "unknown: the features were deleted",
+            "recipe": _listed(asdict(trained.recipe)) if trained else "trained elsewhere",
+            "test accuracy": _fraction(trained.test_accuracy if trained else None),
+            "trained in": _duration(history_of(model) if trained else []),
         }
     return list(rows.values())
 
 
 def heads_used(store: FeatureStore, judged: Sequence[Judged]) -> list[Row]:
-    """A row for each head: what it reads, its layers, its parameters and seeds."""
+    """One row per head: what it reads, its layers, parameters and seeds."""
     rows = {}
     for found in judged:
         for label, head in found.heads.items():
-            rows[label, head["head"]] = {
+            rows[label, head.name] = {
                 "contender": label,
-                "head": str(head["head"]),
+                "head": head.name,
                 "kind": _kind_of(head),
-                "seeds": ", ".join(map(str, found.card["seeds"].get(label, []))),
+                "seeds": ", ".join(map(str, found.card.seeds.get(label, ()))),
                 "parameters": _parameters_of(head),
-                "trained in": _duration(_history_of(store, str(head["head"]))),
+                "trained in": _duration(_history_of(store, head.name)),
             }
     return list(rows.values())
 
 
 def versions_used(judged: Sequence[Judged]) -> dict[str, str]:
-    """Each library and its version; several where results were made with several."""
+    """Versions of each library; several if the results were made with different ones."""
     found: dict[str, list[str]] = {}
     for one in judged:
-        for name, version in one.card["versions"].items():
-            found.setdefault(name, []).append(str(version))
+        for name, version in one.card.versions.items():
+            found.setdefault(name, []).append(version)
     return {name: ", ".join(dict.fromkeys(versions)) for name, versions in found.items()}
 
 
 def shortcomings(
     store: FeatureStore, judged: Sequence[Judged], table: pd.DataFrame | None
 ) -> list[str]:
-    """What a reader must know before comparing: data, recipe, seeds, rows left out."""
+    """What a reader must know before comparing: data, recipe, seeds and excluded rows."""
     return [
         *_other_data(judged, table),
         *_other_recipe(store, judged, table),
@@ -128,7 +132,7 @@ def _other_data(judged: Sequence[Judged], table: pd.DataFrame | None) -> list[st
         return []
     ours = sorted({other_data(name, found.card) for name in theirs for found in judged} - {""})
     return [
-        f"Other data: the paper's numbers are of all of {', '.join(theirs)}, ours of "
+        f"Other data: the paper's numbers are for all of {', '.join(theirs)}, ours for "
         f"{'; '.join(ours)}. Compare gains, not levels."
     ]
 
@@ -136,26 +140,27 @@ def _other_data(judged: Sequence[Judged], table: pd.DataFrame | None) -> list[st
 def _other_recipe(
     store: FeatureStore, judged: Sequence[Judged], table: pd.DataFrame | None
 ) -> list[str]:
-    """How those were trained beside whom a number of the paper stands."""
+    """How contenders shown beside a number of the paper were trained differently."""
     if table is None:
         return []
     beside = set(table.loc[table["paper"].notna(), "contender"])
     here = {}
     for found in judged:
         if "f" in beside:
-            recipe = _training_of(store, found).get("recipe", {})
-            here[str(found.card["model"])] = _other_facts(recipe, PAPER_F)
+            trained = _training_of(store, found)
+            recipe = asdict(trained.recipe) if trained else {}
+            here[found.card.model] = _other_facts(recipe, PAPER_F)
         for label in beside & set(found.heads):
-            head = found.heads[label]
-            if head.get("predictor", "mlp") == "mlp":
-                facts = {**head.get("params", {}), "rows": head.get("rows", "all")}
+            network = found.heads[label].predictor
+            if isinstance(network, TrainedNetwork):
+                facts = {**network.params.to_dict(), "rows": network.rows}
                 here[label] = here.get(label) or _other_facts(facts, PAPER_H)
-    told = [f"{name}: {facts}" for name, facts in sorted(here.items()) if facts]
-    if not told:
+    parts = [f"{name}: {facts}" for name, facts in sorted(here.items()) if facts]
+    if not parts:
         return []
     return [
-        f"Other training, in brackets the paper's (batch and precision as we read it): "
-        f"{'; '.join(told)}."
+        f"Other training (the paper's in brackets; batch and precision as we read it): "
+        f"{'; '.join(parts)}."
     ]
 
 
@@ -169,75 +174,81 @@ def _other_facts(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 def _few_seeds(judged: Sequence[Judged]) -> list[str]:
     few = {
-        f"{label} ({len(found.card['seeds'][label])})"
+        f"{label} ({len(found.card.seeds[label])})"
         for found in judged
         for label, head in found.heads.items()
-        if head.get("predictor") == "mlp" and len(found.card["seeds"][label]) < ENOUGH_SEEDS
+        if head.kind == "mlp" and len(found.card.seeds[label]) < ENOUGH_SEEDS
     }
     return [f"Fewer than {ENOUGH_SEEDS} seeds: {', '.join(sorted(few))}."] if few else []
 
 
 def _left_out(judged: Sequence[Judged]) -> list[str]:
     return [
-        f"{n_rows:,} rows of {found.card['features']} are left out for {label}: no label, "
-        "not read, or no finite prediction."
+        f"{n_rows:,} rows of {found.card.features} are excluded for {label}: no label, "
+        "unreadable, or no finite prediction."
         for found in judged
-        for label, n_rows in found.card["left_out_rows"].items()
+        for label, n_rows in found.card.left_out_rows.items()
         if n_rows
     ]
 
 
 def _no_intervals(judged: Sequence[Judged], table: pd.DataFrame | None) -> list[str]:
-    if table is None or all(found.card["n_resamples"] >= MIN_RESAMPLES for found in judged):
+    if table is None or all(found.card.n_resamples >= MIN_RESAMPLES for found in judged):
         return []
     return [f"Some results have no intervals: fewer than {MIN_RESAMPLES} resamples."]
 
 
-def _training_of(store: FeatureStore, found: Judged) -> Mapping[str, Any]:
-    """The card of a network that was trained in this store; empty for any other."""
+def _training_of(store: FeatureStore, found: Judged) -> TrainedModel | None:
+    """How a network was trained; ``None`` if it was not trained in this store."""
+    model = store.artifact("model", found.card.model)
     try:
-        card = store.artifact("model", str(found.card["model"])).card()
+        trained = TrainedModel.of(model) if is_trained_here(model) else None
     except NotFoundError:
-        return {}
-    return card if card["card"]["weights_sha256"] == found.model.get("weights_sha256") else {}
+        return None
+    is_same = trained and trained.card.weights_sha256 == found.model.weights_sha256
+    return trained if is_same else None
 
 
-def _history_of(store: FeatureStore, head: str) -> Sequence[Mapping[str, float]]:
+def _history_of(store: FeatureStore, head: str) -> History:
     try:
-        card = store.artifact("head", head).card()
+        return history_of(store.artifact("head", head))
     except NotFoundError:
         return []
-    found: Sequence[Mapping[str, float]] = card.get("history", [])
-    return found
 
 
-def _kind_of(head: Mapping[str, Any]) -> str:
-    spec = head.get("spec", {})
-    if head["predictor"] == "temperature":
-        return f"f's logits divided by {head['temperature']:.4f}"
-    reads = str(spec.get("reads", "reflection"))
-    if reads == "reflection":
-        reads = f"reflection ({spec['loss']}, {spec['variant']})"
-    if (scaling := spec.get("scaling", "none")) != "none":
-        reads += f", {scaling}"
-    if head["predictor"] == "neighbours":
-        return f"{spec['k']} nearest neighbours on {reads}"
-    layers = "-".join(map(str, HeadSpec.from_dict(spec).sizes))
-    compact = f"rank {spec['rank']}, " if spec.get("rank") else ""
-    return f"{compact}{layers} on {reads}"
+def _kind_of(head: HeadCard) -> str:
+    match head.predictor:
+        case FittedTemperature(temperature):
+            return f"f's logits divided by {temperature:.4f}"
+        case Votes(k, reading):
+            return f"{k} nearest neighbours on {_reading_of(reading)}"
+        case TrainedNetwork(spec):
+            compact = f"rank {spec.rank}, " if spec.rank else ""
+            return f"{compact}{'-'.join(map(str, spec.sizes))} on {_reading_of(spec.reading)}"
 
 
-def _parameters_of(head: Mapping[str, Any]) -> str:
-    spec = {name: head.get("spec", {}).get(name) for name in ("M", "dropout")}
-    told = {name: value for name, value in spec.items() if value}
-    return _listed({**told, **head.get("params", {})})
+def _reading_of(reading: Reading) -> str:
+    is_gradient = reading.reads == "reflection"
+    reads = f"reflection ({reading.loss}, {reading.variant})" if is_gradient else reading.reads
+    return reads if reading.scaling == "none" else f"{reads}, {reading.scaling}"
+
+
+def _parameters_of(head: HeadCard) -> str:
+    match head.predictor:
+        case TrainedNetwork(spec, params):
+            shown = {"M": spec.M, "dropout": spec.dropout}
+            shown = {name: value for name, value in shown.items() if value}
+            return _listed({**shown, **params.to_dict()})
+        case Votes(reading=reading) if reading.M:
+            return _listed({"M": reading.M})
+    return ""
 
 
 def _listed(facts: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {_short(value)}"
         for name, value in facts.items()
-        if name not in _UNTOLD and value is not None
+        if name not in _HIDDEN and value is not None
     )
 
 

@@ -1,4 +1,4 @@
-"""Reliability diagrams: accuracy against confidence, with the rows that each point stands for."""
+"""Reliability diagrams: accuracy against confidence, with the share of rows in each bin."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _N_COLUMNS = 4
 
 
 def draw_reliability(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
-    """A diagram for each entry and contender, or, where they are too many, for each entry."""
+    """One diagram per entry and contender, or one per entry if there would be too many."""
     n_panels = len(bins[[*axes, "predictor"]].drop_duplicates())
     return _one_each(bins, axes) if n_panels <= MAX_PANELS else _together(bins, axes)
 
 
 def _one_each(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
-    """Accuracy by bin above, share of rows below."""
+    """Accuracy by bin at the top, share of rows below."""
     styles = styles_of(bins["predictor"])
     found = panels_of(bins, [*axes, "predictor"])
     n_columns = min(_N_COLUMNS, max(len(found), 3))
@@ -52,7 +52,7 @@ def _one_each(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
 
 
 def _together(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
-    """The contenders of an entry as lines in one diagram, without shares of rows."""
+    """All contenders of an entry as lines in one diagram, without the shares of rows."""
     styles = styles_of(bins["predictor"])
     found = panels_of(bins, axes)
     figure, panels = sheet(len(found), height={1: 5.0, 2: 3.5, 4: 3.5}.get(len(found), 2.5))
@@ -70,9 +70,9 @@ def _together(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
 
 
 def pooled(bins: pd.DataFrame) -> pd.DataFrame:
-    """Cells and seeds added up: ``accuracy``, ``confidence`` and ``share`` of each bin with rows.
+    """Pool cells and seeds: ``accuracy``, ``confidence`` and ``share`` of each non-empty bin.
 
-    ``low`` and ``high`` are the bin's ends.
+    ``low`` and ``high`` are the edges of the bin.
     """
     sums = bins.groupby(["low", "high"])[["n_rows", "n_correct", "confidence_sum"]].sum()
     sums = sums[sums["n_rows"] > 0].reset_index()
@@ -101,7 +101,7 @@ def _diagonal(panel: Axes) -> None:
 
 
 def _points(panel: Axes, points: pd.DataFrame, style: Style) -> None:
-    """A mark for each bin, hollow where it has few rows."""
+    """Draw a marker for each bin, hollow if it has few rows."""
     fill = [PAPER if share < FEW else style.colour for share in points["share"]]
     panel.scatter(
         points["confidence"],

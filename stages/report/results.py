@@ -1,24 +1,27 @@
-"""Results as a report reads them: entries with their axes, and frames over all of them."""
+"""Read results for a report: entries with their axes, and data frames over all entries."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
+from pipeline.stage import stage_name
 from stages.errors import InputError
+from stages.introspection.comparison_card import ComparisonCard
+from stages.introspection.head_card import HeadCard
+from stages.reflection.feature_plan import FeaturePlan, ModelFacts
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
-from store.errors import AmbiguousNameError, NotFoundError
+from store.errors import AmbiguousNameError, NotFoundError, StoreError
 
 Axes = Mapping[str, str | int | float]
-"""What tells a result from the others of a report: ``{"network": "resnet18"}``."""
+"""Names and values that distinguish a result in a report: ``{"network": "resnet18"}``."""
 
 KEYS = ("predictor", "other", "seed", "corruption", "severity", "bin", "low", "high", "metric")
-"""Columns of results; an axis cannot be called one of these."""
+"""Columns of results; an axis cannot have one of these names."""
 
 
 _EMPTY = pd.DataFrame()
@@ -26,7 +29,7 @@ _EMPTY = pd.DataFrame()
 
 @dataclass(frozen=True)
 class Entry:
-    """A result, and where it stands among the others of a report."""
+    """A result and its values on the axes of a report."""
 
     axes: Axes
     result: Artifact
@@ -34,24 +37,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class Judged:
-    """An entry that was read.
+    """An entry whose result was read. Frames have the axes as their first columns.
 
     Attributes:
-        axes: of the entry.
-        name: of the result.
-        card: of the result.
-        source, model: what the features say of the data set and of f; little where they are gone.
-        by_group: a row for each predictor, seed and cell, with the axes in front.
-        average: a row for each predictor and metric, with the axes in front.
-        differences: a row for each pair of predictors and metric, with the axes in front.
-        bins: a row for each predictor, seed, cell and confidence bin, with the axes in front.
+        axes: axes of the entry.
+        name: name of the result.
+        card: card of the result.
+        model: f as the features record it; only its name if they are gone.
+        by_group: one row per predictor, seed and cell.
+        average: one row per predictor and metric.
+        differences: one row per pair of predictors and metric.
+        bins: one row per predictor, seed, cell and confidence bin.
     """
 
     axes: Axes
     name: str
-    card: Mapping[str, Any]
-    source: Mapping[str, Any]
-    model: Mapping[str, Any]
+    card: ComparisonCard
+    model: ModelFacts
     by_group: pd.DataFrame
     average: pd.DataFrame
     differences: pd.DataFrame
@@ -59,51 +61,54 @@ class Judged:
 
     @property
     def dataset(self) -> str:
-        """The data set that was judged on, as it is called here."""
-        return str(self.card["dataset"]["name"])
+        """Name of the data set."""
+        return self.card.dataset.name
 
     @property
     def network(self) -> str:
-        """What f is: an axis if it says so, else what its card says."""
-        return str(self.axes.get("network", self.model.get("network", self.card["model"])))
+        """Name of the network f: from the axes if given there, else from its card."""
+        return str(self.axes.get("network", self.model.network or self.card.model))
 
     @property
-    def heads(self) -> Mapping[str, Mapping[str, Any]]:
-        """Label -> what the card says of the contender's head; f is not among them."""
-        found: Mapping[str, Mapping[str, Any]] = self.card["contenders"]
-        return found
+    def heads(self) -> Mapping[str, HeadCard]:
+        """Label -> the contender's head, as the card describes it; f is not included."""
+        return self.card.contenders
 
 
 def find_result(store: FeatureStore, name: str) -> Artifact:
-    """The result of that name, or the only one whose name begins so.
+    """Find a result by its name, or by a prefix that only one result has.
 
     Raises:
-        NotFoundError: there is none.
-        AmbiguousNameError: there are several.
+        NotFoundError: no result matches.
+        AmbiguousNameError: several results match.
     """
-    there = store.artifacts("result")
-    matches = [found for found in there if found.name.startswith(name)]
-    if len(matches) > 1:  # an analysis is a result too, and has no such tables
-        matches = [found for found in matches if found.name == name or _is_judged(found)]
+    with suppress(StoreError):  # not a valid name, but it may be a prefix
+        if (exact := store.artifact("result", name)).is_complete():
+            return exact
+    existing = store.artifacts("result")
+    matches = [found for found in existing if found.name.startswith(name)]
+    if len(matches) > 1:  # analyses are results too, but have no such tables
+        matches = [found for found in matches if found.name == name or is_judged(found)]
     for found in matches:
         if found.name == name or len(matches) == 1:
             return found
     if not matches:
-        names = ", ".join(found.name for found in there) or "none yet"
+        names = ", ".join(found.name for found in existing) or "none yet"
         raise NotFoundError(
-            f"no result '{name}' in {store.location} (there: {names}): `intro-pipe evaluate` "
-            "makes one"
+            f"no result '{name}' in {store.location} (existing: {names}): `intro-pipe evaluate`, "
+            "`ood` and `active-learn` make results, `intro-pipe ls` lists them"
         )
     names = ", ".join(found.name for found in matches)
-    raise AmbiguousNameError(f"'{name}' may be any of {names}: write more of the name")
+    raise AmbiguousNameError(f"'{name}' matches {names}: use more of the name")
 
 
-def _is_judged(result: Artifact) -> bool:
-    return bool(result.plan()["stage"]["name"] in ("evaluate", "ood"))
+def is_judged(result: Artifact) -> bool:
+    """Whether a result compares f with heads: an evaluation or a detection."""
+    return stage_name(result.plan()) in ("evaluate", "ood")
 
 
 def entries_of(results: Sequence[Artifact]) -> list[Entry]:
-    """Entries told apart by the axis ``result``, without the hash where that is enough."""
+    """Entries with the axis ``result``: their names, without the hash if they remain unique."""
     if len(results) == 1:
         return [Entry({}, results[0])]
     short = [found.name.rpartition("-")[0] for found in results]
@@ -113,20 +118,22 @@ def entries_of(results: Sequence[Artifact]) -> list[Entry]:
 
 
 def read_entries(store: FeatureStore, entries: Sequence[Entry]) -> tuple[Judged, ...]:
-    """The entries' results, each file checked against its card.
+    """Read the results of the entries, checking each file against its card.
 
     Raises:
-        InputError: no entries, axes that differ in their names, or two entries with equal axes.
-        NotFoundError, DamagedError: a result that is not finished, or was altered.
+        InputError: there are no entries, their axes have different names, or two entries have
+            equal axes.
+        NotFoundError: a result is not finished.
+        DamagedError: a result was altered.
     """
     if not entries:
-        raise InputError("a report of no results: expected one or more")
+        raise InputError("a report without results: expected one or more")
     names = tuple(entries[0].axes)
     for entry in entries:
         if tuple(entry.axes) != names:
             raise InputError(
                 f"result {entry.result.name} has the axes {list(entry.axes)}, "
-                f"the first one has {list(names)}: give all the same"
+                f"the first one has {list(names)}: use the same for all"
             )
     if taken := set(names) & set(KEYS):
         raise InputError(f"an axis cannot be called {min(taken)}: results have such a column")
@@ -137,9 +144,9 @@ def read_entries(store: FeatureStore, entries: Sequence[Entry]) -> tuple[Judged,
 
 
 def frame_over(judged: Sequence[Judged], part: str) -> pd.DataFrame:
-    """``by_group``, ``average`` or ``bins`` of all entries, one below the other.
+    """``by_group``, ``average``, ``differences`` or ``bins`` of all entries, concatenated.
 
-    Results that have no corruptions beside some that have are "clean", of severity 0.
+    Results without corruptions, beside some with corruptions, are "clean" with severity 0.
     """
     frame: pd.DataFrame = pd.concat([getattr(found, part) for found in judged], ignore_index=True)
     for column, value in (("corruption", "clean"), ("severity", 0)):
@@ -149,43 +156,41 @@ def frame_over(judged: Sequence[Judged], part: str) -> pd.DataFrame:
 
 
 def varying(frame: pd.DataFrame, axes: Sequence[str]) -> tuple[str, ...]:
-    """The axes that tell rows of a frame apart; the others have one value."""
+    """The axes with more than one value in a frame."""
     return tuple(name for name in axes if frame[name].nunique() > 1)
 
 
 def _read(store: FeatureStore, entry: Entry) -> Judged:
     result = entry.result
-    card = result.card()
-    if "features" not in card:
+    files = result.files()
+    if not is_judged(result):
         raise InputError(
-            f"result {result.name}: expected an evaluation, a detection, an analysis or the curves "
-            "of active learning, found a single run or a question for labels, which has no table: "
-            "`intro-pipe ls` names the others"
+            f"result {result.name}: expected an evaluation, a detection or the curves of active "
+            "learning; an analysis, a single run or a request for labels has no table: "
+            "`intro-pipe ls` lists the others"
         )
-    files = [f"{part}.parquet" for part in ("by-group", "average", "differences", "bins")]
+    tables = [f"{part}.parquet" for part in ("by-group", "average", "differences", "bins")]
     frames = (
         _with_axes(
-            # What tells sets apart has no bins of confidence.
-            pd.read_parquet(io.BytesIO(result.read(file))) if file in card["files"] else _EMPTY,
+            # Detection results have no confidence bins.
+            result.read_frame(table) if table in files else _EMPTY,
             entry.axes,
         )
-        for file in files
+        for table in tables
     )
-    return Judged(entry.axes, result.name, card, *_origin(store, card), *frames)
+    card = ComparisonCard.of(result)
+    return Judged(entry.axes, result.name, card, _model(store, card), *frames)
 
 
-def _origin(
-    store: FeatureStore, card: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _model(store: FeatureStore, card: ComparisonCard) -> ModelFacts:
     try:
-        inputs = store.resolve(card["features"]).plan["inputs"]
-    except NotFoundError:  # a result outlives the features that it was computed from
-        return card["dataset"], {"name": card["model"]}
-    return inputs["source"], inputs["model"]
+        return FeaturePlan.of(store.resolve(card.features).plan).model
+    except NotFoundError:  # the features may have been deleted since
+        return ModelFacts(card.model)
 
 
 def _with_axes(frame: pd.DataFrame, axes: Axes) -> pd.DataFrame:
-    """The axes as the first columns."""
+    """Insert the axes as the first columns."""
     frame = frame.copy()
     for at, (name, value) in enumerate(axes.items()):
         frame.insert(at, name, value)

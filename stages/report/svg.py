@@ -1,4 +1,4 @@
-"""Figures as SVG that stands alone: small, the same bytes every time, light or dark."""
+"""Figures as small, reproducible, self-contained SVG for light and dark backgrounds."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 def svg_of(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element that a page can hold beside others.
+    """The figure as an ``<svg>`` element that can be embedded in a page with others.
 
     Args:
-        figure: drawn in the colours of ``palette``.
-        name: told apart by it, the marks of one figure are never those of another.
-        description: what a reader who does not see it is told.
+        figure: figure drawn in the colours of ``palette``.
+        name: prefix of the ids of this figure, so that they do not collide with those of others.
+        description: text for screen readers.
     """
     sink = io.StringIO()
     with rc_context(SETTINGS):
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(printable(sink.getvalue()))  # no XML has control characters
+    root = ElementTree.fromstring(printable(sink.getvalue()))  # XML forbids control characters
     _strip(root)
     _rename_marks(root, name)
     for element in root.iter():
@@ -39,14 +39,14 @@ def svg_of(figure: Figure, name: str, description: str) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The element as a file of its own, which follows the reader's system into the dark."""
+    """The element as a separate file that follows the dark mode of the reader's system."""
     style = f"<style>{css_variables('svg')}svg{{background:var(--paper)}}</style>"
     head, _, rest = svg.partition(">")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}>{style}{rest}\n'
 
 
 def css_variables(selector: str) -> str:
-    """The colours of ``palette`` as CSS variables of a selector; paper is light."""
+    """The colours of ``palette`` as CSS variables of a selector; light when printed."""
     light, dark = (
         ";".join(f"--{name}:{colours[at]}" for name, colours in VARIABLES.items()) for at in (0, 1)
     )
@@ -55,7 +55,7 @@ def css_variables(selector: str) -> str:
 
 
 def _strip(root: ElementTree.Element) -> None:
-    """Take away what nobody reads: metadata, and styles that would leak into the page."""
+    """Remove metadata, and styles that would leak into the page."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
@@ -66,7 +66,7 @@ def _strip(root: ElementTree.Element) -> None:
 
 
 def _rename_marks(root: ElementTree.Element, name: str) -> None:
-    """Keep the ids that something refers to, under names of this figure's own."""
+    """Remove ids that nothing refers to, and make the others unique to this figure."""
     used = {mark for element in root.iter() for mark in _references(element.attrib)}
     new = {mark: f"{_plain(name)}-{at}" for at, mark in enumerate(sorted(used))}
     for element in root.iter():

@@ -1,4 +1,4 @@
-"""The table of a report: every row's metrics, its gain over f, and the paper's number beside it."""
+"""The table of a report: metrics of every row, gains over f, and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS, DETECTION
 from stages.report.paper import check_paper_table, in_cell, other_data, paper_number, paper_row
 from stages.report.results import Judged
+from stages.report.vocabulary import TABLE_METRICS
 
 HIGHER_IS_BETTER = ("accuracy", "log_likelihood", "auroc", "auroc_sweep", "aupr_in", "aupr_out")
 NEITHER_IS_BETTER = ("entropy",)
@@ -19,10 +20,10 @@ NEITHER_IS_BETTER = ("entropy",)
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Which metrics a table shows, and which of the paper's tables it stands beside."""
+    """The metrics that a table shows, and the table of the paper to compare with."""
 
     paper: str | None = None
-    metrics: tuple[str, ...] = ("accuracy", "ece", "mce", "brier")
+    metrics: tuple[str, ...] = TABLE_METRICS
 
     def __post_init__(self) -> None:
         check_paper_table(self.paper)
@@ -32,23 +33,23 @@ class TableSpec:
 
 
 def sign_of(metric: str) -> int:
-    """1 where more is better, -1 where less is, 0 where neither."""
+    """1 if a higher value is better, -1 if a lower one is, 0 if neither."""
     if metric in NEITHER_IS_BETTER:
         return 0
     return 1 if metric in HIGHER_IS_BETTER else -1
 
 
 def table_of(judged: Sequence[Judged], spec: TableSpec) -> pd.DataFrame:
-    """A row for each entry, contender and metric, in the order of the entries.
+    """One row per entry, contender and metric, in the order of the entries.
 
     Returns:
         The axes, ``contender``, ``metric``; ``mean`` and ``std`` over ``n_seeds`` seeds, ``low``
         and ``high``; ``gain``, ``gain_low``, ``gain_high`` over f; ``paper``, the paper's number,
-        and ``paper_gain``, its difference to the paper's f; ``paper_dataset`` where ours is
-        another or a part of it, and ``paper_note``. All but counts are fractions; NaN is "none".
+        and ``paper_gain``, its difference to the paper's f; ``paper_dataset`` if our data are
+        other or fewer, and ``paper_note``. Metrics are fractions; NaN means there is no number.
 
     Raises:
-        InputError: a metric that a result does not have.
+        InputError: a result lacks a metric.
     """
     return pd.concat([_rows_of(found, spec) for found in judged], ignore_index=True)
 
@@ -60,7 +61,7 @@ def _rows_of(found: Judged, spec: TableSpec) -> pd.DataFrame:
             raise InputError(
                 f"result {found.name} has no {metric} (it has {', '.join(average.metric.unique())})"
             )
-    # Stable: contenders stay in the order in which they were judged, metrics as they were asked.
+    # Stable sort: contenders keep the order of evaluation, metrics the requested order.
     order = {label: at for at, label in enumerate(average["predictor"].unique())}
     place = {metric: at for at, metric in enumerate(spec.metrics)}
     rows = average[average["metric"].isin(spec.metrics)]
@@ -76,11 +77,11 @@ def _rows_of(found: Judged, spec: TableSpec) -> pd.DataFrame:
 
 
 def _beside_the_paper(rows: pd.DataFrame, found: Judged, paper: str | None) -> pd.DataFrame:
-    facts = []
+    facts, dataset, detector = [], found.dataset, found.card.detector
     for contender, metric in zip(rows["contender"], rows["metric"], strict=True):
         row = paper_row(paper, found.network, found.heads.get(contender)) if paper else None
-        number = paper_number(paper, found.network, in_cell(row, found.card), metric)
-        of_f = paper_number(paper, found.network, in_cell("f", found.card), metric)
+        number = paper_number(paper, found.network, in_cell(row, dataset, detector), metric)
+        of_f = paper_number(paper, found.network, in_cell("f", dataset, detector), metric)
         is_other = bool(number.dataset and other_data(number.dataset, found.card))
         facts.append(
             {

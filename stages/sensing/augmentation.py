@@ -1,4 +1,4 @@
-"""Augmentation of batches on the device, from random numbers drawn once an epoch."""
+"""Augmentation of batches on the device, with random numbers drawn once per epoch."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.sensing.recipe import Augmentation
+from stages.sensing.train_params import Augmentation
 
 CROP_PAD = 4
-"""Black border around the image before a crop of its own size; main.py of wide-resnet.pytorch."""
+"""Black border added before cropping to the original size; main.py of wide-resnet.pytorch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class EpochDraws:
 
     Attributes:
         order: ``[n]`` int64, a permutation of the rows.
-        flip: ``[n]`` bool, for each place in the order.
+        flip: ``[n]`` bool, for each position in the order.
         shift: ``[n, 2]`` int64 in ``[0, 2 CROP_PAD]``, rows then columns.
     """
 
@@ -28,12 +28,12 @@ class EpochDraws:
     shift: Tensor
 
     def to(self, device: str) -> "EpochDraws":
-        """The same on ``device``."""
+        """A copy on ``device``."""
         return EpochDraws(self.order.to(device), self.flip.to(device), self.shift.to(device))
 
 
 def epoch_draws(n_rows: int, seed: int, epoch: int) -> EpochDraws:
-    """What (seed, epoch) determine, however the epoch is cut into batches."""
+    """Draw the random numbers for (seed, epoch); they do not depend on the batch size."""
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(n_rows)
     flip = generator.random(n_rows) < 0.5
@@ -42,13 +42,13 @@ def epoch_draws(n_rows: int, seed: int, epoch: int) -> EpochDraws:
 
 
 def augmented(images: Tensor, flip: Tensor, shift: Tensor, how: Augmentation) -> Tensor:
-    """A batch after random horizontal flips and, for ``crop_flip``, random crops.
+    """Apply random horizontal flips and, for ``crop_flip``, random crops to a batch.
 
     Args:
         images: ``[n, H, W, 3]`` uint8.
         flip: ``[n]`` bool.
         shift: ``[n, 2]``, where each crop starts in the padded image.
-        how: ``none`` gives the images back.
+        how: ``none`` returns the images unchanged.
 
     Returns:
         ``[n, H, W, 3]`` uint8.

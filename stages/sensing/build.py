@@ -1,6 +1,5 @@
-"""Networks by name: those that ship, torchvision's, and the user's own."""
+"""Build networks by name: those of this package, torchvision's, and the user's own."""
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -8,15 +7,17 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from pipeline.namesakes import OURS, namesakes_in
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.networks import network_factories
-from stages.sensing.torchvision_ops import import_torchvision
+from stages.sensing.torchvision_networks import canonical, torchvision_network, unknown
 from stages.sensing.trust import TORCHVISION
 from store.disk import spelled_out
 
@@ -24,36 +25,42 @@ DEFAULT_N_CLASSES = 10
 
 
 def build_network(network: str, n_classes: int | None = None) -> nn.Module:
-    """A fresh network with untrained weights.
+    """Build a network with untrained weights.
 
     Args:
-        network: a name that ships (``resnet18``), ``torchvision:NAME``, ``file.py:factory`` or
-            ``package.module:factory``. A factory is called with ``n_classes=`` (or
-            ``num_classes=``) if it takes that, else with nothing.
-        n_classes: how many logits; ``None`` leaves it to the network (10 for those that ship).
+        network: a built-in name (``resnet18``), ``torchvision:NAME`` with settings after commas
+            (``torchvision:inception_v3,transform_input=true``), ``file.py:factory`` or
+            ``package.module:factory``. A factory is called with ``n_classes=`` or
+            ``num_classes=`` if it has such a parameter, else without arguments.
+        n_classes: number of logits; ``None`` leaves it to the network (10 for built-in ones).
 
     Raises:
-        DataNotFoundError: the user's file or module is not there.
+        DataNotFoundError: the user's file or module does not exist.
         InputError: no such network or factory, or the factory fails or returns something else.
     """
     if network.startswith(TORCHVISION):
-        return _torchvision_network(network.removeprefix(TORCHVISION), n_classes)
+        return torchvision_network(network, n_classes)
     if ":" in network:
         return _user_network(network, n_classes)
     factories = network_factories()
     if network not in factories:
-        raise InputError(_unknown("network", network, list(factories)) + _OTHER_FORMS)
+        raise InputError(unknown("network", network, list(factories)) + _OTHER_FORMS)
     return factories[network](DEFAULT_N_CLASSES if n_classes is None else n_classes)
 
 
 def located(network: str) -> str:
-    """The same network, findable from any working directory: a user's file gets its full path."""
+    """The same network in a form that is valid in any working directory: files get full paths.
+
+    Settings of torchvision's networks are sorted, and defaults are omitted.
+    """
+    if network.startswith(TORCHVISION):
+        return canonical(network)
     target, _, factory = network.rpartition(":")
     return f"{spelled_out(target).resolve()}:{factory}" if _is_file(network) else network
 
 
 def source_hash(network: str) -> str | None:
-    """sha256 of the source file of a user's network; ``None`` for the others."""
+    """SHA-256 of the source file of a user's network; ``None`` for other networks."""
     if network.startswith(TORCHVISION) or ":" not in network:
         return None
     if _is_file(network):
@@ -66,41 +73,13 @@ def source_hash(network: str) -> str | None:
 _OTHER_FORMS = "; or give torchvision:NAME, file.py:factory or package.module:factory"
 
 
-def _unknown(what: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    shown = known if len(known) <= 20 else [*known[:20], f"and {len(known) - 20} more"]
-    return f"unknown {what} {name!r}: {hint}known: {', '.join(shown)}"
-
-
-def _torchvision_network(name: str, n_classes: int | None) -> nn.Module:
-    try:
-        import_torchvision()
-    except ImportError as error:
-        raise InputError(
-            f"network 'torchvision:{name}' needs torchvision, which does not import ({error}); "
-            "install the release that fits your torch"
-        ) from error
-    models = importlib.import_module("torchvision.models")
-    known = models.list_models(module=models)
-    if name not in known:
-        raise InputError(_unknown("torchvision network", name, known))
-    options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
-    if name in {"googlenet", "inception_v3"}:
-        options["init_weights"] = True  # both warn unless it is said
-    network: nn.Module = models.get_model(name, weights=None, **options)
-    return network
-
-
 def _user_network(network: str, n_classes: int | None) -> nn.Module:
     module = _imported(network)
     name = network.rpartition(":")[2]
     factory = getattr(module, name, None)
     if not callable(factory):
         known = [key for key, value in vars(module).items() if _is_factory(module, value)]
-        raise InputError(
-            _unknown("factory", name, known or ["nothing"]) + f" (network {network!r})"
-        )
+        raise InputError(unknown("factory", name, known or ["nothing"]) + f" (network {network!r})")
     try:
         built = factory(**_class_argument(factory, n_classes))
     except Exception as error:
@@ -112,7 +91,20 @@ def _user_network(network: str, n_classes: int | None) -> nn.Module:
             f"network {network!r}: expected the factory to return a torch.nn.Module, "
             f"found {type(built).__name__}"
         )
+    _check_sizes(network, built)
     return built
+
+
+def _check_sizes(network: str, built: nn.Module) -> None:
+    """Refuse lazy layers: their weights are only created with the first image."""
+    for name, value in (*built.named_parameters(), *built.named_buffers()):
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            layer = name.rpartition(".")[0]
+            kind = type(built.get_submodule(layer)).__name__
+            raise InputError(
+                f"network {network!r}: the size of {layer!r} ({kind}) is not known before the "
+                "first image; set its input size, or run the network once in the factory"
+            )
 
 
 def _is_factory(module: ModuleType, value: object) -> bool:
@@ -136,20 +128,24 @@ def _is_file(network: str) -> bool:
 
 def _imported(network: str) -> ModuleType:
     target = network.rpartition(":")[0]
+    folder = spelled_out(target).resolve().parent if _is_file(network) else Path.cwd()
     try:
+        _refuse_clash(network, folder)
         if not _is_file(network):
-            with _search_path(Path.cwd()):
+            with _search_path(folder):
                 return importlib.import_module(target)
         path = spelled_out(target).resolve()
         if not path.is_file():
             raise DataNotFoundError(
                 f"network {network!r}: no file {path}; expected file.py:factory"
             )
-        with _search_path(path.parent):
+        with _search_path(folder):
             return _module_from(path)
     except InputError:
         raise
     except ModuleNotFoundError as error:
+        if (top := str(error.name).partition(".")[0]) in OURS:
+            raise _clash(network, top, folder) from error
         raise DataNotFoundError(
             f"network {network!r}: no module {error.name!r} is importable here; "
             "install it, or give file.py:factory"
@@ -160,8 +156,35 @@ def _imported(network: str) -> ModuleType:
         ) from error
 
 
+def _refuse_clash(network: str, folder: Path) -> None:
+    """Raise ``InputError`` if the code imports a user module with the name of one of our packages.
+
+    Python would return our package, which is imported already.
+    """
+    if not namesakes_in(folder):
+        return
+    finder = ModuleFinder([str(folder)])  # reads the imports, runs nothing
+    target = network.rpartition(":")[0]
+    try:
+        if _is_file(network):
+            finder.run_script(str(spelled_out(target)))
+        else:
+            finder.import_hook(target)
+    except Exception:  # the import that follows reports what is wrong
+        return
+    if found := sorted(OURS & finder.modules.keys()):
+        raise _clash(network, found[0], folder)
+
+
+def _clash(network: str, name: str, folder: Path) -> InputError:
+    return InputError(
+        f"network {network!r} imports a module {name!r} of {folder}, expected another name: "
+        f"intro-pipe itself has a package {name!r}; rename your module and its imports"
+    )
+
+
 def _module_from(path: Path) -> ModuleType:
-    # Named by content, so that an edited file is read anew and two files never share a module.
+    # Named by content, so that an edited file is read again and two files never share a module.
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
     name = f"user_network_{path.stem}_{digest}"
     if name in sys.modules:
@@ -170,7 +193,7 @@ def _module_from(path: Path) -> ModuleType:
     assert spec is not None  # a .py file always has a loader
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    sys.modules[name] = module  # dataclasses and pickle look up their module there
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,23 +1,26 @@
-"""A faster copy of a network for evaluation: batch norm in the convolutions, ReLU in place."""
+"""Make a faster copy of a network for evaluation: folded batch norm, in-place ReLU."""
 
 import copy
 import operator
 
+import torch
 from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Dynamic control flow, and arguments that tracing cannot follow, end in one of these.
+from stages.errors import InputError
+
+# Dynamic control flow, and arguments that tracing cannot follow, raise one of these.
 _UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, NameError, KeyError)
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """An equivalent copy of ``network`` in eval mode; the copy alone where it cannot be traced.
+    """An equivalent, faster copy of ``network`` in eval mode; a plain copy if it cannot be traced.
 
-    A convolution followed by batch norm is ``s (w * x + b - m) + t`` with constants in eval mode:
-    one convolution with other weights. Layer names stay the same, those folded away excepted.
+    A convolution followed by batch norm is ``s (w * x + b - m) + t`` with constants in eval mode,
+    which is one convolution with other weights. Names of the remaining layers stay the same.
     """
-    network = copy.deepcopy(network).eval()
+    network = copied(network)
     try:
         traced = fx.symbolic_trace(network)
     except _UNTRACEABLE:
@@ -30,6 +33,33 @@ def folded(network: nn.Module) -> nn.Module:
     return traced
 
 
+def copied(network: nn.Module) -> nn.Module:
+    """A copy in eval mode that shares no parameters with the network.
+
+    Raises:
+        InputError: it cannot be copied, for example because it holds a lock or an open file, or
+            its ``__deepcopy__`` does not copy a parameter.
+    """
+    try:
+        copied = copy.deepcopy(network)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # each part may define its own way to be copied
+        raise InputError(
+            f"the network cannot be deep-copied ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}), which evaluation needs; remove what cannot be "
+            "copied, or give it a __deepcopy__"
+        ) from error
+    own = {id(parameter) for parameter in copied.parameters()}
+    shared = next((name for name, each in network.named_parameters() if id(each) in own), None)
+    if shared is not None:
+        raise InputError(
+            f"copy.deepcopy does not copy the network's {shared!r}, but evaluation changes the "
+            "copy; change __deepcopy__ so that it copies every layer"
+        )
+    return copied.eval()
+
+
 def _fold_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
@@ -38,9 +68,9 @@ def _fold_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
     # Subclasses, hooks and parametrisations may compute something else with these weights.
     if not _is_plain(norm, nn.BatchNorm2d) or not _is_plain(conv, nn.Conv2d):
         return
-    assert isinstance(norm, nn.BatchNorm2d)  # for the type checker: _is_plain has seen both
+    assert isinstance(norm, nn.BatchNorm2d)  # for the type checker; see _is_plain
     assert isinstance(conv, nn.Conv2d)
-    # A convolution that is used elsewhere too must stay as it is.
+    # A convolution that is also used elsewhere must stay as it is.
     if not _is_private(traced, source) or norm.running_mean is None:
         return
     parent, _, name = str(source.target).rpartition(".")
@@ -50,13 +80,13 @@ def _fold_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _relu_in_place(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Overwrite what a convolution or a sum made, if nothing else reads it: less to cache."""
+    """Overwrite the result of a convolution or a sum if nothing else reads it, to save cache."""
     if node.op != "call_function" or node.target is not functional.relu:
         return
     source = node.args[0]
     if not isinstance(source, fx.Node) or len(source.users) != 1:
         return
-    # Both make a new array, so that no view of it is about.
+    # Both create a new array, so there is no view of it.
     if source.target is operator.add or isinstance(_called(traced, source), nn.Conv2d):
         node.kwargs = {**node.kwargs, "inplace": True}
 

@@ -1,4 +1,4 @@
-"""A whole data set in memory: images, labels, and what the network is fed of them."""
+"""A whole labelled data set in memory, and the normalisation of its images."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from stages.data.source import ImageSource
 from stages.errors import InputError
-from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD
+from stages.sensing.card import CIFAR10_NORMALISATION, Normalisation
 
 READ_ROWS = 5_000
 
 
 class Openable(Protocol):
-    """What travels in place of a source, such as ``stages.data.source.SourceSpec``."""
+    """Something that opens a source, such as ``stages.data.source.SourceSpec``."""
 
     def open(self) -> ImageSource:
-        """The source."""
+        """Open the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class LabelledImages:
     Attributes:
         images: ``[n, H, W, 3]`` uint8.
         labels: ``[n]`` int64.
-        rows: ``[n]`` int64, where each stands in the source; ascending.
-        n_left_out: rows that could not be read or have no label.
+        rows: ``[n]`` int64, position of each in the source, ascending.
+        n_left_out: number of rows that could not be read or have no label.
     """
 
     images: Tensor
@@ -38,17 +38,17 @@ class LabelledImages:
     n_left_out: int
 
     def to(self, device: str) -> "LabelledImages":
-        """The same on ``device``."""
+        """A copy on ``device``."""
         return LabelledImages(
             self.images.to(device), self.labels.to(device), self.rows.to(device), self.n_left_out
         )
 
 
 def read_labelled(source: ImageSource) -> LabelledImages:
-    """Every readable, labelled row of ``source``, on the CPU.
+    """Read every readable, labelled row of ``source`` into host memory.
 
     Raises:
-        InputError: no such row, or a label outside the classes.
+        InputError: there is no such row, or a label is outside the classes.
     """
     images, labels, places = [], [], []
     for start in range(0, source.n_rows, READ_ROWS):
@@ -63,13 +63,13 @@ def read_labelled(source: ImageSource) -> LabelledImages:
     if not n_usable:
         raise InputError(
             f"{source.name}-{source.split}: none of {source.n_rows} rows is readable and labelled; "
-            "training needs labelled images"
+            f"training needs labelled images{source.how_to_label and '; ' + source.how_to_label}"
         )
     label = np.concatenate(labels)
     if label.max() >= source.n_classes:
         raise InputError(
             f"{source.name}-{source.split}: label {label.max()} found, expected 0 to "
-            f"{source.n_classes - 1} ({source.n_classes} classes); mend the labels"
+            f"{source.n_classes - 1} ({source.n_classes} classes); correct the labels"
         )
     return LabelledImages(
         torch.from_numpy(np.concatenate(images)),
@@ -79,18 +79,23 @@ def read_labelled(source: ImageSource) -> LabelledImages:
     )
 
 
-def normalisation(images: Tensor, family: str) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-    """Mean and standard deviation of pixels in [0, 1] for each channel, and where they are from.
+def sample_id(source: ImageSource, row: int) -> str:
+    """The name of a row of ``source``."""
+    return str(source.read(row, row + 1).columns["sample_id"][0])
 
-    CIFAR-10's published constants for its family; else computed over ``images``, exactly, and
+
+def normalisation(images: Tensor, family: str) -> tuple[Normalisation, str]:
+    """Normalisation of the pixels, and its origin in words.
+
+    CIFAR-10's published constants for its family; for others computed exactly from ``images`` and
     rounded to six digits.
 
     Args:
         images: ``[n, H, W, 3]`` uint8.
-        family: of the source.
+        family: family of the source.
     """
     if family == "cifar10" or family.startswith("cifar10-"):
-        return CIFAR10_MEAN, CIFAR10_STD, "CIFAR-10's constants"
+        return CIFAR10_NORMALISATION, "CIFAR-10's constants"
     means, stds = [], []
     levels = np.arange(256) / 255
     for channel in range(3):
@@ -100,4 +105,4 @@ def normalisation(images: Tensor, family: str) -> tuple[tuple[float, ...], tuple
         variance = float(shares @ (levels - mean) ** 2)
         means.append(round(mean, 6))
         stds.append(round(max(variance**0.5, 1 / 255), 6))  # a constant channel stays finite
-    return tuple(means), tuple(stds), "training images"
+    return Normalisation(tuple(means), tuple(stds)), "training images"

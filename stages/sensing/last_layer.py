@@ -1,4 +1,4 @@
-"""Which linear layer gives the logits: found by acting on it, not by its name."""
+"""Find the linear layer that returns the logits, by intervening on it rather than by its name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import InputError
+from stages.sensing.buffers import kept_buffers
 
 
 @dataclass(slots=True)
 class _Trace:
-    """What one forward pass called."""
+    """What happened in one forward pass."""
 
     output: object
     linears: dict[str, int] = field(default_factory=dict)  # name -> number of calls
@@ -20,27 +21,27 @@ class _Trace:
 
 
 def find_last_linear(module: nn.Module, example: Tensor, name: str | None = None) -> str:
-    """The name of the ``nn.Linear`` whose output is the network's output.
+    """Name of the ``nn.Linear`` whose output is the network's output.
 
-    A layer qualifies when putting random numbers in place of its output puts exactly these numbers
-    at the network's output: whatever follows it (a softmax, an in-place ReLU, a second head) shows.
-    The module runs in eval mode and is left as it was.
+    A layer qualifies if replacing its output with random numbers makes the network return exactly
+    these numbers, which shows whatever follows it (a softmax, an in-place ReLU, a second head). The
+    module runs in eval mode and is left unchanged.
 
     Args:
         module: the network.
-        example: an input it accepts, ``[n, 3, H, W]`` float; one or two images are enough.
-        name: take this layer, if it qualifies.
+        example: an input that it accepts, ``[n, 3, H, W]`` float; one or two images are enough.
+        name: use this layer, if it qualifies.
 
     Raises:
-        InputError: the network fails, no layer qualifies, several do, or ``name`` does not;
-            what was found is listed.
+        InputError: the network fails, no layer qualifies, several do, or ``name`` does not; the
+            message lists what was found.
     """
     if name is not None:
         _check_is_linear(module, name)
     was_training = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_buffers(module):
             trace = _first_trace(module, example)
             _check_output(trace)
             last = [linear for linear in trace.linears if _is_last(module, example, trace, linear)]
@@ -63,11 +64,11 @@ def _chosen(module: nn.Module, trace: _Trace, last: list[str], name: str | None)
     if last:
         raise InputError(
             f"more than one linear layer gives the output: {', '.join(map(repr, last))}; "
-            "say which with --last-layer"
+            "choose one with --last-layer"
         )
     raise InputError(
         "no linear layer gives the network's output; expected a network that ends in nn.Linear "
-        f"and returns its logits, found {_listed(module, trace)}; return the logits as they are"
+        f"and returns its logits, found {_listed(module, trace)}; return the logits unchanged"
     )
 
 
@@ -121,7 +122,12 @@ def _traced(module: nn.Module, example: Tensor) -> _Trace:
 
         return hook
 
-    leaves = [(name, part) for name, part in module.named_modules() if not any(part.children())]
+    # A linear layer may have submodules that compute its weight (weight norm, spectral norm).
+    leaves = [
+        (name, part)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) or not any(part.children())
+    ]
     handles = [part.register_forward_hook(note(name)) for name, part in leaves]
     try:
         trace.output = module(example)
@@ -132,14 +138,14 @@ def _traced(module: nn.Module, example: Tensor) -> _Trace:
 
 
 def _is_last(module: nn.Module, example: Tensor, trace: _Trace, name: str) -> bool:
-    """Whether numbers put in place of the layer's output arrive at the output unchanged."""
-    assert isinstance(trace.output, Tensor)  # _check_output has seen it
+    """Whether replacing the layer's output makes the network return the replacement unchanged."""
+    assert isinstance(trace.output, Tensor)  # checked by _check_output
     if trace.linears[name] != 1 or trace.shapes[name] != tuple(trace.output.shape):
         return False
     generator = torch.Generator().manual_seed(0)
     probe = 10 * torch.randn(trace.output.shape, generator=generator)
     probe = probe.to(trace.output)
-    # A clone goes in, so that an in-place operation on it cannot change what we compare with.
+    # Pass a clone, so that an in-place operation cannot change the tensor we compare with.
     handle = module.get_submodule(name).register_forward_hook(lambda *_: probe.clone())
     try:
         output = module(example)

@@ -1,9 +1,10 @@
-"""A sensing model: a network, what it must be fed, and its two outputs."""
+"""Sensing models: a network with its normalisation, which returns features and logits."""
 
-import copy
-from collections.abc import Mapping
+import io
+from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,26 @@ from torch.nn import functional
 
 from stages.errors import InputError
 from stages.sensing.build import build_network, source_hash
-from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD, ModelCard, Precision
-from stages.sensing.folding import folded
+from stages.sensing.card import (
+    CIFAR10_NORMALISATION,
+    ModelCard,
+    Normalisation,
+    Precision,
+    check_normalisation,
+)
+from stages.sensing.folding import copied, folded
 from stages.sensing.last_layer import find_last_linear
+from stages.sensing.probe import (
+    BF16_TOLERANCE,
+    Answer,
+    check_head,
+    check_stable,
+    computed,
+    disagreement,
+    evaluating,
+    noise_images,
+    seeded,
+)
 from stages.sensing.weights import load_weights, weights_hash
 
 
@@ -25,26 +43,25 @@ def describe(
     class_names: tuple[str, ...],
     image_size: int,
     family: str,
-    mean: tuple[float, ...] = CIFAR10_MEAN,
-    std: tuple[float, ...] = CIFAR10_STD,
+    normalisation: Normalisation = CIFAR10_NORMALISATION,
     last_layer: str | None = None,
-    M: float | None = None,
-    extra: Mapping[str, Any] | None = None,  # Any: JSON
 ) -> ModelCard:
-    """The card of ``network``, its weights loaded: the last layer is found by a forward pass.
+    """Describe a network with loaded weights; the last layer is found by a forward pass.
 
     Raises:
-        InputError: no last linear layer, or it has not one output for each class name.
+        InputError: no last linear layer, its outputs do not match the class names, or the
+            normalisation is not meant for pixels in [0, 1].
     """
+    check_normalisation(*normalisation)
     example = torch.zeros(2, 3, image_size, image_size)
     parameter = next(network.parameters(), example)
     layer = find_last_linear(network, example.to(parameter.device), last_layer)
     linear = network.get_submodule(layer)
-    assert isinstance(linear, nn.Linear)  # what find_last_linear promises
+    assert isinstance(linear, nn.Linear)  # guaranteed by find_last_linear
     if class_names and len(class_names) != linear.out_features:
         raise InputError(
-            f"network {network_name}: gives {linear.out_features} logits, the data set has "
-            f"{len(class_names)} classes; take a network built for {len(class_names)}"
+            f"network {network_name}: returns {linear.out_features} logits, the data set has "
+            f"{len(class_names)} classes; use a network built for {len(class_names)}"
         )
     source = source_hash(network_name)
     return ModelCard(
@@ -53,54 +70,85 @@ def describe(
         n_classes=linear.out_features,
         class_names=tuple(class_names),
         image_size=image_size,
-        mean=_channels(mean),
-        std=_channels(std),
+        mean=_channels(normalisation.mean),
+        std=_channels(normalisation.std),
         last_layer=layer,
         feature_dim=linear.in_features,
         family=family,
-        M=M,
+        M=None,
         weights_sha256=weights_hash(network),
-        extra={**(extra or {}), **({"source_sha256": source} if source else {})},
+        extra={"source_sha256": source} if source else {},
     )
 
 
-class Sensing(nn.Module):
-    """Images in, the last layer's input and output out, in one forward pass in eval mode.
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """How a copy of a network is rearranged for speed: see ``folding``, and torch's memory format.
 
-    Works on a copy of ``network``, rearranged for speed (see ``folding``), channels-last.
+    The default suits most networks. Some cannot be traced, and some depend on the memory layout.
+    """
+
+    is_folded: bool = True
+    memory_format: torch.memory_format = torch.channels_last
+
+
+ARRANGEMENTS = (Arrangement(), Arrangement(False), Arrangement(False, torch.contiguous_format))
+"""Fastest first; the last one is the network as defined."""
+
+
+class Sensing(nn.Module):
+    """Returns the input and output of the last layer for images, in one forward pass in eval mode.
+
+    It works on a rearranged copy of ``network``. The copy is not compared with the network here;
+    ``sensing_of`` does that.
 
     Args:
-        network: with its weights loaded.
+        network: with loaded weights.
         card: names the last layer and the normalisation.
         precision: ``bf16`` runs the layers before the last one under autocast; the last layer is
-            always float32, on the features that are returned.
+            always float32, applied to the features that are returned.
+        arrangement: how the copy is rearranged.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, network: nn.Module, card: ModelCard, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        precision: Precision = "fp32",
+        arrangement: Arrangement = ARRANGEMENTS[0],
+    ) -> None:
         super().__init__()
-        if precision not in ("fp32", "bf16"):
-            raise InputError(f"precision {precision!r}: expected fp32 or bf16")
-        linear = network.get_submodule(card.last_layer)
-        if not isinstance(linear, nn.Linear) or linear.out_features != card.n_classes:
-            raise InputError(
-                f"model {card.name}: expected {card.last_layer!r} to be a linear layer of "
-                f"{card.n_classes} outputs, found {linear}; the card belongs to another network"
-            )
+        last_linear(network, card)
         self.card = card
-        self.precision = precision
-        self.network = _fast_copy(network, card)
+        self.arrangement = arrangement
+        is_folded = arrangement.is_folded
+        self.network = folded(network) if is_folded else copied(network)
         self.last = _Tap(self.network.get_submodule(card.last_layer))
         self.network.set_submodule(card.last_layer, self.last)
-        if precision == "bf16":
-            _round_weights(self.network)
+        self.round_to(precision)
         # On pixels in 0..255: (x / 255 - mean) / std = (x - 255 mean) / (255 std).
         self.register_buffer("mean", 255 * torch.tensor(card.mean), persistent=False)
         self.register_buffer("scale", 1 / (255 * torch.tensor(card.std)), persistent=False)
         self.requires_grad_(False).eval()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
+        if arrangement.memory_format is torch.channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
+
+    def round_to(self, precision: Precision) -> None:
+        """Round weights once to the precision to which autocast would round them for every batch.
+
+        Raises:
+            InputError: unknown precision.
+        """
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"precision {precision!r}: expected fp32 or bf16")
+        self.precision = precision
+        if precision == "bf16":
+            for module in self.network.modules():
+                if type(module) in (nn.Conv2d, nn.Linear):
+                    module.to(torch.bfloat16)
 
     @property
     def weight(self) -> Tensor:
@@ -113,7 +161,7 @@ class Sensing(nn.Module):
         return self.last.bias
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002  # evaluation only
-        """Stay in eval mode: features with batch statistics would depend on the batch."""
+        """Stay in eval mode: with batch statistics, features would depend on the batch."""
         return super().train(False)
 
     @torch.no_grad()
@@ -129,45 +177,127 @@ class Sensing(nn.Module):
         return self.vectors(normalised(images, self.mean, self.scale))
 
     def vectors(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of normalised pixels ``[n, 3, H, W]``; gradients to them can be taken."""
+        """Features and logits of normalised pixels ``[n, 3, H, W]``; differentiable."""
         kind = pixels.device.type
+        if self.arrangement.memory_format is not torch.channels_last:
+            pixels = pixels.contiguous()
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.network(pixels)
         return self.last.inputs.pop(), logits
 
 
-@torch.no_grad()
-def _fast_copy(network: nn.Module, card: ModelCard) -> nn.Module:
-    """The folded network, if it gives the same logits on random pixels; else a plain copy.
+def sensing_of(
+    network: nn.Module,
+    card: ModelCard,
+    images: Tensor,
+    precision: Precision = "fp32",
+    *,
+    is_new: bool = False,
+) -> Sensing:
+    """The network rearranged for speed, on its device, checked to give the same output.
 
-    Tracing follows one path through a network's code, and may miss what depends on types or values.
+    Uses the first of ``ARRANGEMENTS`` whose features and logits equal those of the unmodified
+    network in float32. The network is not modified.
+
+    Args:
+        network: with loaded weights.
+        card: its card.
+        images: some images of the run, ``[n, H, W, 3]`` uint8.
+        precision: precision of the returned module.
+        is_new: also check that the output for an image depends only on the image, unless the card
+            accepts otherwise.
+
+    Raises:
+        InputError: the logits are not ``W f + b`` of the last layer, every rearrangement gives
+            another output, the output is not stable, the network cannot be copied, or the
+            precision is unknown.
     """
-    plain = copy.deepcopy(network).eval()
-    fast = folded(network)
-    device = next((value.device for value in plain.parameters()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, 3, card.image_size, card.image_size)
-    pixels = (3 * torch.randn(shape, generator=generator)).to(device)
+    linear, name = last_linear(network, card), f"model {card.name}"
+    with evaluating(network, card.image_size):
+        if is_new:  # add an image that is as different as possible
+            images = torch.cat([255 - images[-1:], images])
+        layer, noise = card.last_layer, noise_images((card.image_size, card.image_size))
+        device = linear.weight.device
+        pixels, answer = computed(
+            network, layer, pixels_of(card, images, device), pixels_of(card, noise, device)
+        )
+        check_head(network, layer, answer, name)
+        if is_new and not card.accepts_unstable:
+            check_stable(network, layer, pixels, answer, name)
+        sensing = _rearranged(network, card, pixels, answer)
+        if precision == "fp32":
+            return sensing
+        sensing.round_to(precision)
+        found = _answer_of(sensing, pixels)
+        if not card.accepts_unstable and (other := disagreement(found, answer, BF16_TOLERANCE)):
+            raise InputError(f"{name}: bf16 gives different {other}: use --precision fp32")
+        return sensing
+
+
+def check_twin(sensing: Sensing, twin: Sensing, images: Tensor) -> None:
+    """Check that a copy for another thread gives the same output; raises ``InputError``."""
+    images = images.to(sensing.mean.device)
+    with evaluating(sensing, sensing.card.image_size):
+        ours, theirs = (Answer(*seeded(each, images)) for each in (sensing, twin))
+    if twin.last is sensing.last or disagreement(theirs, ours):
+        raise InputError(
+            f"model {sensing.card.name}: copy.deepcopy does not give an independent copy of the "
+            "network; keep no reference to another copy of its layers"
+        )
+
+
+def _rearranged(network: nn.Module, card: ModelCard, pixels: Tensor, answer: Answer) -> Sensing:
+    """The first arrangement of a network that gives the same output for normalised pixels."""
+    for arrangement in ARRANGEMENTS:
+        try:
+            sensing = Sensing(network, card, "fp32", arrangement).to(pixels.device)
+            with redirect_stderr(io.StringIO()):  # if traced code fails, torch prints it
+                own = _answer_of(sensing, pixels)
+            if not (other := disagreement(own, answer)):
+                return sensing
+            found = f"gives different {other} from the network itself;"
+        except (InputError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # a copy of the network may raise anything
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            found = f"fails with {type(error).__name__}: {reason};"
+    raise InputError(
+        f"model {card.name}: a copy whose last layer {card.last_layer!r} is replaced by one that "
+        f"records features {found} forward must call that layer by its name once, without hooks "
+        "on it, checks of its type, or references to another copy of the layers"
+    )
+
+
+def _answer_of(sensing: Sensing, pixels: Tensor) -> Answer:
+    """Features and logits of contiguous pixels, in the memory layout of ``forward``."""
+    laid_out = pixels.contiguous(memory_format=torch.channels_last)
+    return Answer(*seeded(sensing.vectors, laid_out))
+
+
+def pixels_of(card: ModelCard, images: Tensor, device: torch.device) -> Tensor:
+    """Images as the network expects them: normalised, contiguous."""
+    mean, scale = 255 * torch.tensor(card.mean), 1 / (255 * torch.tensor(card.std))
+    return normalised(images.to(device), mean.to(device), scale.to(device)).contiguous()
+
+
+def last_linear(network: nn.Module, card: ModelCard) -> nn.Linear:
+    """The last layer that a card names; raises ``InputError`` if it does not match the card."""
     try:
-        expected = plain(pixels)
-        agrees = torch.allclose(fast(pixels), expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
-        has_layer = isinstance(fast.get_submodule(card.last_layer), nn.Linear)
-    except (AttributeError, RuntimeError, TypeError):
-        return plain
-    return fast if agrees and has_layer else plain
-
-
-def _round_weights(network: nn.Module) -> None:
-    """Round once what autocast would round for every batch."""
-    for module in network.modules():
-        if type(module) in (nn.Conv2d, nn.Linear):
-            module.to(torch.bfloat16)
+        linear = network.get_submodule(card.last_layer)
+    except AttributeError as error:
+        raise InputError(f"model {card.name}: the network has no {card.last_layer!r}") from error
+    if not isinstance(linear, nn.Linear) or linear.out_features != card.n_classes:
+        raise InputError(
+            f"model {card.name}: expected {card.last_layer!r} to be a linear layer of "
+            f"{card.n_classes} outputs, found {linear}; the card belongs to another network"
+        )
+    return linear
 
 
 def normalised(images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """``[n, H, W, 3]`` uint8 to float32 ``[n, 3, H, W]``, ``(x - mean) * scale``, channels-last."""
     pixels = images.to(torch.float32).sub_(mean).mul_(scale)
-    # Rows of RGB pixels are what channels-last means: no copy.
+    # Rows of RGB pixels already have the channels-last layout: no copy.
     return pixels.permute(0, 3, 1, 2)
 
 
@@ -176,13 +306,26 @@ def load_sensing(
     weights_path: str | Path,
     device: str = "cpu",
     precision: Precision = "fp32",
+    *,
+    images: Tensor | None = None,
+    is_new: bool = False,
 ) -> Sensing:
-    """The model of ``card`` with the weights of a file, on ``device``, in eval mode.
+    """The model of ``card`` with the weights from a file, on ``device``, in eval mode.
+
+    It is checked as in ``sensing_of``, on ``images`` of the run or on noise.
 
     Raises:
         DataNotFoundError: no such file, or no such user network.
-        InputError: the weights do not fit the network, or are not those that the card names.
+        InputError: the weights do not fit the network or are not those of the card, or the network
+            fails the checks of ``sensing_of``.
     """
+    network = load_network(card, weights_path).to(device)
+    images = noise_images((card.image_size, card.image_size)) if images is None else images
+    return sensing_of(network, card, images, precision, is_new=is_new)
+
+
+def load_network(card: ModelCard, weights_path: str | Path) -> nn.Module:
+    """The network of ``card`` with weights from a file, not rearranged; see ``load_sensing``."""
     check_code(card)
     network = build_network(card.network, card.n_classes)
     load_weights(network, weights_path)
@@ -190,13 +333,13 @@ def load_sensing(
     if card.weights_sha256 and found != card.weights_sha256:
         raise InputError(
             f"weights {weights_path}: not those of model {card.name} (expected "
-            f"{card.weights_sha256[:12]}, found {found[:12]}); restore the file or describe it anew"
+            f"{card.weights_sha256[:12]}, found {found[:12]}); restore the file or import it again"
         )
-    return Sensing(network, card, precision).to(device)
+    return network.eval()
 
 
 def check_code(card: ModelCard) -> None:
-    """Make sure that a user's network is still the code that the model was taken in with.
+    """Check that a user's network still has the code with which the model was imported.
 
     Raises:
         InputError: its file was changed: with the same weights it would be another network.
@@ -204,30 +347,31 @@ def check_code(card: ModelCard) -> None:
     expected = card.extra.get("source_sha256")
     if expected is not None and source_hash(card.network) != expected:
         raise InputError(
-            f"model {card.name}: {card.network} was changed since the model was taken in; put the "
-            "code back, or take it in as another --model with --network and --weights"
+            f"model {card.name}: {card.network} was changed after the model was imported; restore "
+            "the code, or import it as another --model with --network and --weights"
         )
 
 
 class _Tap(nn.Module):
-    """The last linear layer, in float32; ``inputs`` holds its input until it is taken out.
+    """The last linear layer, in float32; ``inputs`` holds its input until it is removed.
 
-    Taken out within the same forward pass, it leaves no trace, as ``torch.export`` asks for.
+    Removing it within the same forward pass leaves no side effect, as ``torch.export`` requires.
     """
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
-        assert isinstance(linear, nn.Linear)  # Sensing has checked
+        assert isinstance(linear, nn.Linear)  # checked by Sensing
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = nn.Parameter(linear.weight.detach().float())
         bias = linear.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().float())
         self.inputs: list[Tensor] = []
 
-    def forward(self, features: Tensor) -> Tensor:
-        """``f [n, d]`` of any dtype -> ``W f + b`` in float32."""
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            self.inputs = [features]  # a new list: none is left over from a pass that failed
+    def forward(self, input: Tensor) -> Tensor:
+        """``f [n, d]`` of any dtype -> ``W f + b`` in float32; may be passed by keyword."""
+        with torch.autocast(input.device.type, enabled=False):
+            features = input.float()
+            self.inputs = [features]  # a new list, since a failed pass may have left an input
             return functional.linear(features, self.weight, self.bias)
 
 

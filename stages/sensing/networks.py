@@ -1,4 +1,4 @@
-"""Networks that ship with the package: the paper's CIFAR ResNets, VGG-16, and a two-layer CNN."""
+"""Built-in networks: the paper's CIFAR ResNets, VGG-16, and a two-layer CNN."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -128,7 +128,7 @@ class Cnn2(nn.Module):
         self.linear = nn.Linear(50, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[n, 3, H, W]`` -> logits ``[n, n_classes]``; what the last layer reads is >= 0."""
+        """``[n, 3, H, W]`` -> logits ``[n, n_classes]``; the last layer's input is >= 0."""
         x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
         x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
         x = functional.relu(self.hidden(torch.flatten(self.pool(x), 1)))
@@ -153,7 +153,7 @@ def cnn2(n_classes: int) -> Cnn2:
 
 
 def network_factories() -> dict[str, Callable[[int], nn.Module]]:
-    """Name -> function of the number of classes, for every network that ships."""
+    """Name -> function of the number of classes, for every built-in network."""
     resnets = {name: partial(cifar_resnet, name) for name in RESNETS}
     return {**resnets, "vgg16": vgg16, "cnn2": cnn2}
 
@@ -173,7 +173,7 @@ def _shortcut(n_in: int, n_out: int, stride: int) -> nn.Module:
 
 
 def _init_conv(module: nn.Module) -> None:
-    """Xavier-uniform with gain sqrt 2 and no bias, as upstream initialises its convolutions."""
+    """Xavier-uniform with gain sqrt 2 and zero bias, as the original initialises convolutions."""
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight, gain=2**0.5)
         if module.bias is not None:

@@ -1,9 +1,11 @@
-"""A network as it was on the way: after some epochs a training leaves a model of its own."""
+"""Snapshots: models of a network after some of the epochs of its training."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from pipeline.loop import History, n_units_done
@@ -13,82 +15,108 @@ from store.catalog import FeatureStore
 from store.plan import Plan
 
 if TYPE_CHECKING:
-    from stages.sensing.train import TrainSensing, TrainState
+    from stages.sensing.sensing_training import SensingTraining, TrainState
 
 
 def snapshot_name(name: str, epoch: int) -> str:
-    """What the model of a training is called as it was after an epoch, counted from 1."""
+    """Name of the model of a training after an epoch, counted from 1."""
     return f"{name}-epoch-{epoch:03d}"
 
 
 def snapshot_plan(plan: Plan, epoch: int) -> Plan:
-    """The plan of a training's model as it was after an epoch, counted from 1."""
+    """Plan of the model of a training after an epoch, counted from 1."""
     return {**plan, "epoch": epoch}
 
 
-def snapshot_epochs(n_epochs: int, keep_every: int) -> range:
-    """The epochs after which a model is kept: 1, 1 + K, 1 + 2 K, ... (67 of the paper's 200).
-
-    Raises:
-        InputError: ``keep_every`` is not a number of epochs.
-    """
-    if keep_every < 1:
-        raise InputError(f"keep every {keep_every} epochs: expected 1 or more")
-    return range(1, n_epochs + 1, keep_every)
+def snapshot_epochs(n_epochs: int, keep_every: int | None) -> range:
+    """The epochs after which a model is stored: 1, 1 + K, 1 + 2 K, ... (67 of the paper's 200)."""
+    return range(1, n_epochs + 1, keep_every) if keep_every else range(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshots:
-    """The models that one training leaves behind as it goes.
+    """The models that a training stores while it runs.
 
-    They are finished models with cards of their own. What the training ends in does not depend on
-    them, so its plan does not tell of them.
+    They are complete models with cards of their own. The final result of the training does not
+    depend on them, so its plan does not mention them.
+
+    Attributes:
+        model: the model that is trained; it need not exist.
+        plan: of the training.
+        epochs: the epochs, counted from 1, after which a model is stored.
     """
 
     store: FeatureStore
-    stage: TrainSensing
+    model: Artifact
     plan: Plan
-    keep_every: int
-
-    @property
-    def epochs(self) -> range:
-        """After which epochs, counted from 1."""
-        return snapshot_epochs(self.stage.n_units, self.keep_every)
+    epochs: range
 
     def of(self, epoch: int) -> Artifact:
-        """The model as it was after an epoch; it need not exist."""
-        return self.store.artifact("model", snapshot_name(self.stage.model_name, epoch))
+        """The model after an epoch; it need not exist."""
+        return self.store.artifact("model", snapshot_name(self.model.name, epoch))
 
-    def check(self, artifact: Artifact) -> None:
-        """Refuse what cannot be kept before anything is trained into ``artifact``.
+    def models(self) -> list[Artifact]:
+        """All snapshots, in the order of their epochs; they need not exist."""
+        return [self.of(epoch) for epoch in self.epochs]
+
+    def missing(self) -> list[str]:
+        """Names of the snapshots that can no longer be made: the training is past their epochs."""
+        # The last checkpoint still has its epoch; a finished training has no checkpoint.
+        n_gone = self.epochs.stop if self.model.is_complete() else n_units_done(self.model) - 1
+        gone = (self.of(epoch) for epoch in self.epochs if epoch <= n_gone)
+        return [snapshot.name for snapshot in gone if not snapshot.is_complete()]
+
+    def check(self) -> None:
+        """Check that all snapshots can be stored, before anything is trained.
 
         Raises:
-            PlanMismatchError: a name is taken by another model.
-            InputError: the training is past an epoch whose model is not there.
+            PlanMismatchError: a name is used by another model.
+            InputError: the training is past an epoch whose snapshot is missing.
         """
-        artifact.refuse_other(self.plan)
+        self.model.holds(self.plan)
         for epoch in self.epochs:
-            self.of(epoch).refuse_other(snapshot_plan(self.plan, epoch))
-        # Its last checkpoint still holds that epoch; a finished training has no checkpoint.
-        n_gone = n_units_done(artifact) - (0 if artifact.is_complete() else 1)
-        gone = [self.of(epoch) for epoch in self.epochs if epoch <= n_gone]
-        if missing := [there.name for there in gone if not there.is_complete()]:
+            self.of(epoch).holds(snapshot_plan(self.plan, epoch))
+        if missing := self.missing():
             raise InputError(
-                f"model '{artifact.name}' is trained past {len(missing)} snapshots that are not "
-                f"there, {missing[0]} first, and they are made on the way only: leave out "
-                "--keep-every, or train it anew under another --name"
+                f"model '{self.model.name}' is trained past {len(missing)} snapshots that do not "
+                f"exist, {missing[0]} first, and they can only be made during training: omit "
+                "--keep-every, or train again under another --name"
             )
 
-    def take(self, state: TrainState, history: History) -> None:
-        """Keep the model as it is after the last epoch of ``history``, if that is one of them."""
+    def take(self, training: SensingTraining, state: TrainState, history: History) -> None:
+        """Store the model after the last epoch of ``history``, if it is one of the epochs."""
         epoch = len(history)
         if epoch not in self.epochs:
             return
-        if (there := self.of(epoch)).is_settled():
+        if (model := self.of(epoch)).is_settled():
             return
-        there.claim(snapshot_plan(self.plan, epoch))
-        stage = dataclasses.replace(self.stage, model_name=there.name)
-        files, facts = stage.model_after(state, epoch)
-        extra = {**facts["card"]["extra"], "epoch": epoch}
-        card = {**facts["card"], "extra": extra}
-        there.write(files, {**facts, "card": card, "epoch": epoch, "history": history})
+        plan = snapshot_plan(self.plan, epoch)
+        model.claim(plan)
+        training = dataclasses.replace(training, model_name=model.name)
+        files, found = training.model_after(state, epoch)
+        card = dataclasses.replace(found.card, extra={**found.card.extra, "epoch": epoch})
+        facts = dataclasses.replace(found, card=card).to_dict()
+        model.write(files, {**facts, "epoch": epoch, "history": history}, plan=plan)
+
+
+def with_its_snapshots(store: FeatureStore, name: str, plan: Plan, epochs: range) -> Artifact:
+    """The model of a plan that has all its snapshots so far, or the one to be trained.
+
+    Snapshots are only made during the training. If some are lost, the model is trained again under
+    the next free name.
+    """
+
+    def is_fitting(model: Artifact) -> bool:
+        return not Snapshots(store, model, plan, epochs).missing()
+
+    mine = next(filter(is_fitting, (store.artifact("model", each) for each in _names(name))))
+    if mine.is_complete():
+        return mine
+    finished = (model for model in store.made_by("model", plan) if model.is_complete())
+    return next(filter(is_fitting, finished), mine)
+
+
+def _names(name: str) -> Iterator[str]:
+    """The name, then those of further attempts."""
+    yield name
+    yield from (f"{name}-again-{number}" for number in count(1))

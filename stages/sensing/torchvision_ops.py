@@ -1,4 +1,4 @@
-"""torchvision on a CPU build of torch: operator schemas where its own library does not load."""
+"""Import torchvision on a CPU build of torch, defining operators that its library cannot load."""
 
 import importlib
 import importlib.util
@@ -16,11 +16,12 @@ _kept: list[Any] = []  # Any: torch.library.Library; its definitions live as lon
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, on any build of torch; without its C++ operators where they cannot load.
+    """Import torchvision on any build of torch, if necessary without its C++ operators.
 
-    The wheel on PyPI links to CUDA. On a CPU torch its library fails to load, and the import then
-    stops because ``torchvision::nms`` is unknown. Naming the operator is enough for data sets,
-    transforms and classifiers, which never call it. Where the operators load nothing is changed.
+    The wheel on PyPI links to CUDA. On a CPU build of torch its library fails to load, and the
+    import then fails because ``torchvision::nms`` is unknown. Defining the operator is enough for
+    data sets, transforms and classifiers, which never call it. If the operators can be loaded,
+    nothing is changed.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -42,7 +43,7 @@ def _define_missing_operators() -> None:
 
 
 def _load_operators() -> bool:
-    """Load torchvision's own C++ operators; whether torch knows them then."""
+    """Load torchvision's C++ operators, and return whether torch knows them."""
     import torch
 
     if hasattr(torch.ops.torchvision, "nms"):

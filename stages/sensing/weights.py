@@ -1,167 +1,126 @@
-"""Weights in and out: safetensors, and state dicts that torch can load without running code."""
+"""Weights of networks: load them from a matching checkpoint, save them, hash their content."""
 
 import hashlib
-import pickle
-import re
-import struct
-import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from stages.errors import DataNotFoundError, InputError
-from store.storage import storage_at
+from stages.errors import InputError
+from stages.sensing.checkpoint import Checkpoint, read_checkpoint
+from stages.sensing.matching import matched
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-"""Keys under which training scripts put the state dict."""
-
-_PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into ``module``, in place; every weight must fit.
+    """Load a checkpoint into ``module``, in place; every weight must match.
 
-    ``path`` is a file, or the URL of a safetensors file in a store.
+    ``path`` is what ``read_weight_file`` accepts.
 
     Raises:
         DataNotFoundError: no such file.
-        InputError: the file holds code, is damaged, or belongs to another architecture; the first
-            key that differs is named.
+        InputError: the file contains code, is damaged, or belongs to another architecture; the
+            message names the first key that differs.
     """
-    weights = read_state_dict(path)
-    _check_fit(module, weights, path)
+    load_checkpoint(module, read_checkpoint(path))
+
+
+def load_checkpoint(module: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Load a checkpoint into ``module``, in place; returns notes on what was used.
+
+    Raises:
+        InputError: it belongs to another architecture, or contains integers where the network has
+            floats, or NaN.
+    """
+    wanted = _state_of(module)
+    weights, notes = matched(wanted, checkpoint)
+    _check_fit(module, weights, checkpoint.path)
     # Old checkpoints lack the batch counters of BatchNorm, which evaluation never reads.
-    module.load_state_dict(weights, strict=False)
+    load_state(module, weights, strict=False)
+    return (*checkpoint.notes, *notes)
+
+
+def load_state(module: nn.Module, weights: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Load weights that were saved by this version of ``module``, in place.
+
+    A plain dict lacks the versions of the modules. Without them, some modules refuse to load
+    (MNASNet) and others treat the names as older ones.
+    """
+    state = OrderedDict(weights)
+    versions = getattr(module.state_dict(), "_metadata", {})
+    state._metadata = versions  # type: ignore[attr-defined]  # torch looks for them here
+    module.load_state_dict(state, strict=strict)
 
 
 def save_weights(module: nn.Module) -> bytes:
     """The state dict of ``module`` as a safetensors file."""
     # Clones, because safetensors refuses tensors that share memory (tied weights).
-    tensors = {name: _plain(tensor).clone() for name, tensor in module.state_dict().items()}
+    tensors = {name: cpu_copy(tensor) for name, tensor in _state_of(module).items()}
     data: bytes = save(tensors)
     return data
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 over the sorted (name, dtype, shape, bytes): the same whatever file they lie in."""
+    """SHA-256 over the sorted (name, dtype, shape, bytes), independent of the file format."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(_state_of(module).items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(_plain(tensor).flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Name -> tensor on the CPU, without the wrappers and prefixes that training scripts add.
-
-    Raises:
-        DataNotFoundError: no such file.
-        InputError: the file holds code, is damaged, or holds no state dict.
-    """
-    if "://" in str(path):
-        return _read_stored(str(path))
-    path = Path(path)
-    if not path.is_file():
-        raise DataNotFoundError(f"weights {path}: no such file; give a .safetensors or .pt file")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return _without_prefixes(_unwrapped(content, path))
-
-
-def _read_stored(url: str) -> dict[str, Tensor]:
-    folder, _, name = url.rpartition("/")
-    try:
-        return dict(load(storage_at(folder).read(name)))
-    except SafetensorError as error:
-        raise InputError(f"weights {url}: not a whole safetensors file ({error})") from error
-
-
-def _read_safetensors(path: Path) -> object:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"weights {path}: not a whole safetensors file ({error})") from error
-
-
-def _read_torch(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            # torch warns of an unusual pickle protocol; what it then makes of it is handled below.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "unsupported" not in str(error).lower():
-            raise _damaged(path, error) from error
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        raise InputError(
-            f"weights {path}: refused, loading it would run code"
-            f"{f' ({code[1]})' if code else ''}; expected tensors alone: "
-            "save module.state_dict(), best as .safetensors"
-        ) from error
-    except (
-        # What the parser of the old format raises at bytes that are no pickle.
-        RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
-        AssertionError, MemoryError, OverflowError, struct.error,
-    ) as error:  # fmt: skip
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"weights {path}: expected a state dict saved by torch, found a damaged or other file "
-        f"({_first_line(error)}); save module.state_dict() again, best as .safetensors"
-    )
-
-
-def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise InputError(
-            f"weights {path}: expected a state dict (name -> tensor), found "
-            f"{type(content).__name__}; save module.state_dict()"
-        )
-    for key in _WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return _unwrapped(content[key], path)
-    strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if strange or not content:
-        found = f"{strange[0]!r} is {type(content[strange[0]]).__name__}" if strange else "nothing"
-        raise InputError(
-            f"weights {path}: expected a state dict (name -> tensor), found {found}; "
-            "save module.state_dict()"
-        )
-    return dict(content)
-
-
-def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
-            return _without_prefixes(
-                {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-            )
-    return weights
-
-
 def _check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    _check_classes(module, weights, path)
     wanted = module.state_dict()
+    for name in (name for name in wanted if name in weights):
+        _check_kind(name, weights[name], wanted[name], path)
+    _check_classes(module, weights, path)
     for name, tensor in wanted.items():
         if name not in weights and not name.endswith("num_batches_tracked"):
             raise InputError(_other_network(path, f"{name!r} is missing from it", wanted, weights))
         if name in weights and weights[name].shape != tensor.shape:
             found = f"{name!r} is {_size(weights[name])} in it, {_size(tensor)} in the network"
             raise InputError(_other_network(path, found, wanted, weights))
-    # safetensors files are in no telling order.
+    # The order in a safetensors file has no meaning.
     for name in sorted(weights.keys() - wanted.keys()):
         found = f"the network has no {name!r} {_size(weights[name])}"
         raise InputError(_other_network(path, found, wanted, weights))
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and (n_bad := int(tensor.isnan().sum())):
+            raise InputError(
+                f"weights {path}: {n_bad:,} of {tensor.numel():,} numbers in {name!r} are NaN; use "
+                "a checkpoint of a training that did not diverge, with a classifier"
+            )
+
+
+def _check_kind(name: str, found: Tensor, wanted: Tensor, path: str | Path) -> None:
+    """Refuse types whose conversion would change the trained numbers."""
+    if wanted.is_floating_point():
+        expected, is_same = "float16, bfloat16, float32 or float64", found.dtype in _FLOATS
+    elif wanted.is_complex():
+        expected, is_same = "complex", found.is_complex()
+    else:
+        expected = str(wanted.dtype).removeprefix("torch.")
+        is_same = not (found.is_floating_point() or found.is_complex())
+    kind = str(found.dtype).removeprefix("torch.")
+    if found.is_meta or found.is_quantized or found.layout is not torch.strided:
+        is_same = False
+        layout = "" if found.layout is torch.strided else f" ({found.layout})"
+        kind = "without data" if found.is_meta else kind + layout
+    if not is_same and not name.endswith("num_batches_tracked"):
+        is_integer = not (found.is_floating_point() or found.is_complex())
+        hint = "quantised weights are useless without their scales, " if is_integer else ""
+        raise InputError(
+            f"weights {path}: {name!r} is {kind}, expected {expected}; {hint}save the weights in "
+            "the types of the network"
+        )
 
 
 def _check_classes(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Say it in so many words when only the rows of one linear layer differ."""
+    """Raise a specific error if only the number of rows of one linear layer differs."""
     wanted = module.state_dict()
     differing = {
         name for name, tensor in wanted.items()
@@ -176,7 +135,7 @@ def _check_classes(module: nn.Module, weights: Mapping[str, Tensor], path: str |
             if found.shape[1:] == layer.weight.shape[1:]:
                 raise InputError(
                     f"weights {path}: trained for {found.shape[0]} classes, the network is built "
-                    f"for {layer.out_features} ({name!r}); take weights trained on "
+                    f"for {layer.out_features} ({name!r}); use weights trained on "
                     f"{layer.out_features} classes, or data with {found.shape[0]}"
                 )
 
@@ -187,10 +146,27 @@ def _other_network(
     n_differing = len(wanted.keys() ^ weights.keys()) + sum(
         weights[name].shape != wanted[name].shape for name in wanted.keys() & weights.keys()
     )
+    others = f" (the first of {n_differing} differences)" if n_differing > 1 else ""
     return (
-        f"weights {path}: a checkpoint of another architecture: {found} "
-        f"(the first of {n_differing} differences); name the network that these weights belong to"
+        f"weights {path}: a checkpoint of another architecture: {found}{others}; "
+        "name the network that these weights belong to"
     )
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict, checked to contain only tensors."""
+    state: dict[str, Tensor] = module.state_dict()
+    if strange := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(
+            f"the network's state dict has {strange[0]!r}, a {type(state[strange[0]]).__name__}; "
+            "expected only tensors: make it a buffer, or remove get_extra_state"
+        )
+    return state
+
+
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """A copy of a tensor in the memory of the CPU."""
+    return _plain(tensor).clone()
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -199,7 +175,3 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _size(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Blurs: of the lens, of frosted glass, of motion, of zooming."""
+"""Blurs: Gaussian, defocus, frosted glass, motion and zoom."""
 
 from functools import lru_cache
 
@@ -12,12 +12,12 @@ from stages.data.corruptions.pixels import SIDE, Images, bytes_from_unit, unit_f
 
 
 def gaussian_blur(images: Images, sigma: float) -> Images:
-    """Convolve with a Gaussian of ``sigma`` pixels, cut at 4 sigma, edge pixels repeated."""
+    """Convolve with a Gaussian of ``sigma`` pixels, cut off at 4 sigma, repeating edge pixels."""
     return bytes_from_unit(_smoothed(unit_from_bytes(images), sigma))
 
 
 def glass_blur(images: Images, generators: Generators, sigma: float, n_passes: int) -> Images:
-    """Blur, let every pixel take the value of a neighbour, ``n_passes`` times, and blur again.
+    """Blur, replace every pixel by a neighbour ``n_passes`` times, and blur again.
 
     The released data was meant to swap two pixels, but both sides of its assignment are views of
     one array: the pixel takes its neighbour's value and the neighbour keeps its own. The neighbour
@@ -37,7 +37,7 @@ def glass_blur(images: Images, generators: Generators, sigma: float, n_passes: i
 
 
 def defocus_blur(images: Images, radius: float, alias_sigma: float) -> Images:
-    """Convolve with a disk of ``radius`` pixels whose rim a 3x3 Gaussian softens."""
+    """Convolve with a disk of ``radius`` pixels, softened at the rim by a 3x3 Gaussian."""
     kernel = disk_kernel(radius, alias_sigma)
     x = unit_from_bytes(images)
     for image in x:
@@ -46,7 +46,7 @@ def defocus_blur(images: Images, radius: float, alias_sigma: float) -> Images:
 
 
 def motion_blur(images: Images, generators: Generators, radius: int, sigma: float) -> Images:
-    """Smear each image one way along an angle between -45 and 45 degrees (see ``smeared``)."""
+    """Smear each image in one direction at an angle between -45 and 45 degrees."""
     angles = [generator.uniform(-45, 45) for generator in generators]
     return np.stack(
         [smeared(image, radius, sigma, a) for image, a in zip(images, angles, strict=True)]
@@ -59,8 +59,8 @@ def zoom_blur(images: Images, stop: float) -> Images:
     Zooming is linear in the pixels, so the whole average is one sparse matrix.
     """
     average = applied(_zoom_blur_matrix(stop), unit_from_bytes(images))
-    # float32 swallows the rounding of the weights' sum: else flat areas would be cut to the level
-    # below their own.
+    # float32 absorbs the rounding of the weights' sum; otherwise flat areas would be truncated to
+    # the next lower level.
     return bytes_from_unit(average.astype(np.float32))
 
 
@@ -118,7 +118,7 @@ def zoom_matrix(factor: float) -> NDArray[np.float64]:
 
 
 def applied(matrix: sparse.csr_array, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A linear map of the pixels, ``[1024, 1024]``, applied to ``[n, 32, 32, c]``.
+    """Apply a linear map of the pixels, ``[1024, 1024]``, to ``[n, 32, 32, c]``.
 
     A sparse product sums in the same order for any ``n``; a dense one (BLAS) may not.
     """
@@ -131,7 +131,7 @@ def applied(matrix: sparse.csr_array, x: NDArray[np.float64]) -> NDArray[np.floa
 
 @lru_cache
 def both_axes(factor: float) -> sparse.csr_array:
-    """``zoom_matrix`` on rows and columns of the flattened image, ``[1024, 1024]``."""
+    """``zoom_matrix`` for rows and columns of the flattened image, ``[1024, 1024]``."""
     one_axis = sparse.csr_array(zoom_matrix(factor))
     return sparse.csr_array(sparse.kron(one_axis, one_axis))
 

@@ -1,7 +1,7 @@
-"""Exposure, after CURE-OR: a camera that took too much or too little light.
+"""Exposure after CURE-OR: images that are over- or underexposed.
 
-Source of the levels: Temel et al., "CURE-OR", ICMLA 2018, whose read-me gives the ends; the five
-levels are spaced evenly between them. CIFAR-10-CURE itself was never released.
+Source of the levels: Temel et al., "CURE-OR", ICMLA 2018, whose read-me gives the extremes; the
+five levels are evenly spaced between them. CIFAR-10-CURE itself was never released.
 """
 
 import numpy as np
@@ -12,6 +12,6 @@ from stages.data.corruptions.pixels import Images
 
 def exposure(images: Images, factor: float) -> Images:
     """Multiply every value by ``factor`` and clip, as Pillow's brightness enhancer does."""
-    # The enhancer works on each value alone, so that the block can pass as one tall picture.
+    # The enhancer treats each value independently, so the block can be passed as one tall image.
     tall = Image.fromarray(images.reshape(-1, *images.shape[2:]))
     return np.asarray(ImageEnhance.Brightness(tall).enhance(factor)).reshape(images.shape)

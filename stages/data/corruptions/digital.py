@@ -21,7 +21,7 @@ def brightness(images: Images, shift: float) -> Images:
 
 
 def saturate(images: Images, factor: float, shift: float) -> Images:
-    """Map the saturation channel of HSV to ``factor * s + shift``: paler at 1 and 2, gaudier after.
+    """Map the saturation channel of HSV to ``factor * s + shift``; severities 1 and 2 are paler.
 
     Grey pixels have hue 0, so a ``shift`` above zero tints them red.
     """
@@ -32,14 +32,14 @@ def saturate(images: Images, factor: float, shift: float) -> Images:
 
 def contrast(images: Images, factor: float) -> Images:
     """Pull every channel to its mean over the image: ``(x - mean) * factor + mean``."""
-    # The sum of bytes is exact, so the mean does not depend on the images beside it.
+    # The sum of bytes is exact, so the mean does not depend on the other images in the block.
     totals = images.sum(axis=(1, 2), keepdims=True, dtype=np.int64)
     means = totals / (255.0 * SIDE * SIDE)
     return bytes_from_unit((unit_from_bytes(images) - means) * factor + means)
 
 
 def jpeg_compression(images: Images, quality: int) -> Images:
-    """Write as JPEG of that quality and read again."""
+    """Encode as JPEG with that quality and decode again."""
     return np.stack([_through_jpeg(image, quality) for image in images])
 
 
@@ -76,12 +76,12 @@ def elastic_transform(
 def displaced(
     x: NDArray[np.float32], dy: NDArray[np.float64], dx: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Each pixel read ``(dy, dx)`` away, bilinearly; beyond the edge the image is mirrored.
+    """Sample each pixel ``(dy, dx)`` away, bilinearly; the image is mirrored beyond its edges.
 
     Args:
         x: ``[n, 32, 32, c]``.
-        dy: ``[n, 32, 32]`` in pixels, less than 32; ``dx`` alike.
-        dx: see ``dy``.
+        dy: ``[n, 32, 32]`` in pixels, less than 32.
+        dx: like ``dy``.
     """
     grid = np.arange(SIDE)
     y0, wy = _split(grid[:, None] + dy)
@@ -90,7 +90,7 @@ def displaced(
     flat = x.reshape(-1, x.shape[-1])
     top, bottom = (image + _mirrored(y0)) * SIDE, (image + _mirrored(y0 + 1)) * SIDE
     left, right = _mirrored(x0), _mirrored(x0 + 1)
-    # ``a + (b - a) * w`` keeps flat areas exactly; ``a * (1 - w) + b * w`` would not.
+    # ``a + (b - a) * w`` keeps flat areas exact; ``a * (1 - w) + b * w`` would not.
     upper: NDArray[np.float32] = flat[top + left]
     lower = flat[bottom + left]
     upper += (flat[top + right] - upper) * wx
@@ -100,13 +100,13 @@ def displaced(
 
 
 def _split(position: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """The pixel before a position, and how far beyond it the position lies, ``[..., 1]``."""
+    """The pixel before a position, and the distance of the position from it, ``[..., 1]``."""
     before = np.floor(position)
     return before.astype(np.intp), (position - before).astype(np.float32)[..., None]
 
 
 def _mirrored(index: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Pixel indices less than one side outside, folded at the outer border of the edge pixels."""
+    """Mirror pixel indices that are less than one side outside at the border of the edge pixels."""
     return np.where(index < 0, -1 - index, np.where(index >= SIDE, 2 * SIDE - 1 - index, index))
 
 

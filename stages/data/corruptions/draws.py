@@ -8,13 +8,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 Generators = Sequence[Generator]
-"""One generator for each image of a block."""
+"""One generator per image of a block."""
 
 
 def generators_of(name: str, severity: int, rows: NDArray[np.integer], seed: int) -> Generators:
-    """A generator for each row, keyed by (seed, corruption, severity, row).
+    """One generator per row, keyed by (seed, corruption, severity, row).
 
-    The name enters as its CRC-32, so that adding a corruption moves no other's numbers.
+    The name is used as its CRC-32, so that adding a corruption does not change other numbers.
     """
     key = zlib.crc32(name.encode())
     return [np.random.default_rng([seed, key, severity, row]) for row in rows.tolist()]

@@ -1,4 +1,4 @@
-"""The photographs of frost, which the package ``imagecorruptions`` brings."""
+"""The photographs of frost from the package ``imagecorruptions``."""
 
 import importlib.util
 from functools import lru_cache
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from stages.errors import DataNotFoundError
 
 FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-"""CIFAR-10-C draws from these five; the sixth photograph is never used."""
+"""The five photographs that CIFAR-10-C uses; the sixth one of the package is never used."""
 
 
 def frost_folder() -> Path:
-    """Where the photographs lie; cheap, so that a run can ask before it starts.
+    """Folder of the photographs; cheap, so that a run can check before it starts.
 
-    The package is found without importing it: importing would pull in numba.
+    The package is found without importing it, because importing it would load numba.
 
     Raises:
         DataNotFoundError: the package is not installed, or a photograph is missing.
@@ -31,16 +31,18 @@ def frost_folder() -> Path:
     folder = Path(spec.submodule_search_locations[0]) / "frost"
     for name in FILES:
         if not (folder / name).is_file():
-            raise DataNotFoundError(f"corruption 'frost' needs {folder / name}: no file; {remedy}")
+            raise DataNotFoundError(
+                f"corruption 'frost' needs {folder / name}: no such file; {remedy}"
+            )
     return folder
 
 
 @lru_cache(maxsize=1)
 def frost_photographs() -> tuple[NDArray[np.uint8], ...]:
-    """The five photographs at a fifth of their size, ``uint8 [h, w, 3]`` RGB; read once a process.
+    """The five photographs at a fifth of their size, ``uint8 [h, w, 3]`` RGB; read once.
 
     Raises:
-        DataNotFoundError: as ``frost_folder``, or a file is no image.
+        DataNotFoundError: as ``frost_folder``, or a file is not an image.
     """
     import cv2
 

@@ -3,10 +3,10 @@
 from typing import Literal
 
 Collection = Literal["cifar10c", "cure", "rotations"]
-"""Which levels a name stands for: CIFAR-10-C's, the CURE-like ones or the angles of rotation."""
+"""Collection that defines the levels: CIFAR-10-C, CURE-like, or the angles of rotation."""
 
 N_SEVERITIES = 5
-"""Of CIFAR-10-C, and of any set that does not say otherwise."""
+"""Number of severities of CIFAR-10-C, and of any set that does not state another."""
 
 CORRUPTIONS = (
     "brightness",
@@ -29,7 +29,7 @@ CORRUPTIONS = (
     "speckle_noise",
     "zoom_blur",
 )
-"""All 19 of CIFAR-10-C, alphabetical."""
+"""All 19 corruptions of CIFAR-10-C, sorted."""
 
 CURE = (
     "gaussian_blur",
@@ -39,20 +39,20 @@ CURE = (
     "salt_pepper",
     "underexposure",
 )
-"""The six distortions of CIFAR-10-CURE (Introspective Learning, appendix C.2.3), alphabetical."""
+"""The six distortions of CIFAR-10-CURE (Introspective Learning, appendix C.2.3), sorted."""
 
 
 ROTATION = "rotation"
-"""The only one of CIFAR-10-Rotations."""
+"""The only corruption of CIFAR-10-Rotations."""
 
 N_ANGLES = 15
 
 
 def names_of(collection: Collection) -> tuple[str, ...]:
-    """All names of a collection, alphabetical."""
+    """All names of a collection, sorted."""
     return {"cifar10c": CORRUPTIONS, "cure": CURE, "rotations": (ROTATION,)}[collection]
 
 
 def n_severities_of(collection: Collection) -> int:
-    """How many levels each of its corruptions has."""
+    """Number of levels of each corruption in a collection."""
     return N_ANGLES if collection == "rotations" else N_SEVERITIES

@@ -1,4 +1,4 @@
-"""Noise of sensors and of transmission."""
+"""Sensor and transmission noise."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,19 +8,19 @@ from stages.data.corruptions.pixels import Images, bytes_from_unit, unit_from_by
 
 
 def gaussian_noise(images: Images, generators: Generators, sigma: float) -> Images:
-    """Add normal noise of standard deviation ``sigma`` (in units of the full range)."""
+    """Add normal noise with standard deviation ``sigma``, as a fraction of the full range."""
     noise = normals(generators, images.shape[1:])
     return bytes_from_unit(unit_from_bytes(images) + sigma * noise)
 
 
 def speckle_noise(images: Images, generators: Generators, sigma: float) -> Images:
-    """Add normal noise that grows with the brightness: ``x + x * N(0, sigma)``."""
+    """Add normal noise proportional to the brightness: ``x + x * N(0, sigma)``."""
     x = unit_from_bytes(images)
     return bytes_from_unit(x + x * (sigma * normals(generators, images.shape[1:])))
 
 
 def shot_noise(images: Images, generators: Generators, photons: float) -> Images:
-    """Count photons: ``Poisson(x * photons) / photons``; fewer photons, more noise."""
+    """Photon noise, ``Poisson(x * photons) / photons``; fewer photons give more noise."""
     rates = unit_from_bytes(images) * photons
     counts = np.stack(
         [generator.poisson(rate) for generator, rate in zip(generators, rates, strict=True)]
@@ -29,16 +29,16 @@ def shot_noise(images: Images, generators: Generators, photons: float) -> Images
 
 
 def impulse_noise(images: Images, generators: Generators, amount: float) -> Images:
-    """Set a share ``amount`` of the values to 0 or 255, in each colour channel on its own."""
+    """Set a fraction ``amount`` of the values to 0 or 255, independently in each channel."""
     return _salted_and_peppered(images, uniforms(generators, images.shape[1:]), amount)
 
 
 def salt_pepper(images: Images, generators: Generators, amount: float) -> Images:
-    """Turn a share ``amount`` of the pixels black or white, all channels together."""
+    """Set a fraction ``amount`` of the pixels to black or white, all channels together."""
     return _salted_and_peppered(images, uniforms(generators, (*images.shape[1:3], 1)), amount)
 
 
 def _salted_and_peppered(images: Images, u: NDArray[np.float64], amount: float) -> Images:
-    """Pepper where ``u`` is below half of ``amount``, salt where it is that close to 1."""
+    """Pepper where ``u`` is below ``amount / 2``, salt where it is above ``1 - amount / 2``."""
     peppered = np.where(u < amount / 2, np.uint8(0), images)
     return np.where(u >= 1 - amount / 2, np.uint8(255), peppered)

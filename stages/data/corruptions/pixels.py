@@ -1,4 +1,4 @@
-"""From bytes to the unit range and back, the way CIFAR-10-C does it."""
+"""Convert between bytes and the unit range as CIFAR-10-C does."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,19 +7,19 @@ Images = NDArray[np.uint8]
 """A block of RGB images, ``[n, 32, 32, 3]``."""
 
 SIDE = 32
-"""Height and width, in pixels, for which every constant here was chosen."""
+"""Height and width in pixels for which all constants were chosen."""
 
 
 def unit_from_bytes(images: Images) -> NDArray[np.float64]:
-    """The images in ``[0, 1]``."""
+    """Convert bytes to values in ``[0, 1]``."""
     return np.divide(images, 255.0, dtype=np.float64)
 
 
 def bytes_from_unit(values: NDArray[np.floating]) -> Images:
-    """The values, clipped to ``[0, 1]``, as bytes.
+    """Clip values to ``[0, 1]`` and convert them to bytes.
 
-    They are truncated, not rounded: the released arrays were made by a plain cast. Half a grey
-    level is lost on average, which a rounding re-implementation would not show.
+    Values are truncated, not rounded, because the released arrays were made by a plain cast. This
+    loses half a grey level on average, which a re-implementation with rounding would not.
     """
     truncated: Images = (np.clip(values, 0, 1) * 255).astype(np.uint8)
     return truncated

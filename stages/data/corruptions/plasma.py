@@ -7,7 +7,7 @@ from stages.data.corruptions.draws import Generators, uniforms
 from stages.data.corruptions.pixels import SIDE
 
 N_DRAWS = SIDE * SIDE - 1
-"""Random numbers for one map: every point but the first corner is displaced once."""
+"""Random numbers per map: every point except the first corner is displaced once."""
 
 
 def plasma_fractal(generators: Generators, decay: float) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ MUD_BROWN = np.array([63, 42, 20]) / 255
 
 
 def fog(images: Images, generators: Generators, thickness: float, decay: float) -> Images:
-    """Add a plasma fractal and rescale, so that the brightest value stays as bright as it was."""
+    """Add a plasma fractal and rescale so that the brightest value is unchanged."""
     x = unit_from_bytes(images)
     brightest = x.max(axis=(1, 2, 3), keepdims=True)
     misty = x + thickness * plasma_fractal(generators, decay)[..., None]
@@ -24,7 +24,7 @@ def fog(images: Images, generators: Generators, thickness: float, decay: float) 
 
 
 def frost(images: Images, generators: Generators, keep: float, weight: float) -> Images:
-    """Lay a random crop of one of five photographs over it: ``keep * x + weight * frost``."""
+    """Blend with a random crop of one of five photographs: ``keep * x + weight * frost``."""
     crops = np.stack([_frost_crop(generator) for generator in generators])
     return np.clip(keep * images + weight * crops, 0, 255).astype(np.uint8)
 
@@ -36,14 +36,14 @@ def snow(
     sigma: float,
     zoom: float,
     threshold: float,
-    radius: int,
-    blur_sigma: float,
+    blur: tuple[int, float],
     keep: float,
 ) -> Images:
-    """Whiten the image and let flakes fall from two sides.
+    """Whiten the image and add flakes that fall from two sides.
 
-    Flakes are normal noise, zoomed, cut at ``threshold`` and smeared along an angle between -135
-    and -45 degrees; the same layer turned by 180 degrees is added too.
+    Flakes are normal noise, zoomed, thresholded and smeared at an angle between -135 and -45
+    degrees; the same layer rotated by 180 degrees is added as well. ``blur`` is the radius and the
+    sigma of the smear.
     """
     noise = mean + sigma * normals(generators, (SIDE, SIDE))
     flakes = applied(both_axes(zoom), noise[..., None])[..., 0]
@@ -52,7 +52,7 @@ def snow(
     layer = unit_from_bytes(
         np.stack(
             [
-                smeared(flake, radius, blur_sigma, angle)
+                smeared(flake, *blur, angle)
                 for flake, angle in zip(bytes_from_unit(flakes), angles, strict=True)
             ]
         )
@@ -73,7 +73,7 @@ def spatter(
     strength: float,
     is_mud: bool,
 ) -> Images:
-    """Drops on the lens: pale water that lightens, or mud that covers.
+    """Add drops on the lens: water, which brightens the image, or mud, which covers it.
 
     The drops are where smoothed normal noise exceeds ``threshold``. ``strength`` is the opacity of
     water, and the width in pixels of the rim of mud.
@@ -83,7 +83,7 @@ def spatter(
     liquid[liquid < threshold] = 0
     x = unit_from_bytes(images)
     if is_mud:
-        # float32, as in the released data: the cut at 0.8 below must fall on the same pixels.
+        # float32, as in the released data: the cut-off at 0.8 must affect the same pixels.
         drops = (liquid > threshold).astype(np.float32)
         cover = ndimage.gaussian_filter(drops, (0, strength, strength), mode="nearest")
         cover = np.where(cover < 0.8, 0, cover)[..., None]
@@ -93,14 +93,14 @@ def spatter(
 
 
 def _water(liquid: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How strongly water shines, ``[32, 32]`` in ``[0, 1]``: drops, embossed along their edges."""
+    """Brightness of water, ``[32, 32]`` in ``[0, 1]``: drops, embossed along their edges."""
     distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
     distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], np.float32)
     relief = cv2.filter2D(cv2.equalizeHist(distance), cv2.CV_8U, emboss)
     shine: NDArray[np.float32] = liquid * cv2.blur(relief, (3, 3)).astype(np.float32)
     brightest = shine.max()
-    # The released code divides by zero where no drop fell; here the image then stays clean.
+    # The released code divides by zero if there are no drops; here the image then stays clean.
     return shine / brightest if brightest > 0 else shine
 
 

@@ -1,0 +1,201 @@
+"""The printed summary of an output, as text and as JSON: one function per verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cli.analysis import analyse
+from cli.learning import active_learn
+from cli.output import note
+from cli.recipes import summary_of_recipe
+from pipeline.runner import RunReport
+from pipeline.stage import Made, Stage
+from pipeline.workspace import Workspace
+from store.failures import failures_of
+from store.featureset import FeatureSet
+
+if TYPE_CHECKING:
+    from stages.reflection.extract import Extract
+    from store.artifacts import Artifact
+
+Summary = tuple[str, Any]  # Any: JSON
+
+
+def corrupt(_: Stage, made: Made, __: Workspace) -> Summary:
+    """Number of images of the set and of computed corruptions."""
+    folder = made.job.preview.facts["folder"]
+    text = f"{folder}: {made.output.n_rows:,} images; {_work_done(made, 'corruptions')}"
+    return text, {"folder": folder, **_shard_facts(made)}
+
+
+def extract(stage: Extract, made: Made, workspace: Workspace) -> Summary:
+    """Number of computed rows and of failed rows."""
+    found: FeatureSet = made.output
+    for line in workspace.store.siblings(found):
+        note(line)
+    work = _rows_recovered(found) if stage.retry_failed else _work_done(made, "shards")
+    text = f"{found.name}: {found.n_rows:,} rows; {work}"
+    failures = failures_of(found.shard_set)
+    if failures.n_failed:
+        text += f"; {failures}; see the column `status`, fix the images and use --retry-failed"
+    return text, {"feature_set": found.name, **_shard_facts(made)}
+
+
+def _rows_recovered(found: FeatureSet) -> str:
+    from stages.reflection.retry import retried_rows
+
+    receipts = found.shard_set.receipts()
+    n = sum(len(retried_rows(each) - each.failed.keys()) for each in receipts)
+    return f"{n} of them recovered after failing"
+
+
+def _work_done(made: Made, units: str) -> str:
+    report = made.report
+    assert isinstance(report, RunReport)
+    if report.n_computed == 0:
+        return f"all {report.n_shards} {units} exist already"
+    speed = f"{report.rows_per_s:,.0f} images/s"
+    return f"{report.n_computed} of {report.n_shards} {units} computed in this run ({speed})"
+
+
+def _shard_facts(made: Made) -> Mapping[str, Any]:
+    """Report of the run, and the files that the data set leaves out."""
+    assert isinstance(made.report, RunReport)
+    return {**made.report.to_dict(), "left_out": made.job.preview.facts["left_out"]}
+
+
+def train_sensing(_: Stage, made: Made, __: Workspace) -> Summary:
+    """Accuracy on both splits, and the snapshots that were kept."""
+    from stages.sensing.trained import TrainedModel
+
+    model, asked = TrainedModel.of(made.output), made.job.preview.facts
+    test, kept = model.test_accuracy, asked["snapshots"]
+    text = (
+        f"model {made.name}: accuracy {model.train_accuracy:.4f} on train, "
+        f"{'none' if test is None else f'{test:.4f}'} on test, M = {model.M:.4f}; "
+        f"{made.n_units_run} epochs in this run"
+    )
+    text += f"; {len(kept)} snapshots, last {kept[-1]}" if kept else ""
+    if n := model.n_train_left_out:
+        text += f"; {n:,} training images left out: unreadable or without a label"
+    left_out = {"train": model.n_train_not_finite, "test": model.n_test_not_finite}
+    for split, n_left_out in left_out.items():
+        if n_left_out:
+            note(
+                f"{n_left_out:,} {split} images left out of the accuracy: the network's logits for "
+                "them are not finite"
+            )
+    facts = {"model": made.name, "snapshots": kept, **card_facts(made.output)}
+    return text, {**facts, "left_out": asked["left_out"]}
+
+
+def import_model(_: Stage, made: Made, __: Workspace) -> Summary:
+    """What the model reads and returns."""
+    from stages.sensing.models import model_card
+
+    card, left_out = model_card(made.output), made.job.preview.facts["left_out"]
+    text = (
+        f"model {made.name}: {card.n_classes:,} classes, {card.feature_dim:,} features from "
+        f"{card.last_layer}, images of {card.image_size} pixels"
+        f"{f', {card.resizing.rule(None)}' if card.resizing else ''}"
+    )
+    return text, {"model": made.name, "card": card.to_dict(), "left_out": left_out}
+
+
+def head(_: Stage, made: Made, __: Workspace) -> Summary:
+    """How well a network was trained, or what a temperature or nearest neighbours consist of."""
+    from stages.introspection.head_card import FittedTemperature, TrainedNetwork, Votes, head_card
+
+    card = head_card(made.output)
+    match card.predictor:
+        case TrainedNetwork(spec=spec, train_accuracy=accuracies):
+            accuracy = ", ".join(f"{each:.4f}" for each in accuracies)
+            text = f"accuracy {accuracy} on its training rows"
+            text += "" if spec.M is None else f", M = {spec.M:.4f}"
+            text += f"; {made.n_units_run} epochs in this run"
+        case FittedTemperature() as fit:
+            if fit.split == "train":
+                note("fitted on training images, on which f is more confident than on new ones")
+            text = (
+                f"T = {fit.temperature:.4f}, negative log-likelihood {fit.nll_before:.4f} -> "
+                f"{fit.nll_after:.4f} on {card.train_rows:,} rows"
+            )
+        case Votes(k, reading):
+            text = f"the {k} nearest of {card.train_rows:,} rows vote, by their {reading.reads}"
+    return f"head {made.name}: {text}", {"head": made.name, **card_facts(made.output)}
+
+
+def evaluate(_: Stage, made: Made, __: Workspace) -> Summary:
+    """The averages of f and of the heads."""
+    from cli.comparison import shown
+    from stages.evaluation.evaluation import open_evaluation
+
+    result = open_evaluation(made.output)
+    return shown(result), {
+        "result": made.name,
+        "location": made.output.storage.location,
+        "title": result.card.title,
+        "average": result.average.to_dict(orient="records"),
+        "by_group": result.by_group.to_dict(orient="records"),
+    }
+
+
+def ood(_: Stage, made: Made, __: Workspace) -> Summary:
+    """A line for each set, detector and predictor."""
+    from cli.detection import detection_facts, detection_table
+    from stages.ood.detection_result import open_detection
+
+    for each in made.output.extracted:
+        n_failed = each.report.n_failed_rows
+        failed = f", {n_failed} not read" if n_failed else ""
+        note(f"extracted {each.name}: {each.output.n_rows:,} rows{failed}")
+    found = [open_detection(each) for each in made.output.results]
+    return detection_table(found), [detection_facts(each) for each in found]
+
+
+def report(_: Stage, made: Made, __: Workspace) -> Summary:
+    """The findings of the page, and the paths of the page and its copy."""
+    from stages.report.content import ReportCard
+
+    card, page = ReportCard.of(made.output), f"{made.output.storage.location}/report.html"
+    copied = [str(path) for path in made.copied]
+    to = [f"copied to {path.parent}" for path in made.copied if path.name == "report.html"]
+    facts = {
+        "report": made.name,
+        "page": page,
+        "copied": copied,
+        "shows": card.shows,
+        "falls_short": card.falls_short,
+        "figures": card.figures,
+    }
+    return "\n".join([*card.shows, f"page: {page}", *to]), facts
+
+
+def card_facts(artifact: Artifact) -> dict[str, Any]:
+    """The facts of a card, without its history and its files."""
+    return {key: value for key, value in artifact.card().items() if key not in ("history", "files")}
+
+
+def summary(stage: Stage, made: Made, _: Workspace) -> Summary:
+    """The name of the output, for a verb that has no summary of its own."""
+    return f"{stage.makes} {made.name}", {stage.makes: made.name}
+
+
+SUMMARIES: Mapping[str, Callable[..., Summary]] = {
+    "corrupt": corrupt,
+    "extract": extract,
+    "train-sensing": train_sensing,
+    "import-model": import_model,
+    "train-head": head,
+    "fit-temperature": head,
+    "fit-neighbours": head,
+    "evaluate": evaluate,
+    "ood": ood,
+    "active-learn": active_learn,
+    "analyse": analyse,
+    "report": report,
+    "run": summary_of_recipe,
+    "reproduce": summary_of_recipe,
+}
+"""By verb; a summary is given the stage, what was made, and the workspace."""

@@ -1,0 +1,1 @@
+"""Active learning: query strategies, training, runs of rounds, and requests for labels."""

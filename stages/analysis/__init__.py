@@ -1,0 +1,1 @@
+"""The paper's lemma, theorem and Fisher trace on stored features, with figures."""

@@ -1,1 +1,0 @@
-"""What introspective features are used for: recognition and calibration so far."""

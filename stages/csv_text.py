@@ -1,0 +1,61 @@
+"""CSV text of tables, safe to open in a spreadsheet if asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ESCAPE_FORMULAS = (
+    "In CSV, put an apostrophe before cells that a spreadsheet would run as a formula (those that "
+    "begin with =, +, -, @, a tab or a line break). Off by default."
+)
+"""Help of the option ``--escape-formulas``."""
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First characters of cells that spreadsheets treat as formulas; the last four are the full-width
+forms of the first four."""
+
+
+def csv_of(frame: pd.DataFrame, *, escape_formulas: bool) -> str:
+    """A data frame as CSV.
+
+    With ``escape_formulas``, cells that begin with one of ``FORMULA_STARTS`` are prefixed with an
+    apostrophe unless they are numbers, as OWASP recommends against CSV injection.
+
+    >>> import pandas as pd
+    >>> csv_of(pd.DataFrame({"name": ["=1+1"], "gain": [-0.5]}), escape_formulas=True)
+    "name,gain\\n'=1+1,-0.5\\n"
+    """
+    if escape_formulas:
+        frame = frame.map(_as_text).rename(columns=_as_text)
+    # A carriage return ends a line for readers, and the csv module does not quote it by itself.
+    has_returns = frame.map(lambda cell: isinstance(cell, str) and "\r" in cell).to_numpy().any()
+    text: str = frame.to_csv(
+        index=False, quoting=csv.QUOTE_NONNUMERIC if has_returns else csv.QUOTE_MINIMAL
+    )
+    return text
+
+
+def escaped_csv(text: str) -> str:
+    """A CSV with its formulas escaped as by ``csv_of``."""
+    import pandas as pd
+
+    frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    return csv_of(frame, escape_formulas=True)
+
+
+def _as_text(cell: object) -> object:
+    is_formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS) and not _is_number(cell)
+    return f"'{cell}" if is_formula else cell
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,72 @@
+"""Types of options that several stages share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from pipeline.fields import OneOf, Place, Ref, Written
+from pipeline.stage import Several
+from stages.csv_text import ESCAPE_FORMULAS
+from stages.data.corruptions.names import CORRUPTIONS, CURE, ROTATION
+
+FeatureSetName = Annotated[str, Ref(("features",)), Written(metavar="FEATURES")]
+ModelName = Annotated[str, Ref(("model",)), Written(metavar="MODEL")]
+OutputName = Annotated[str, Written(metavar="NAME")]
+ModelOutputName = Annotated[
+    OutputName, Field(description="Name of the model. (default: the name of the network)")
+]
+Dataset = Annotated[
+    str,
+    Place.DATA,
+    Written(metavar="DATA"),
+    Field(
+        description="Data set: a name from `intro-pipe datasets`, a name under the data root, or a "
+        "path."
+    ),
+]
+Split = Annotated[
+    Literal["train", "test"], Field(description="Split of the data set: train or test.")
+]
+Network = Annotated[str, Place.NETWORK, Written(metavar="NETWORK")]
+LastLayer = Annotated[
+    str, Field(description="Name of the last linear layer, if that is not obvious.")
+]
+Corruption = Annotated[str, OneOf(tuple(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION))))]
+Limit = Annotated[
+    PositiveInt | None,
+    Field(description="Use only the first N rows; in an image folder these are of one class."),
+]
+Resamples = Annotated[
+    NonNegativeInt,
+    Field(description="Bootstrap resamples of the images; below 100, no intervals are computed."),
+]
+
+
+def _names_in(file: str) -> tuple[str, ...]:
+    from pathlib import Path
+
+    from stages.data.classes import read_classes
+
+    return read_classes(Path(file))
+
+
+ClassNames = Annotated[
+    Several[str],
+    Place.FILE,
+    Written(metavar="FILE", read=_names_in),
+    Field(
+        description="Text file with one class name per line, in the order of the network's "
+        "outputs; in a recipe, the names. (default: the order of the data set; string order for "
+        "an image folder)"
+    ),
+]
+AcceptUnstable = Annotated[
+    bool,
+    Field(
+        description="Accept a network whose output for an image depends on chance or on the other "
+        "images of its batch. The model and every plan record it."
+    ),
+]
+EscapeFormulas = Annotated[bool, Field(description=ESCAPE_FORMULAS)]

@@ -1,0 +1,122 @@
+"""The stage evaluate: f beside heads over a data set, averaged as in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt
+
+from pipeline.make import ArtifactJob, Output
+from pipeline.progress import Progress
+from pipeline.stage import Preview, Stage
+from pipeline.workspace import Workspace
+from stages.data.option_types import FeatureSetName, Resamples
+from stages.errors import InputError
+from stages.introspection.contenders import (
+    Contender,
+    check_contenders,
+    contenders_of,
+    planned_heads,
+)
+from stages.introspection.heads import Heads
+from stages.introspection.preparation import check_preparation
+from stages.metrics.definitions import REFERENCE
+from stages.metrics.sums import N_BINS
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+from store.plan import Plan, fingerprint
+from store.shards import Shard
+
+VERSION = 2
+
+
+class Evaluate(Stage):
+    """Compare f with heads: accuracy and calibration by (corruption, severity), and averaged.
+
+    All seeds of a head are evaluated. An existing result is read, not recomputed.
+    """
+
+    verb = "evaluate"
+    makes = "result"
+    examples = ("evaluate --features cifar10c@resnet18",)
+
+    features: Annotated[FeatureSetName, Field(description="Feature set of the store.")]
+    heads: Heads = None
+    resamples: Resamples = 1000
+    seed: NonNegativeInt = Field(0, description="Seed of the bootstrap.")
+
+    def job(self, workspace: Workspace) -> ArtifactJob:
+        """The comparison.
+
+        The average is the plain mean over the cells of each cell's metric, the paper's "averaged
+        across 19 distortions and 5 levels" (Table 5).
+
+        Raises:
+            InputError: labels clash, a head belongs to another network or was trained on images
+            that were prepared differently, or no row has a label.
+        """
+        store = workspace.store
+        feature_set = store.open(self.features)
+        feature_set.require_complete()
+        contenders = contenders_of(store, feature_set, self.heads)
+        plan, title = self.plan(feature_set, contenders), feature_set.plan["name"]
+        result = store.artifact("result", f"{title}-{fingerprint(plan)}")
+
+        def compute() -> Output:
+            from stages.evaluation.evaluation import evaluated
+
+            with Progress(f"evaluate {title}", feature_set.n_rows, unit="rows") as progress:
+                return evaluated(
+                    store,
+                    feature_set,
+                    contenders,
+                    n_resamples=self.resamples,
+                    seed=self.seed,
+                    tick=progress.advance,
+                )
+
+        labels = ", ".join([REFERENCE, *(each.label for each in contenders)])
+        what = f"evaluate {labels} on {feature_set.name}: {result.name}"
+        return ArtifactJob(
+            store,
+            result,
+            plan,
+            title=f"evaluate {title}",
+            preview=Preview(what, {"result": result.name}),
+            compute=compute,
+            check=lambda: _check(store, feature_set, contenders),
+        )
+
+    def plan(self, feature_set: FeatureSet, contenders: Sequence[Contender]) -> Plan:
+        """Everything that determines the result; the seed counts only with resamples.
+
+        Heads are recorded with their plan and the checksums of their files, because training the
+        same plan again gives other weights. Raises ``NotFoundError`` if a head is not finished.
+        """
+        bootstrap = {"n_resamples": self.resamples, "seed": self.seed if self.resamples else 0}
+        return {
+            "stage": {
+                "name": self.verb,
+                "version": VERSION,
+                "params": {"n_bins": N_BINS, "bootstrap": bootstrap},
+            },
+            "inputs": {"features": feature_set.plan, "heads": planned_heads(contenders)},
+        }
+
+
+def _check(store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender]) -> None:
+    """Raise ``InputError`` if labels clash, heads do not fit, or no row has a label."""
+    check_contenders(contenders)
+    if not any(_has_labels(feature_set, shard) for shard in feature_set.shard_set.shards):
+        raise InputError(
+            f"evaluate {feature_set.name}: expected labelled rows, found none among "
+            f"{feature_set.n_rows:,}; use a split that has labels"
+        )
+    for each in contenders:
+        check_preparation(store, feature_set, each.head)
+    feature_set.require_usable()
+
+
+def _has_labels(feature_set: FeatureSet, shard: Shard) -> bool:
+    return bool((feature_set.read_samples(shard)["label"].to_numpy() >= 0).any())

@@ -1,0 +1,129 @@
+"""Results of the stage evaluate.
+
+A result has ``by-group``, ``average``, ``differences`` and ``bins.parquet``, the tables of
+`stages.evaluation.judgement.Judgement`; its card records inputs, parameters and versions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pipeline.make import Output
+from stages.evaluation.judgement import Judgement, Predictor, cell_columns, judged
+from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
+from stages.introspection.contenders import Contender
+from stages.introspection.head_card import head_card
+from stages.introspection.predictors import predictors, sensing_probabilities
+from stages.metrics.bootstrap import Resampling
+from stages.metrics.definitions import DEFINITIONS, REFERENCE, STATISTICS
+from stages.metrics.sums import N_BINS
+from stages.reflection.feature_plan import FeaturePlan
+from stages.versions import versions
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+
+TABLES = ("by_group", "average", "differences", "bins")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A stored result; the tables are those of `stages.evaluation.judgement`."""
+
+    artifact: Artifact
+    card: ComparisonCard
+    by_group: pd.DataFrame
+    average: pd.DataFrame
+    differences: pd.DataFrame
+    bins: pd.DataFrame
+
+
+def open_evaluation(result: Artifact) -> Evaluation:
+    """Open a finished result; raises ``NotFoundError``, ``DamagedError``."""
+    card = ComparisonCard.of(result)
+    return Evaluation(result, card, *(result.read_frame(_key(name)) for name in TABLES))
+
+
+def evaluated(
+    store: FeatureStore,
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    *,
+    n_resamples: int,
+    seed: int,
+    tick: Callable[[int], None],
+) -> Output:
+    """The tables and the card of f beside heads.
+
+    Args:
+        n_resamples: resamples of the bootstrap over images; below 100, no intervals.
+        seed: seed of the bootstrap.
+        tick: called with the number of rows of each finished shard.
+    """
+    resampling, started = Resampling(n_resamples, seed), time.monotonic()
+    judges = _predictors(store, contenders)
+    found = judged(feature_set, judges, resampling, tick=tick)
+    files = {_key(name): getattr(found, name).to_parquet(index=False) for name in TABLES}
+    return files, _card(feature_set, contenders, judges, resampling, found, started).to_dict()
+
+
+def _predictors(store: FeatureStore, contenders: Sequence[Contender]) -> list[Predictor]:
+    return [
+        Predictor(REFERENCE, 0, sensing_probabilities),
+        *(
+            Predictor(each.label, seed, predict)
+            for each in contenders
+            for seed, predict in predictors(store, each.head).items()
+        ),
+    ]
+
+
+def _card(
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    judges: Sequence[Predictor],
+    resampling: Resampling,
+    found: Judgement,
+    started: float,
+) -> ComparisonCard:
+    plan, cells = FeaturePlan.of(feature_set.plan), cell_columns(feature_set)
+    n_cells = len(found.by_group.drop_duplicates(list(cells))) if cells else 1
+    seeds: dict[str, tuple[int, ...]] = {}
+    for each in judges:
+        seeds[each.label] = (*seeds.get(each.label, ()), each.seed)
+    left_out = {label: n // len(seeds[label]) for label, n in found.n_left_out.items()}
+    return ComparisonCard(
+        title=_title(feature_set, cells, n_cells, left_out[REFERENCE]),
+        features=feature_set.name,
+        model=plan.model.name,
+        dataset=Dataset(plan.source.name, plan.source.split, plan.source.fingerprint),
+        rows=feature_set.n_rows,
+        cells=Cells(cells, n_cells),
+        contenders={each.label: head_card(each.head) for each in contenders},
+        seeds=seeds,
+        left_out_rows=left_out,
+        n_bins=N_BINS,
+        n_resamples=resampling.n_resamples,
+        bootstrap_seed=resampling.seed,
+        definitions=DEFINITIONS,
+        statistics=STATISTICS,
+        versions=versions(),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def _title(feature_set: FeatureSet, cells: Sequence[str], n_cells: int, n_left_out: int) -> str:
+    title = f"{feature_set.plan['name']}, {feature_set.n_rows:,} rows"
+    if cells:
+        title += f", mean over {n_cells} groups of {' and '.join(cells)}"
+    if n_left_out:
+        title += f"; {n_left_out:,} rows left out: no label, or not read"
+    return title
+
+
+def _key(table: str) -> str:
+    return f"{table.replace('_', '-')}.parquet"

@@ -1,0 +1,257 @@
+"""Evaluate predictors over the cells of a feature set: metrics, bins and resamples.
+
+A cell is a (corruption, severity) group of rows. All predictors are evaluated on a shard while it
+is in memory. Once the last row of a cell has been read, its sums become a few numbers, so only
+unfinished cells are held as sums.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import add
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stages.errors import InputError
+from stages.introspection.predictors import Predict
+from stages.metrics.averages import average_table, difference_table
+from stages.metrics.bootstrap import Resampling, resample
+from stages.metrics.calibration import METRICS, summary
+from stages.metrics.sums import CalibrationSums, judge
+from stages.reflection.reduction import Group, each_shard, rows_by_group
+from store.featureset import FeatureSet
+from store.shards import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """A network to evaluate: the label of its contender, one of its seeds, and its predictions."""
+
+    label: str
+    seed: int
+    predict: Predict
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Result of `judged`.
+
+    Attributes:
+        by_group: one row per predictor, seed and cell: ``n_rows`` and the metrics.
+        average: one row per predictor and metric; see `stages.metrics.definitions.STATISTICS`.
+        differences: one row per pair of predictors and metric: ``predictor`` minus ``other`` on
+            the same resamples, ``low`` and ``high``.
+        bins: one row per predictor, seed, cell and confidence bin.
+        n_left_out: label -> number of rows that no metric counts, summed over seeds.
+    """
+
+    by_group: pd.DataFrame
+    average: pd.DataFrame
+    differences: pd.DataFrame
+    bins: pd.DataFrame
+    n_left_out: dict[str, int]
+
+
+def cell_columns(feature_set: FeatureSet) -> tuple[str, ...]:
+    """The columns that define cells: corruption and severity, if the data set has them."""
+    columns = [name for name, _ in feature_set.schema.columns]
+    return tuple(name for name in ("corruption", "severity") if name in columns)
+
+
+def judged(
+    feature_set: FeatureSet,
+    predictors: Sequence[Predictor],
+    resampling: Resampling,
+    *,
+    tick: Callable[[int], None] = lambda _: None,
+) -> Judgement:
+    """Evaluate predictors on every row, by cell; the first one is the reference for gains.
+
+    Raises:
+        InputError: resamples are requested, but the source images of the rows are unknown.
+    """
+    by = cell_columns(feature_set)
+    job = _Job(feature_set, tuple(predictors), by, resampling)
+    n_rows: Counter[Group] = Counter()
+    for counts in each_shard(feature_set, job.rows_by_cell, lambda _: None):
+        n_rows.update(counts)
+    tables = _Tables(job, n_rows)
+    for part in each_shard(feature_set, job.sums_of, tick):
+        tables.take(part)
+    return tables.judgement()
+
+
+def images_of(samples: pd.DataFrame, shard: Shard) -> NDArray[np.int64]:
+    """The number of the source image of each row of a shard.
+
+    In a corrupted set it is the last part of the sample's name, ``fog/3/00042``: image 42 there is
+    image 42 in ``snow/1``. In any other set each row is a separate image, the row number.
+
+    Raises:
+        InputError: a corrupted set whose samples have no such names.
+    """
+    if "corruption" not in samples:
+        return np.arange(shard.start, shard.stop)
+    try:
+        return samples["sample_id"].str.rpartition("/")[2].to_numpy().astype(np.int64)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            "bootstrap over images: expected samples named corruption/severity/number in a set "
+            f"with corruptions, found another name in shard {shard.index} ({error}): omit the "
+            "intervals with 0 resamples"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums of a predictor over some rows of a cell, and over its resamples."""
+
+    n_rows: int
+    plain: CalibrationSums
+    resampled: CalibrationSums
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.n_rows + other.n_rows,
+            self.plain + other.plain,
+            self.resampled + other.resampled,
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    feature_set: FeatureSet
+    predictors: tuple[Predictor, ...]
+    by: tuple[str, ...]
+    resampling: Resampling
+
+    def rows_by_cell(self, shard: Shard) -> Mapping[Group, int]:
+        """Number of rows of each cell in a shard."""
+        if not self.by:
+            return {(): shard.n_rows}
+        samples = self.feature_set.read_samples(shard, self.by).to_pandas()
+        return {group: len(rows) for group, rows in rows_by_group(samples, self.by).items()}
+
+    def sums_of(self, shard: Shard) -> dict[Group, list[_Sums]]:
+        """Sums of the cells that have rows in a shard, in the order of the predictors."""
+        samples = self.feature_set.read_samples(shard).to_pandas()
+        features = self.feature_set.read_chunk("features", shard)
+        logits = self.feature_set.read_chunk("logits", shard)
+        labels, weights = samples["label"].to_numpy(), self._weights(samples, shard)
+        rows_of = rows_by_group(samples, self.by)
+        weights_of = {group: weights[rows] for group, rows in rows_of.items()}
+        sums: dict[Group, list[_Sums]] = {group: [] for group in rows_of}
+        for predictor in self.predictors:  # one at a time, to free the predictions of each
+            judged_rows = judge(predictor.predict(features, logits), labels)
+            for group, rows in rows_of.items():
+                own = judged_rows.take(rows)
+                resampled = resample(own, weights_of[group])
+                sums[group].append(_Sums(len(rows), own.sums(), resampled))
+        return sums
+
+    def _weights(self, samples: pd.DataFrame, shard: Shard) -> NDArray[np.uint8]:
+        if self.resampling.n_resamples == 0:
+            return np.empty((len(samples), 0), np.uint8)
+        return self.resampling.weights(images_of(samples, shard))
+
+
+@dataclass
+class _Tables:
+    """Unfinished cells as sums, and finished cells as numbers."""
+
+    job: _Job
+    n_rows: Mapping[Group, int]
+    at_work: dict[Group, list[_Sums]] = field(default_factory=dict)
+    by_group: list[dict[str, Any]] = field(default_factory=list)  # Any: names and numbers
+    bins: list[pd.DataFrame] = field(default_factory=list)
+    n_left_out: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        shape = (len(METRICS), self.job.resampling.n_resamples)
+        labels = {each.label for each in self.job.predictors}
+        self.means = {label: _RunningMean(shape) for label in labels}
+
+    def take(self, part: Mapping[Group, list[_Sums]]) -> None:
+        """Add a shard's sums; complete cells become numbers."""
+        for group, found in part.items():
+            before = self.at_work.pop(group, None)
+            sums = found if before is None else list(map(add, before, found))
+            if sums[0].n_rows == self.n_rows[group]:
+                self._finish(group, sums)
+            else:
+                self.at_work[group] = sums
+
+    def judgement(self) -> Judgement:
+        """The tables, once every cell is done."""
+        order = {(each.label, each.seed): at for at, each in enumerate(self.job.predictors)}
+
+        def sorted_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
+            keys = zip(table["predictor"], table["seed"], strict=True)
+            at = pd.Series([order[key] for key in keys], index=table.index)
+            columns = [*self.job.by, *(["bin"] if "bin" in table else [])]
+            table = table.assign(at=at).sort_values(["at", *columns], ignore_index=True)
+            return table.drop(columns="at")
+
+        by_group = sorted_by_predictor(pd.DataFrame(self.by_group))
+        bins = sorted_by_predictor(pd.concat(self.bins, ignore_index=True))
+        by_seed = by_group.groupby(["predictor", "seed"], sort=False)[list(METRICS)].mean()
+        resampled = {label: mean.value for label, mean in self.means.items()}
+        average, differences = (
+            average_table(by_seed, resampled),
+            difference_table(by_seed, resampled),
+        )
+        return Judgement(by_group, average, differences, bins, dict(self.n_left_out))
+
+    def _finish(self, group: Group, sums: list[_Sums]) -> None:
+        cell = dict(zip(self.job.by, group, strict=True))
+        for each, found in zip(self.job.predictors, sums, strict=True):
+            names = {"predictor": each.label, "seed": each.seed, **cell}
+            total = found.plain
+            self.by_group.append({**names, "n_rows": int(total.n_rows), **summary(total)})
+            self.bins.append(_bins(total).assign(**names)[[*names, *_BIN_COLUMNS]])
+            self.n_left_out[each.label] += total.n_failed + total.n_unlabelled
+            values = [metric(found.resampled) for metric in METRICS.values()]
+            self.means[each.label].add(np.stack(values))
+
+
+_BIN_COLUMNS = ("bin", "low", "high", "n_rows", "n_correct", "confidence_sum")
+
+
+def _bins(total: CalibrationSums) -> pd.DataFrame:
+    edges = np.arange(total.n_bins + 1) / total.n_bins
+    columns = (
+        np.arange(total.n_bins),
+        edges[:-1],
+        edges[1:],
+        total.bin_counts.astype(np.int64),
+        total.bin_correct.astype(np.int64),
+        total.bin_confidence,
+    )
+    return pd.DataFrame(dict(zip(_BIN_COLUMNS, columns, strict=True)))
+
+
+class _RunningMean:
+    """The mean of arrays of one shape, ignoring values that are not finite.
+
+    A small cell may be empty in a resample; then the others determine the mean.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._total = np.zeros(shape)
+        self._count = np.zeros(shape, np.int64)
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        is_number = np.isfinite(values)
+        self._total += np.where(is_number, values, 0.0)
+        self._count += is_number
+
+    @property
+    def value(self) -> NDArray[np.float64]:
+        mean = np.full(self._total.shape, np.nan)
+        np.divide(self._total, self._count, out=mean, where=self._count > 0)
+        return mean

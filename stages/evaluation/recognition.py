@@ -1,0 +1,108 @@
+"""Recognition and calibration by groups of rows, from stored features, one shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.errors import InputError
+from stages.metrics.calibration import METRICS
+from stages.metrics.sums import CalibrationSums, merged, sums
+from stages.reflection.losses import softmax
+from stages.reflection.reduction import Group, each_shard, rows_by_group
+from store.featureset import FeatureSet
+from store.shards import Shard
+
+
+def query(
+    feature_set: FeatureSet,
+    *,
+    by: Sequence[str] = (),
+    metrics: Sequence[str] = ("accuracy",),
+    where: Mapping[str, Sequence[Any]] | None = None,
+    tick: Callable[[int], None] = lambda _: None,
+) -> pd.DataFrame:
+    """Compute metrics of f in each group of rows from the logits, one shard per thread at a time.
+
+    Args:
+        feature_set: a complete feature set.
+        by: sample columns to group the rows by; empty for a single group.
+        metrics: names from ``stages.metrics.calibration.METRICS``.
+        where: column -> values of the rows to use.
+        tick: called with the number of rows of each finished shard.
+
+    Returns:
+        One row per group, sorted, with the grouping columns, ``n_rows`` and the metrics;
+        ``attrs["n_left_out"]`` counts the rows without a label or without a prediction.
+
+    Raises:
+        InputError: a column or metric is unknown, or no row remains.
+    """
+    _check_names("column", [*by, *(where or {})], [name for name, _ in feature_set.schema.columns])
+    _check_names("metric", metrics, list(METRICS))
+    by, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
+    job = _Job(feature_set, by, dict(where or {}))
+    found: dict[Group, CalibrationSums] = {}
+    for part in each_shard(feature_set, job.sums_of, tick):
+        for group, more in part.items():
+            found[group] = merged([found[group], more] if group in found else [more])
+    if not found:
+        raise InputError(f"no row of {feature_set.name} matches {dict(where or {})}")
+    groups = sorted(found, key=lambda group: [(value is nan, value) for value in group])
+    table = table_of({group: found[group] for group in groups}, by=by, metrics=metrics)
+    table.attrs["n_left_out"] = n_left_out(found)
+    return table
+
+
+def n_left_out(sums: Mapping[Group, CalibrationSums]) -> int:
+    """Number of rows excluded from all metrics: their image could not be read, or has no label."""
+    return sum(total.n_failed + total.n_unlabelled for total in sums.values())
+
+
+def table_of(
+    sums: Mapping[Group, CalibrationSums], *, by: Sequence[str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """One row per group: the grouping columns, ``n_rows`` and the metrics."""
+    rows = [
+        {
+            **dict(zip(by, group, strict=True)),
+            "n_rows": int(total.n_rows),
+            **{name: float(METRICS[name](total)) for name in metrics},
+        }
+        for group, total in sums.items()
+    ]
+    return pd.DataFrame(rows, columns=[*by, "n_rows", *metrics])
+
+
+@dataclass(frozen=True)
+class _Job:
+    feature_set: FeatureSet
+    by: tuple[str, ...]
+    where: dict[str, Sequence[Any]]
+
+    def sums_of(self, shard: Shard) -> dict[Group, CalibrationSums]:
+        """The sums of the groups that have rows in a shard."""
+        columns = list(dict.fromkeys(["label", *self.by, *self.where]))
+        samples = self.feature_set.read_samples(shard, columns).to_pandas()
+        keep = np.ones(len(samples), dtype=bool)
+        for column, values in self.where.items():
+            keep &= samples[column].isin(list(values)).to_numpy()
+        if not keep.any():
+            return {}
+        logits = self.feature_set.read_chunk("logits", shard)[keep].astype(np.float64)
+        kept = samples[keep]
+        probabilities, labels = softmax(logits), kept["label"].to_numpy()
+        return {
+            group: sums(probabilities[rows], labels[rows])
+            for group, rows in rows_by_group(kept, self.by).items()
+        }
+
+
+def _check_names(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in asked if name not in known]:
+        raise InputError(f"unknown {what} '{unknown[0]}': choose from {', '.join(known)}")

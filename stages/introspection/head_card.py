@@ -1,0 +1,140 @@
+"""The card of a head: what it predicts from, how it was made, and from which features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import Field, FiniteFloat
+
+from stages.errors import InputError
+from stages.introspection.head_params import HeadParams
+from stages.introspection.head_spec import HeadSpec
+from stages.introspection.reading import Reading
+from stages.reflection.feature_plan import FeaturePlan
+from stages.typed import known, typed
+from store.artifacts import Artifact
+from store.featureset import FeatureSet
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedNetwork:
+    """A network for each seed.
+
+    Attributes:
+        rows: "all", or "held-out" rows of the training set.
+        train_accuracy: accuracy of each seed on its training rows.
+    """
+
+    spec: HeadSpec
+    params: HeadParams
+    rows: str = "all"
+    train_accuracy: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTemperature:
+    """A number that divides the logits of f; ``split`` is that of the features it is fitted to."""
+
+    temperature: Annotated[FiniteFloat, Field(gt=0)]
+    nll_before: float = math.nan
+    nll_after: float = math.nan
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """The ``k`` nearest rows of a training set vote; ``reading`` names the vectors compared."""
+
+    k: int
+    reading: Reading
+
+
+Predictor = TrainedNetwork | FittedTemperature | Votes
+KINDS: Mapping[str, type[Predictor]] = {
+    "mlp": TrainedNetwork,
+    "temperature": FittedTemperature,
+    "neighbours": Votes,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCard:
+    """The card of a head, or what the card of a result repeats of it.
+
+    Attributes:
+        name: name of the head.
+        kind: "mlp", "temperature" or "neighbours".
+        predictor: how it predicts, according to its kind.
+        features: feature set that it was fitted to.
+        model, model_weights_sha256: the sensing network of these features.
+        train_rows: number of rows that it was fitted to.
+    """
+
+    name: str
+    kind: str
+    predictor: Predictor
+    features: str = ""
+    model: str = ""
+    model_weights_sha256: str = ""
+    train_rows: int = 0
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of a trained network; a head that was fitted has seed 0."""
+        made = self.predictor
+        return made.params.seeds if isinstance(made, TrainedNetwork) else (0,)
+
+    def summary(self) -> dict[str, Any]:  # Any: JSON
+        """What the card of a result repeats of it, as JSON; `from_dict` reads it."""
+        facts: dict[str, Any]
+        match self.predictor:
+            case TrainedNetwork(spec, params, rows):
+                facts = {"spec": spec.to_dict(), "params": params.to_dict(), "rows": rows}
+            case FittedTemperature(temperature):
+                facts = {"temperature": temperature}
+            case Votes(k, reading):
+                facts = {"spec": {"k": k, **reading.to_dict()}}
+        return {"head": self.name, "predictor": self.kind, "features": self.features, **facts}
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self:
+        """Read a card with the name of its head; raises ``InputError`` for another format."""
+        values = known(values, "card of a head")
+        what = f"card of head '{values.get('head')}'"
+        spec = known(values.get("spec", {}), what)
+        kind = values.get("predictor", "mlp")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise InputError(f"{what}: expected one of {', '.join(KINDS)}, found {kind!r}")
+        facts = {**values, "spec": spec, "k": spec.get("k"), "reading": spec}
+        predictor = typed(KINDS[kind], facts, what)
+        own = {"name": values.get("head"), "kind": kind, "predictor": predictor}
+        return typed(cls, {**values, **own}, what)
+
+
+def head_card(artifact: Artifact) -> HeadCard:
+    """Read the card of a head.
+
+    Raises:
+        NotFoundError, DamagedError: the head is not finished, or was altered.
+        InputError: it is of version 0.1, where heads had one seed, or in another format.
+    """
+    values = artifact.card()
+    if "predictor" not in values:
+        raise InputError(
+            f"head '{artifact.name}' was trained by intro-pipe 0.1 and can no longer be read: "
+            f"train it again under another --name, or remove {artifact.storage.location}"
+        )
+    return HeadCard.from_dict({**values, "head": artifact.name})
+
+
+def origin_of(feature_set: FeatureSet) -> dict[str, str]:
+    """Facts of a card: which features and which network a head belongs to."""
+    model = FeaturePlan.of(feature_set.plan).model
+    return {
+        "features": feature_set.name,
+        "model": model.name,
+        "model_weights_sha256": model.weights_sha256,
+    }

@@ -1,0 +1,336 @@
+"""Train heads: a loop of epochs over all seeds at once, with factored inputs on the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import torch as safetensors_torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.work import Tick
+from stages.errors import InputError, TrainingFailedError
+from stages.introspection.head import Head, load_head
+from stages.introspection.head_params import HeadParams
+from stages.introspection.head_spec import HeadSpec
+from stages.introspection.reading import usable_rows
+from stages.introspection.stacked import StackedMlp
+from stages.introspection.training_batches import Batches
+from stages.metrics.finite import finite_rows
+
+COLLAPSED_SHARE = 0.98
+"""A head with a loss above this fraction of ``ln N``, the loss of a uniform guess, is collapsed,"""
+
+TIMES_CHANCE = 1.5
+"""unless its accuracy is at least this multiple of the share of the largest class."""
+
+WEIGHTS_KEY = "weights.safetensors"
+
+_EVALUATION_ROWS = 8192
+
+
+@dataclass(slots=True)
+class HeadState:
+    """The heads in training, side by side, and their optimiser; an epoch changes both in place."""
+
+    heads: StackedMlp
+    optimizer: torch.optim.SGD
+
+
+@dataclass(frozen=True, eq=False)
+class HeadTraining:
+    """The loop stage that trains one head per seed; its units are epochs.
+
+    Rows with a NaN and rows with the label -1 are left out. If ``spec.M`` is None, it is computed
+    as the mean of the largest logit over the remaining rows (appendix C.4.1), whatever the loss,
+    and recorded in the facts.
+
+    Args:
+        features: input of the sensing network's last layer, shape ``(n, d)``.
+        logits: its output, shape ``(n, N)``.
+        labels: integers, shape ``(n,)``; -1 is unknown.
+        spec: specification of the heads.
+        params: training parameters.
+        device: device of data and heads: ``cpu``, ``cuda:0``.
+    """
+
+    features: NDArray[np.floating[Any]]
+    logits: NDArray[np.floating[Any]]
+    labels: NDArray[np.integer[Any]]
+    spec: HeadSpec
+    params: HeadParams = field(default_factory=HeadParams)
+    device: str = "cpu"
+
+    unit_name = "epoch"
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        expected = ((n, self.spec.feature_dim), (n, self.spec.n_classes), (n,))
+        found = (self.features.shape, self.logits.shape, self.labels.shape)
+        if found != expected:
+            raise InputError(
+                "head training: expected features, logits and labels of shapes "
+                f"{expected}, found {found}"
+            )
+        if self.rows_per_unit == 0:
+            raise InputError(
+                f"head training: expected labelled rows without NaN, found none among {n}; "
+                "train on a split that has labels"
+            )
+        if int(self.labels.max()) >= self.spec.n_classes:
+            raise InputError(
+                f"head training: expected labels below {self.spec.n_classes}, "
+                f"found {int(self.labels.max())}"
+            )
+
+    @cached_property
+    def is_trained_on(self) -> NDArray[np.bool_]:
+        """Flags of the training rows: labelled, and finite in features and logits; shape
+        ``(n,)``."""
+        return usable_rows(self.labels, self.features, self.logits)
+
+    @cached_property
+    def full_spec(self) -> HeadSpec:
+        """The spec with ``M`` computed, if the heads read a gradient."""
+        reading = self.spec.reading.measured(self.logits[self.is_trained_on])
+        return replace(self.spec, M=reading.M)
+
+    @property
+    def n_units(self) -> int:
+        """Epochs."""
+        return self.params.epochs
+
+    @cached_property
+    def rows_per_unit(self) -> int:
+        """Number of rows of an epoch over all seeds."""
+        return int(self.is_trained_on.sum())
+
+    def start(self) -> HeadState:
+        """Fresh heads, each initialised by torch after ``torch.manual_seed(seed)``."""
+        state = self._state()
+        for index, seed in enumerate(self.params.seeds):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                head = Head(self.full_spec)
+            for tensor, fresh in zip(_tensors(state).values(), head.parameters(), strict=True):
+                tensor[index] = fresh.detach()
+        return state
+
+    @torch.no_grad()
+    def step(self, state: HeadState, unit: int, tick: Tick) -> dict[str, float]:
+        """Train one epoch in place.
+
+        Row order and dropout of a seed depend on ``(seed, unit)`` alone, so resuming repeats the
+        same epochs, and other seeds only affect rounding.
+
+        Returns:
+            ``loss`` and ``accuracy``: means over the seeds and the epoch's rows, measured while
+            training.
+
+        Raises:
+            TrainingFailedError: a loss is no longer finite.
+        """
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.params.learning_rate_at(unit)
+        losses, n_correct = self._epoch(state, unit, tick)
+        for seed, loss in zip(self.params.seeds, losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                self._blame_rows()
+                raise TrainingFailedError(
+                    f"head training, seed {seed}: the loss of epoch {unit + 1} is {loss}; lower "
+                    "the learning rate"
+                )
+        n_rows = self.rows_per_unit
+        return {
+            "loss": float(losses.mean()) / n_rows,
+            "accuracy": float(n_correct.double().mean()) / n_rows,
+        }
+
+    def _blame_rows(self) -> None:
+        """Raise ``TrainingFailedError`` if the inputs of the heads are not finite for some rows."""
+        vectors = self._batches.vectors
+        is_finite = finite_rows(vectors.delta, vectors.features)
+        if vectors.offset is not None:
+            is_finite = is_finite & finite_rows(vectors.offset)
+        if bad := torch.nonzero(~is_finite).flatten().tolist():
+            row = int(np.flatnonzero(self.is_trained_on)[bad[0]])
+            raise TrainingFailedError(
+                f"head training: the inputs of {len(bad):,} of {self.rows_per_unit:,} rows (first: "
+                f"row {row}) overflow, although features and logits are finite: the cause is these "
+                "rows, not the learning rate; use --reads features or another --loss"
+            )
+
+    def save(self, state: HeadState) -> bytes:
+        """Weights and momentum, as safetensors."""
+        tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
+        momentum = state.optimizer.state[state.heads.parameters].get("momentum_buffer")
+        if momentum is not None:
+            tensors["momentum"] = momentum.cpu()
+        return bytes(safetensors_torch.save(tensors))
+
+    def load(self, data: bytes) -> HeadState:
+        """The inverse of `save`; the next epochs equal those of an uninterrupted run."""
+        saved, state = safetensors_torch.load(data), self._state()
+        for name, tensor in _tensors(state).items():
+            tensor.copy_(saved[name])
+        if "momentum" in saved:
+            momentum = saved["momentum"].to(self.device)
+            state.optimizer.state[state.heads.parameters]["momentum_buffer"] = momentum
+        return state
+
+    def finish(self, state: HeadState) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """The weights of all seeds as a file, and facts of the training.
+
+        Raises:
+            TrainingFailedError: a head has collapsed and predicts only a constant.
+        """
+        tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
+        weights = bytes(safetensors_torch.save(tensors))
+        losses, accuracies = [], []
+        for index, seed in enumerate(self.params.seeds):
+            head = load_head(self.full_spec, weights, index, device=self.device)
+            loss, accuracy, n_predicted = self._evaluate(head)
+            self._refuse_collapse(seed, loss, accuracy, n_predicted)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        facts = {
+            "reads": self.spec.reads,
+            "spec": self.full_spec.to_dict(),
+            "params": self.params.to_dict(),
+            "seeds": list(self.params.seeds),
+            "train_loss": losses,
+            "train_accuracy": accuracies,
+            "train_rows": self.rows_per_unit,
+            "excluded_rows": len(self.labels) - self.rows_per_unit,
+        }
+        return {WEIGHTS_KEY: weights}, facts
+
+    @cached_property
+    def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, logits and labels of the training rows, on the device."""
+        kept = self.is_trained_on
+        numbers = self.features[kept], self.logits[kept]
+        f, z = (torch.from_numpy(each.astype(np.float32)).to(self.device) for each in numbers)
+        return f, z, torch.from_numpy(self.labels[kept].astype(np.int64)).to(self.device)
+
+    @cached_property
+    def _batches(self) -> Batches:
+        features, logits, labels = self._stored
+        return Batches(
+            self.full_spec.reading.vectors(features, logits),
+            labels,
+            self.params.seeds,
+            self.params.batch_rows,
+            self.spec.is_in_factors,
+            self.spec.layers,
+            self.spec.dropout,
+            self._dtype,
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Dtype of the matrix products."""
+        return torch.bfloat16 if self.params.precision == "bf16" else torch.float32
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Cached tensors can be recomputed, and those on a device cannot be pickled.
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def _state(self) -> HeadState:
+        n_copies = len(self.params.seeds)
+        heads = StackedMlp(
+            self.spec.sizes,
+            n_copies,
+            factors=self.spec.factors,
+            device=self.device,
+            dtype=self._dtype,
+        )
+        optimizer = torch.optim.SGD(
+            [heads.parameters],
+            lr=self.params.learning_rate,
+            momentum=self.params.momentum,
+            weight_decay=self.params.weight_decay,
+            fused=True,
+        )
+        return HeadState(heads, optimizer)
+
+    def _epoch(self, state: HeadState, unit: int, tick: Tick) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and number of correct rows of each seed, both ``(K,)``."""
+        k = len(self.params.seeds)
+        total = torch.zeros(k, device=self.device)
+        n_correct = torch.zeros(k, dtype=torch.int64, device=self.device)
+        for batch in self._batches.epoch(unit):
+            hidden, logits = state.heads.forward(batch.inputs, batch.masks)
+            of_label, slope = _cross_entropy(logits, batch.labels)
+            state.heads.backward(batch.inputs, hidden, slope, batch.masks)
+            state.optimizer.step()
+            total -= of_label.sum(dim=1)
+            n_correct += (logits.argmax(dim=2) == batch.labels).sum(dim=1)
+            tick(batch.labels.shape[1])
+        return total, n_correct
+
+    @torch.inference_mode()
+    def _evaluate(self, head: Head) -> tuple[float, float, int]:
+        """Mean loss, accuracy and number of predicted classes on the training rows."""
+        total, n_correct, predicted = 0.0, 0, set[int]()
+        at_once = min(_EVALUATION_ROWS, self.spec.batch_rows)
+        blocks = (torch.split(each, at_once) for each in self._stored)
+        for f, z, labels in zip(*blocks, strict=True):
+            logits = head(f, z)
+            prediction = logits.argmax(dim=1)
+            total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            n_correct += int((prediction == labels).sum())
+            predicted.update(torch.unique(prediction).tolist())
+        n_rows = self.rows_per_unit
+        return total / n_rows, n_correct / n_rows, len(predicted)
+
+    def _refuse_collapse(self, seed: int, loss: float, accuracy: float, n_predicted: int) -> None:
+        counts = torch.bincount(self._stored[2], minlength=self.spec.n_classes)
+        is_constant = n_predicted == 1 and int((counts > 0).sum()) > 1
+        is_blank = loss >= COLLAPSED_SHARE * math.log(self.spec.n_classes)
+        chance = float(counts.max()) / self.rows_per_unit
+        if not is_constant and not (is_blank and accuracy < TIMES_CHANCE * chance):
+            return
+        what = "it predicts one class for every row" if is_constant else "it has learned nothing"
+        raise TrainingFailedError(
+            f"head of seed {seed}: collapsed after {self.params.epochs} epochs: {what} (training "
+            f"loss {loss:.4f}, a uniform guess has {math.log(self.spec.n_classes):.4f}); "
+            f"{self._against_collapse}"
+        )
+
+    @property
+    def _against_collapse(self) -> str:
+        decay, n_layers = self.params.weight_decay, len(self.spec.layers)
+        lower = f"lower the weight decay (now {decay:g}; try {min(5e-4, decay / 10):g})"
+        ways = [lower] if decay else []
+        ways += [f"use fewer layers (now {n_layers})"] if n_layers else []
+        return ", ".join([*ways, "train for more epochs"])
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods ``(K, n)`` of the labels, and gradient ``(K, n, N)`` of the negative mean.
+
+    The gradient is ``(softmax(z) - onehot) / n``, computed in float32, in the dtype of the logits.
+    """
+    log_shares = logits.float().log_softmax(dim=2)
+    of_label = log_shares.gather(2, labels[:, :, None])
+    slope = log_shares.exp()
+    slope.scatter_add_(2, labels[:, :, None], torch.full_like(of_label, -1.0))
+    return of_label.squeeze(2), slope.div_(labels.shape[1]).to(logits.dtype)
+
+
+def _tensors(state: HeadState) -> dict[str, Tensor]:
+    """Views of all parameters, stacked by seed, under their names in a ``Head``."""
+    heads = state.heads
+    compact = zip(("low_rank.classes", "low_rank.features"), heads.vectors, strict=False)
+    return dict(compact) | {
+        f"linears.{layer}.{kind}": tensor
+        for layer, (weight, bias) in enumerate(zip(heads.weights, heads.biases, strict=True))
+        for kind, tensor in (("weight", weight), ("bias", bias.squeeze(1)))
+    }

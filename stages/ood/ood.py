@@ -1,0 +1,323 @@
+"""The stage ood: compares images of other data sets with one, with several detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from pipeline.fields import Labelled, Place, Written
+from pipeline.journal import Journal
+from pipeline.make import ArtifactJob, ShardJob
+from pipeline.progress import Progress
+from pipeline.stage import Made, Preview, Several, Stage, State
+from pipeline.workspace import Workspace
+from stages.data.opened import opened
+from stages.data.option_types import ClassNames, ModelName, Resamples
+from stages.data.source import ImageSource
+from stages.data.source_notes import left_out_notes
+from stages.errors import DataNotFoundError, InputError
+from stages.introspection.contenders import Contender, contenders_of
+from stages.introspection.heads import Heads
+from stages.ood.comparable import check_comparable
+from stages.ood.detect import DEFAULT_ROWS, Detect, DetectorName, Rows
+from stages.ood.detectors import DETECTORS
+from stages.ood.sides import Planned, Sides, check_heads
+from stages.reflection.extract import (
+    N_PGD_STEPS,
+    PGD_STEP,
+    Epsilon,
+    Extract,
+    Pixels,
+    Step,
+    Steps,
+)
+from stages.reflection.feature_plan import planned_model
+from stages.sensing.card import Precision
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+from store.plan import Plan
+
+NOT_FITTED = tuple(name for name, each in DETECTORS.items() if each.fit is None)
+FITTED = tuple(name for name in DETECTORS if name not in NOT_FITTED)
+
+
+class Ood(Stage):
+    """Detect images of other data sets from stored features, with f and with heads.
+
+    Missing features are extracted first, once for all detectors and heads; ODIN and attacks have
+    separate features. Existing results are read, not recomputed.
+    """
+
+    verb = "ood"
+    makes = "result"
+    runs_with = ("data_root", "executor", "gpus", "workers", "memory", "address", "device")
+    examples = (
+        "ood --in cifar10 --out svhn,textures,places365",
+        "ood --in cifar10 --out svhn --detector msp,odin --attack f",
+    )
+
+    inside: Annotated[str, Place.DATA, Written("--in", "DATA")] = Field(
+        description="In-distribution data set; its test images are used."
+    )
+    outside: Annotated[Several[str], Place.DATA, Written("--out", "DATA")] = Field(
+        description="Other data sets, separated by commas: svhn, svhn-10k, textures, places365, "
+        "lsun-c, lsun-r, isun, patches, uniform-noise, gaussian-noise, any other, or a folder."
+    )
+    detectors: Annotated[
+        Several[DetectorName], Field(min_length=1), Written("--detector", "LIST")
+    ] = Field(
+        NOT_FITTED,
+        description=f"Detectors, separated by commas: {', '.join(DETECTORS)}. "
+        f"{' and '.join(FITTED)} also need features of the training images.",
+    )
+    model: ModelName | None = Field(
+        None, description="Model of the store. (default: the one trained for this data set)"
+    )
+    heads: Heads = None
+    attack: Literal["none", "f", "h"] = Field(
+        "none",
+        description="Attack on both sides. none. f: PGD through f, as in the paper. h: PGD through "
+        "the first head.",
+    )
+    epsilon: Epsilon = PGD_STEP
+    step: Step = PGD_STEP
+    steps: Steps = N_PGD_STEPS
+    odin_epsilon: Pixels = Field(0.0014, description="Step size of ODIN, for pixels in [0, 1].")
+    rows: Rows = DEFAULT_ROWS
+    resamples: Resamples = 1000
+    seed: NonNegativeInt = Field(0, description="Seed of rows, attack and bootstrap.")
+    classes: ClassNames = ()
+    precision: Precision = Field(
+        "fp32", description="Precision of features that are extracted here: fp32 or bf16."
+    )
+
+    @model_validator(mode="after")
+    def _has_another_set(self) -> Self:
+        if not self.outside:
+            raise ValueError("ood: expected at least one out-of-distribution set, found none")
+        return self
+
+    def job(self, workspace: Workspace) -> Detections:
+        """One result per set and detector, and the missing features that they need.
+
+        Raises:
+            InputError, DataNotFoundError: a data set, model or head is missing or does not fit.
+        """
+        store = workspace.store
+        inside = Extract(
+            dataset=self.inside,
+            model=self.model,
+            classes=self.classes,
+            precision=self.precision,
+        )
+        plain = _features(workspace, inside)
+        model = planned_model(plain.plan)
+        outsides = [
+            Extract(
+                dataset=each,
+                model=model.name,
+                precision=self.precision,
+                out_of_distribution=True,
+            )
+            for each in self.outside
+        ]
+        sources = [
+            opened(workspace, replace(each.source(workspace), image_size=model.input))
+            for each in (inside, *outsides)
+        ]
+        _check_distinct(sources[1:])
+        contenders, notes = self._contenders(store, Planned(plain.plan))
+        notes += [
+            line
+            for each in sources[1:]
+            for line in left_out_notes(f"{each.name} {each.split}", each.left_out)
+        ]
+        comparisons = [
+            self._comparison(workspace, (inside, outside), name, contenders)
+            for outside in outsides
+            for name in dict.fromkeys(self.detectors)
+        ]
+
+        def check() -> None:
+            new = [each.sides for each in comparisons if not each.result.output.is_complete()]
+            for sides in {each.inside.name: each for each in new}.values():
+                check_heads(store, sides, contenders)
+            check_comparable(sources[0], sources[1:])
+
+        return Detections(comparisons, check, (*plain.preview.notes, *notes))
+
+    def _contenders(
+        self, store: FeatureStore, features: Planned
+    ) -> tuple[list[Contender], list[str]]:
+        """The heads (none if the model has none and none was named), and notes on them."""
+        try:
+            return contenders_of(store, features, self.heads), []
+        except DataNotFoundError as error:
+            if self.heads is not None:
+                raise
+            return [], [f"f alone: {error}"]
+
+    def _comparison(
+        self,
+        workspace: Workspace,
+        plain: tuple[Extract, Extract],
+        name: str,
+        contenders: Sequence[Contender],
+    ) -> Comparison:
+        """The result of one detector, on images that may be attacked, and perturbed by ODIN."""
+        detector, stages = DETECTORS[name], [*plain]
+        changes = self._attack(contenders)
+        for at, change in enumerate(changes):
+            odin = {"odin": self.odin_epsilon} if detector.is_perturbed else {}
+            stages[at] = plain[at].model_copy(update={**change, **odin})
+        if detector.fit is not None:
+            stages.append(plain[0].model_copy(update={"split": "train"}))
+        features = [_features(workspace, each) for each in stages]
+        inside, outside = (each.output_name for each in features[:2])
+        stage = Detect(
+            features=inside,
+            against=outside,
+            odin_features=inside,
+            odin_against=outside,
+            training=features[-1].output_name if detector.fit else None,
+            detector=name,
+            heads=tuple(Labelled(label=each.label, name=each.head.name) for each in contenders),
+            rows=self.rows,
+            resamples=self.resamples,
+            seed=self.seed,
+        )
+        sides = Sides(*(Planned(each.plan) for each in features))
+        return Comparison(stage.job_of(workspace.store, sides, contenders), sides, features)
+
+    def _attack(self, contenders: Sequence[Contender]) -> list[dict[str, object]]:
+        """Fields of the two extractions; in-distribution images are attacked towards uniform
+        predictions."""
+        if self.attack == "none":
+            return [{}, {}]
+        if self.attack == "h" and not contenders:
+            raise InputError("--attack h: expected a head to attack, found none; name a --head")
+        how = {
+            "through": contenders[0].head.name if self.attack == "h" else None,
+            "epsilon": self.epsilon,
+            "step": self.step,
+            "steps": self.steps,
+            "attack_seed": self.seed,
+        }
+        return [{"attack": toward, **how} for toward in ("uniform", "confident")]
+
+
+def _features(workspace: Workspace, stage: Extract) -> ShardJob:
+    """The job of an extraction, which is shared by several detectors."""
+    return workspace.once(stage, lambda: stage.job(workspace))
+
+
+def _check_distinct(sources: Sequence[ImageSource]) -> None:
+    names = [each.name for each in sources]
+    if len(set(names)) < len(names):
+        raise InputError(f"ood: expected each set once, found {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A result, and the features that it needs."""
+
+    result: ArtifactJob
+    sides: Sides
+    features: Sequence[ShardJob]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The results of all comparisons, and the feature sets that were extracted for them."""
+
+    results: Sequence[Artifact]
+    extracted: Sequence[Made]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The comparisons of a stage `Ood`.
+
+    Attributes:
+        check: raises if new results must not be computed.
+        notes: lines to print first.
+    """
+
+    comparisons: Sequence[Comparison]
+    check: Callable[[], None]
+    notes: Sequence[str]
+
+    @property
+    def plan(self) -> Plan:
+        """The plans of the results."""
+        return {"results": [each.result.plan for each in self.comparisons]}
+
+    @property
+    def place(self) -> str:
+        """Folder of the results, relative to the store."""
+        return "results"
+
+    @property
+    def output_name(self) -> str:
+        """The names of the results."""
+        return ", ".join(each.result.output_name for each in self.comparisons)
+
+    @property
+    def output(self) -> list[Artifact]:
+        """The results; they need not exist."""
+        return [each.result.output for each in self.comparisons]
+
+    @property
+    def preview(self) -> Preview:
+        """Names of the sets to extract, and of the results."""
+        names = [each.output_name for each in self._missing()]
+        n_results = len(self.comparisons)
+        lines = [f"extract {name}" for name in names]
+        lines.append(f"make {n_results} results, reading those that exist")
+        facts = {"results": [each.name for each in self.output], "extract": names}
+        return Preview("\nwould ".join(lines), facts, self.notes)
+
+    def progress(self) -> tuple[State, str]:
+        """How many of the results exist."""
+        n_all, n_done = len(self.comparisons), sum(each.is_complete() for each in self.output)
+        state = State.COMPLETE if n_done == n_all else State.PARTIAL if n_done else State.MISSING
+        return state, f"{n_done} of {n_all} results"
+
+    def refuse(self) -> None:
+        """Raise the errors that forbid missing features or results, if any are missing."""
+        for each in self._missing():
+            each.refuse()
+        if not all(each.is_complete() for each in self.output):
+            self.check()
+
+    def failure(self) -> None:
+        """None: results have no rows that fail."""
+
+    def run(self, journal: Journal) -> Made:
+        """Extract the missing features, then compare."""
+        self.refuse()
+        extracted = [each.run(journal) for each in self._missing()]
+        results = []
+        with Progress("detect", len(self.comparisons), unit="results") as progress:
+            for each in self.comparisons:
+                results.append(each.result.run(journal).output)
+                progress.advance(1)
+        return Made(self, Detected(results, extracted))
+
+    def _missing(self) -> list[ShardJob]:
+        """The extractions that results still need, without duplicates."""
+        needed = {
+            job.output_name: job
+            for each in self.comparisons
+            if not each.result.output.is_complete()
+            for job in each.features
+        }
+        return [job for job in needed.values() if not _is_complete(job)]
+
+
+def _is_complete(job: ShardJob) -> bool:
+    existing = job.find()
+    return existing is not None and existing.is_complete()

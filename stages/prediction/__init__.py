@@ -1,0 +1,1 @@
+"""Predictions of f and H for image files, and f and H exported as one module."""

@@ -1,0 +1,107 @@
+"""What the plan of a feature set says about its images and its network, as types.
+
+Plans of older versions, and of other programs, may say less: what is missing has a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.data.resize import Resize
+from stages.sensing.card import ModelCard
+from stages.typed import known, typed
+from store.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """The data set of a feature set.
+
+    Attributes:
+        name: name of the data set.
+        split: "train" or "test".
+        fingerprint: hash of the images.
+        class_names: names in the order of the labels.
+        resize: rule by which images were brought to the network's size, or "none"; ``None`` if the
+            plan does not record it.
+    """
+
+    name: str = ""
+    split: str | None = None
+    fingerprint: str | None = None
+    class_names: tuple[str, ...] = ()
+    resize: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The network of a feature set; see `ModelCard` for its fields."""
+
+    name: str = ""
+    network: str | None = None
+    weights_sha256: str = ""
+    n_classes: int = 0
+    feature_dim: int = 0
+    class_names: tuple[str, ...] = ()
+    M: float | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    last_layer: str | None = None
+    resizing: Resize | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PerturbationFacts:
+    """A perturbation of images; see `Odin` and `Pgd` for its fields.
+
+    Attributes:
+        target: identifies the head whose logits are attacked; ``None`` for f.
+    """
+
+    kind: str
+    epsilon: float = 0.0
+    steps: int = 1
+    target: Mapping[str, Any] | None = None  # Any: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePlan:
+    """The inputs of a feature set, and what its images went through before the network.
+
+    Attributes:
+        source: the data set.
+        model: the network.
+        precision: "fp32" or "bf16"; ``None`` if the plan does not record it.
+        perturbations: facts of the perturbations in order, as JSON; empty for none.
+    """
+
+    source: SourceFacts
+    model: ModelFacts
+    precision: str | None = None
+    perturbations: tuple[Mapping[str, Any], ...] = ()  # Any: JSON
+
+    @classmethod
+    def of(cls, plan: Plan) -> FeaturePlan:
+        """Read a plan; raises ``InputError`` if it is not in our format."""
+        what = "plan of the features"
+        inputs, stage = (known(plan.get(key, {}), what) for key in ("inputs", "stage"))
+        source, model = (known(inputs.get(key, {}), what) for key in ("source", "model"))
+        params = stage.get("params")
+        facts = params if isinstance(params, Mapping) else {}  # other programs write none of ours
+        return typed(cls, {**facts, "source": source, "model": model}, what)
+
+    @property
+    def is_moved_by_odin(self) -> bool:
+        """Whether ODIN moved the images last."""
+        what = "plan of the features: perturbations"
+        kinds = [typed(PerturbationFacts, step, what).kind for step in self.perturbations]
+        return kinds[-1:] == ["odin"]
+
+
+def planned_model(plan: Plan) -> ModelCard:
+    """The whole card of a feature set's network; raises ``InputError`` for another format."""
+    what = "plan of the features"
+    return ModelCard.from_dict(known(plan.get("inputs", {}), what).get("model", {}))

@@ -1,0 +1,109 @@
+"""Content of a report, and the plan derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from stages.planned import PlannedResult
+from stages.report.results import Entry
+from stages.report.tables import TableSpec
+from stages.typed import typed
+from store.artifacts import Artifact
+from store.plan import Plan, fingerprint
+
+VERSION = 1
+"""Raised whenever the page for the same content changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCard:
+    """The card of a report, in its order.
+
+    Attributes:
+        shows: the findings, in sentences.
+        falls_short: what a reader must know before comparing.
+        figures: names of the figures.
+        versions: library -> its version.
+    """
+
+    title: str
+    about: str
+    shows: tuple[str, ...]
+    falls_short: tuple[str, ...]
+    figures: tuple[str, ...]
+    results: tuple[PlannedResult, ...]
+    versions: Mapping[str, str]
+    command: str
+
+    @classmethod
+    def of(cls, report: Artifact) -> Self:
+        """Read the card of a report.
+
+        Raises:
+            NotFoundError, DamagedError: the report is not finished, or was altered.
+            InputError: its card is not in our format.
+        """
+        return typed(cls, report.card(), f"card of report '{report.name}'")
+
+
+@dataclass(frozen=True)
+class Content:
+    """Content of a report.
+
+    Attributes:
+        title: title of the page, plain text.
+        about: description below the title, plain text.
+        entries: results, each with different values on the same axes.
+        table: metrics of the table, and the table of the paper to compare with; ``None`` for no
+            table.
+        figures: names of figures.
+        notes: further limitations to list.
+        command: command that reproduces the report.
+    """
+
+    title: str
+    about: str
+    entries: Sequence[Entry]
+    table: TableSpec | None
+    figures: Sequence[str]
+    notes: Sequence[str] = ()
+    command: str = ""
+
+    @property
+    def plan(self) -> Plan:
+        """Everything that determines the content of a report; the results must exist.
+
+        The command is not part of it: different commands may create the same report.
+        """
+        table = self.table
+        params = {
+            "title": self.title,
+            "about": self.about,
+            "table": None if table is None else {**asdict(table), "metrics": list(table.metrics)},
+            "figures": list(self.figures),
+            "notes": list(self.notes),
+        }
+        return {
+            "stage": {"name": "report", "version": VERSION, "params": params},
+            "inputs": {"results": [asdict(result) for result in self.results]},
+        }
+
+    @property
+    def results(self) -> tuple[PlannedResult, ...]:
+        """The results as plans record them.
+
+        Only the hash of each plan is recorded, since it contains those of features and heads.
+        """
+        found = [(entry.axes, entry.result) for entry in self.entries]
+        return tuple(
+            PlannedResult(dict(axes), result.name, fingerprint(result.plan()))
+            for axes, result in found
+        )
+
+    @property
+    def stem(self) -> str:
+        """Name of the first result without its hash, after which a report is named."""
+        first = self.entries[0].result.name
+        return first.rpartition("-")[0] or first

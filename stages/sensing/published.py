@@ -1,0 +1,107 @@
+"""Classes and preprocessing of torchvision's published weights, which the files do not contain."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.data.resize import Resize
+from stages.data.source import ImageSource
+from stages.errors import InputError
+from stages.sensing.card import Normalisation
+from stages.sensing.torchvision_ops import import_torchvision
+from stages.sensing.trust import TORCHVISION
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image file becomes the input of a network."""
+
+    resizing: Resize
+    normalisation: Normalisation
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What torchvision publishes beside a file of weights.
+
+    Attributes:
+        class_names: names of the outputs; empty if they are not published.
+        preprocessing: how images become the network's input; None for a preset other than the one
+            that all its classification networks have.
+    """
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing | None
+
+
+def published(network: str, weights: str | Path) -> Published | None:
+    """What torchvision publishes beside one of its own files; None for any other file.
+
+    The content is compared, so the file may have been renamed.
+    """
+    path = Path(weights)
+    if not network.startswith(TORCHVISION) or not path.is_file():
+        return None
+    if not (files := published_files(network)):
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    found = (facts for start, facts in files.items() if digest.startswith(start))
+    return next(found, None)
+
+
+def published_files(network: str) -> dict[str, Published]:
+    """The start of the SHA-256 of each file published for a network, and what belongs to it.
+
+    Published files carry it in their names: ``resnet50-0676ba61.pth``.
+    """
+    name = network.removeprefix(TORCHVISION).partition(",")[0]  # settings follow the comma
+    try:
+        weights = list(import_torchvision().models.get_model_weights(name))
+    except (ImportError, ValueError):  # there are no published weights to compare with
+        return {}
+    starts = ((re.search(r"[-_]([0-9a-f]{8,})\.pth$", each.url), each) for each in weights)
+    return {start[1]: _published(each) for start, each in starts if start}
+
+
+def _published(weights: Any) -> Published:  # Any: torchvision's enumeration has no types
+    return Published(
+        tuple(weights.meta.get("categories") or ()), _preprocessing(weights.transforms())
+    )
+
+
+def _preprocessing(preset: Any) -> Preprocessing | None:  # Any: torchvision's has no types
+    """The preset ``ImageClassification``: resize, centre crop, then normalise."""
+    if type(preset).__name__ != "ImageClassification":
+        return None
+    (resize,), (crop,) = preset.resize_size, preset.crop_size
+    resizing = Resize((crop, crop), resize, preset.interpolation.value)
+    return Preprocessing(resizing, Normalisation(tuple(preset.mean), tuple(preset.std)))
+
+
+def check_published_order(source: ImageSource, categories: Sequence[str], weights: str) -> None:
+    """Check that classes of a data set have the labels that published weights give them.
+
+    Classes with other names than in the weights, such as WordNet ids, cannot be compared.
+
+    Raises:
+        InputError: a class with a known name has the label of another class.
+    """
+    outputs: dict[str, set[int]] = {}  # ImageNet has two kinds of crane
+    for output, name in enumerate(categories):
+        outputs.setdefault(name, set()).add(output)
+    wrong = [
+        (label, name)
+        for label, name in enumerate(source.class_names)
+        if label not in outputs.get(name, {label})
+    ]
+    if wrong:
+        label, name = wrong[0]
+        raise InputError(
+            f"{weights}: the published weights have class {name!r} at output {min(outputs[name])}, "
+            f"{source.name} has it at label {label} ({len(wrong)} of {source.n_classes} classes "
+            "differ): give the classes in the order of the weights with --classes FILE"
+        )

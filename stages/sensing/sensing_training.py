@@ -1,0 +1,339 @@
+"""Train a sensing network: a loop of epochs over a data set that is kept on the device."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.work import Tick
+from stages.errors import InputError, TrainingFailedError
+from stages.metrics.finite import finite_rows
+from stages.sensing.augmentation import EpochDraws, augmented, epoch_draws
+from stages.sensing.build import build_network
+from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard
+from stages.sensing.fault import blame_rows
+from stages.sensing.labelled import (
+    LabelledImages,
+    Openable,
+    normalisation,
+    read_labelled,
+    sample_id,
+)
+from stages.sensing.model import Sensing, describe, normalised, sensing_of
+from stages.sensing.probe import N_ROWS
+from stages.sensing.round_trip import check_round_trip
+from stages.sensing.train_params import TrainParams, held_out_rows, learning_rate
+from stages.sensing.trained import TrainedModel
+from stages.sensing.weights import cpu_copy, load_state, save_weights, weights_hash
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What an epoch changes (network, optimiser) and what it reads, all on the device.
+
+    ``kept`` has the indexes in ``data`` of the rows that are not held out, ``[m]`` int64; ``test``
+    is read when it is first used.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.SGD
+    data: LabelledImages
+    kept: Tensor
+    card: ModelCard
+    mean: Tensor
+    scale: Tensor
+    memory_format: torch.memory_format
+    test: LabelledImages | None = None
+
+
+@dataclass(frozen=True)
+class SensingTraining:
+    """The loop stage that trains a network on a source; its units are epochs.
+
+    Attributes:
+        model_name: name of the model.
+        train, test: sources; the test set is only used at the end.
+        last_layer: name of the last linear layer, if it cannot be found automatically.
+        accept_unstable: accept a network whose output for an image depends on chance or the batch.
+    """
+
+    model_name: str
+    params: TrainParams
+    train: Openable
+    test: Openable | None = None
+    device: str = "cpu"
+    last_layer: str | None = None
+    accept_unstable: bool = False
+
+    @property
+    def n_units(self) -> int:
+        """Epochs."""
+        return self.params.epochs
+
+    @property
+    def unit_name(self) -> str:
+        """Name of a unit."""
+        return "epoch"
+
+    @cached_property  # opening a source may scan a folder
+    def rows_per_unit(self) -> int:
+        """Number of training images, averaged over the epochs if some are held out temporarily."""
+        n_missed = self.params.held_out * self.params.n_epochs_held_out
+        return self.train.open().n_rows - n_missed // self.params.epochs
+
+    def start(self) -> TrainState:
+        """A fresh network, initialised from the seed.
+
+        Raises:
+            InputError: the data has no labels or too few rows to hold some out, or the network does
+            not fit it or cannot be rebuilt from its stored state.
+        """
+        source = self.train.open()
+        data = read_labelled(source)
+        kept = self._kept(data, source.n_rows)
+        with self._seeded(self.params.seed):
+            network = build_network(self.params.network, source.n_classes)
+        pixels, origin = normalisation(data.images[kept], source.family)
+        card = describe(
+            network,
+            name=self.model_name,
+            network_name=self.params.network,
+            class_names=source.class_names,
+            image_size=source.image_size[0],
+            family=source.family,
+            normalisation=pixels,
+            last_layer=self.last_layer,
+        ).with_facts(
+            {"normalisation": origin, **(ACCEPTS_UNSTABLE if self.accept_unstable else {})}
+        )
+        check_round_trip(network, card, is_trained=True)
+        network.to(self.device)
+        sensing = sensing_of(network, card, data.images[kept[:N_ROWS]], is_new=True)
+        memory_format = sensing.arrangement.memory_format
+        network.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stub lacks it
+        optimiser = torch.optim.SGD(
+            network.parameters(),
+            lr=self.params.lr,
+            momentum=self.params.momentum,
+            weight_decay=self.params.weight_decay,
+            fused=True,
+        )
+        return TrainState(
+            network=network,
+            optimiser=optimiser,
+            data=data.to(self.device),
+            kept=kept.to(self.device),
+            card=card,
+            mean=255 * torch.tensor(pixels.mean, device=self.device),
+            scale=1 / (255 * torch.tensor(pixels.std, device=self.device)),
+            memory_format=memory_format,
+        )
+
+    def step(self, state: TrainState, unit: int, tick: Tick) -> dict[str, float]:
+        """Train for one epoch, in place; returns the mean loss and accuracy of its batches.
+
+        Raises:
+            TrainingFailedError: the loss is not finite; the message says if images are the cause.
+        """
+        rows = self._rows_in(state, unit)
+        n_rows = len(rows)
+        draws = epoch_draws(n_rows, self.params.seed, unit).to(self.device)
+        draws = dataclasses.replace(draws, order=rows[draws.order])
+        total = torch.zeros(2, device=self.device, dtype=torch.float64)  # loss, correct
+        state.network.train()
+        with self._seeded(self.params.seed + 1_000_003 * (unit + 1)):
+            for start in range(0, n_rows, self.params.batch):
+                stop = min(start + self.params.batch, n_rows)
+                rate = learning_rate(self.params, unit + start / n_rows)
+                # Batch norm has no statistics of a single image.
+                if stop - start > 1:
+                    total += self._train_batch(state, draws, slice(start, stop), rate)
+                tick(stop - start)
+        loss, accuracy = (total / n_rows).tolist()
+        if not math.isfinite(loss):
+            self._blame_images(state, draws)
+            raise TrainingFailedError(
+                f"training {self.model_name} diverged: loss {loss} in epoch {unit + 1} of "
+                f"{self.params.epochs}; use a lower learning rate than {self.params.lr}"
+                + (", or precision fp32" if self.params.precision == "bf16" else "")
+            )
+        return {"loss": loss, "accuracy": accuracy}
+
+    def _blame_images(self, state: TrainState, draws: EpochDraws) -> None:
+        """Raise ``TrainingFailedError`` if images of an epoch, as augmented, are the cause."""
+        with self._seeded(self.params.seed):
+            fresh = build_network(self.params.network, state.card.n_classes).to(self.device)
+        batches = (
+            (self._pixels(state, draws, slice(at, at + EVALUATION_BATCH)),)
+            for at in range(0, len(draws.order), EVALUATION_BATCH)
+        )
+        with self._autocast():
+            blame_rows(
+                f"training {self.model_name}",
+                fresh,
+                batches,
+                lambda at: sample_id(self.train.open(), int(state.data.rows[draws.order[at]])),
+            )
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.params.precision == "bf16")
+
+    def _pixels(self, state: TrainState, draws: EpochDraws, places: slice) -> Tensor:
+        """The augmented and normalised input for some positions in the order of an epoch."""
+        images = state.data.images[draws.order[places]]
+        images = augmented(
+            images, draws.flip[places], draws.shift[places], self.params.augmentation
+        )
+        pixels = normalised(images, state.mean, state.scale)
+        return pixels.contiguous(memory_format=state.memory_format)
+
+    def _train_batch(
+        self, state: TrainState, draws: EpochDraws, places: slice, rate: float
+    ) -> Tensor:
+        """Run one optimiser step; returns the sums of losses and of correct predictions,
+        ``[2]``."""
+        labels = state.data.labels[draws.order[places]]
+        pixels = self._pixels(state, draws, places)
+        with self._autocast():
+            logits = state.network(pixels).float()
+            loss = functional.cross_entropy(logits, labels)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
+        state.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        state.optimiser.step()
+        n_right = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack([loss.detach().double() * len(labels), n_right.double()])
+
+    def save(self, state: TrainState) -> bytes:
+        """Weights and momentum, as safetensors."""
+        tensors = {f"network.{name}": cpu_copy(x) for name, x in state.network.state_dict().items()}
+        for name, parameter in state.network.named_parameters():
+            momentum = state.optimiser.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = cpu_copy(momentum)
+        data: bytes = save_tensors(tensors)
+        return data
+
+    def load(self, data: bytes) -> TrainState:
+        """The inverse of ``save``; training continues with the same numbers."""
+        tensors = load_tensors(data)
+        state = self.start()
+        prefix = "network."
+        load_state(
+            state.network,
+            {
+                name.removeprefix(prefix): x
+                for name, x in tensors.items()
+                if name.startswith(prefix)
+            },
+        )
+        for name, parameter in state.network.named_parameters():
+            if (momentum := tensors.get(f"momentum.{name}")) is not None:
+                # empty_like keeps the parameter's memory layout, as the optimiser itself does.
+                buffer = torch.empty_like(parameter).copy_(momentum)
+                state.optimiser.state[parameter]["momentum_buffer"] = buffer.detach()
+        return state
+
+    def finish(self, state: TrainState) -> tuple[dict[str, bytes], dict[str, Any]]:  # Any: JSON
+        """The weights and facts of the model after the last epoch; see ``model_after``."""
+        files, model = self.model_after(state, self.params.epochs)
+        return files, model.to_dict()
+
+    def model_after(self, state: TrainState, epoch: int) -> tuple[dict[str, bytes], TrainedModel]:
+        """The weights and the card of the model after an epoch, counted from 1.
+
+        ``M`` is the mean of the largest logit over the training images of ``epoch``, without
+        augmentation; the training accuracy is measured on the same images.
+        """
+        weights = save_weights(state.network)
+        # The code was hashed at the start: the file may have been edited since.
+        sha256 = weights_hash(state.network)
+        card = dataclasses.replace(state.card, name=self.model_name, weights_sha256=sha256)
+        rows = self._rows_in(state, epoch - 1)
+        sensing = sensing_of(state.network, card, state.data.images[rows[:N_ROWS]], is_new=True)
+        train_accuracy, M, n_train_failed = _evaluated(sensing, state.data, rows)
+        if self.test and state.test is None:
+            state.test = read_labelled(self.test.open()).to(self.device)
+        test = state.test
+        test_accuracy, _, n_test_failed = (
+            _evaluated(sensing, test, _all_of(test)) if test else (None, None, 0)
+        )
+        model = TrainedModel(
+            card=dataclasses.replace(card, M=M),
+            M=M,
+            train_accuracy=train_accuracy,
+            test_accuracy=test_accuracy,
+            n_train=len(rows),
+            n_train_left_out=state.data.n_left_out,
+            n_held_out=len(state.data.labels) - len(rows),
+            n_test=len(test.labels) if test else 0,
+            n_train_not_finite=n_train_failed,
+            n_test_not_finite=n_test_failed,
+            recipe=self.params,
+        )
+        return {"weights.safetensors": weights}, model
+
+    def _kept(self, data: LabelledImages, n_rows: int) -> Tensor:
+        """Indexes in ``data`` of the rows that are not held out; the source has ``n_rows`` rows."""
+        held_out = held_out_rows(n_rows, self.params.held_out, self.params.seed)
+        kept = torch.nonzero(~torch.isin(data.rows, torch.from_numpy(held_out))).flatten()
+        if not len(kept):
+            raise InputError(
+                f"{self.params.held_out} of {n_rows} rows held out leave none to train on; hold "
+                "out fewer"
+            )
+        return kept
+
+    def _rows_in(self, state: TrainState, unit: int) -> Tensor:
+        """Indexes in the data of the training rows of an epoch, counted from 0."""
+        return state.kept if unit < self.params.n_epochs_held_out else _all_of(state.data)
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Seed torch's generators (initialisation, dropout) in the block; restore them
+        afterwards."""
+        device = torch.device(self.device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+
+def _all_of(data: LabelledImages) -> Tensor:
+    return torch.arange(len(data.labels), device=data.labels.device)
+
+
+def _evaluated(sensing: Sensing, data: LabelledImages, rows: Tensor) -> tuple[float, float, int]:
+    """Accuracy and mean of the largest logit on some rows of ``data``, and how many are left out.
+
+    Rows whose features or logits are not finite are left out. Raises ``TrainingFailedError`` if no
+    row remains.
+    """
+    n_right, n_counted, sum_max = 0, 0, 0.0
+    for batch in torch.split(rows, EVALUATION_BATCH):
+        features, logits = sensing(data.images[batch])
+        is_finite = finite_rows(features, logits)
+        kept, logits = batch[is_finite], logits[is_finite]
+        if len(kept):
+            largest = logits.max(dim=1)
+            n_right += int((largest.indices == data.labels[kept]).sum())
+            sum_max += float(largest.values.double().sum())
+            n_counted += len(kept)
+    if not n_counted:
+        raise TrainingFailedError(
+            f"model {sensing.card.name}: after training its logits are not finite for any of "
+            f"{len(rows):,} images: use a lower learning rate, or another network"
+        )
+    return n_right / n_counted, sum_max / n_counted, len(rows) - n_counted

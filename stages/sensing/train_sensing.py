@@ -1,0 +1,268 @@
+"""The stage train-sensing: the network f, trained by the paper's recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.fields import OneOf
+from pipeline.loop import Loop
+from pipeline.make import ArtifactJob
+from pipeline.stage import Preview, Stage
+from pipeline.workspace import Workspace
+from stages.data.classes import check_same_classes, class_notes
+from stages.data.opened import facts_of, opened
+from stages.data.option_types import (
+    AcceptUnstable,
+    ClassNames,
+    Dataset,
+    LastLayer,
+    Limit,
+    ModelOutputName,
+    Network,
+)
+from stages.data.registry import DEFAULT_IMAGE_SIZE, SourceSpec
+from stages.data.source import require_labels
+from stages.data.source_notes import left_out_of, source_notes
+from stages.errors import InputError
+from stages.sensing.card import ACCEPTS_UNSTABLE, Precision
+from stages.sensing.models import model_name
+from stages.sensing.snapshots import Snapshots, snapshot_epochs, with_its_snapshots
+from stages.sensing.train_params import (
+    PRESETS,
+    Augmentation,
+    Schedule,
+    TrainParams,
+    params_from,
+    planned_params,
+)
+from stages.sensing.trust import require_trust
+from store.artifacts import Artifact
+from store.plan import Plan, fingerprint
+
+if TYPE_CHECKING:
+    from stages.sensing.sensing_training import SensingTraining
+
+VERSION = 1
+"""Raised whenever the weights for the same options and data change."""
+
+_PRESET = TrainParams()
+
+
+class TrainSensing(Stage):
+    """Train the sensing network f by the paper's recipe.
+
+    A checkpoint is written after every epoch; running the command again resumes from the last one.
+    """
+
+    verb = "train-sensing"
+    makes = "model"
+    runs_with = ("device", "data_root")
+    examples = ("train-sensing --dataset cifar10 --network resnet18",)
+
+    dataset: Dataset
+    network: Network | None = Field(
+        None,
+        description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, cnn2, "
+        "torchvision:NAME, file.py:factory or package.module:factory. (default: from the "
+        "preset)",
+    )
+    preset: Annotated[str, OneOf(tuple(PRESETS))] = Field(
+        "paper",
+        description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs.",
+    )
+    name: ModelOutputName | None = None
+    epochs: PositiveInt | None = Field(
+        None, description="Number of epochs. (default: from the preset)"
+    )
+    batch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Images per training step. (default: from the preset)"
+    )
+    lr: PositiveFloat | None = Field(
+        None, description="Initial learning rate. (default: from the preset)"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Weight decay of SGD. (default: from the preset)"
+    )
+    augmentation: Augmentation | None = Field(
+        None, description="Augmentation: none, flip or crop_flip. (default: from the preset)"
+    )
+    schedule: Schedule | None = Field(
+        None, description="Learning rate schedule: steps or one-cycle. (default: from the preset)"
+    )
+    precision: Precision | None = Field(
+        None, description="Precision of the training: fp32 or bf16. (default: from the preset)"
+    )
+    seed: NonNegativeInt = Field(
+        _PRESET.seed, description="Seed of weights, order and augmentation."
+    )
+    held_out: NonNegativeInt = Field(
+        _PRESET.held_out,
+        description="Number of rows, drawn with the seed, that the network is not trained on.",
+    )
+    held_out_until: Annotated[float, Field(gt=0, le=1)] = Field(
+        _PRESET.held_out_until,
+        description="Fraction of the epochs after which the held-out rows are included.",
+    )
+    keep_every: PositiveInt | None = Field(
+        None,
+        description="Interval in epochs at which to keep intermediate models, beginning with "
+        "NAME-epoch-001.",
+    )
+    last_layer: LastLayer | None = None
+    accept_unstable: AcceptUnstable = False
+    image_size: PositiveInt = Field(DEFAULT_IMAGE_SIZE, description="Image size in pixels.")
+    classes: ClassNames = ()
+    limit: Limit = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _ = self.params
+        return self
+
+    @property
+    def params(self) -> TrainParams:
+        """Training parameters: the preset, with the given options."""
+        names = {each.name for each in dataclasses.fields(TrainParams)}
+        given = {name: value for name, value in self if name in names}
+        return params_from(self.preset, batch=self.batch_size, **given)
+
+    @property
+    def kept_epochs(self) -> range:
+        """The epochs after which a snapshot is kept, counted from 1."""
+        return snapshot_epochs(self.params.epochs, self.keep_every)
+
+    def sources(self, workspace: Workspace) -> tuple[SourceSpec, SourceSpec | None]:
+        """The training images, and the test images if the data set has any.
+
+        Raises:
+            InputError: the data set does not exist, or the classes of the two differ.
+        """
+        train = SourceSpec(
+            self.dataset,
+            "train",
+            workspace.data_root,
+            self.image_size,
+            self.limit,
+            classes=self.classes,
+        )
+        test = dataclasses.replace(train, split="test")
+        try:
+            found = opened(workspace, test)
+        except InputError:
+            return train, None
+        check_same_classes(opened(workspace, train), found)
+        return train, test
+
+    def check(
+        self,
+        workspace: Workspace,
+        needs: Mapping[str, Stage],  # noqa: ARG002 - the signature of all stages
+    ) -> None:
+        """Raise ``InputError`` if the data set or the network does not exist."""
+        from stages.sensing.build import build_network
+
+        train, _ = self.sources(workspace)
+        build_network(self._trusted(workspace).network, opened(workspace, train).n_classes or None)
+
+    def job(self, workspace: Workspace) -> ArtifactJob:
+        """The training of the network.
+
+        Raises:
+            InputError: the data set does not exist or has no labels, the network is code that the
+            user has not named, or the training is past an epoch whose snapshot is missing.
+            PlanMismatchError: the name of the model or of a snapshot is taken.
+        """
+        params, (train, test) = self._trusted(workspace), self.sources(workspace)
+        plan = self.plan(workspace)
+        artifact = self._artifact(workspace, plan)
+        snapshots = Snapshots(workspace.store, artifact, plan, self.kept_epochs)
+        if self.keep_every:
+            snapshots.check()
+
+        @cache
+        def training() -> SensingTraining:
+            from stages.sensing.sensing_training import SensingTraining
+
+            return SensingTraining(
+                artifact.name,
+                params,
+                train,
+                test,
+                workspace.device,
+                self.last_layer,
+                self.accept_unstable,
+            )
+
+        return ArtifactJob(
+            workspace.store,
+            artifact,
+            plan,
+            title=f"train {artifact.name}",
+            preview=self._preview(workspace, plan, snapshots),
+            compute=Loop(training, params.epochs, keep=lambda: partial(snapshots.take, training())),
+        )
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """Everything that determines the weights, a user's network code included.
+
+        Raises ``InputError`` if the images have no labels.
+        """
+        from stages.sensing.build import source_hash
+
+        params, (train, _) = self._trusted(workspace), self.sources(workspace)
+        require_labels(opened(workspace, train))
+        code = source_hash(params.network)
+        return {
+            **({"code": code} if code else {}),
+            "stage": {
+                "name": self.verb,
+                "version": VERSION,
+                "params": {
+                    **planned_params(params),
+                    "last_layer": self.last_layer,
+                    **(ACCEPTS_UNSTABLE if self.accept_unstable else {}),
+                },
+            },
+            "inputs": {"source": facts_of(workspace, train)},
+        }
+
+    def _trusted(self, workspace: Workspace) -> TrainParams:
+        """The parameters, with the full path of the network's file.
+
+        Raises ``InputError`` if the network is code that the user has not named.
+        """
+        from stages.sensing.build import located
+
+        params = self.params
+        require_trust(params.network, workspace.named_by)
+        return dataclasses.replace(params, network=located(params.network))
+
+    def _artifact(self, workspace: Workspace, plan: Plan) -> Artifact:
+        plain, store = model_name(self.params.network), workspace.store
+        if workspace.recipe and self.keep_every and not self.name:
+            name = f"{plain}-{fingerprint(plan)[:8]}-every-{self.keep_every}"
+            return with_its_snapshots(store, name, plan, self.kept_epochs)
+        return store.artifact(
+            "model", workspace.output_name("model", self.name, plain, plain, plan)
+        )
+
+    def _preview(self, workspace: Workspace, plan: Plan, snapshots: Snapshots) -> Preview:
+        specs = filter(None, self.sources(workspace))
+        train, *others = (opened(workspace, spec) for spec in specs)
+        recipe = ", ".join(f"{key} {value}" for key, value in planned_params(self.params).items())
+        name, kept = snapshots.model.name, [model.name for model in snapshots.models()]
+        text = f"train {name} on {train.n_rows:,} images ({recipe})"
+        text += f"; would keep {len(kept)} snapshots" if kept else ""
+        return Preview(
+            text,
+            {"name": name, "plan": plan, "snapshots": kept, **left_out_of(train)},
+            [
+                *(line for source in (train, *others) for line in source_notes(source)),
+                *class_notes(train, is_ordered=bool(self.classes)),
+            ],
+        )

@@ -1,0 +1,104 @@
+"""Queries give the same numbers as a simple loop over all rows in memory."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cells import UNREAD, cells
+
+from stages.errors import InputError
+from stages.evaluation.recognition import query
+from stages.metrics.calibration import METRICS
+from stages.metrics.sums import sums
+from store.catalog import FeatureStore
+from store.encoding import encode_rows
+from store.errors import IncompleteError
+from store.featureset import FeatureSet
+from store.schema import ArraySpec, Schema
+
+
+def graded(store: FeatureStore, grades: np.ndarray[Any, Any]) -> FeatureSet:
+    """Rows with a column of floats, ten a shard."""
+    schema = Schema(
+        (ArraySpec("features", (1,)), ArraySpec("logits", (2,))),
+        (("grade", "float64"), ("label", "int64")),
+    )
+    plan = {
+        "name": "graded-test@net",
+        "n_rows": len(grades),
+        "shard_rows": 10,
+        "schema": schema.to_json(),
+        "inputs": {"source": {"name": "graded"}, "model": {"name": "net"}},
+    }
+    found = store.prepare().create(plan)
+    for shard in found.shard_set.shards:
+        n = shard.n_rows
+        arrays = {"features": np.zeros((n, 1), np.float32), "logits": np.zeros((n, 2), np.float32)}
+        columns = {"grade": grades[shard.start : shard.stop], "label": np.zeros(n, np.int64)}
+        found.shard_set.commit(
+            shard, encode_rows(schema, shard, 10, arrays, columns), {"failed": {}}
+        )
+    return found
+
+
+def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_query_equals_a_loop_over_the_groups_in_memory(store: FeatureStore) -> None:
+    found = cells(store)
+    table = query(found, by=("corruption", "severity"), metrics=tuple(METRICS))
+    samples, logits = found.samples(), found.read("logits")
+    assert len(table) == 6
+    for row in table.to_dict(orient="records"):
+        fits = (samples["corruption"] == row["corruption"]) & (
+            samples["severity"] == row["severity"]
+        )
+        rows = np.flatnonzero(fits.to_numpy())
+        rows = rows[rows != UNREAD]
+        total = sums(softmax(logits[rows]), samples["label"].to_numpy()[rows])
+        assert row["n_rows"] == len(rows)
+        for name, metric in METRICS.items():
+            assert row[name] == pytest.approx(metric(total), rel=1e-12)
+
+
+def test_query_without_groups_is_one_row_over_everything(store: FeatureStore) -> None:
+    table = query(cells(store))
+    assert table["n_rows"].tolist() == [83]
+    assert table.attrs["n_left_out"] == 1
+
+
+def test_missing_values_of_several_shards_are_one_group_and_come_last(store: FeatureStore) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.choice([0.5, np.nan, 0.25], 30)
+    found = graded(store, values)
+    table = query(found, by=("grade",))
+    assert table["grade"].tolist()[:2] == [0.25, 0.5]
+    assert np.isnan(table["grade"].tolist()[2])
+    assert table["n_rows"].tolist() == [
+        *((values == grade).sum() for grade in (0.25, 0.5)),
+        np.isnan(values).sum(),
+    ]
+
+
+def test_where_leaves_other_rows_out(store: FeatureStore) -> None:
+    table = query(cells(store), by=("severity",), where={"severity": [2, 3]})
+    assert table["severity"].tolist() == [2, 3]
+
+
+def test_unknown_names_and_empty_answers_are_refused(store: FeatureStore) -> None:
+    found = cells(store)
+    with pytest.raises(InputError, match=r"unknown column 'level'.*severity"):
+        query(found, by=("level",))
+    with pytest.raises(InputError, match=r"unknown metric 'f1'.*accuracy"):
+        query(found, metrics=("f1",))
+    with pytest.raises(InputError, match="no row"):
+        query(found, where={"corruption": ["rain"]})
+
+
+def test_an_incomplete_set_is_not_queried(store: FeatureStore) -> None:
+    found = cells(store)
+    found.shard_set.discard([found.shard_set.shards[3]], lambda: None)
+    with pytest.raises(IncompleteError, match="1 of 9 shards"):
+        query(found)
