@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -69,24 +70,43 @@ def marked(mark: str) -> Iterator[None]:
         del os.environ[MARK]
 
 
-def _marked_processes(mark: str) -> list[int]:
-    """Ids of the processes with this mark, ``NAME=value``, in their environment."""
+def _processes_of(mark: str, folder: str) -> list[int]:
+    """Ids of the processes of the cluster with this mark, ``NAME=value``, and this folder."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # another user's, or gone in the meantime
-            if mark.encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+            is_marked = mark.encode() in (process / "environ").read_bytes().split(b"\0")
+            if is_marked or any(_is_log_of_raylet(file, folder) for file in _open_files(process)):
+                found.append(int(process.name))
     return found
 
 
+def _open_files(process: Path) -> Iterator[tuple[str, bool]]:
+    """Path of each open file of a process, and whether it is open for writing."""
+    for descriptor in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed in the meantime
+            is_written = bool(descriptor.lstat().st_mode & stat.S_IWUSR)
+            yield os.readlink(descriptor), is_written
+
+
+def _is_log_of_raylet(file: tuple[str, bool], folder: str) -> bool:
+    """Whether an open file is a log of the cluster's raylet, open for writing.
+
+    All children of the raylet inherit it. Some of them give themselves a title, which overwrites
+    the start of the environment that others see, and the mark if it happens to be there.
+    """
+    path, is_written = file
+    return is_written and path.startswith(f"{folder}/") and "/logs/raylet." in path
+
+
 def main() -> None:
-    """Wait for the end of standard input, then kill the marked processes and remove the folder."""
-    mark, folder = sys.argv[1:]
+    """Wait for the end of standard input, then kill the cluster's processes, remove its folder."""
+    mark, folder = sys.argv[1], os.path.realpath(sys.argv[2])
     quiet_s = 0.0 if sys.stdin.buffer.read() == ORDERLY else QUIET_S
     seen = time.monotonic()
     deadline = seen + PATIENCE_S
     while (now := time.monotonic()) < deadline:
-        pids = _marked_processes(mark)
+        pids = _processes_of(mark, folder)
         if not pids and now - seen >= quiet_s:
             break
         seen = now if pids else seen

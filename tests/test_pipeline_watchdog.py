@@ -15,27 +15,30 @@ from pipeline import watchdog
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 
-# Each process has its own session; the first starts another one.
+# Each process has its own session. The first starts another one; the second has lost its mark but
+# writes to the raylet's log; the third only reads that log.
 DRIVER = """
 import subprocess, sys, time
 from pipeline.watchdog import marked, watchdog
 
 CHILD = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
 
-def started(code):
+def started(code, **files):
     code = f"import time; {code}; time.sleep(600)"
-    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True).pid
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **files).pid
 
+log = sys.argv[1] + "/session/logs/raylet.out"
 with watchdog(sys.argv[1]) as mark:
     with marked(mark):
         first = started(CHILD)
-    print(first, started("pass"), flush=True)
+    with open(log, "w") as written, open(log) as read:
+        print(first, started("pass", stdout=written), started("pass", stdin=read), flush=True)
     sys.stdin.read(1)
 """
 
 
 def started(folder: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
-    """A driver, the processes that carry its mark, and one without the mark."""
+    """A driver, the processes of its cluster, and one that is none of them."""
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(folder)],
         cwd=Path(__file__).parents[1],
@@ -45,8 +48,8 @@ def started(folder: Path) -> tuple["subprocess.Popen[str]", list[int], int]:
     )
     assert driver.stdout is not None
     lines = sorted([driver.stdout.readline().split() for _ in range(2)], key=len)
-    (child,), (first, other) = [[int(pid) for pid in line] for line in lines]
-    return driver, [first, child], other
+    (child,), (first, unmarked, other) = [[int(pid) for pid in line] for line in lines]
+    return driver, [first, child, unmarked], other
 
 
 def is_alive(pid: int) -> bool:
@@ -56,11 +59,11 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, None])
-def test_marked_processes_end_with_the_driver_and_others_do_not(
+def test_the_processes_of_a_cluster_end_with_the_driver_and_others_do_not(
     tmp_path: Path, signum: int | None
 ) -> None:
     folder = tmp_path / "of the cluster"
-    (folder / "logs").mkdir(parents=True)
+    (folder / "session" / "logs").mkdir(parents=True)
     (folder / "link").symlink_to(tmp_path)
     driver, ours, other = started(folder)
     assert driver.stdin is not None
@@ -77,7 +80,7 @@ def test_marked_processes_end_with_the_driver_and_others_do_not(
         for pid in (*ours, other):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        assert left == [False, False, True]
+        assert left == [False, False, False, True]
         assert list(tmp_path.iterdir()) == []
 
 
