@@ -86,7 +86,7 @@ def _open_files(process: Path) -> Iterator[tuple[str, bool]]:
     for descriptor in (process / "fd").iterdir():
         with suppress(FileNotFoundError):  # closed in the meantime
             is_written = bool(descriptor.lstat().st_mode & stat.S_IWUSR)
-            yield os.readlink(descriptor), is_written
+            yield str(descriptor.readlink()), is_written
 
 
 def _is_log_of_raylet(file: tuple[str, bool], folder: str) -> bool:
