@@ -88,25 +88,32 @@ def numbers_of(store):
 RUN = ("run", "tiny.yaml", "--executor", "local")
 
 
+# Where a run is killed: after the first file, and before the second.
+IN_A_MODEL = ("models/*/checkpoints/*.json", "models/*/model.json")
+IN_A_HEAD = ("heads/*/checkpoints/*.json", "heads/*/head.json")
+IN_A_RESULT = ("results/*/plan.json", "results/*/result.json")
+
+
 @pytest.mark.slow
-def test_a_recipe_killed_three_times_gives_the_numbers_of_one_run(place):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [IN_A_RESULT],
+        pytest.param([IN_A_MODEL, IN_A_HEAD, IN_A_RESULT], marks=pytest.mark.soak),
+    ],
+)
+def test_a_recipe_that_is_killed_gives_the_numbers_of_one_run(place, moments):
     store = place / "store"
-
-    def some(pattern):
-        return lambda: any(store.glob(pattern))
-
-    killed(place, some("models/*/checkpoints/*.json"), *RUN)
-    assert not list(store.glob("models/*/model.json"))
-    killed(place, some("heads/*/checkpoints/*.json"), *RUN)
-    assert not list(store.glob("heads/*/head.json"))
-    killed(place, some("results/*/plan.json"), *RUN)
-    assert not list(store.glob("results/*/result.json"))
+    for first, second in moments:
+        killed(place, lambda first=first: any(store.glob(first)), *RUN)
+        assert not list(store.glob(second))
 
     code, _, error = finished(place, "resume")
     assert code == 0, error
     assert "tiny: 11 steps: 9 cached, 2 to compute" in error
     assert finished(place, *RUN, store="other")[0] == 0
     resumed, *killed_runs = runs(str(store))
+    assert len(killed_runs) == len(moments)
     assert resumed.stage == {
         "stage": "run",
         "recipe": str(place / "tiny.yaml"),

@@ -259,7 +259,9 @@ def test_a_run_under_nohup_outlives_its_terminal(place: Place) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM]
+)
 def test_a_signal_to_the_process_group_of_a_ray_run_leaves_no_process(
     place: Place, signum: int
 ) -> None:
