@@ -152,12 +152,12 @@ def test_a_note_says_that_a_split_given_as_a_data_set_has_no_labels(
     said = run(EXTRACT.replace("--dataset insects", f"--dataset {photos} --dry-run"))[1]
     assert (
         "train test: no labels found, so every label is -1; to add labels: this folder is a split "
-        f"of a data set: use --dataset {photos.parent}"
+        f"of a data set: use --dataset {photos.parent} --split train"
     ) in said.splitlines()
     refused = run(f"{TRAIN} --dataset {photos} --store {tmp_path / 's'}", code=2)[1].splitlines()
     assert refused[-1] == (
-        f"intro-pipe: {photos}: a folder of images has no split 'train', only test; expected "
-        "train/<class>/<file> in it"
+        f"intro-pipe: {photos}: a folder of images has no split 'train', only test, and all if its "
+        "folders are classes; expected train/<class>/<file> in it"
     )
     assert not (tmp_path / "s").exists()
 
@@ -222,8 +222,9 @@ def test_a_note_says_that_class_folders_without_a_split_have_no_labels(
     shutil.copytree(home / "insects" / "test", photos)
     said = run(EXTRACT.replace("--dataset insects", f"--dataset {photos} --dry-run"))[1]
     assert (
-        "photos test: no labels found, so every label is -1; to add labels: expected "
-        f"{photos}/test/<class>/<file>, and train/<class>/<file> for training"
+        "photos test: no labels found, so every label is -1; to add labels: use --split all if its "
+        f"folders are the classes; else expected {photos}/test/<class>/<file>, and "
+        "train/<class>/<file> for training"
     ) in said.splitlines()
 
 

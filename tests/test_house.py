@@ -511,7 +511,7 @@ def test_each_package_says_that_it_is_typed(package):
 
 def test_the_version_is_the_same_everywhere():
     changelog = (REPOSITORY / "CHANGELOG.md").read_text()
-    newest = re.search(r"^## (\S+)", changelog, re.MULTILINE)
+    newest = re.search(r"^## (\S+)$", changelog, re.MULTILINE)  # without "(unreleased)"
 
     assert importlib.metadata.version("intro-pipe") == PROJECT["version"]
     assert newest is not None

@@ -113,6 +113,56 @@ def test_one_split_alone_is_enough(tmp_path: Path) -> None:
         open_source(root, "train")
 
 
+@pytest.mark.parametrize("split", ["val", "validation", "domain-2"])
+def test_a_split_has_the_name_of_its_folder(tmp_path: Path, split: str) -> None:
+    root = _write(tmp_path / "insects", ("train", split))
+    source = open_source(root, split)
+    assert (source.split, source.n_rows, source.class_names) == (split, 6, ("ant", "bee"))
+    assert source.read(4, 5).columns["sample_id"].tolist() == [f"{split}/bee/1.png"]
+    assert source.left_out == ()
+    with pytest.raises(DataNotFoundError, match=f"it has train, {split}: use --split train$"):
+        open_source(root, "test")
+
+
+def test_a_set_may_have_none_of_the_usual_splits(tmp_path: Path) -> None:
+    root = _write(tmp_path / "insects", ("amazon", "dslr"))
+    assert open_source(root, "dslr").n_rows == 6
+    with pytest.raises(DataNotFoundError, match=r"it has amazon, dslr: use --split amazon$"):
+        open_source(root)
+
+
+def test_a_test_folder_without_classes_is_no_obstacle(tmp_path: Path) -> None:
+    root = _write(tmp_path / "imagenet", ("train", "val"))
+    _image(root / "test" / "0.png", 1)
+    assert [open_source(root, split).n_rows for split in ("train", "val")] == [6, 6]
+    with pytest.raises(InputError, match=r"expected <class>/<file> .*outside the class folders"):
+        open_source(root)
+
+
+def test_class_folders_without_a_split_are_all_images(tmp_path: Path) -> None:
+    _write(tmp_path, ("insects",))
+    root = tmp_path / "insects"
+    (root / ".DS_Store").write_text("x")
+    _image(root / ".ipynb_checkpoints" / "0.png", 1)
+    source = open_source(root, "all")
+    rows = source.read(0, 6)
+    assert (source.name, source.split, source.class_names) == ("insects", "all", ("ant", "bee"))
+    assert rows.columns["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert rows.columns["sample_id"][3] == "bee/0.png"
+    assert [(each.reason, each.count) for each in source.left_out] == [
+        ("companions of other programs", 2)
+    ]
+    assert open_source(root).class_names == ()  # as before: images without labels
+
+
+def test_all_is_refused_where_there_are_splits_or_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no folder 'all'.*; it has train, test"):
+        open_source(_write(tmp_path / "insects"), "all")
+    _image(tmp_path / "flat" / "0.png", 1)
+    with pytest.raises(InputError, match="has no images, expected <class>/<file>"):
+        open_source(tmp_path / "flat", "all")
+
+
 def test_other_classes_in_train_than_in_test_are_refused(tmp_path: Path) -> None:
     root = _write(tmp_path / "insects")
     _image(root / "train" / "wasp" / "0.png", 1)

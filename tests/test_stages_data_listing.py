@@ -126,7 +126,7 @@ def test_entries_beside_the_splits_are_counted(tmp_path: Path) -> None:
     (root / "more").symlink_to(root / "val")
     source = open_source(root)
     assert counts(source) == {
-        "folders that are not a split": (3, ("more/", "training/", "val/")),
+        "other folders": (3, ("more/", "training/", "val/")),
         "outside the class folders": (1, ("cover.png",)),
         "companions of other programs": (1, (".DS_Store",)),
         "not images by name": (1, ("labels.csv",)),

@@ -66,8 +66,14 @@ def test_names_are_fit_for_file_names(tmp_path: Path) -> None:
 
 
 def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(InputError, match="split is 'val', expected one of train, test"):
+    with pytest.raises(InputError, match="digits: has no split 'val', only train, test"):
         open_source("digits", "val")
+
+
+@pytest.mark.parametrize("split", ["", "../train", "my val", ".", "a@b"])
+def test_a_split_that_cannot_be_part_of_a_name_is_refused(split: str) -> None:
+    with pytest.raises(InputError, match="expected train, test, or the name of a folder"):
+        open_source("digits", split)
 
 
 @pytest.mark.parametrize("options", [{"image_size": 0}, {"limit": 0}, {"limit": -3}])
@@ -128,6 +134,9 @@ def test_the_list_recognises_sets_in_the_data_root(tmp_path: Path) -> None:
     _corrupted(tmp_path / "mine-c", ("fog",))
     (tmp_path / "photos" / "test" / "ant").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "test" / "ant" / "0.png")
+    for split in ("train", "val"):
+        (tmp_path / "scans" / split / "ant").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "scans" / split / "ant" / "0.png")
     (tmp_path / "other").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     infos = {info.name: info for info in known_datasets(tmp_path)[len(KNOWN) :]}
@@ -135,6 +144,7 @@ def test_the_list_recognises_sets_in_the_data_root(tmp_path: Path) -> None:
         "arrays": {"train": 6},
         "mine-c": {"test": 5},
         "photos": {"test": 1},
+        "scans": {"train": 1, "val": 1},
         "single.npz": {"test": 5},
     }
     assert all(info.is_on_disk and not info.problem for info in infos.values())

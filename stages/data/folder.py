@@ -1,4 +1,4 @@
-"""Image folders: ``<root>/train|test/<class>/<file>``, and reading the files of any folder."""
+"""Image folders: ``<root>/<split>/<class>/<file>``, and reading the files of any folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stages.data.listing import (
     BROKEN_LINK,
     COMPANION,
     HIDDEN,
-    NOT_SPLITS,
+    OTHER_FOLDERS,
     OUTSIDE_CLASSES,
     UNLISTED,
     Listing,
@@ -33,6 +33,9 @@ from stages.data.resize import Resize
 from stages.data.source import SPLITS, ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 
+ALL = "all"
+"""The split of a folder that itself has the class folders."""
+
 _ROWS_PER_TASK = 64
 _MAX_THREADS = 4
 # Smaller files are limited by the interpreter's lock: 32x32 JPEGs were read at 15,600 per second
@@ -46,7 +49,7 @@ class FolderReader:
 
     Attributes:
         root: folder that contains the splits.
-        files: ``<split>/<class>/<file>`` of each row.
+        files: path of each row below the root, such as ``<split>/<class>/<file>``.
         labels: index of the class of each row among the sorted class names.
     """
 
@@ -106,37 +109,39 @@ def folder_source(root: Path, name: str, split: str, resizing: Resize) -> Reader
     """A source over the images of one split; class names are the sorted folder names.
 
     Files are taken in sorted order within the sorted classes. Anything else in ``root`` is left out
-    and counted, except the other split. If ``resizing`` leaves it to the layout, images are
+    and counted, except train and test. If ``resizing`` leaves it to the layout, images are
     stretched. An orientation tag is not applied.
+
+    Args:
+        root: folder of the splits, or of the classes if there are no splits.
+        name: name of the source.
+        split: folder of the split, or ``all`` for class folders that ``root`` has itself.
+        resizing: how images become those of ``read``.
 
     Raises:
         InputError: the split is missing, a class folder has no images or cannot be listed, or train
-            and test have different classes.
+            or test has other classes.
     """
-    if not (root / split).is_dir():
-        raise DataNotFoundError(f"{root}: has no folder '{split}', expected {split}/<class>/<file>")
-    above = listing(root / split)
+    folder = f"{split}/" if (root / split).is_dir() else ""
+    if not folder and (split != ALL or has_split(root, *SPLITS)):
+        raise DataNotFoundError(
+            f"{root}: has no folder '{split}', expected {split}/<class>/<file>{_other_splits(root)}"
+        )
+    above = listing(root / folder)
     class_names = above.folders
-    _check_links(root / split, above)
-    other = SPLITS[1 - SPLITS.index(split)]
-    if (root / other).is_dir():
+    _check_links(root / folder, above)
+    other = _split_beside(root, split) if folder and class_names else ""
+    if other:
         _check_same_classes(root, {split: class_names, other: listing(root / other).folders})
-    files: list[str] = []
-    labels: list[int] = []
-    left_out = [*_outside_classes(split, above)]
-    for label, class_name in enumerate(class_names):
-        place = f"{split}/{class_name}/"
-        found = listing(root / place)
-        if not found.images:
-            _check_empty(root, place, found, root / other / class_name)
-        files += [f"{place}{image}" for image in found.images]
-        labels += [label] * len(found.images)
-        left_out += shallow_left_out(root, place, found)
+    files, labels, left_out = _files_of(root, folder, class_names, other)
+    left_out = [*_outside_classes(folder, above), *left_out]
     if not files:
         raise InputError(
-            f"{root / split}: has no images, {expected_images('<class>/<file>', left_out)}"
+            f"{root / folder}: has no images, {expected_images('<class>/<file>', left_out)}"
         )
     check_utf8(root, [*class_names, *files])
+    if folder:
+        left_out = [*_outside_splits(root, split), *left_out]
     return ReaderSource(
         name=name,
         split=split,
@@ -146,22 +151,62 @@ def folder_source(root: Path, name: str, split: str, resizing: Resize) -> Reader
         native=None,
         n_rows=len(files),
         reader=FolderReader(root, tuple(files), tuple(labels)),
-        left_out=tally([*_outside_splits(root), *left_out]),
+        left_out=tally(left_out),
     )
 
 
-def is_image_folder(root: Path) -> bool:
-    """Whether there is a split with at least one class folder."""
-    return any((root / split).is_dir() and listing(root / split).folders for split in SPLITS)
+def _files_of(
+    root: Path, folder: str, class_names: Sequence[str], other: str
+) -> tuple[list[str], list[int], list[tuple[str, str]]]:
+    """Path and label of each image in the class folders, and what is left out of them."""
+    files: list[str] = []
+    labels: list[int] = []
+    left_out: list[tuple[str, str]] = []
+    for label, class_name in enumerate(class_names):
+        place = f"{folder}{class_name}/"
+        found = listing(root / place)
+        if not found.images:
+            _check_empty(root, place, found, root / other / class_name if other else None)
+        files += [f"{place}{image}" for image in found.images]
+        labels += [label] * len(found.images)
+        left_out += shallow_left_out(root, place, found)
+    return files, labels, left_out
+
+
+def has_split(root: Path, *splits: str) -> bool:
+    """Whether one of these splits has at least one class folder."""
+    return any((root / split).is_dir() and listing(root / split).folders for split in splits)
+
+
+def splits_in(root: Path) -> tuple[str, ...]:
+    """Names of the folders that have class folders with images; train and test come first."""
+    folders = listing(root).folders
+    found = [name for name in folders if _has_images(root / name)]
+    return tuple(sorted(found, key=lambda name: (name not in SPLITS[:1], name not in SPLITS, name)))
+
+
+def _has_images(folder: Path) -> bool:
+    return any(listing(folder / name).images for name in listing(folder).folders)
+
+
+def _other_splits(root: Path) -> str:
+    others = splits_in(root)
+    return f"; it has {', '.join(others)}: use --split {others[0]}" if others else ""
+
+
+def _split_beside(root: Path, split: str) -> str:
+    """Train or test, whichever has the same classes as this split; empty if there is neither."""
+    return next((each for each in SPLITS if each != split and has_split(root, each)), "")
 
 
 def _check_same_classes(root: Path, classes: dict[str, tuple[str, ...]]) -> None:
-    train, test = set(classes["train"]), set(classes["test"])
-    if train != test:
-        only = [f"only in train: {', '.join(sorted(train - test)) or '-'}"]
-        only.append(f"only in test: {', '.join(sorted(test - train)) or '-'}")
+    (one, other) = sorted(classes, key=lambda split: (split not in SPLITS, split != SPLITS[0]))
+    mine, others = set(classes[one]), set(classes[other])
+    if mine != others:
+        only = [f"only in {one}: {', '.join(sorted(mine - others)) or '-'}"]
+        only.append(f"only in {other}: {', '.join(sorted(others - mine)) or '-'}")
         raise InputError(
-            f"{root}: train has {len(train)} classes and test {len(test)}, expected the same "
+            f"{root}: {one} has {len(mine)} classes and {other} {len(others)}, expected the same "
             f"({'; '.join(only)}); rename or add the folders"
         )
 
@@ -176,14 +221,14 @@ def _check_links(folder: Path, found: Listing) -> None:
             )
 
 
-def _check_empty(root: Path, place: str, found: Listing, elsewhere: Path) -> None:
+def _check_empty(root: Path, place: str, found: Listing, elsewhere: Path | None) -> None:
     """Refuse a class folder without images: its files may be too deep, or it may not be a class.
 
-    An empty one is accepted if the images of the class are ``elsewhere``, in the other split.
+    An empty one is accepted if the images of the class are ``elsewhere``, in another split.
     """
     existing = [*shallow_left_out(root, place, found)]
     is_bare = not found.folders and all(reason in (HIDDEN, COMPANION) for reason, _ in existing)
-    if is_bare and elsewhere.is_dir() and listing(elsewhere).images:
+    if is_bare and elsewhere and elsewhere.is_dir() and listing(elsewhere).images:
         return
     raise InputError(
         f"{root / place}: the class folder has no images, {expected_images('<file>', existing)}; "
@@ -191,22 +236,23 @@ def _check_empty(root: Path, place: str, found: Listing, elsewhere: Path) -> Non
     )
 
 
-def _outside_splits(root: Path) -> Iterator[tuple[str, str]]:
+def _outside_splits(root: Path, split: str) -> Iterator[tuple[str, str]]:
     """Yield ``(reason, path)`` of everything beside the splits; a folder counts as one entry."""
     try:
         found = listing(root)
     except InputError:  # entering the folder suffices to read its splits
         yield UNLISTED, f"{root.name}/"
         return
-    yield from ((NOT_SPLITS, f"{name}/") for name in found.folders if name not in SPLITS)
+    others = (name for name in found.folders if name not in (*SPLITS, split))
+    yield from ((OTHER_FOLDERS, f"{name}/") for name in others)
     yield from ((OUTSIDE_CLASSES, name) for name in found.images)
     yield from found.left_out
 
 
-def _outside_classes(split: str, found: Listing) -> Iterator[tuple[str, str]]:
+def _outside_classes(folder: str, found: Listing) -> Iterator[tuple[str, str]]:
     """Yield ``(reason, path)`` of everything beside the class folders of a split."""
-    yield from ((OUTSIDE_CLASSES, f"{split}/{name}") for name in found.images)
-    yield from ((reason, f"{split}/{name}") for reason, name in found.left_out)
+    yield from ((OUTSIDE_CLASSES, f"{folder}{name}") for name in found.images)
+    yield from ((reason, f"{folder}{name}") for reason, name in found.left_out)
 
 
 def check_utf8(root: Path, files: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -27,7 +27,12 @@ Dataset = Annotated[
     ),
 ]
 Split = Annotated[
-    Literal["train", "test"], Field(description="Split of the data set: train or test.")
+    str,
+    Written(metavar="SPLIT"),
+    Field(
+        description="Split of the data set: train, test, or the name of its folder, such as val; "
+        "all for a folder of class folders."
+    ),
 ]
 Network = Annotated[str, Place.NETWORK, Written(metavar="NETWORK")]
 LastLayer = Annotated[

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from stages.data import corrupted
-from stages.data.arrays import array_source
 from stages.data.classes import with_classes
-from stages.data.folder import folder_source, is_image_folder
 from stages.data.known import KNOWN, Known, data_root_path, folder_of, how_to_get
-from stages.data.loose import has_loose_images, loose_source
-from stages.data.regular import refused, require_regular
+from stages.data.layouts import layout_of, open_path
+from stages.data.regular import refused
 from stages.data.resize import Resize, resizing_to
-from stages.data.source import SPLITS, ReaderSource, first_rows, without_labels
+from stages.data.source import ReaderSource, first_rows, without_labels
 from stages.errors import DataNotFoundError, InputError
 from store.disk import spelled_out
 
 DEFAULT_IMAGE_SIZE = 32
 """Height and width to which images are resized by default, in pixels."""
-
-LOOSE = "folder of images"
-_ARRAY_SUFFIXES = (".npz", ".npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,8 @@ def open_source(
         dataset: a registered name, a path, or the name of something under the data root: a folder
             in the layout of CIFAR-10-C, an image folder, a ``.npz`` or ``.npy`` file, a folder of
             ``train`` and ``test`` in one of these two formats, or a folder of images.
-        split: ``train`` or ``test``.
+        split: ``train``, ``test``, the name of a split's folder, or ``all`` for a folder that has
+            class folders and no splits.
         data_root: see ``data_root_path``.
         image_size: how every image is resized; a number is the height and width in pixels, and
             the layout determines whether images are stretched or cropped (`Resize`).
@@ -121,13 +117,16 @@ def open_source(
         DataNotFoundError: it does not exist; the message says how to get it.
         InputError: it exists but has unexpected content.
     """
-    if split not in SPLITS:
-        raise InputError(f"split is '{split}', expected one of {', '.join(SPLITS)}")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", split):
+        raise InputError(
+            f"split is {split!r}, expected train, test, or the name of a folder, in letters, "
+            "digits and . _ + -"
+        )
     root, name, resizing = data_root_path(data_root), str(dataset), resizing_to(image_size)
     if name not in KNOWN:
         place = existing_path(name, root)
         with refused(place):
-            found = _open_path(place, split, resizing)
+            found = open_path(place, name_of(place), split, resizing)
     else:
         found = _open_known(name, root, split, resizing)
     found = corrupted.only_corruptions(found, corruptions)
@@ -180,74 +179,6 @@ def existing_path(name: str, root: Path) -> Path:
     )
 
 
-def _layout(path: Path) -> str:
-    """Kind of data at a path, in words; empty if it is not supported."""
-    if path.name.startswith("."):
-        return ""
-    if path.is_file():
-        is_labels = path.stem == "labels" or path.stem.endswith("-labels")
-        return "array file" if path.suffix in _ARRAY_SUFFIXES and not is_labels else ""
-    if _split_files(path):
-        return "folder of arrays"
-    if corrupted.corruptions_in(path):
-        return "CIFAR-10-C layout"
-    if is_image_folder(path):
-        return "image folder"
-    return LOOSE if has_loose_images(path) else ""
-
-
-def _split_files(folder: Path) -> dict[str, Path]:
-    """Split -> ``<split>.npz`` or ``<split>.npy`` in a folder."""
-    files = ((s, folder / f"{s}{suffix}") for s in SPLITS for suffix in reversed(_ARRAY_SUFFIXES))
-    return {split: path for split, path in files if path.is_file()}
-
-
-def _open_path(path: Path, split: str, resizing: Resize) -> ReaderSource:
-    if not path.is_dir():
-        require_regular(path)
-    layout, name = _layout(path), name_of(path)
-    if layout == "array file":
-        return array_source(path, name, split, resizing)
-    if layout == "folder of arrays":
-        file = _split_files(path).get(split)
-        if file is None:
-            raise DataNotFoundError(f"{path}: has neither {split}.npz nor {split}.npy")
-        return array_source(file, name, split, resizing)
-    if layout == "CIFAR-10-C layout":
-        if split != "test":
-            raise InputError(f"{path}: a corrupted set has no split '{split}', only test")
-        return corrupted.corrupted_source(path, name, resizing)
-    if layout == "image folder":
-        return folder_source(path, name, split, resizing)
-    if layout == LOOSE:
-        if split != "test":
-            raise DataNotFoundError(
-                f"{path}: a folder of images has no split '{split}', only test; expected "
-                f"{split}/<class>/<file> in it"
-            )
-        return replace(loose_source(path, name, resizing), how_to_label=_how_to_label(path))
-    raise InputError(
-        f"{path}: no supported data, expected train|test/<class>/<image>, labels.npy with "
-        f"<corruption>.npy, a .npz or .npy file, or images in a folder{_array_in(path)}"
-    )
-
-
-def _how_to_label(path: Path) -> str:
-    """Where classes belong in a folder of images; a folder that is a split lacks its parent."""
-    if path.name in SPLITS and is_image_folder(path.parent):
-        return f"this folder is a split of a data set: use --dataset {path.parent}"
-    return f"expected {path}/test/<class>/<file>, and train/<class>/<file> for training"
-
-
-def _array_in(path: Path) -> str:
-    """How to open an array in a folder, if there is one that is not named after a split."""
-    if not path.is_dir():
-        return ""
-    arrays = (each for each in sorted(path.iterdir()) if _layout(each) == "array file")
-    images = next((each for each in arrays if not each.stem.startswith(("y_", "label"))), None)
-    return f"; to read an array give its file, such as {images}" if images else ""
-
-
 def name_of(path: Path) -> str:
     """Name of the data set at a path."""
     name = path.stem if path.is_file() else path.resolve().name if not path.name else path.name
@@ -281,16 +212,18 @@ def _info_of_known(name: str, known: Known, root: Path) -> DatasetInfo:
 def _info_of_path(path: Path) -> DatasetInfo:
     n_rows: dict[str, int] = {}
     class_names: tuple[str, ...] = ()
-    layout, problem = "unknown", ""
+    layout, problem = None, ""
+    splits: tuple[str, ...] = ()
     try:
         with refused(path):
-            layout = _layout(path)
+            layout = layout_of(path)
+            splits = layout.splits(path) if layout else ()
     except InputError as error:
         problem = str(error)
-    for split in _splits_of(layout):
+    for split in splits:
         try:
             with refused(path):
-                source = _open_path(path, split, Resize((32, 32)))
+                source = open_path(path, name_of(path), split, Resize((32, 32)))
             n_rows[split], class_names = source.n_rows, source.class_names
         except DataNotFoundError:
             continue  # a set may have one split only
@@ -298,7 +231,7 @@ def _info_of_path(path: Path) -> DatasetInfo:
             problem = str(error)
     return DatasetInfo(
         name=path.name,  # as accepted by --dataset
-        description=layout,
+        description=layout.name if layout else "unknown" if problem else "",
         licence="unknown",
         n_rows=n_rows,
         class_names=class_names,
@@ -306,10 +239,3 @@ def _info_of_path(path: Path) -> DatasetInfo:
         where=str(path),
         problem=problem,
     )
-
-
-def _splits_of(layout: str) -> tuple[str, ...]:
-    """The splits that a layout may have; none for an unknown layout."""
-    if layout in ("image folder", "folder of arrays"):
-        return SPLITS
-    return () if layout in ("", "unknown") else ("test",)

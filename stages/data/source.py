@@ -45,7 +45,7 @@ class ImageSource(Protocol):
 
     @property
     def split(self) -> str:
-        """``train`` or ``test``."""
+        """``train``, ``test``, or another name of a split."""
 
     @property
     def family(self) -> str:
