@@ -13,6 +13,7 @@ from test_stages_data_listing import COMPANIONS, write_classes, write_image
 
 from stages.sensing.build import build_network
 from stages.sensing.weights import save_weights
+from store.catalog import FeatureStore
 
 Run = Callable[..., tuple[str, str]]
 
@@ -160,6 +161,30 @@ def test_a_note_says_that_a_split_given_as_a_data_set_has_no_labels(
         "folders are classes; expected train/<class>/<file> in it"
     )
     assert not (tmp_path / "s").exists()
+
+
+def test_columns_of_a_manifest_stand_in_the_store(run: Run, home: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "mine.csv"
+    paths = (
+        home / "insects/test/bee/0.png",
+        home / "insects/test/ant/1.png",
+        tmp_path / "gone.png",
+    )
+    rows = (
+        f"{path},{path.parent.name},{dose}" for path, dose in zip(paths, (3, 7, 9), strict=True)
+    )
+    manifest.write_text(
+        "\n".join(["path,label,dose", *rows]).replace(f",{tmp_path.name},", ",bee,")
+    )
+    classes = tmp_path / "classes.txt"
+    classes.write_text("ant\nbee\n")
+    run(EXTRACT.replace("--dataset insects", f"--dataset {manifest} --classes {classes}"))
+    (found,) = FeatureStore(str(tmp_path / "store")).feature_sets()
+    samples = found.samples()
+    assert samples["sample_id"].tolist() == [str(path) for path in paths]
+    assert samples["dose"].tolist() == [3, 7, 9]
+    assert samples["status"].tolist()[:2] == ["ok", "ok"]
+    assert "gone.png: [Errno 2] No such file" in samples["status"][2]
 
 
 def test_a_note_says_that_an_array_has_no_labels(run: Run, home: Path, tmp_path: Path) -> None:

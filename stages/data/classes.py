@@ -15,6 +15,7 @@ from stages.data.class_names import first_few
 from stages.data.folder import FolderReader
 from stages.data.near_equal import near_equal_note, near_hint, number_in
 from stages.data.resize import Resize
+from stages.data.sample_table import TableReader
 from stages.data.source import ArrayReader, Reader, ReaderSource, Rows, UnlabelledReader
 from stages.errors import DataNotFoundError, InputError
 
@@ -157,6 +158,8 @@ def counted_classes(source: ReaderSource) -> NDArray[np.int64] | None:
 def _labels_in(reader: Reader) -> NDArray[np.int64] | None:
     if isinstance(reader, FolderReader):
         return np.array(reader.labels, dtype=np.int64)
+    if isinstance(reader, TableReader):
+        return reader.labels()
     if isinstance(reader, ArrayReader):
         return reader.load()[1]
     if isinstance(reader, RelabelledReader):

@@ -11,6 +11,7 @@ from stages.data.arrays import array_source
 from stages.data.folder import ALL, folder_source, has_split, splits_in
 from stages.data.listing import listing
 from stages.data.loose import has_loose_images, loose_source
+from stages.data.manifest import SUFFIXES, manifest_source, manifest_splits
 from stages.data.regular import require_regular
 from stages.data.resize import Resize
 from stages.data.source import SPLITS, ReaderSource
@@ -59,7 +60,8 @@ def open_path(path: Path, name: str, split: str, resizing: Resize) -> ReaderSour
         return layout.opened(path, name, split, resizing)
     raise InputError(
         f"{path}: no supported data, expected <split>/<class>/<image>, labels.npy with "
-        f"<corruption>.npy, a .npz or .npy file, or images in a folder{_array_in(path)}"
+        "<corruption>.npy, a .npz or .npy file, a .csv or .parquet file with a column 'path', or "
+        f"images in a folder{_array_in(path)}"
     )
 
 
@@ -120,6 +122,10 @@ def _array_in(path: Path) -> str:
     return f"; to read an array give its file, such as {images}" if images else ""
 
 
+def _is_manifest(path: Path, _: str) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
 def _only_test(_: Path) -> tuple[str, ...]:
     return ("test",)
 
@@ -134,6 +140,7 @@ def _splits_in(path: Path) -> tuple[str, ...]:
 
 LAYOUTS = (
     Layout("array file", _is_array_file, _only_test, array_source),
+    Layout("manifest", _is_manifest, manifest_splits, manifest_source),
     Layout("folder of arrays", lambda path, _: bool(_arrays_in(path)), _both, _array_of_split),
     Layout(
         "CIFAR-10-C layout",

@@ -159,7 +159,7 @@ def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
     with refused(root):
         children = sorted(root.iterdir()) if root.is_dir() else []
     others = (_info_of_path(path) for path in children if path.name not in taken)
-    return infos + [info for info in others if info.description]
+    return infos + [info for info in others if info.n_rows or info.problem]
 
 
 def existing_path(name: str, root: Path) -> Path:

@@ -292,10 +292,14 @@ def _halves_read(source: ImageSource, start: int, stop: int) -> list[Rows | Exce
     return [*_halves_read(source, start, half), *_halves_read(source, half, stop)]
 
 
+_BLANKS = {"i": -1, "u": -1, "f": np.nan}
+"""Kind of a column -> value in a row that could not be read; text is empty."""
+
+
 def _blank(like: Rows, error: Exception) -> Rows:
     """One failed row with the columns of ``like``, without a name or label."""
     columns = {
-        name: np.array([-1 if values.dtype.kind in "iu" else ""]).astype(values.dtype)
+        name: np.array([_BLANKS.get(values.dtype.kind, "")]).astype(values.dtype)
         for name, values in like.columns.items()
     }
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,124 @@
+"""Manifests: tables, as CSV or Parquet, that name an image file in each row.
+
+The column ``path`` (or ``image``) has paths relative to the manifest, or absolute ones; ``label``
+has classes; ``split``, if there is one, tells the splits apart; and further columns become columns
+of the samples. Rows stay in the order of the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from stages.data.arrays import check_memory
+from stages.data.folder import FolderReader
+from stages.data.listing import tally
+from stages.data.regular import refused, require_regular, size_of_regular
+from stages.data.resize import Resize
+from stages.data.sample_table import OTHER_TYPES, TableReader, sample_table, splits_in, with_numbers
+from stages.data.source import ReaderSource
+from stages.errors import DataNotFoundError, InputError
+
+SUFFIXES = (".csv", ".parquet")
+IMAGE_COLUMNS = ("path", "image")
+"""Columns of paths; the first that exists counts."""
+
+
+def manifest_source(path: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
+    """A source over the image files that a manifest names; a file that is missing fails as a row.
+
+    If ``resizing`` leaves it to the layout, images are cropped.
+
+    Raises:
+        InputError: it cannot be read, lacks the column of paths, names a file twice, none of its
+            files exists, or labels or columns are invalid.
+    """
+    table = _read(path)
+    column = _image_column(table)
+    if not column:
+        raise DataNotFoundError(
+            f"{path}: expected a column 'path' (or 'image') of image files, found "
+            f"{', '.join(table.column_names[:8])}"
+        )
+    found = sample_table(table, column, split, str(path))
+    files = _files(table[column].take(found.rows), path, column)
+    return ReaderSource(
+        name=name,
+        split=split,
+        family=name,
+        class_names=found.class_names,
+        resizing=resizing.in_layout(stretches=False),
+        native=None,
+        n_rows=len(files),
+        reader=TableReader(FolderReader(path.parent, files, (-1,) * len(files)), found.columns),
+        extra_columns=found.extra_columns,
+        is_named=found.is_named,
+        left_out=tally((OTHER_TYPES, each) for each in found.left_out),
+        how_to_label="" if found.class_names else f"add a column 'label' to {path.name}",
+    )
+
+
+def manifest_splits(path: Path) -> tuple[str, ...]:
+    """The splits of a manifest; none for a table that has no column of paths."""
+    table = _read(path)
+    return splits_in(table) if _image_column(table) else ()
+
+
+def _image_column(table: pa.Table) -> str:
+    return next((each for each in IMAGE_COLUMNS if each in table.column_names), "")
+
+
+def _read(path: Path) -> pa.Table:
+    """The whole table; columns of a CSV are numbers if all their values are."""
+    with refused(path):
+        require_regular(path)
+        try:
+            if path.suffix.lower() == ".csv":
+                return _read_csv(path)
+            check_memory(_unpacked_bytes(path), path)
+            return pq.read_table(path, partitioning=None)
+        except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(
+                f"{path}: expected a complete {path.suffix[1:]} table in UTF-8 "
+                f"({' '.join(str(error).split())})"
+            ) from error
+
+
+def _read_csv(path: Path) -> pa.Table:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    kinds = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
+    return with_numbers(pa.csv.read_csv(path, convert_options=kinds), (*IMAGE_COLUMNS, "split"))
+
+
+def _unpacked_bytes(path: Path) -> int:
+    facts = pq.read_metadata(path)
+    return sum(facts.row_group(index).total_byte_size for index in range(facts.num_row_groups))
+
+
+def _files(column: pa.ChunkedArray, path: Path, name: str) -> tuple[str, ...]:
+    """The paths of a column, each of them once."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise InputError(f"{path}: its column '{name}' is {column.type}, expected paths as text")
+    files = tuple(file or "" for file in column.to_pylist())
+    first: dict[str, int] = {}
+    for row, file in enumerate(files, start=1):
+        if first.setdefault(file, row) != row:
+            raise InputError(
+                f"{path}: rows {first[file]} and {row} name the same file, {file!r}, expected "
+                "every image once"
+            )
+    if not files:
+        raise InputError(f"{path}: has no rows, expected one per image")
+    if row := next((row for row, file in enumerate(files, start=1) if "\0" in file), 0):
+        raise InputError(f"{path}: row {row}: expected the path of a file, found a zero byte in it")
+    if not any(size_of_regular(path.parent / file) >= 0 for file in files):
+        raise InputError(
+            f"{path}: none of its {len(files):,} files exists, the first is "
+            f"{path.parent / files[0]}; relative paths start at the folder of the manifest"
+        )
+    return files
