@@ -92,7 +92,8 @@ class ActiveLearn(Stage):
     )
     network: Network = Field(
         "resnet18",
-        description="Network to train: resnet18, cnn2, torchvision:NAME, file.py:factory, ...",
+        description="Network to train: resnet18, cnn2, torchvision:NAME, timm:NAME, "
+        "file.py:factory, ...",
     )
     epochs: PositiveInt = Field(
         500,

@@ -1,4 +1,4 @@
-"""Build networks by name: those of this package, torchvision's, and the user's own."""
+"""Build networks by name: those of this package, of libraries, and the user's own."""
 
 import hashlib
 import importlib
@@ -16,9 +16,12 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pipeline.namesakes import OURS, namesakes_in
 from stages.errors import DataNotFoundError, InputError
+from stages.sensing.network_settings import unknown
 from stages.sensing.networks import network_factories
-from stages.sensing.torchvision_networks import canonical, torchvision_network, unknown
-from stages.sensing.trust import TORCHVISION
+from stages.sensing.timm_networks import canonical_timm, timm_network
+from stages.sensing.torchvision_networks import canonical, torchvision_network
+from stages.sensing.torchvision_ops import define_missing_operators
+from stages.sensing.trust import TIMM, TORCHVISION, is_code
 from store.disk import spelled_out
 
 DEFAULT_N_CLASSES = 10
@@ -29,9 +32,9 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
 
     Args:
         network: a built-in name (``resnet18``), ``torchvision:NAME`` with settings after commas
-            (``torchvision:inception_v3,transform_input=true``), ``file.py:factory`` or
-            ``package.module:factory``. A factory is called with ``n_classes=`` or
-            ``num_classes=`` if it has such a parameter, else without arguments.
+            (``torchvision:inception_v3,transform_input=true``), ``timm:NAME`` likewise,
+            ``file.py:factory`` or ``package.module:factory``. A factory is called with
+            ``n_classes=`` or ``num_classes=`` if it has such a parameter, else without arguments.
         n_classes: number of logits; ``None`` leaves it to the network (10 for built-in ones).
 
     Raises:
@@ -40,7 +43,9 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
     """
     if network.startswith(TORCHVISION):
         return torchvision_network(network, n_classes)
-    if ":" in network:
+    if network.startswith(TIMM):
+        return timm_network(network, n_classes)
+    if is_code(network):
         return _user_network(network, n_classes)
     factories = network_factories()
     if network not in factories:
@@ -51,17 +56,19 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
 def located(network: str) -> str:
     """The same network in a form that is valid in any working directory: files get full paths.
 
-    Settings of torchvision's networks are sorted, and defaults are omitted.
+    Settings of networks of a library are sorted; torchvision's defaults are omitted.
     """
     if network.startswith(TORCHVISION):
         return canonical(network)
+    if network.startswith(TIMM):
+        return canonical_timm(network)
     target, _, factory = network.rpartition(":")
     return f"{spelled_out(target).resolve()}:{factory}" if _is_file(network) else network
 
 
 def source_hash(network: str) -> str | None:
     """SHA-256 of the source file of a user's network; ``None`` for other networks."""
-    if network.startswith(TORCHVISION) or ":" not in network:
+    if not is_code(network):
         return None
     if _is_file(network):
         path = spelled_out(network.rpartition(":")[0])
@@ -70,7 +77,7 @@ def source_hash(network: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-_OTHER_FORMS = "; or give torchvision:NAME, file.py:factory or package.module:factory"
+_OTHER_FORMS = "; or give torchvision:NAME, timm:NAME, file.py:factory or package.module:factory"
 
 
 def _user_network(network: str, n_classes: int | None) -> nn.Module:
@@ -122,13 +129,13 @@ def _class_argument(factory: Callable[..., object], n_classes: int | None) -> di
 
 
 def _is_file(network: str) -> bool:
-    target = network.rpartition(":")[0]
-    return not network.startswith(TORCHVISION) and target.endswith(".py")
+    return is_code(network) and network.rpartition(":")[0].endswith(".py")
 
 
 def _imported(network: str) -> ModuleType:
     target = network.rpartition(":")[0]
     folder = spelled_out(target).resolve().parent if _is_file(network) else Path.cwd()
+    define_missing_operators()  # the user's code may import torchvision, or timm, which does
     try:
         _refuse_clash(network, folder)
         if not _is_file(network):

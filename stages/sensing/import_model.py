@@ -71,8 +71,8 @@ PerChannel = Annotated[
 ImportedNetwork = Annotated[
     Network,
     Field(
-        description="Network to import: resnet18, torchvision:NAME or "
-        "torchvision:NAME,setting=value, file.py:factory or package.module:factory."
+        description="Network to import: resnet18, torchvision:NAME, timm:NAME, either with "
+        "settings (timm:NAME,img_size=96), file.py:factory or package.module:factory."
     ),
 ]
 Weights = Annotated[
@@ -108,8 +108,8 @@ Std = Annotated[
 InputSize = Annotated[
     PositiveInt,
     Field(
-        description="Input size of the network in pixels. (default: that of weights published by "
-        f"torchvision, else {DEFAULT_IMAGE_SIZE})"
+        description="Input size of the network in pixels; the size of a centre crop if images are "
+        f"resized first. (default: as published by torchvision or timm, else {DEFAULT_IMAGE_SIZE})"
     ),
 ]
 
@@ -237,11 +237,11 @@ class ImportModel(Stage):
         return Resize(size, self.resize or kept, self.interpolation or known.interpolation)
 
     def _published(self, workspace: Workspace) -> Published | None:
-        """What torchvision publishes beside the weights, if they are its own."""
+        """What the library of the network publishes for it, or beside its own weights."""
         from stages.sensing.published import published
 
-        key = ("published", self.network, self.weights)
-        return workspace.once(key, lambda: published(self.network, self.weights))
+        what = (self.network, self.weights, self.image_size)
+        return workspace.once(("published", *what), lambda: published(*what))
 
     def _source(self, workspace: Workspace) -> ReaderSource:
         """The data set of the classes, or only the names of the classes."""
@@ -266,11 +266,10 @@ class ImportModel(Stage):
         return workspace.store.artifact("model", name)
 
     def _preparation_notes(self, workspace: Workspace, card: ModelCard) -> tuple[str, ...]:
-        """What was chosen for the user: the published preprocessing, or CIFAR-10's constants."""
+        """Notes on what was chosen: the published preprocessing, or CIFAR-10's constants."""
         found = self._published(workspace)
         if found and found.preprocessing and card.resizing == found.preprocessing.resizing:
-            rule = card.input.rule(None)
-            return (f"{self.network}: published weights; images are prepared as published: {rule}",)
+            return (f"{self.network}: {found.of}: {card.input.rule(None)}",)
         if (self.mean and self.std) or (card.mean, card.std) != CIFAR10_NORMALISATION:
             return ()
         return (f"{self.network}: CIFAR-10's normalisation is used; --mean and --std set another",)

@@ -1,4 +1,4 @@
-"""Classes and preprocessing of torchvision's published weights, which the files do not contain."""
+"""Classes and preprocessing that libraries publish for their networks, which weights lack."""
 
 import hashlib
 import re
@@ -11,8 +11,9 @@ from stages.data.resize import Resize
 from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.sensing.card import Normalisation
+from stages.sensing.timm_networks import timm_preprocessing
 from stages.sensing.torchvision_ops import import_torchvision
-from stages.sensing.trust import TORCHVISION
+from stages.sensing.trust import TIMM, TORCHVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +26,39 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What torchvision publishes beside a file of weights.
+    """What a library publishes for a network, or for a file of weights.
 
     Attributes:
         class_names: names of the outputs; empty if they are not published.
-        preprocessing: how images become the network's input; None for a preset other than the one
-            that all its classification networks have.
+        preprocessing: how images become the network's input; None for a preset of torchvision
+            other than the one that all its classification networks have.
+        of: what the preprocessing belongs to, for messages.
     """
 
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None
+    of: str = "published weights; images are prepared as published"
 
 
-def published(network: str, weights: str | Path) -> Published | None:
-    """What torchvision publishes beside one of its own files; None for any other file.
+def published(network: str, weights: str | Path, image_size: int | None = None) -> Published | None:
+    """What the library of a network publishes for it; None if it publishes nothing.
 
-    The content is compared, so the file may have been renamed.
+    torchvision publishes classes and preprocessing beside each file of weights. A file is found by
+    its content, so it may have been renamed. timm publishes preprocessing for each network,
+    whatever its weights.
+
+    Args:
+        network: a name as in `build_network`.
+        weights: file of its weights.
+        image_size: input size in pixels, if it is not the published one; timm also publishes how
+            images become that size.
+
+    Raises:
+        InputError: timm has no such network, or prepares images in a way that is not supported.
     """
+    if network.startswith(TIMM):
+        preprocessing = Preprocessing(*timm_preprocessing(network, image_size))
+        return Published((), preprocessing, "images are prepared as in timm's configuration")
     path = Path(weights)
     if not network.startswith(TORCHVISION) or not path.is_file():
         return None

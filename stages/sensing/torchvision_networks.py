@@ -1,6 +1,5 @@
 """torchvision's networks and their settings, including those that weights do not record."""
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -11,10 +10,9 @@ from torch import Tensor, nn
 
 from stages.errors import InputError
 from stages.sensing.checkpoint import Checkpoint
+from stages.sensing.network_settings import Setting, parsed, spelled, unknown
 from stages.sensing.torchvision_ops import import_torchvision
 from stages.sensing.trust import TORCHVISION
-
-Setting = bool | int
 
 _INCEPTION: Mapping[str, Setting] = {"aux_logits": True, "transform_input": False}
 _TRANSFORMER: Mapping[str, Setting] = {"image_size": 224}
@@ -50,7 +48,7 @@ def canonical(network: str) -> str:
     name, settings = _parsed(network)
     defaults = _defaults(name)
     changed = {key: settings[key] for key in sorted(settings) if settings[key] != defaults[key]}
-    return TORCHVISION + ",".join([name, *(f"{k}={v}".lower() for k, v in changed.items())])
+    return spelled(TORCHVISION, name, changed)
 
 
 def with_settings_of(
@@ -89,37 +87,15 @@ def with_settings_of(
     if "image_size" in _defaults(name) and (size := _image_size(checkpoint.weights)):
         found["image_size"] = size
     settings = {**found, **given}
-    taken = canonical(_spelled(name, settings))
+    taken = canonical(spelled(TORCHVISION, name, settings))
     if taken == canonical(network):
         return taken, ()
     return taken, (f"weights {checkpoint.path}: loaded as weights of {taken}",)
 
 
 def _parsed(network: str) -> tuple[str, dict[str, Setting]]:
-    name, *given = network.removeprefix(TORCHVISION).split(",")
-    defaults = _defaults(name)
-    settings: dict[str, Setting] = {}
-    for each in given:
-        key, _, value = each.partition("=")
-        if key not in defaults:
-            known = ", ".join(defaults) or "none"
-            raise InputError(f"network {network}: unknown setting {key!r}; known: {known}")
-        settings[key] = _value(network, key, value, defaults[key])
-    return name, settings
-
-
-def _value(network: str, key: str, text: str, default: Setting) -> Setting:
-    is_switch = isinstance(default, bool)
-    if is_switch and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if not is_switch and re.fullmatch("[1-9][0-9]{0,4}", text):
-        return int(text)
-    expected = "true or false" if is_switch else "pixels, such as 384"
-    raise InputError(f"network {network}: {key} is {text!r}, expected {expected}")
-
-
-def _spelled(name: str, settings: Mapping[str, Setting]) -> str:
-    return TORCHVISION + ",".join([name, *(f"{key}={value}" for key, value in settings.items())])
+    defaults = _defaults(network.removeprefix(TORCHVISION).partition(",")[0])
+    return parsed(network, defaults)
 
 
 def _defaults(name: str) -> Mapping[str, Setting]:
@@ -161,11 +137,3 @@ def _image_size(weights: Mapping[str, Tensor]) -> int | None:
 def _shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     found = (value for key, value in weights.items() if key == name or key.endswith(f".{name}"))
     return tuple(next((value.shape for value in found), ()))
-
-
-def unknown(what: str, name: str, known: list[str]) -> str:
-    """An error message about an unknown name, with the closest known names."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    shown = known if len(known) <= 20 else [*known[:20], f"and {len(known) - 20} more"]
-    return f"unknown {what} {name!r}: {hint}known: {', '.join(shown)}"

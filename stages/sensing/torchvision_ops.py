@@ -26,12 +26,16 @@ def import_torchvision() -> ModuleType:
     Raises:
         ImportError: torchvision is not installed.
     """
-    _define_missing_operators()
+    define_missing_operators()
     return importlib.import_module("torchvision")
 
 
 @cache
-def _define_missing_operators() -> None:
+def define_missing_operators() -> None:
+    """Make torchvision importable on any build of torch; nothing changes if it is already.
+
+    See `import_torchvision`. Nothing happens if torchvision is not installed.
+    """
     if _load_operators():
         return
     from torch.library import Library

@@ -68,8 +68,8 @@ class TrainSensing(Stage):
     network: Network | None = Field(
         None,
         description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, cnn2, "
-        "torchvision:NAME, file.py:factory or package.module:factory. (default: from the "
-        "preset)",
+        "torchvision:NAME, timm:NAME, file.py:factory or package.module:factory. (default: from "
+        "the preset)",
     )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = Field(
         "paper",

@@ -20,13 +20,19 @@ from store.disk import spelled_out
 TORCHVISION = "torchvision:"
 """Prefix of the names of torchvision's networks."""
 
+TIMM = "timm:"
+"""Prefix of the names of timm's networks."""
+
+LIBRARIES = (TORCHVISION, TIMM)
+"""Prefixes of networks whose code is part of an installed library."""
+
 _named_here: set[str] = set()
 """Networks that this process was given, in case the home directory cannot be written."""
 
 
 def is_code(network: str) -> bool:
-    """Whether building the network runs code that is not part of intro-pipe or torchvision."""
-    return ":" in network and not network.startswith(TORCHVISION)
+    """Whether building the network runs code that is not part of intro-pipe or its libraries."""
+    return ":" in network and not network.startswith(LIBRARIES)
 
 
 def trust(network: str) -> None:
