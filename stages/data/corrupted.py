@@ -23,6 +23,7 @@ from stages.data.arrays import (
 )
 from stages.data.cifar import CLASS_NAMES
 from stages.data.class_names import numbers
+from stages.data.corrupted_folders import CorruptedFolderReader
 from stages.data.corruptions.names import N_ANGLES, N_SEVERITIES, ROTATION
 from stages.data.fingerprint import file_content
 from stages.data.resize import Resize
@@ -147,16 +148,21 @@ def only_corruptions(source: ReaderSource, names: tuple[str, ...]) -> ReaderSour
     """
     if not names:
         return source
-    existing = source.reader.corruptions if isinstance(source.reader, CorruptedReader) else ()
+    reader = source.reader
+    if not isinstance(reader, CorruptedReader | CorruptedFolderReader):
+        raise InputError(
+            f"{source.name}: has no corruption {names[0]!r}: it is not a corrupted set; omit "
+            "--corruptions"
+        )
+    existing = reader.corruptions
     if missing := [name for name in names if name not in existing]:
         raise InputError(
             f"{source.name}: has no corruption {missing[0]!r}, expected one of "
-            f"{', '.join(existing) or 'none: it is not a corrupted set'}"
+            f"{', '.join(existing)}"
         )
-    assert isinstance(source.reader, CorruptedReader)  # it has names
     chosen = tuple(name for name in existing if name in names)
     label = "+".join(chosen) if len(chosen) <= 3 else f"{len(chosen)}-corruptions"
-    reader = replace(source.reader, corruptions=chosen)
+    reader = replace(reader, corruptions=chosen)
     n_rows = len(chosen) * reader.rows_per_corruption
     return replace(source, name=f"{source.name}-{label}", n_rows=n_rows, reader=reader)
 

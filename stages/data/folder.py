@@ -79,6 +79,10 @@ class FolderReader:
         }
         return Rows(images, columns, {row: why for each in failures for row, why in each.items()})
 
+    def file_of(self, row: int) -> str:
+        """Path of a row below the root."""
+        return self.files[row]
+
     def held_bytes(self) -> int:
         """Memory of the list of files; images are read one at a time."""
         return sum(100 + len(file) for file in self.files)
@@ -134,7 +138,7 @@ def folder_source(root: Path, name: str, split: str, resizing: Resize) -> Reader
     other = _split_beside(root, split) if folder and class_names else ""
     if other:
         _check_same_classes(root, {split: class_names, other: listing(root / other).folders})
-    files, labels, left_out = _files_of(root, folder, class_names, other)
+    files, labels, left_out = class_files(root, folder, class_names, other)
     left_out = [*_outside_classes(folder, above), *left_out]
     if not files:
         raise InputError(
@@ -156,10 +160,17 @@ def folder_source(root: Path, name: str, split: str, resizing: Resize) -> Reader
     )
 
 
-def _files_of(
+def class_files(
     root: Path, folder: str, class_names: Sequence[str], other: str
 ) -> tuple[list[str], list[int], list[tuple[str, str]]]:
-    """Path and label of each image in the class folders, and what is left out of them."""
+    """Path and label of each image in the class folders, and what is left out of them.
+
+    Args:
+        root: folder that the paths are relative to.
+        folder: folder of the classes below ``root``: "", or a path that ends in "/".
+        class_names: names of the class folders, in the order of the labels.
+        other: folder below ``root`` that may have the images of an empty class instead; "" if none.
+    """
     files: list[str] = []
     labels: list[int] = []
     left_out: list[tuple[str, str]] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.data import corrupted
 from stages.data.arrays import array_source
+from stages.data.corrupted_folders import corrupted_folder_source, corruptions_below
 from stages.data.folder import ALL, folder_source, has_split, splits_in
 from stages.data.listing import listing
 from stages.data.loose import has_loose_images, loose_source
@@ -59,9 +60,9 @@ def open_path(path: Path, name: str, split: str, resizing: Resize) -> ReaderSour
     if layout := layout_of(path, split):
         return layout.opened(path, name, split, resizing)
     raise InputError(
-        f"{path}: no supported data, expected <split>/<class>/<image>, labels.npy with "
-        "<corruption>.npy, a .npz or .npy file, a .csv or .parquet file with a column 'path', or "
-        f"images in a folder{_array_in(path)}"
+        f"{path}: no supported data, expected images in a folder or in <split>/<class>/, a .csv or "
+        ".parquet file with a column 'path', a .npy or .npz file, or a corrupted set in the layout "
+        f"of CIFAR-10-C or ImageNet-C{_array_in(path)}"
     )
 
 
@@ -159,6 +160,12 @@ LAYOUTS = (
         lambda path, _: path.is_dir() and has_loose_images(path),
         _only_test,
         _loose,
+    ),
+    Layout(
+        "ImageNet-C layout",
+        lambda path, _: path.is_dir() and bool(corruptions_below(path)),
+        _only_test,
+        corrupted_folder_source,
     ),
     Layout(
         "image folder",  # with other names of splits than those above

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stages.data.corrupted_folders import CorruptedFolderReader
 from stages.data.folder import FolderReader
 from stages.data.regular import require_regular
 from stages.data.resize import Shape, native_size, shape_after
@@ -32,10 +33,10 @@ def stored_sizes(source: ImageSource) -> Sizes:
     reader = getattr(source, "reader", None)
     while (within := getattr(reader, "reader", None)) is not None:  # a wrapper, e.g. without labels
         reader = within
-    if not isinstance(reader, FolderReader):
+    if not isinstance(reader, FolderReader | CorruptedFolderReader):
         return Counter()
     rows = np.unique(np.linspace(0, source.n_rows - 1, SAMPLE).astype(int)).tolist()
-    return sizes_of([reader.root / reader.files[row] for row in rows])
+    return sizes_of([reader.root / reader.file_of(row) for row in rows])
 
 
 def sizes_of(files: Sequence[Path]) -> Sizes:

@@ -1,0 +1,167 @@
+"""Corrupted image files in ImageNet-C's layout: ``<corruption>/<severity>/<class>/<file>``.
+
+Tiny-ImageNet-C and ImageNet-C-bar have it too. Rows are ordered by corruption, severity, class and
+file. Every corruption has the same severities, and each of these the same classes and files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.data.fingerprint import listing_content
+from stages.data.folder import FolderReader, check_utf8, class_files
+from stages.data.listing import OTHER_FOLDERS, OUTSIDE_CLASSES, listing, tally
+from stages.data.regular import size_of_regular
+from stages.data.resize import Resize
+from stages.data.source import ReaderSource, Rows
+from stages.errors import InputError
+
+MAX_HASHED = 65_536
+"""Number of files, evenly spaced over the rows, whose sizes are part of the fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptedFolderReader:
+    """Rows ordered by corruption, then severity, then image.
+
+    Attributes:
+        root: folder that contains the corruptions.
+        corruptions: names of the folders.
+        severities: names of the folders below each corruption, as numbers.
+        files: ``<class>/<file>`` of each image, the same in every cell.
+        labels: index of the class of each image.
+    """
+
+    root: Path
+    corruptions: tuple[str, ...]
+    severities: tuple[int, ...]
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def rows_per_corruption(self) -> int:
+        """Rows of one corruption: every image at every severity."""
+        return len(self.files) * len(self.severities)
+
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)``; a file that cannot be decoded becomes a failed row of zeros."""
+        rows = range(start, stop)
+        corruption = [self.corruptions[row // self.rows_per_corruption] for row in rows]
+        files = tuple(self.file_of(row) for row in rows)
+        labels = tuple(self.labels[row % len(self.files)] for row in rows)
+        found = FolderReader(self.root, files, labels).read(0, len(rows), resizing)
+        found.columns["corruption"] = np.array(corruption, dtype=np.str_)
+        severity = [self.severities[self._cell(row) % len(self.severities)] for row in rows]
+        found.columns["severity"] = np.array(severity, dtype=np.int64)
+        return found
+
+    def file_of(self, row: int) -> str:
+        """Path of a row below the root."""
+        corruption, severity = divmod(self._cell(row), len(self.severities))
+        cell = f"{self.corruptions[corruption]}/{self.severities[severity]}"
+        return f"{cell}/{self.files[row % len(self.files)]}"
+
+    def held_bytes(self) -> int:
+        """Memory of the list of files of one cell; images are read one at a time."""
+        return sum(100 + len(file) for file in self.files)
+
+    def content(self) -> str:
+        """Hash of all names, and of the sizes and bytes of a sample of files."""
+        digest = hashlib.sha256(repr((self.corruptions, self.severities, self.files)).encode())
+        n_rows = len(self.corruptions) * self.rows_per_corruption
+        rows = np.unique(np.linspace(0, n_rows - 1, MAX_HASHED).astype(int)).tolist()
+        files = [self.file_of(row) for row in rows]
+        sizes = [size_of_regular(self.root / file) for file in files]
+        digest.update(listing_content(self.root, list(zip(files, sizes, strict=True))).encode())
+        return digest.hexdigest()
+
+    def _cell(self, row: int) -> int:
+        return row // len(self.files)
+
+
+def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
+    """A source over every corruption and severity of a folder in the layout of ImageNet-C.
+
+    The images are listed in the first cell; one that another cell lacks is a failed row. The set
+    belongs to the family with which its name starts (``imagenet-c`` -> ``imagenet``). If
+    ``resizing`` leaves it to the layout, images are stretched.
+
+    Raises:
+        InputError: corruptions differ in their severities, cells in their classes, or there are no
+            images.
+    """
+    if split != "test":
+        raise InputError(f"{root}: a corrupted set has no split '{split}', only test")
+    corruptions = corruptions_below(root)
+    severities = _severities(root, corruptions)
+    first = root / corruptions[0] / str(severities[0])
+    class_names = listing(first).folders
+    _check_classes(root, corruptions, severities, class_names)
+    files, labels, left_out = class_files(first, "", class_names, "")
+    check_utf8(root, [*corruptions, *class_names, *files])
+    reader = CorruptedFolderReader(root, corruptions, severities, tuple(files), tuple(labels))
+    return ReaderSource(
+        name=name,
+        split="test",
+        family=re.sub("-c$", "", name, flags=re.IGNORECASE),
+        class_names=class_names,
+        resizing=resizing,
+        native=None,
+        n_rows=len(corruptions) * reader.rows_per_corruption,
+        reader=reader,
+        extra_columns=(("corruption", "string"), ("severity", "int64")),
+        left_out=tally([*_outside(root, corruptions), *left_out]),
+    )
+
+
+def corruptions_below(root: Path) -> tuple[str, ...]:
+    """Names of the folders that have severities, sorted; empty if it has another layout."""
+    return tuple(name for name in listing(root).folders if _numbered(root / name))
+
+
+def _numbered(folder: Path) -> tuple[str, ...]:
+    """The subfolders with a number as name and with class folders, in order of the numbers."""
+    names = [name for name in listing(folder).folders if re.fullmatch("0|[1-9][0-9]?", name)]
+    return tuple(sorted((name for name in names if listing(folder / name).folders), key=int))
+
+
+def _severities(root: Path, corruptions: tuple[str, ...]) -> tuple[int, ...]:
+    """The severities that every corruption has."""
+    found = {name: _numbered(root / name) for name in corruptions}
+    first = corruptions[0]
+    for name, severities in found.items():
+        if severities != found[first]:
+            raise InputError(
+                f"{root}: {name} has the severities {', '.join(severities)} and {first} "
+                f"{', '.join(found[first])}, expected the same: add or move folders"
+            )
+    return tuple(map(int, found[first]))
+
+
+def _check_classes(
+    root: Path,
+    corruptions: tuple[str, ...],
+    severities: tuple[int, ...],
+    class_names: tuple[str, ...],
+) -> None:
+    first = f"{corruptions[0]}/{severities[0]}"
+    for cell in (f"{name}/{severity}" for name in corruptions for severity in severities):
+        if different := set(listing(root / cell).folders) ^ set(class_names):
+            raise InputError(
+                f"{root}: {cell} has other classes than {first}, expected the same; only one of "
+                f"them has {min(different)}"
+            )
+
+
+def _outside(root: Path, corruptions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield ``(reason, path)`` of everything beside the corruptions."""
+    found = listing(root)
+    yield from ((OTHER_FOLDERS, f"{name}/") for name in found.folders if name not in corruptions)
+    yield from ((OUTSIDE_CLASSES, name) for name in found.images)
+    yield from found.left_out
