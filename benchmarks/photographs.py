@@ -4,7 +4,8 @@ The files are made of scikit-learn's two photographs, each cut out at random, as
 `read` only makes pixels: ours with the threads of a worker, the loop with torchvision's ImageFolder
 and a DataLoader. With a ResNet-18 in fp32, ours is `extract`, in the same process; the tuned loop
 feeds the folded, channels-last network from a DataLoader, and takes the fastest of several numbers
-of threads and batch sizes. All pixels are equal, bit for bit. The weights are untrained.
+of threads and batch sizes. All pixels are equal, bit for bit. The weights are untrained. In the
+last row every file is waited for, 20 ms, as over a slow network.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.part import Figure, Part, Sizes
 from pipeline.cpus import n_cpus
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
+from stages.data import folder as files
 from stages.data.folder import ALL, folder_source
 from stages.data.registry import SourceSpec
 from stages.data.resize import Resize
@@ -130,8 +132,10 @@ def _card(network: nn.Module) -> ModelCard:
     )
 
 
-def ours_extract(n_rows: int, folder: Path) -> Once:
+def ours_extract(n_rows: int, folder: Path, wait_s: float = 0.0) -> Once:
     """`extract` in this process; its logits are compared with those of the plain network."""
+    if wait_s:
+        _wait_for_files(wait_s)
     images, network = _images(folder, n_rows), _network()
     weights = folder.with_name(f"{folder.name}.safetensors")
     weights.write_bytes(save_weights(network))
@@ -145,6 +149,17 @@ def ours_extract(n_rows: int, folder: Path) -> Once:
     once()
     _check(next(FeatureStore(str(folder)).feature_sets()).read("logits", 0, 8), images, network)
     return once
+
+
+def _wait_for_files(wait_s: float) -> None:
+    """Let the reader of image files wait before it opens each."""
+    require_regular = files.require_regular
+
+    def after_a_wait(path: str | Path) -> None:
+        time.sleep(wait_s)
+        require_regular(path)
+
+    files.require_regular = after_a_wait
 
 
 def _check(found: NDArray[Any], images: Path, network: nn.Module) -> None:
@@ -224,6 +239,7 @@ def contenders(sizes: Sizes) -> list[Contender]:
         Contender("ours, extract", partial(ours_extract, some), some),
         Contender("tuned loop", partial(tuned_loop, some), some),
         Contender("plain loop", partial(plain_loop, some), some),
+        Contender("ours, slow files", partial(ours_extract, some, wait_s=0.02), some),
     ]
 
 
@@ -236,6 +252,13 @@ PART = Part(
     figures=(
         Figure("DataLoader over ours, read", ["DataLoader, read"], "ours, read", wall_per_row, 1),
         Figure("tuned loop over ours, extract", ["tuned loop"], "ours, extract", wall_per_row, 1),
+        Figure(
+            "ours, extract, over slow files",
+            ["ours, extract"],
+            "ours, slow files",
+            wall_per_row,
+            0.9,
+        ),
         Figure("plain loop over ours, extract", ["plain loop"], "ours, extract", wall_per_row),
     ),
 )
