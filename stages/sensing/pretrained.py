@@ -1,0 +1,78 @@
+"""The files of weights that torchvision and timm publish, from their caches or the network."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from stages.errors import DataNotFoundError, InputError
+from stages.sensing.timm_networks import timm_config
+from stages.sensing.torchvision_networks import torchvision_url
+from stages.sensing.trust import TIMM, TORCHVISION
+from store.errors import first_line
+
+_ON_THE_HUB = ("model.safetensors", "pytorch_model.bin")
+
+
+def pretrained_file(network: str) -> str:
+    """The file of weights that a library publishes for one of its networks.
+
+    It is downloaded if it is not in the cache of the library: torch's hub folder (``TORCH_HOME``),
+    or that of Hugging Face (``HF_HOME``).
+
+    Raises:
+        DataNotFoundError: it is not in the cache, and cannot be downloaded.
+        InputError: no weights are published for this network.
+    """
+    try:
+        if network.startswith(TORCHVISION):
+            return _from_url(torchvision_url(network))
+        if network.startswith(TIMM):
+            config = timm_config(network)
+            if config.get("hf_hub_id"):
+                name = config.get("hf_hub_filename")
+                return _from_hub(config["hf_hub_id"], [name] if name else _ON_THE_HUB)
+            if config.get("url"):
+                return _from_url(config["url"])
+    except InputError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise DataNotFoundError(
+            f"network {network}: its pretrained weights are not in the cache and cannot be "
+            f"downloaded ({type(error).__name__}: {first_line(error)}); connect to the internet, "
+            "copy the cache from another machine, or give --weights FILE"
+        ) from error
+    raise InputError(
+        f"network {network}: no pretrained weights are published for it; give --weights FILE"
+    )
+
+
+def _from_url(url: str) -> str:
+    """As in ``torch.hub``: the end of the name is the start of the SHA-256 of the file."""
+    name = url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = re.search(r"-([0-9a-f]{8,})\.", name)
+        torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, False)
+    return str(path)
+
+
+def _from_hub(repository: str, names: Sequence[str]) -> str:
+    """The first of the files that a repository of Hugging Face has."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    repository, _, given = repository.partition("@")
+    revision = given or None
+    for name in names:
+        with suppress(LocalEntryNotFoundError):
+            return hf_hub_download(repository, name, revision=revision, local_files_only=True)
+    for name in names:
+        with suppress(RemoteEntryNotFoundError):
+            # Fails at once without a connection, where a download repeats it for half a minute.
+            get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
+            return hf_hub_download(repository, name, revision=revision)
+    raise FileNotFoundError(f"{repository} has no {' or '.join(names)}")
