@@ -19,6 +19,7 @@ PARTS = {
     "head-only": "benchmarks.head_only",
     "paper-way": "benchmarks.paper_way",
     "end-to-end": "benchmarks.end_to_end",
+    "photographs": "benchmarks.photographs",
     "crash": "benchmarks.crash",
     "head-training": "benchmarks.head_training",
     "query": "benchmarks.query",

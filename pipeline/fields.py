@@ -33,6 +33,10 @@ class Ref:
     taken_axes: tuple[str, ...] = ()
 
 
+PRETRAINED = "pretrained"
+"""Stands for the weights that the library of a network publishes, in place of a file."""
+
+
 class Place(Enum):
     """What a value names outside the store."""
 
@@ -41,6 +45,9 @@ class Place(Enum):
 
     FILE = auto()
     """A file or a folder to read."""
+
+    WEIGHTS = auto()
+    """A file or a folder of weights to read, or `PRETRAINED`."""
 
     NETWORK = auto()
     """A network, by name or by its code."""

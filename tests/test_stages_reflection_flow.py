@@ -84,6 +84,15 @@ def test_every_core_has_its_own_batch(tmp_path: Path) -> None:
     assert counts == [2]  # what comes after it has all cores again
 
 
+def test_rows_do_not_depend_on_reading_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(tmp_path, batch_rows=3)
+    at_once = run(stage, tmp_path / "at once", 2).read("features")
+    monkeypatch.setattr("stages.reflection.reading_ahead.SLOW_S", -1.0)
+    np.testing.assert_array_equal(run(stage, tmp_path / "ahead", 2).read("features"), at_once)
+
+
 def sensing_of(precision: str = "fp32") -> Sensing:
     torch.manual_seed(0)
     network = build_network("resnet18", 10).eval()

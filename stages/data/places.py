@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.fields import Place, Written, mark_of
+from pipeline.fields import PRETRAINED, Place, Written, mark_of
 from pipeline.stage import Stage
 from stages.data.known import KNOWN
 from store.disk import spelled_out
@@ -43,7 +43,8 @@ def _found(value: Any, place: Place, resolve: Resolve, root: Path) -> Any:  # An
     if place is Place.NETWORK:
         file, _, factory = value.rpartition(":")
         return f"{resolve(file)}:{factory}" if file.endswith(".py") else value
-    return resolve(value) if place is Place.FILE else value
+    is_file = place is Place.FILE or (place is Place.WEIGHTS and value != PRETRAINED)
+    return resolve(value) if is_file else value
 
 
 def _data_sets(names: str, resolve: Resolve, root: Path) -> str:

@@ -276,7 +276,7 @@ def read_each(source: ImageSource, start: int, stop: int) -> Rows:
         like = next((part for part in good if isinstance(part, Rows)), None)
         if like is None:
             raise
-        return _joined([_blank(like, p) if isinstance(p, Exception) else p for p in parts])
+        return joined([_blank(like, p) if isinstance(p, Exception) else p for p in parts])
 
 
 def _halves_read(source: ImageSource, start: int, stop: int) -> list[Rows | Exception]:
@@ -306,7 +306,8 @@ def _blank(like: Rows, error: Exception) -> Rows:
     return Rows(np.zeros_like(like.images[:1]), columns, {0: f"cannot be read: {reason}"})
 
 
-def _joined(parts: Sequence[Rows]) -> Rows:
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several reads, one after the other."""
     starts = np.cumsum([0, *(len(part.images) for part in parts)])
     return Rows(
         np.concatenate([part.images for part in parts]),

@@ -263,8 +263,9 @@ class Extract(Stage):
         """The stage that imports the network; raises ``InputError`` without weights."""
         if self.weights is None:
             raise InputError(
-                f"network {network}: it needs its trained weights; give --weights FILE, name a "
-                "model of the store with --model, or train one with `intro-pipe train-sensing`"
+                f"network {network}: it needs its trained weights; give --weights FILE, or "
+                "--weights pretrained for a network of torchvision or timm, name a model of the "
+                "store with --model, or train one with `intro-pipe train-sensing`"
             )
         shared = ImportModel.model_fields.keys() & type(self).model_fields.keys()
         values = {name: getattr(self, name) for name in shared}

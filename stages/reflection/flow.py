@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +19,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from stages.data.source import ImageSource, Rows, read_each
+from stages.data.source import ImageSource, Rows
 from stages.reflection.forward import Arrays, Forward
+from stages.reflection.reading_ahead import N_AHEAD, fetching, is_slow
 from stages.sensing.model import check_twin
 from store.shards import Shard
 
@@ -32,7 +33,7 @@ N_ON_GPU = 2
 class Batch:
     """Rows of a shard from offset ``at``, and the errors of rows that the network cannot compute.
 
-    ``read_s`` is the time in seconds that reading them took.
+    ``read_s`` is the time in seconds that reading them, or waiting for them, took.
     """
 
     at: int
@@ -51,6 +52,7 @@ class Flow:
         batch_rows: images per batch.
         n_readers: threads, each of which reads a batch and sends it through a free network.
         n_threads: number of threads of the worker, which the networks share.
+        n_ahead: further batches that are read meanwhile, by threads that mostly wait for storage.
     """
 
     source: ImageSource
@@ -58,6 +60,7 @@ class Flow:
     batch_rows: int
     n_readers: int
     n_threads: int
+    n_ahead: int = 0
     _free: SimpleQueue[Forward] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
@@ -79,10 +82,9 @@ class Flow:
     def through(self, shard: Shard, arrays: Arrays) -> Iterator[Batch]:
         """Yield the batches of a shard in order, each once its vectors are in ``arrays``."""
 
-        def work(at: int) -> Batch:
+        def work(at: int, fetched: Callable[[], Rows]) -> Batch:
             began = time.perf_counter()
-            start = shard.start + at
-            rows = read_each(self.source, start, min(start + self.batch_rows, shard.stop))
+            rows = fetched()
             read_s = time.perf_counter() - began
             out = {name: values[at : at + len(rows.images)] for name, values in arrays.items()}
             network = self._free.get()
@@ -93,11 +95,17 @@ class Flow:
 
         starts = deque(range(0, shard.n_rows, self.batch_rows))
         ahead: deque[Future[Batch]] = deque()
-        with _threads(self.n_readers, self.n_threads, len(self.networks)) as pool:
+        # Finished batches may wait for an earlier one without delaying others.
+        n_at_once = self.n_readers + len(self.networks) + self.n_ahead
+        with (
+            fetching(self.source, ahead=self.n_ahead > 0) as fetch,
+            _threads(self.n_readers, self.n_threads, len(self.networks)) as pool,
+        ):
             while starts or ahead:
-                # Finished batches may wait for an earlier one without delaying others.
-                while starts and len(ahead) < self.n_readers + len(self.networks):
-                    ahead.append(pool.submit(work, starts.popleft()))
+                while starts and len(ahead) < n_at_once:
+                    start = shard.start + (at := starts.popleft())
+                    rows = fetch(start, min(start + self.batch_rows, shard.stop))
+                    ahead.append(pool.submit(work, at, rows))
                 yield ahead.popleft().result()
 
 
@@ -112,7 +120,8 @@ def flow_of(source: ImageSource, forward: Forward, n_threads: int, n_images: int
     networks = (forward, *(forward.twin() for _ in range(n_networks - 1)))
     # A thread that only reads ahead slows down those that compute by a sixth.
     n_readers = max(n_networks, n_at_once) + is_on_gpu
-    return Flow(source, networks, batch_rows, n_readers, n_threads)
+    n_ahead = N_AHEAD if is_slow(source) else 0
+    return Flow(source, networks, batch_rows, n_readers, n_threads, n_ahead)
 
 
 @contextmanager

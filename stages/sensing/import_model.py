@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, FiniteFloat, PositiveInt, Strict
 
-from pipeline.fields import Place, Written
+from pipeline.fields import PRETRAINED, Place, Written
 from pipeline.make import ArtifactJob, Output
 from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
@@ -37,7 +37,7 @@ from stages.sensing.card import (
 )
 from stages.sensing.class_check import listed_classes, output_notes, shown_classes
 from stages.sensing.models import WEIGHTS_KEY, model_card, model_name
-from stages.sensing.trust import require_trust
+from stages.sensing.trust import TIMM, require_trust
 from store.artifacts import Artifact
 from store.errors import PlanMismatchError
 from store.plan import Plan, differences
@@ -77,11 +77,12 @@ ImportedNetwork = Annotated[
 ]
 Weights = Annotated[
     str,
-    Place.FILE,
-    Written(metavar="FILE"),
+    Place.WEIGHTS,
+    Written(metavar="FILE|pretrained"),
     Field(
         description="Weights of the network to import: .safetensors, a state dict saved by torch, "
-        "or a folder or .index.json of shards."
+        "a folder or .index.json of shards, or 'pretrained' for those that torchvision or timm "
+        "publishes."
     ),
 ]
 WeightsKey = Annotated[
@@ -135,23 +136,6 @@ Filter = Annotated[
     Interpolation,
     Field(description="Filter that resizes images. (default: as published, else bilinear)"),
 ]
-
-
-def changed_resizing(
-    known: Resize,
-    image_size: int | None,
-    resize: int | tuple[int, int] | None,
-    interpolation: Interpolation | None,
-) -> Resize:
-    """How images are resized, with the options that are given in place of what is known.
-
-    Another image size also replaces the resize before the crop.
-    """
-    if not (image_size or resize or interpolation):
-        return known
-    size = (image_size, image_size) if image_size else known.size
-    kept = known.resize if size == known.size else None
-    return Resize(size, resize or kept, interpolation or known.interpolation)
 
 
 class ImportModel(Stage):
@@ -247,14 +231,35 @@ class ImportModel(Stage):
             known = model_card(artifact).input
         elif (found := self._published(workspace)) and found.preprocessing:
             known = found.preprocessing.resizing
-        return changed_resizing(known, self.image_size, self.resize, self.interpolation)
+        if not (self.image_size or self.resize or self.interpolation):
+            return known
+        size = (self.image_size, self.image_size) if self.image_size else known.size
+        kept = known.resize if size == known.size else None
+        return Resize(size, self.resize or kept, self.interpolation or known.interpolation)
 
     def _published(self, workspace: Workspace) -> Published | None:
         """What the library of the network publishes for it, or beside its own weights."""
         from stages.sensing.published import published
 
-        what = (self.network, self.weights, self.image_size)
+        what = (self.network, self._file(workspace), self.image_size)
         return workspace.once(("published", *what), lambda: published(*what))
+
+    def _file(self, workspace: Workspace) -> str:
+        """The file of the weights; published ones are downloaded if they are not in the cache."""
+        if self.weights != PRETRAINED:
+            return self.weights
+        from stages.sensing.pretrained import pretrained_file
+
+        key = (PRETRAINED, self.network)
+        return workspace.once(key, lambda: pretrained_file(self.network))
+
+    def _checkpoint(self, workspace: Workspace) -> Checkpoint:
+        from stages.sensing.checkpoint import read_checkpoint
+        from stages.sensing.timm_networks import timm_checkpoint
+
+        found = read_checkpoint(self._file(workspace), self.weights_key)
+        is_of_timm = self.weights == PRETRAINED and self.network.startswith(TIMM)
+        return timm_checkpoint(self.network, found) if is_of_timm else found
 
     def _source(self, workspace: Workspace) -> ReaderSource:
         """The data set of the classes, or only the names of the classes."""
@@ -305,7 +310,6 @@ class ImportModel(Stage):
         head is trained.
         """
         from stages.sensing.build import located
-        from stages.sensing.checkpoint import read_checkpoint
         from stages.sensing.model import describe, sensing_of
         from stages.sensing.probe import sample_images
         from stages.sensing.published import check_published_order
@@ -314,7 +318,7 @@ class ImportModel(Stage):
 
         found = self._published(workspace)
         check_published_order(source, found.class_names if found else (), self.weights)
-        checkpoint = read_checkpoint(self.weights, self.weights_key)
+        checkpoint = self._checkpoint(workspace)
         network, notes = with_settings_of(self.network, checkpoint, is_published=found is not None)
         module, taken = _loaded(network, checkpoint, source, there)
         card = describe(

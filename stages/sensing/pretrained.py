@@ -1,90 +1,78 @@
-"""Pretrained weights: check that they fit a network, and load them into it."""
+"""The files of weights that torchvision and timm publish, from their caches or the network."""
 
-from __future__ import annotations
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import torch
 
-from stages.errors import InputError
+from stages.errors import DataNotFoundError, InputError
+from stages.sensing.timm_networks import timm_config
+from stages.sensing.torchvision_networks import torchvision_url
+from stages.sensing.trust import TIMM, TORCHVISION
+from store.errors import first_line
 
-if TYPE_CHECKING:
-    from torch import nn
-
-
-@dataclass(frozen=True, slots=True)
-class Pretrained:
-    """Weights that fit a network, except a classifier of other classes.
-
-    Attributes:
-        network: name of the network, with the settings that the weights determine.
-        path: where the weights are, as for `read_checkpoint`.
-        key: entry of the checkpoint, as for `read_checkpoint`.
-        sha256: `tensors_hash` of the state dict.
-        notes: messages on what was used.
-    """
-
-    network: str
-    path: str
-    key: str | None
-    sha256: str
-    notes: tuple[str, ...] = ()
+_ON_THE_HUB = ("model.safetensors", "pytorch_model.bin")
 
 
-def pretrained(
-    network: str,
-    path: str,
-    key: str | None = None,
-    *,
-    n_classes: int | None,
-    image_size: int,
-    last_layer: str | None = None,
-    is_published: bool = False,
-) -> Pretrained:
-    """The weights in a file, checked to fit a network.
+def pretrained_file(network: str) -> str:
+    """The file of weights that a library publishes for one of its networks.
 
-    Args:
-        network: name of the network, as in `build_network`.
-        path: file or URL, as for `read_checkpoint`.
-        key: entry of the checkpoint, as for `read_checkpoint`.
-        n_classes: number of classes of the training images.
-        image_size: height and width of the network's input in pixels.
-        last_layer: name of the last linear layer, if it cannot be found automatically.
-        is_published: whether the library of the network publishes the file.
+    It is downloaded if it is not in the cache of the library: torch's hub folder (``TORCH_HOME``),
+    or that of Hugging Face (``HF_HOME``).
 
     Raises:
-        DataNotFoundError: no such file.
-        InputError: the file has no weights that can be read, or they do not fit the network.
+        DataNotFoundError: it is not in the cache, and cannot be downloaded.
+        InputError: no weights are published for this network.
     """
-    import torch
+    try:
+        if network.startswith(TORCHVISION):
+            return _from_url(torchvision_url(network))
+        if network.startswith(TIMM):
+            config = timm_config(network)
+            if config.get("hf_hub_id"):
+                name = config.get("hf_hub_filename")
+                return _from_hub(config["hf_hub_id"], [name] if name else _ON_THE_HUB)
+            if config.get("url"):
+                return _from_url(config["url"])
+    except InputError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise DataNotFoundError(
+            f"network {network}: its pretrained weights are not in the cache and cannot be "
+            f"downloaded ({type(error).__name__}: {first_line(error)}); connect to the internet, "
+            "copy the cache from another machine, or give --weights FILE"
+        ) from error
+    raise InputError(
+        f"network {network}: no pretrained weights are published for it; give --weights FILE"
+    )
 
-    from stages.sensing.build import build_network
-    from stages.sensing.checkpoint import read_checkpoint
-    from stages.sensing.last_layer import find_last_linear
-    from stages.sensing.torchvision_networks import with_settings_of
-    from stages.sensing.weights import load_backbone, tensors_hash
 
-    checkpoint = read_checkpoint(path, key)
-    network, notes = with_settings_of(network, checkpoint, is_published=is_published)
-    module = build_network(network, n_classes)
-    layer = find_last_linear(module, torch.zeros(2, 3, image_size, image_size), last_layer)
-    notes += load_backbone(module, checkpoint, layer)
-    return Pretrained(network, path, key, tensors_hash(checkpoint.weights), notes)
+def _from_url(url: str) -> str:
+    """As in ``torch.hub``: the end of the name is the start of the SHA-256 of the file."""
+    name = url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = re.search(r"-([0-9a-f]{8,})\.", name)
+        torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, False)
+    return str(path)
 
 
-def load_pretrained(module: nn.Module, weights: Pretrained, classifier: str) -> None:
-    """Load pretrained weights into a network, in place; ``classifier`` is its last linear layer.
+def _from_hub(repository: str, names: Sequence[str]) -> str:
+    """The first of the files that a repository of Hugging Face has."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-    Raises:
-        DataNotFoundError: the file no longer exists.
-        InputError: the file was changed after it was checked.
-    """
-    from stages.sensing.checkpoint import read_checkpoint
-    from stages.sensing.weights import load_backbone, tensors_hash
-
-    checkpoint = read_checkpoint(weights.path, weights.key)
-    if (found := tensors_hash(checkpoint.weights)) != weights.sha256:
-        raise InputError(
-            f"weights {weights.path}: changed since the training was planned (expected "
-            f"{weights.sha256[:12]}, found {found[:12]}); run the command again"
-        )
-    load_backbone(module, checkpoint, classifier)
+    repository, _, given = repository.partition("@")
+    revision = given or None
+    for name in names:
+        with suppress(LocalEntryNotFoundError):
+            return hf_hub_download(repository, name, revision=revision, local_files_only=True)
+    for name in names:
+        with suppress(RemoteEntryNotFoundError):
+            # Fails at once without a connection, where a download repeats it for half a minute.
+            get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
+            return hf_hub_download(repository, name, revision=revision)
+    raise FileNotFoundError(f"{repository} has no {' or '.join(names)}")

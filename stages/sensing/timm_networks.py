@@ -1,6 +1,7 @@
 """timm's networks, and the preprocessing that timm publishes with each of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -8,42 +9,51 @@ from torch import nn
 from stages.data.resize import Resize
 from stages.errors import InputError
 from stages.sensing.card import Normalisation
+from stages.sensing.checkpoint import Checkpoint
 from stages.sensing.network_settings import Setting, parsed, spelled, unknown
 from stages.sensing.torchvision_ops import define_missing_operators
 from stages.sensing.trust import TIMM
-from store.errors import first_line
 
 _SETTINGS: Mapping[str, Setting] = {"img_size": 224, "in_chans": 1, "global_pool": "avg"}
 """Settings that may follow a name. The others of timm cannot: some of them read files."""
 
 
-def timm_network(network: str, n_classes: int | None, *, is_pretrained: bool = False) -> nn.Module:
+def timm_network(network: str, n_classes: int | None) -> nn.Module:
     """Build a network of timm.
 
     Args:
         network: ``timm:NAME``, then ``,setting=value`` for each setting. A name may end in a tag
             of weights, as in ``resnet50.a1_in1k``.
         n_classes: number of logits; ``None`` for that of its pretrained weights.
-        is_pretrained: whether timm loads these, from its cache or the network.
 
     Raises:
         InputError: no such network or setting, timm cannot be imported, or does not accept a
             setting for this network.
-        OSError: pretrained weights are neither in the cache nor can they be downloaded.
     """
+    return _created(network, {} if n_classes is None else {"num_classes": n_classes})
+
+
+def timm_checkpoint(network: str, checkpoint: Checkpoint) -> Checkpoint:
+    """A file that timm publishes, under the names of the network, as timm converts it.
+
+    Raises:
+        InputError: the file does not fit the network; else as `timm_network`.
+    """
+    pretrained = {"state_dict": checkpoint.weights}
+    built = _created(network, {"pretrained": True, "pretrained_cfg_overlay": pretrained})
+    return replace(checkpoint, weights=built.state_dict())
+
+
+def _created(network: str, options: Mapping[str, Any]) -> nn.Module:  # Any: timm's arguments
     name, settings = parsed(network, _SETTINGS)
     timm = _timm(network, name)
-    options: dict[str, Any] = dict(settings)  # Any: timm's keyword arguments
-    if n_classes is not None:
-        options["num_classes"] = n_classes
     try:
-        built: nn.Module = timm.create_model(name, pretrained=is_pretrained, **options)
-    except OSError:
-        raise
+        built: nn.Module = timm.create_model(name, **settings, **options)
     except Exception as error:  # timm raises anything for a setting that a network does not have
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"network {network}: timm cannot build it with {options} "
-            f"({type(error).__name__}: {first_line(error)}); change its settings"
+            f"network {network}: timm cannot build it ({type(error).__name__}: {reason}); change "
+            "its settings or weights"
         ) from error
     return built
 
@@ -68,12 +78,11 @@ def timm_preprocessing(network: str, image_size: int | None = None) -> tuple[Res
     Raises:
         InputError: timm pads the images or does not make squares of them, or as `timm_network`.
     """
-    name, settings = parsed(network, _SETTINGS)
-    timm = _timm(network, name)
-    config, given = timm.get_pretrained_cfg(name), image_size or settings.get("img_size")
-    found = timm.data.resolve_data_config(
-        {"img_size": given}, pretrained_cfg=config.to_dict() if config else {}
-    )
+    _, settings = parsed(network, _SETTINGS)
+    config, given = timm_config(network), image_size or settings.get("img_size")
+    from timm.data import resolve_data_config  # the line above says if there is no timm
+
+    found = resolve_data_config({"img_size": given}, pretrained_cfg=config)
     _, height, width = found["input_size"]
     if height != width or found["crop_mode"] not in ("center", "squash"):
         raise InputError(
@@ -86,12 +95,18 @@ def timm_preprocessing(network: str, image_size: int | None = None) -> tuple[Res
     return resizing, Normalisation(tuple(found["mean"]), tuple(found["std"]))
 
 
+def timm_config(network: str) -> Mapping[str, Any]:  # Any: of each entry its own type
+    """timm's configuration of the pretrained weights of a network; may be empty."""
+    name, _ = parsed(network, _SETTINGS)
+    config = _timm(network, name).get_pretrained_cfg(name)
+    return config.to_dict() if config else {}
+
+
 def _timm(network: str, name: str) -> Any:  # Any: timm's functions have types of their own
     """timm, checked to have the network."""
     define_missing_operators()
     try:
         import timm
-        import timm.data
     except ImportError as error:
         raise InputError(
             f"network {network!r} needs timm, which cannot be imported ({error}); install it: "

@@ -39,6 +39,13 @@ def torchvision_network(network: str, n_classes: int | None) -> nn.Module:
     return built
 
 
+def torchvision_url(network: str) -> str:
+    """Where torchvision publishes its best weights of a network, which are its default."""
+    name, _ = _parsed(network)
+    url: str = _models(network).get_model_weights(name).DEFAULT.url
+    return url
+
+
 def canonical(network: str) -> str:
     """The same network with its settings sorted, without torchvision's defaults.
 
