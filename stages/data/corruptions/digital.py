@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage.color import hsv2rgb, rgb2hsv
 
 from stages.data.corruptions.draws import Generators, uniforms
-from stages.data.corruptions.pixels import SIDE, Images, bytes_from_unit, unit_from_bytes
+from stages.data.corruptions.pixels import Images, bytes_from_unit, unit_from_bytes
 
 
 def brightness(images: Images, shift: float) -> Images:
@@ -34,7 +34,7 @@ def contrast(images: Images, factor: float) -> Images:
     """Pull every channel to its mean over the image: ``(x - mean) * factor + mean``."""
     # The sum of bytes is exact, so the mean does not depend on the other images in the block.
     totals = images.sum(axis=(1, 2), keepdims=True, dtype=np.int64)
-    means = totals / (255.0 * SIDE * SIDE)
+    means = totals / (255.0 * images.shape[1] * images.shape[2])
     return bytes_from_unit((unit_from_bytes(images) - means) * factor + means)
 
 
@@ -44,12 +44,13 @@ def jpeg_compression(images: Images, quality: int) -> Images:
 
 
 def pixelate(images: Images, scale: float) -> Images:
-    """Shrink to ``int(32 * scale)`` pixels and enlarge again, averaging over boxes both times."""
-    small = (int(SIDE * scale),) * 2
+    """Shrink to ``int(side * scale)`` pixels and enlarge again, averaging over boxes both times."""
+    height, width = images.shape[1:3]
+    small = (int(width * scale), int(height * scale))
     box = Image.Resampling.BOX
     return np.stack(
         [
-            np.asarray(Image.fromarray(image).resize(small, box).resize((SIDE, SIDE), box))
+            np.asarray(Image.fromarray(image).resize(small, box).resize((width, height), box))
             for image in images
         ]
     )
@@ -66,7 +67,7 @@ def elastic_transform(
     x = unit_from_bytes(images).astype(np.float32)
     jitters = uniforms(generators, (3, 2), -jitter, jitter).astype(np.float32)
     warped = np.stack([_affine(image, j) for image, j in zip(x, jitters, strict=True)])
-    noise = uniforms(generators, (2, SIDE, SIDE), -1, 1)
+    noise = uniforms(generators, (2, *images.shape[1:3]), -1, 1)
     field = amplitude * ndimage.gaussian_filter(
         noise, (0, 0, sigma, sigma), mode="reflect", truncate=3.0
     )
@@ -79,17 +80,18 @@ def displaced(
     """Sample each pixel ``(dy, dx)`` away, bilinearly; the image is mirrored beyond its edges.
 
     Args:
-        x: ``[n, 32, 32, c]``.
-        dy: ``[n, 32, 32]`` in pixels, less than 32.
+        x: ``[n, H, W, c]``.
+        dy: ``[n, H, W]`` in pixels.
         dx: like ``dy``.
     """
-    grid = np.arange(SIDE)
-    y0, wy = _split(grid[:, None] + dy)
-    x0, wx = _split(grid[None, :] + dx)
-    image = np.arange(len(x))[:, None, None] * SIDE
+    height, width = x.shape[1:3]
+    y0, wy = _split(np.arange(height)[:, None] + dy)
+    x0, wx = _split(np.arange(width)[None, :] + dx)
+    image = np.arange(len(x))[:, None, None] * height
     flat = x.reshape(-1, x.shape[-1])
-    top, bottom = (image + _mirrored(y0)) * SIDE, (image + _mirrored(y0 + 1)) * SIDE
-    left, right = _mirrored(x0), _mirrored(x0 + 1)
+    top = (image + _mirrored(y0, height)) * width
+    bottom = (image + _mirrored(y0 + 1, height)) * width
+    left, right = _mirrored(x0, width), _mirrored(x0 + 1, width)
     # ``a + (b - a) * w`` keeps flat areas exact; ``a * (1 - w) + b * w`` would not.
     upper: NDArray[np.float32] = flat[top + left]
     lower = flat[bottom + left]
@@ -105,19 +107,20 @@ def _split(position: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.
     return before.astype(np.intp), (position - before).astype(np.float32)[..., None]
 
 
-def _mirrored(index: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Mirror pixel indices that are less than one side outside at the border of the edge pixels."""
-    return np.where(index < 0, -1 - index, np.where(index >= SIDE, 2 * SIDE - 1 - index, index))
+def _mirrored(index: NDArray[np.intp], side: int) -> NDArray[np.intp]:
+    """Mirror pixel indices outside ``[0, side)`` at the border of the edge pixels."""
+    within = index % (2 * side)
+    return np.minimum(within, 2 * side - 1 - within)
 
 
 def _affine(image: NDArray[np.float32], jitter: NDArray[np.float32]) -> NDArray[np.float32]:
     """The image warped so that three corners of its centre square move by ``jitter`` (x, y)."""
-    middle, reach = SIDE // 2, SIDE // 3
-    near, far = middle - reach, middle + reach
-    corners = np.array([[far, far], [far, near], [near, near]], np.float32)
+    height, width = image.shape[:2]
+    middle, reach = np.array([width // 2, height // 2]), min(height, width) // 3
+    corners = (middle + reach * np.array([[1, 1], [1, -1], [-1, -1]])).astype(np.float32)
     matrix = cv2.getAffineTransform(corners, corners + jitter)
     out: NDArray[np.float32] = cv2.warpAffine(
-        image, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT_101
+        image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
     )
     return out
 

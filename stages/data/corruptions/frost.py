@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stages.errors import DataNotFoundError
 
 FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-"""The five photographs that CIFAR-10-C uses; the sixth one of the package is never used."""
+"""The five photographs that CIFAR-10-C and ImageNet-C use; they never use the sixth one."""
 
 
 def frost_folder() -> Path:
@@ -38,19 +38,36 @@ def frost_folder() -> Path:
 
 
 @lru_cache(maxsize=1)
-def frost_photographs() -> tuple[NDArray[np.uint8], ...]:
-    """The five photographs at a fifth of their size, ``uint8 [h, w, 3]`` RGB; read once.
+def frost_photographs(scale: float, size: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
+    """The five photographs, ``uint8 [h, w, 3]`` RGB, larger than ``size``; read once.
+
+    Args:
+        scale: factor by which they are resized.
+        size: ``(H, W)`` that random crops of them have; smaller photographs are enlarged.
 
     Raises:
         DataNotFoundError: as ``frost_folder``, or a file is not an image.
     """
+    folder = frost_folder()
+    return tuple(_resized(_photograph(folder / name), scale, size) for name in FILES)
+
+
+def _photograph(path: Path) -> NDArray[np.uint8]:
+    """A photograph in BGR."""
     import cv2
 
-    folder = frost_folder()
-    photographs = []
-    for name in FILES:
-        photograph = cv2.imread(str(folder / name), cv2.IMREAD_COLOR)
-        if photograph is None:
-            raise DataNotFoundError(f"frost photograph {folder / name}: not an image; reinstall it")
-        photographs.append(cv2.resize(photograph, (0, 0), fx=0.2, fy=0.2)[..., ::-1])
-    return tuple(photographs)
+    photograph = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if photograph is None:
+        raise DataNotFoundError(f"frost photograph {path}: not an image; reinstall it")
+    return np.asarray(photograph, np.uint8)
+
+
+def _resized(
+    photograph: NDArray[np.uint8], scale: float, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    import cv2
+
+    least = max((side + 1) / length for side, length in zip(size, photograph.shape, strict=False))
+    scale = max(scale, least)
+    resized = photograph if scale == 1 else cv2.resize(photograph, (0, 0), fx=scale, fy=scale)
+    return np.ascontiguousarray(resized[..., ::-1])

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-Collection = Literal["cifar10c", "cure", "rotations"]
-"""Collection that defines the levels: CIFAR-10-C, CURE-like, or the angles of rotation."""
+Collection = Literal["cifar10c", "imagenetc", "cure", "rotations"]
+"""Collection that defines the levels: CIFAR-10-C, ImageNet-C, CURE-like, or angles of rotation."""
 
 N_SEVERITIES = 5
-"""Number of severities of CIFAR-10-C, and of any set that does not state another."""
+"""Number of severities of CIFAR-10-C and ImageNet-C, and of any set that does not state another."""
 
 CORRUPTIONS = (
     "brightness",
@@ -29,7 +29,7 @@ CORRUPTIONS = (
     "speckle_noise",
     "zoom_blur",
 )
-"""All 19 corruptions of CIFAR-10-C, sorted."""
+"""All 19 corruptions of CIFAR-10-C and ImageNet-C, sorted."""
 
 CURE = (
     "gaussian_blur",
@@ -50,9 +50,18 @@ N_ANGLES = 15
 
 def names_of(collection: Collection) -> tuple[str, ...]:
     """All names of a collection, sorted."""
-    return {"cifar10c": CORRUPTIONS, "cure": CURE, "rotations": (ROTATION,)}[collection]
+    return {"cure": CURE, "rotations": (ROTATION,)}.get(collection, CORRUPTIONS)
 
 
 def n_severities_of(collection: Collection) -> int:
     """Number of levels of each corruption in a collection."""
     return N_ANGLES if collection == "rotations" else N_SEVERITIES
+
+
+def collection_for(size: tuple[int, int]) -> Collection:
+    """The collection whose constants suit images of ``(H, W)``, unless another one is chosen.
+
+    >>> collection_for((32, 32)), collection_for((224, 224))
+    ('cifar10c', 'imagenetc')
+    """
+    return "cifar10c" if size == (32, 32) else "imagenetc"

@@ -4,30 +4,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.data.corruptions.draws import Generators, uniforms
-from stages.data.corruptions.pixels import SIDE
-
-N_DRAWS = SIDE * SIDE - 1
-"""Random numbers per map: every point except the first corner is displaced once."""
 
 
-def plasma_fractal(generators: Generators, decay: float) -> NDArray[np.float64]:
-    """Height maps in ``[0, 1]``, ``[n, 32, 32]``, by the diamond-square algorithm on a torus.
+def plasma_fractal(
+    generators: Generators, decay: float, size: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Height maps in ``[0, 1]``, ``[n, *size]``, by the diamond-square algorithm on a torus.
 
     A new point is the mean of its four neighbours plus ``U(-w, w) * w``; ``w`` is 100, and is
     divided by ``decay`` at every halving of the grid. Source: Fournier, Fussell & Carpenter,
-    1982; the displacement, which is square in ``w``, is CIFAR-10-C's.
+    1982; the displacement, which is square in ``w``, is that of CIFAR-10-C and ImageNet-C, as are
+    maps whose side is a power of two, cut to size.
     """
-    draws = uniforms(generators, (N_DRAWS,), -1, 1)
+    side = 1 << (max(size) - 1).bit_length()
+    # Every point except the first corner is displaced once.
+    draws = uniforms(generators, (side * side - 1,), -1, 1)
     n_used = 0
-    heights = np.zeros((len(draws), SIDE, SIDE))
-    step, wibble = SIDE, 100.0
+    heights = np.zeros((len(draws), side, side))
+    step, wibble = side, 100.0
     while step >= 2:
         half = step // 2
-        n_cells = SIDE // step
+        n_cells = side // step
         # Three points of every cell are new: its centre, and the middle of two of its sides.
-        size = n_cells * n_cells
-        shifts = draws[:, n_used : n_used + 3 * size].reshape(-1, 3, n_cells, n_cells) * wibble**2
-        n_used += 3 * size
+        n_new = n_cells * n_cells
+        shifts = draws[:, n_used : n_used + 3 * n_new].reshape(-1, 3, n_cells, n_cells) * wibble**2
+        n_used += 3 * n_new
         corner = heights[:, ::step, ::step]
         corner_pairs = corner + _next(corner, axis=1)
         centre = (corner_pairs + _next(corner_pairs, axis=2)) / 4 + shifts[:, 0]
@@ -39,7 +40,7 @@ def plasma_fractal(generators: Generators, decay: float) -> NDArray[np.float64]:
         step, wibble = half, wibble / decay
     heights -= heights.min(axis=(1, 2), keepdims=True)
     heights /= heights.max(axis=(1, 2), keepdims=True)
-    return heights
+    return heights[:, : size[0], : size[1]]
 
 
 def _next(grid: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """The function and constants of each corruption, at each of its severities."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,8 +14,8 @@ from stages.data.corruptions.draws import generators_of
 from stages.data.corruptions.names import ROTATION, Collection
 from stages.data.corruptions.pixels import SIDE, Images
 
-BLOCK_ROWS = 128
-"""Images processed at once: few enough for their floats to fit into a core's cache."""
+BLOCK_PIXELS = 128 * 32 * 32
+"""Pixels processed at once: few enough for their floats to fit into a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,61 @@ CIFAR10C: Mapping[str, Corruption] = MappingProxyType(
     }
 )
 
+# Their constants for 224 pixels (make_imagenet_c.py); lengths are in pixels whatever the size.
+# 244 for elastic_transform is a slip of theirs that the released data contains.
+IMAGENETC: Mapping[str, Corruption] = MappingProxyType(
+    {
+        "brightness": _plain(digital.brightness, 0.1, 0.2, 0.3, 0.4, 0.5),
+        "contrast": _plain(digital.contrast, 0.4, 0.3, 0.2, 0.1, 0.05),
+        "defocus_blur": _plain(
+            blur.defocus_blur, (3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)
+        ),
+        "elastic_transform": _random(
+            digital.elastic_transform,
+            (244 * 2, 244 * 0.7, 244 * 0.1),
+            (244 * 2, 244 * 0.08, 244 * 0.2),
+            (244 * 0.05, 244 * 0.01, 244 * 0.02),
+            (244 * 0.07, 244 * 0.01, 244 * 0.02),
+            (244 * 0.12, 244 * 0.01, 244 * 0.02),
+        ),
+        "fog": _random(weather.fog, (1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+        "frost": _random(
+            weather.frost, (1, 0.4, 1), (0.8, 0.6, 1), (0.7, 0.7, 1), (0.65, 0.7, 1), (0.6, 0.75, 1)
+        ),
+        "gaussian_blur": _plain(blur.gaussian_blur, 1, 2, 3, 4, 6),
+        "gaussian_noise": _random(noise.gaussian_noise, 0.08, 0.12, 0.18, 0.26, 0.38),
+        "glass_blur": _random(
+            blur.glass_blur, (0.7, 2, 1), (0.9, 1, 2), (1, 3, 2), (1.1, 2, 3), (1.5, 2, 4)
+        ),
+        "impulse_noise": _random(noise.impulse_noise, 0.03, 0.06, 0.09, 0.17, 0.27),
+        "jpeg_compression": _plain(digital.jpeg_compression, 25, 18, 15, 10, 7),
+        "motion_blur": _random(blur.motion_blur, (10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+        "pixelate": _plain(digital.pixelate, 0.6, 0.5, 0.4, 0.3, 0.25),
+        "saturate": _plain(digital.saturate, (0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
+        "shot_noise": _random(noise.shot_noise, 60, 25, 12, 5, 3),
+        "snow": _random(
+            weather.snow,
+            (0.1, 0.3, 3, 0.5, (10, 4), 0.8),
+            (0.2, 0.3, 2, 0.5, (12, 4), 0.7),
+            (0.55, 0.3, 4, 0.9, (12, 8), 0.7),
+            (0.55, 0.3, 4.5, 0.85, (12, 8), 0.65),
+            (0.55, 0.3, 2.5, 0.85, (12, 12), 0.55),
+        ),
+        "spatter": _random(
+            weather.spatter,
+            (0.65, 0.3, 4, 0.69, 0.6, False),
+            (0.65, 0.3, 3, 0.68, 0.6, False),
+            (0.65, 0.3, 2, 0.68, 0.5, False),
+            (0.65, 0.3, 1, 0.65, 1.5, True),
+            (0.67, 0.4, 1, 0.65, 1.5, True),
+        ),
+        "speckle_noise": _random(noise.speckle_noise, 0.15, 0.2, 0.35, 0.45, 0.6),
+        "zoom_blur": _plain(
+            blur.zoom_blur, (1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)
+        ),
+    }
+)
+
 # CURE-like: CURE-OR's extremes, evenly spaced; its blur of 8 to 60 pixels is scaled from images of
 # 648 pixels to 32. CURE-OR has no Gaussian noise or motion blur: CIFAR-10-C's are used.
 CURE_LIKE: Mapping[str, Corruption] = MappingProxyType(
@@ -109,7 +165,7 @@ ROTATIONS: Mapping[str, Corruption] = MappingProxyType(
 )
 
 COLLECTIONS: Mapping[Collection, Mapping[str, Corruption]] = MappingProxyType(
-    {"cifar10c": CIFAR10C, "cure": CURE_LIKE, "rotations": ROTATIONS}
+    {"cifar10c": CIFAR10C, "imagenetc": IMAGENETC, "cure": CURE_LIKE, "rotations": ROTATIONS}
 )
 
 
@@ -122,13 +178,13 @@ def corrupt(
     *,
     collection: Collection = "cifar10c",
 ) -> Images:
-    """Corrupt images, ``uint8 [n, 32, 32, 3]``, and return a new array.
+    """Corrupt images, ``uint8 [n, H, W, 3]``, and return a new array.
 
     Image ``i`` only depends on ``default_rng([seed, crc32(name), severity, rows[i]])``, so neither
     the split into calls nor the order of the images changes a byte.
 
     Args:
-        images: ``uint8 [n, 32, 32, 3]`` RGB.
+        images: ``uint8 [n, H, W, 3]`` RGB; 32x32 unless the collection is ``imagenetc``.
         name: one of ``names_of(collection)``.
         severity: 1 to the number of levels.
         rows: ``[n]``, the position of each image in its data set.
@@ -145,17 +201,23 @@ def corrupt(
     n_levels = len(corruption.levels)
     if not 1 <= severity <= n_levels:
         raise ValueError(f"severity of {name} must be 1 to {n_levels}, got {severity}")
-    if images.dtype != np.uint8 or images.shape != (len(rows), SIDE, SIDE, 3):
-        raise ValueError(
-            f"{name} takes uint8 images of shape ({len(rows)}, {SIDE}, {SIDE}, 3), one for each "
-            f"row, got {images.dtype} {images.shape}"
-        )
+    _check(images, name, len(rows), is_any_size=collection == "imagenetc")
     level = corruption.levels[severity - 1]
-    for start in range(0, len(images), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
+    block_rows = max(1, BLOCK_PIXELS // math.prod(images.shape[1:3]))
+    for start in range(0, len(images), block_rows):
+        block = slice(start, start + block_rows)
         if corruption.is_random:
             generators = generators_of(name, severity, rows[block], seed)
             out[block] = corruption.function(images[block], generators, *level)
         else:
             out[block] = corruption.function(images[block], *level)
     return out
+
+
+def _check(images: Images, name: str, n_rows: int, *, is_any_size: bool) -> None:
+    size = images.shape[1:3] if is_any_size and images.ndim == 4 else (SIDE, SIDE)
+    if images.dtype != np.uint8 or images.shape != (n_rows, *size, 3):
+        raise ValueError(
+            f"{name} takes uint8 images of shape {(n_rows, *size, 3)}, one for each row, got "
+            f"{images.dtype} {images.shape}"
+        )

@@ -1,5 +1,7 @@
 """Weather: snow, frost, fog and spatter on the lens."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +10,7 @@ from scipy import ndimage
 from stages.data.corruptions.blur import applied, both_axes, smeared
 from stages.data.corruptions.draws import Generators, normals
 from stages.data.corruptions.frost import frost_photographs
-from stages.data.corruptions.pixels import SIDE, Images, bytes_from_unit, unit_from_bytes
+from stages.data.corruptions.pixels import Images, bytes_from_unit, unit_from_bytes
 from stages.data.corruptions.plasma import plasma_fractal
 
 PALE_TURQUOISE = np.array([175, 238, 238]) / 255
@@ -19,13 +21,20 @@ def fog(images: Images, generators: Generators, thickness: float, decay: float) 
     """Add a plasma fractal and rescale so that the brightest value is unchanged."""
     x = unit_from_bytes(images)
     brightest = x.max(axis=(1, 2, 3), keepdims=True)
-    misty = x + thickness * plasma_fractal(generators, decay)[..., None]
+    misty = x + thickness * plasma_fractal(generators, decay, images.shape[1:3])[..., None]
     return bytes_from_unit(misty * brightest / (brightest + thickness))
 
 
-def frost(images: Images, generators: Generators, keep: float, weight: float) -> Images:
-    """Blend with a random crop of one of five photographs: ``keep * x + weight * frost``."""
-    crops = np.stack([_frost_crop(generator) for generator in generators])
+def frost(
+    images: Images, generators: Generators, keep: float, weight: float, scale: float = 0.2
+) -> Images:
+    """Blend with a random crop of one of five photographs: ``keep * x + weight * frost``.
+
+    The photographs are resized by ``scale``, and enlarged further if they are smaller than the
+    image.
+    """
+    photographs = frost_photographs(scale, images.shape[1:3])
+    crops = np.stack([_crop(photographs, images.shape[1:3], each) for each in generators])
     return np.clip(keep * images + weight * crops, 0, 255).astype(np.uint8)
 
 
@@ -45,8 +54,9 @@ def snow(
     degrees; the same layer rotated by 180 degrees is added as well. ``blur`` is the radius and the
     sigma of the smear.
     """
-    noise = mean + sigma * normals(generators, (SIDE, SIDE))
-    flakes = applied(both_axes(zoom), noise[..., None])[..., 0]
+    size = images.shape[1:3]
+    noise = mean + sigma * normals(generators, size)
+    flakes = applied(both_axes(zoom, size), noise[..., None])[..., 0]
     flakes[flakes < threshold] = 0
     angles = [generator.uniform(-135, -45) for generator in generators]
     layer = unit_from_bytes(
@@ -58,7 +68,7 @@ def snow(
         )
     )[..., None]
     x = unit_from_bytes(images).astype(np.float32)
-    grey = cv2.cvtColor(x.reshape(-1, SIDE, 3), cv2.COLOR_RGB2GRAY).reshape(*x.shape[:3], 1)
+    grey = cv2.cvtColor(x.reshape(-1, size[1], 3), cv2.COLOR_RGB2GRAY).reshape(*x.shape[:3], 1)
     whitened = keep * x + (1 - keep) * np.maximum(x, grey * 1.5 + 0.5)
     return bytes_from_unit(whitened + layer + layer[:, ::-1, ::-1])
 
@@ -78,7 +88,7 @@ def spatter(
     The drops are where smoothed normal noise exceeds ``threshold``. ``strength`` is the opacity of
     water, and the width in pixels of the rim of mud.
     """
-    noise = mean + sigma * normals(generators, (SIDE, SIDE))
+    noise = mean + sigma * normals(generators, images.shape[1:3])
     liquid = ndimage.gaussian_filter(noise, (0, blur_sigma, blur_sigma), mode="nearest")
     liquid[liquid < threshold] = 0
     x = unit_from_bytes(images)
@@ -93,7 +103,7 @@ def spatter(
 
 
 def _water(liquid: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Brightness of water, ``[32, 32]`` in ``[0, 1]``: drops, embossed along their edges."""
+    """Brightness of water, ``[H, W]`` in ``[0, 1]``: drops, embossed along their edges."""
     distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
     distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], np.float32)
@@ -104,9 +114,11 @@ def _water(liquid: NDArray[np.uint8]) -> NDArray[np.float32]:
     return shine / brightest if brightest > 0 else shine
 
 
-def _frost_crop(generator: np.random.Generator) -> Images:
-    photographs = frost_photographs()
-    photograph = photographs[generator.integers(len(photographs))]
-    top = generator.integers(photograph.shape[0] - SIDE)
-    left = generator.integers(photograph.shape[1] - SIDE)
-    return photograph[top : top + SIDE, left : left + SIDE]
+def _crop(
+    photographs: Sequence[Images], size: tuple[int, ...], generator: np.random.Generator
+) -> Images:
+    """A random part of one of the photographs."""
+    photograph = photographs[int(generator.integers(len(photographs)))]
+    top = int(generator.integers(photograph.shape[0] - size[0]))
+    left = int(generator.integers(photograph.shape[1] - size[1]))
+    return photograph[top : top + size[0], left : left + size[1]]
