@@ -174,9 +174,14 @@ def _spec(run: Run, planned: PlannedSource) -> SourceSpec:
         JournalError: a journal may not name this place.
     """
     from cli.replay import images_of
+    from stages.data.corruptions.cells import cells_of
     from stages.data.registry import SourceSpec
 
-    dataset, root, limit = images_of(run, planned.name, planned.n_rows)
+    corruption = planned.corruption
+    name, n_rows = planned.name, planned.n_rows
+    if corruption is not None:
+        name, n_rows = corruption.of, corruption.n_images
+    dataset, root, limit = images_of(run, name, n_rows)
     return SourceSpec(
         dataset,
         planned.split,
@@ -184,4 +189,5 @@ def _spec(run: Run, planned: PlannedSource) -> SourceSpec:
         planned.resizing,
         limit,
         labels=bool(planned.class_names),
+        cells=None if corruption is None else cells_of(corruption.cells, corruption.seed),
     )

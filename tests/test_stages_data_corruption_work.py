@@ -35,6 +35,7 @@ class Noise:
     resize: str = "none"
     left_out: tuple[()] = ()
     how_to_label: str = ""
+    corruption: None = None
     reads: list[tuple[int, int]] = field(default_factory=list, compare=False)
 
     @property

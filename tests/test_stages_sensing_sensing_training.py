@@ -44,6 +44,7 @@ class Stripes:
     resize = "none"
     left_out = ()
     how_to_label = ""
+    corruption = None
     extra_columns = ()
 
     def open(self):

@@ -20,7 +20,6 @@ from stages.data.corruption_set import (
     is_foreign,
 )
 from stages.data.corruption_work import CorruptionWork
-from stages.data.corruptions.names import Collection
 from stages.data.known import KNOWN, data_root_path
 from stages.data.opened import facts_of, opened
 from stages.data.option_types import ClassNames, Corruption, Dataset, Limit, Split
@@ -50,7 +49,7 @@ class Corrupt(Stage):
 
     dataset: Dataset
     split: Split = "test"
-    collection: Collection = Field(
+    collection: Literal["cifar10c", "cure", "rotations"] = Field(
         "cifar10c",
         description="cifar10c: 19 corruptions. cure: the six CURE-like distortions. rotations: "
         "12, 24, ... 180 degrees.",

@@ -19,11 +19,18 @@ from numpy.typing import NDArray
 
 from pipeline.work import ShardOutput, Tick
 from stages.data.corruptions.frost import frost_folder
-from stages.data.corruptions.names import Collection, n_severities_of, names_of
+from stages.data.corruptions.names import VERSION, Collection, n_severities_of, names_of
 from stages.data.corruptions.pixels import SIDE
 from stages.data.listing import left_out_facts
 from stages.data.registry import SourceSpec
-from stages.data.source import ImageSource, Rows, check_planned, require_labels, source_facts
+from stages.data.source import (
+    ImageSource,
+    Rows,
+    check_planned,
+    require_clean,
+    require_labels,
+    source_facts,
+)
 from stages.data.stored_sizes import Sizes, in_words, stored_sizes
 from stages.errors import InputError
 from store.plan import Plan
@@ -57,10 +64,11 @@ class CorruptionWork:
     is_shrunk: bool = False
 
     name: ClassVar[str] = "corrupt"
-    version: ClassVar[int] = 1  # raise it when the bytes of any corruption change
+    version: ClassVar[int] = VERSION
 
     def __post_init__(self) -> None:
-        if self.collection not in (collections := get_args(Collection)):
+        collections = [each for each in get_args(Collection) if each != "imagenetc"]
+        if self.collection not in collections:
             raise InputError(
                 f"collection {self.collection!r} is unknown; use {' or '.join(collections)}"
             )
@@ -120,11 +128,8 @@ class CorruptionWork:
         """Check that the source is still the planned one; raises ``InputError``."""
         check_planned(self.source.open(), plan["inputs"]["source"])
 
-    def setup(self, n_threads: int) -> ImageSource:  # noqa: ARG002 - see below
-        """Open the source; OpenCV uses one thread, which is fastest on images this small."""
-        import cv2
-
-        cv2.setNumThreads(1)
+    def setup(self, n_threads: int) -> ImageSource:  # noqa: ARG002 - one thread is fastest
+        """Open the source."""
         return self.source.open()
 
     def compute(self, state: ImageSource, shard: Shard, tick: Tick) -> ShardOutput:
@@ -226,11 +231,7 @@ def _check(source: ImageSource) -> None:
             f"corruptions are defined; open it with image size {SIDE}"
         )
     require_labels(source)
-    if source.extra_columns:
-        columns = ", ".join(name for name, _ in source.extra_columns)
-        raise InputError(
-            f"{title}: is already corrupted (it has the columns {columns}); corrupt the clean set"
-        )
+    require_clean(source)
 
 
 def _check_stored(source: ImageSource, sizes: Sizes) -> None:

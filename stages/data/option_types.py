@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from pipeline.fields import OneOf, Place, Ref, Written
 from pipeline.stage import Several
 from stages.csv_text import ESCAPE_FORMULAS
+from stages.data.corruptions.cells import ALL, cells_of
 from stages.data.corruptions.names import CORRUPTIONS, CURE, ROTATION
 
 FeatureSetName = Annotated[str, Ref(("features",)), Written(metavar="FEATURES")]
@@ -39,6 +40,18 @@ LastLayer = Annotated[
     str, Field(description="Name of the last linear layer, if that is not obvious.")
 ]
 Corruption = Annotated[str, OneOf(tuple(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION))))]
+
+
+def _cell(word: str) -> str:
+    cells_of([word])
+    return word
+
+
+CorruptionCell = Annotated[
+    str,
+    AfterValidator(_cell),
+    Written(metavar="CORRUPTION[:SEVERITY]", words=lambda: (ALL, *CORRUPTIONS)),
+]
 Limit = Annotated[
     PositiveInt | None,
     Field(description="Use only the first N rows; in an image folder these are of one class."),

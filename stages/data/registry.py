@@ -10,6 +10,8 @@ from pathlib import Path
 
 from stages.data import corrupted
 from stages.data.classes import with_classes
+from stages.data.corrupting import corrupting
+from stages.data.corruptions.cells import Cells
 from stages.data.known import KNOWN, Known, data_root_path, folder_of, how_to_get
 from stages.data.layouts import layout_of, open_path
 from stages.data.regular import refused
@@ -54,7 +56,7 @@ class SourceSpec:
     """How to open a source; sent to workers in place of the source.
 
     Without ``labels`` its images have no class. ``classes`` are names in the order of the labels,
-    as in ``open_source``.
+    as in ``open_source``. With ``cells``, all images are corrupted when they are read.
     """
 
     dataset: str
@@ -65,6 +67,7 @@ class SourceSpec:
     corruptions: tuple[str, ...] = ()
     labels: bool = True
     classes: tuple[str, ...] = ()
+    cells: Cells | None = None
 
     def __post_init__(self) -> None:
         """Make paths absolute: a worker may run in another folder than the driver."""
@@ -84,7 +87,8 @@ class SourceSpec:
             self.corruptions,
             self.classes,
         )
-        return source if self.labels else without_labels(source)
+        source = source if self.labels else without_labels(source)
+        return corrupting(source, self.cells) if self.cells else source
 
 
 def open_source(

@@ -80,6 +80,10 @@ class ImageSource(Protocol):
         """``(name, type)`` of the columns beside ``sample_id`` and ``label``."""
 
     @property
+    def corruption(self) -> Mapping[str, Any] | None:  # Any: JSON
+        """How images are corrupted when they are read; see `stages.data.corrupting`."""
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Files beside the images that are not read, by reason."""
 
@@ -118,6 +122,7 @@ class ReaderSource:
     Attributes:
         resizing: how stored images become those of ``read``.
         native: stored ``(H, W)``; ``None`` if it varies between images.
+        corruption: how images are corrupted when they are read; ``None`` if they are not.
     """
 
     name: str
@@ -132,6 +137,7 @@ class ReaderSource:
     is_named: bool = True
     left_out: tuple[LeftOut, ...] = ()
     how_to_label: str = ""
+    corruption: Mapping[str, Any] | None = None  # Any: JSON
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -331,6 +337,7 @@ def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
         "image_size": list(source.image_size),
         "resize": source.resize,
         "fingerprint": source.fingerprint(),
+        **({"corruption": dict(source.corruption)} if source.corruption else {}),
     }
 
 
@@ -347,6 +354,26 @@ def require_labels(source: ImageSource) -> None:
         )
 
 
+def require_clean(source: ImageSource) -> None:
+    """Refuse a source whose images are corrupted; raises ``InputError``."""
+    columns = [name for name, _ in source.extra_columns]
+    if "corruption" in columns:
+        raise InputError(
+            f"{source.name} {source.split}: is already corrupted (it has the columns "
+            f"{', '.join(columns)}); corrupt the clean set"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCorruption:
+    """What a plan records about images that are corrupted when they are read."""
+
+    of: str
+    n_images: int
+    cells: tuple[str, ...]
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedSource:
     """What a plan records about a source, as far as it is needed to find it."""
@@ -357,6 +384,7 @@ class PlannedSource:
     image_size: tuple[int, int]
     class_names: tuple[str, ...] | None = None
     resize: str = "none"
+    corruption: PlannedCorruption | None = None
 
     @property
     def resizing(self) -> Resize:

@@ -10,9 +10,16 @@ from stages.data.source import ImageSource
 
 
 def source_notes(source: ImageSource) -> list[str]:
-    """Notes on files that a data set leaves out, and on labels that are missing."""
+    """Notes on files that a data set leaves out, missing labels, and how it is corrupted."""
     title = f"{source.name} {source.split}"
     notes = left_out_notes(title, source.left_out)
+    if source.corruption:
+        height, width = source.image_size
+        constants = {"cifar10c": "CIFAR-10-C (32x32)", "imagenetc": "ImageNet-C (224x224)"}
+        notes.append(
+            f"{title}: images of {height}x{width} are corrupted with the constants of "
+            f"{constants[source.corruption['collection']]}, seed {source.corruption['seed']}"
+        )
     if source.how_to_label:
         notes.append(
             f"{title}: no labels found, so every label is -1; to add labels: {source.how_to_label}"

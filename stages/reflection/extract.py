@@ -14,11 +14,13 @@ from pipeline.make import ArtifactJob, ShardJob
 from pipeline.stage import Preview, Several, Stage
 from pipeline.terminal import size
 from pipeline.workspace import Workspace
+from stages.data.corruptions.cells import cells_of
 from stages.data.opened import facts_of, opened
 from stages.data.option_types import (
     AcceptUnstable,
     ClassNames,
     Corruption,
+    CorruptionCell,
     Dataset,
     LastLayer,
     Limit,
@@ -71,6 +73,7 @@ def _fraction(value: object) -> object:
 NEEDED = {
     **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed"), "attack"),
     **dict.fromkeys(("layer_loss", "project"), "layer"),
+    "corruption_seed": "corrupt",
 }
 """Fields that have no effect without another one."""
 
@@ -104,6 +107,13 @@ class Extract(Stage):
     corruptions: Several[Corruption] = Field(
         (), description="Corruptions of a corrupted set to use. (default: all)"
     )
+    corrupt: Several[CorruptionCell] = Field(
+        (),
+        description="Corrupt the images when they are read, after resizing and cropping: fog:3, "
+        "fog for all severities, or all for 19 corruptions at 5 severities. Images of 32x32 pixels "
+        "are corrupted with the constants of CIFAR-10-C, others with those of ImageNet-C.",
+    )
+    corruption_seed: NonNegativeInt = Field(0, description="Seed of these corruptions.")
     model: ModelName | None = Field(
         None, description="Model of the store. (default: the one trained for this data set)"
     )
@@ -178,9 +188,9 @@ class Extract(Stage):
         return self
 
     def check_given(self, options: Collection[str]) -> None:
-        """Raise ``InputError`` for an option of the attack, or of the layer, without it."""
+        """Raise ``InputError`` for an option of the attack, for example, without it."""
         for name, needed in NEEDED.items():
-            if name in options and getattr(self, needed) is None:
+            if name in options and not getattr(self, needed):
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} has no effect without --{needed}")
 
@@ -198,6 +208,7 @@ class Extract(Stage):
             limit=self.limit,
             corruptions=self.corruptions,
             classes=self.classes,
+            cells=cells_of(self.corrupt, self.corruption_seed) if self.corrupt else None,
         )
 
     def job(self, workspace: Workspace) -> ShardJob:

@@ -5,6 +5,9 @@ from typing import Literal
 Collection = Literal["cifar10c", "imagenetc", "cure", "rotations"]
 """Collection that defines the levels: CIFAR-10-C, ImageNet-C, CURE-like, or angles of rotation."""
 
+VERSION = 1
+"""Raised when the bytes of any corruption change."""
+
 N_SEVERITIES = 5
 """Number of severities of CIFAR-10-C and ImageNet-C, and of any set that does not state another."""
 

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -201,6 +203,7 @@ def corrupt(
     n_levels = len(corruption.levels)
     if not 1 <= severity <= n_levels:
         raise ValueError(f"severity of {name} must be 1 to {n_levels}, got {severity}")
+    _use_one_thread()
     _check(images, name, len(rows), is_any_size=collection == "imagenetc")
     level = corruption.levels[severity - 1]
     block_rows = max(1, BLOCK_PIXELS // math.prod(images.shape[1:3]))
@@ -221,3 +224,9 @@ def _check(images: Images, name: str, n_rows: int, *, is_any_size: bool) -> None
             f"{name} takes uint8 images of shape {(n_rows, *size, 3)}, one for each row, got "
             f"{images.dtype} {images.shape}"
         )
+
+
+@cache
+def _use_one_thread() -> None:
+    """Keep OpenCV to one thread: the images are small, and workers fill the cores."""
+    cv2.setNumThreads(1)
