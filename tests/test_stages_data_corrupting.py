@@ -20,6 +20,7 @@ from stages.data.corruptions.severities import corrupt
 from stages.data.registry import SourceSpec, open_source
 from stages.data.resize import Resize
 from stages.data.source import planned_source, source_facts
+from stages.data.stored_sizes import stored_sizes
 from stages.errors import InputError
 from store.catalog import FeatureStore
 
@@ -122,6 +123,11 @@ def test_every_option_has_its_fingerprint(folder: SourceSpec, numbers: SourceSpe
         for cells in (None, SPECKS, replace(SPECKS, seed=1), cells_of(["contrast"]))
     ]
     assert len(set(found)) == 4
+
+
+def test_stored_sizes_are_those_of_the_clean_images(folder: SourceSpec) -> None:
+    sizes = stored_sizes(replace(folder, cells=SPECKS).open())
+    assert sizes == {(32, 32): 6}
 
 
 def test_images_that_are_corrupted_already_are_refused(folder: SourceSpec) -> None:

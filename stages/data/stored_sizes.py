@@ -24,18 +24,19 @@ Sizes = Counter[tuple[int, int]]
 
 
 def stored_sizes(source: ImageSource) -> Sizes:
-    """Sizes of a source's images; of at most ``SAMPLE`` rows if sizes vary.
+    """Sizes of a source's images, before they are corrupted; of a ``SAMPLE`` if sizes vary.
 
     Empty if no size is known.
     """
+    n_images = source.corruption["n_images"] if source.corruption else source.n_rows
     if (native := native_size(source.resize, source.image_size)) is not None:
-        return Counter({native: source.n_rows})
+        return Counter({native: n_images})
     reader = getattr(source, "reader", None)
     while (within := getattr(reader, "reader", None)) is not None:  # a wrapper, e.g. without labels
         reader = within
     if not isinstance(reader, FolderReader | CorruptedFolderReader):
         return Counter()
-    rows = np.unique(np.linspace(0, source.n_rows - 1, SAMPLE).astype(int)).tolist()
+    rows = np.unique(np.linspace(0, n_images - 1, SAMPLE).astype(int)).tolist()
     return sizes_of([reader.root / reader.file_of(row) for row in rows])
 
 
