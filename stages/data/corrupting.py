@@ -10,10 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
 
+from pipeline.cpus import n_cpus
 from stages.data.corruptions.cells import Cells
 from stages.data.corruptions.frost import frost_folder
 from stages.data.corruptions.names import VERSION, Collection, collection_for
@@ -86,9 +89,10 @@ class CorruptingReader:
 
         (name, severity), n = self.cells.cells[index], len(clean.images)
         images = np.arange(first, first + n)
-        corrupted = corrupt(
-            clean.images, name, severity, images, self.cells.seed, collection=self.collection
-        )
+        with _at_once():
+            corrupted = corrupt(
+                clean.images, name, severity, images, self.cells.seed, collection=self.collection
+            )
         corrupted[list(clean.failed)] = 0
         columns = {
             **clean.columns,
@@ -124,3 +128,9 @@ def corrupting(source: ReaderSource, cells: Cells) -> ReaderSource:
         extra_columns=(*columns, *source.extra_columns),
         corruption={"of": source.name, "n_images": source.n_rows, **reader.facts()},
     )
+
+
+@cache
+def _at_once() -> BoundedSemaphore:
+    """Limits the threads that corrupt, each with its floats, while more may wait for storage."""
+    return BoundedSemaphore(n_cpus())
