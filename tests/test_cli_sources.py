@@ -253,6 +253,14 @@ def test_a_note_says_that_class_folders_without_a_split_have_no_labels(
     ) in said.splitlines()
 
 
+@pytest.mark.parametrize("values", ["1", "2,1", "0,nan"])
+def test_a_value_range_has_two_finite_numbers(run: Run, values: str) -> None:
+    said = run(f"{EXTRACT} --value-range {values}", code=2)[1]
+    assert said.splitlines()[-1].startswith("intro-pipe: ")
+    assert "range" in said
+    assert "number" in said
+
+
 @pytest.mark.parametrize(
     ("option", "needed"),
     [

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Strict,
+)
 
 from pipeline.fields import OneOf, Place, Ref, Written
 from pipeline.stage import Several
@@ -51,6 +59,29 @@ CorruptionCell = Annotated[
     str,
     AfterValidator(_cell),
     Written(metavar="CORRUPTION[:SEVERITY]", words=lambda: (ALL, *CORRUPTIONS)),
+]
+ExifOrientation = Annotated[
+    bool,
+    Field(
+        description="Turn photographs as their EXIF orientation says. torchvision's and "
+        "timm's loaders do not."
+    ),
+]
+
+
+def _two(value: object) -> object:
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError("expected two numbers, the values of black and white")
+    return value
+
+
+ValueRange = Annotated[
+    Annotated[tuple[FiniteFloat, FiniteFloat], Strict(False), BeforeValidator(_two)],
+    Written(metavar="LOW,HIGH"),
+    Field(
+        description="Values that become black and white in grey image files with more than 8 bits, "
+        "such as 0,65535 or 0,4095. (default: such files fail)"
+    ),
 ]
 Limit = Annotated[
     PositiveInt | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from stages.data import corrupted
 from stages.data.classes import with_classes
 from stages.data.corrupting import corrupting
 from stages.data.corruptions.cells import Cells
+from stages.data.decoding import PLAIN, Decoding
 from stages.data.known import KNOWN, Known, data_root_path, folder_of, how_to_get
 from stages.data.layouts import layout_of, open_path
 from stages.data.regular import refused
@@ -56,7 +57,8 @@ class SourceSpec:
     """How to open a source; sent to workers in place of the source.
 
     Without ``labels`` its images have no class. ``classes`` are names in the order of the labels,
-    as in ``open_source``. With ``cells``, all images are corrupted when they are read.
+    as in ``open_source``. With ``cells``, all images are corrupted when they are read. ``decoding``
+    replaces that of ``image_size``, unless it is the default.
     """
 
     dataset: str
@@ -68,6 +70,7 @@ class SourceSpec:
     labels: bool = True
     classes: tuple[str, ...] = ()
     cells: Cells | None = None
+    decoding: Decoding = PLAIN
 
     def __post_init__(self) -> None:
         """Make paths absolute: a worker may run in another folder than the driver."""
@@ -78,11 +81,14 @@ class SourceSpec:
 
     def open(self) -> ReaderSource:
         """Open the source; see ``open_source``."""
+        resizing = self.image_size
+        if self.decoding != PLAIN:
+            resizing = replace(resizing_to(resizing), decoding=self.decoding)
         source = open_source(
             self.dataset,
             self.split,
             self.data_root,
-            self.image_size,
+            resizing,
             self.limit,
             self.corruptions,
             self.classes,

@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages.data.decoding import PLAIN, Decoding, decoding_of
 from stages.errors import InputError
-
-# Wider than eight bits: converting these to RGB clips their values silently.
-_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
@@ -42,6 +40,7 @@ class Resize:
             stretched to ``size``; of other images, the shorter side is resized to the longer side
             of ``size``.
         interpolation: one of PIL's filters.
+        decoding: how image files become 8-bit RGB first; without effect on arrays.
 
     Raises:
         InputError: the crop is larger than the resized image.
@@ -50,6 +49,7 @@ class Resize:
     size: tuple[int, int]
     resize: int | tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"
+    decoding: Decoding = PLAIN
 
     def __post_init__(self) -> None:
         resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
@@ -84,19 +84,23 @@ class Resize:
         name = found.interpolation + "-antialias" * (found.interpolation != "nearest")
         if native is not None and found._resized(native) == found.size:
             return "none" if native == found.size else f"{name} {_by(native)}->{_by(found.size)}"
-        centre = f", centre {_by(found.size)}"
-        if isinstance(found.resize, int):
-            return f"{name} shorter side ->{found.resize}{centre}"
-        assert found.resize is not None  # in_layout sets it
-        return f"{name} ->{_by(found.resize)} (stretched){centre * (found.resize != found.size)}"
+        return found._rule(name) + (self.decoding.words if native is None else "")
+
+    def _rule(self, name: str) -> str:
+        """The rule for images of any size, with the name of the filter."""
+        centre = f", centre {_by(self.size)}"
+        if isinstance(self.resize, int):
+            return f"{name} shorter side ->{self.resize}{centre}"
+        assert self.resize is not None  # in_layout sets it
+        return f"{name} ->{_by(self.resize)} (stretched){centre * (self.resize != self.size)}"
 
     def pixels(self, image: Image.Image) -> NDArray[Any]:
         """Pixels of an opened image file, ``uint8 [H, W, 3]``.
 
         Raises:
-            ValueError: the file has more than eight bits per channel.
+            ValueError: the file has more than eight bits per channel; see `Decoding`.
         """
-        return np.asarray(self._applied(_in_rgb(image)))
+        return np.asarray(self._applied(self.decoding.rgb(image)))
 
     def arrays(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A writable copy of arrays of images as ``uint8 [n, H, W, 3]``.
@@ -159,15 +163,16 @@ def resize_of(rule: str, size: tuple[int, int]) -> Resize:
         rule: as in a plan.
         size: ``(H, W)`` of the result.
 
-    >>> resize_of(Resize((224, 224), 256, "bicubic").rule(None), (224, 224))
-    Resize(size=(224, 224), resize=256, interpolation='bicubic')
+    >>> cropped = Resize((224, 224), 256, "bicubic")
+    >>> resize_of(cropped.rule(None), (224, 224)) == cropped
+    True
     """
-    word = rule.partition(" ")[0].removesuffix("-antialias")
+    word, decoding = rule.partition(" ")[0].removesuffix("-antialias"), decoding_of(rule)
     found: Interpolation = next((each for each in INTERPOLATIONS if each == word), "bilinear")
     if side := re.search(r"shorter side ->(\d+)", rule):
-        return Resize(size, int(side[1]), found)
+        return Resize(size, int(side[1]), found, decoding)
     if stretched := re.search(r"->(\d+)x(\d+) \(stretched\)", rule):
-        return Resize(size, (int(stretched[1]), int(stretched[2])), found)
+        return Resize(size, (int(stretched[1]), int(stretched[2])), found, decoding)
     return Resize(size, size, found)
 
 
@@ -209,11 +214,3 @@ def _native(rule: str) -> tuple[int, int, int, int] | None:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _in_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _WIDE_MODES:
-        raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns if a transparent palette is converted to RGB
-    return image if image.mode == "RGB" else image.convert("RGB")

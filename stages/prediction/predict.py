@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +150,9 @@ def _name_of(file: Path) -> str:
 def _resizing(introspective: Introspective) -> Resize:
     """How the head's training images were resized."""
     size = introspective.card.image_size
+    trained = resize_of(introspective.resize or "none", (size, size))
     known = introspective.card.resizing
-    return known or resize_of(introspective.resize or "none", (size, size))
+    return replace(known, decoding=trained.decoding) if known else trained
 
 
 def _reader(files: Sequence[Path]) -> FolderReader:

@@ -15,6 +15,7 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.terminal import size
 from pipeline.workspace import Workspace
 from stages.data.corruptions.cells import cells_of
+from stages.data.decoding import Decoding
 from stages.data.opened import facts_of, opened
 from stages.data.option_types import (
     AcceptUnstable,
@@ -22,10 +23,12 @@ from stages.data.option_types import (
     Corruption,
     CorruptionCell,
     Dataset,
+    ExifOrientation,
     LastLayer,
     Limit,
     ModelName,
     Split,
+    ValueRange,
 )
 from stages.data.registry import SourceSpec
 from stages.data.source_notes import left_out_of, source_notes
@@ -146,6 +149,8 @@ class Extract(Stage):
         description="Images per shard, the unit of writing and resuming.",
     )
     classes: ClassNames = ()
+    exif_orientation: ExifOrientation = False
+    value_range: ValueRange | None = None
     limit: Limit | None = None
     accept_unstable: AcceptUnstable = False
     out_of_distribution: bool = Field(
@@ -209,6 +214,7 @@ class Extract(Stage):
             corruptions=self.corruptions,
             classes=self.classes,
             cells=cells_of(self.corrupt, self.corruption_seed) if self.corrupt else None,
+            decoding=Decoding(self.exif_orientation, self.value_range),
         )
 
     def job(self, workspace: Workspace) -> ShardJob:

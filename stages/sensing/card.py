@@ -117,6 +117,7 @@ class ModelCard:
         if self.resizing is None:
             del values["resizing"]
         else:
+            del values["resizing"]["decoding"]  # each data set's own
             values["resizing"] = _listed(values["resizing"])
         return _listed(values)
 

@@ -15,15 +15,18 @@ from pipeline.make import ArtifactJob
 from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
 from stages.data.classes import check_same_classes, class_notes
+from stages.data.decoding import Decoding
 from stages.data.opened import facts_of, opened
 from stages.data.option_types import (
     AcceptUnstable,
     ClassNames,
     Dataset,
+    ExifOrientation,
     LastLayer,
     Limit,
     ModelOutputName,
     Network,
+    ValueRange,
 )
 from stages.data.registry import DEFAULT_IMAGE_SIZE, SourceSpec
 from stages.data.source import require_labels
@@ -116,6 +119,8 @@ class TrainSensing(Stage):
     last_layer: LastLayer | None = None
     accept_unstable: AcceptUnstable = False
     image_size: PositiveInt = Field(DEFAULT_IMAGE_SIZE, description="Image size in pixels.")
+    exif_orientation: ExifOrientation = False
+    value_range: ValueRange | None = None
     classes: ClassNames = ()
     limit: Limit = None
 
@@ -149,6 +154,7 @@ class TrainSensing(Stage):
             self.image_size,
             self.limit,
             classes=self.classes,
+            decoding=Decoding(self.exif_orientation, self.value_range),
         )
         test = dataclasses.replace(train, split="test")
         try:
