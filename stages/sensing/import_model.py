@@ -37,7 +37,7 @@ from stages.sensing.card import (
 )
 from stages.sensing.class_check import listed_classes, output_notes, shown_classes
 from stages.sensing.models import WEIGHTS_KEY, model_card, model_name
-from stages.sensing.trust import TIMM, require_trust
+from stages.sensing.trust import require_trust
 from store.artifacts import Artifact
 from store.errors import PlanMismatchError
 from store.plan import Plan, differences
@@ -138,6 +138,32 @@ Filter = Annotated[
 ]
 
 
+def changed_resizing(
+    known: Resize,
+    image_size: int | None,
+    resize: int | tuple[int, int] | None,
+    interpolation: Interpolation | None,
+) -> Resize:
+    """How images are resized, with the options that are given in place of what is known.
+
+    Another image size also replaces the resize before the crop.
+    """
+    if not (image_size or resize or interpolation):
+        return known
+    size = (image_size, image_size) if image_size else known.size
+    kept = known.resize if size == known.size else None
+    return Resize(size, resize or kept, interpolation or known.interpolation)
+
+
+def weights_file(workspace: Workspace, network: str, weights: str) -> str:
+    """The file of the weights; published ones are downloaded if they are not in the cache."""
+    if weights != PRETRAINED:
+        return weights
+    from stages.sensing.pretrained import pretrained_file
+
+    return workspace.once((PRETRAINED, network), lambda: pretrained_file(network))
+
+
 class ImportModel(Stage):
     """Import a network and its trained weights as a model of the store.
 
@@ -231,11 +257,7 @@ class ImportModel(Stage):
             known = model_card(artifact).input
         elif (found := self._published(workspace)) and found.preprocessing:
             known = found.preprocessing.resizing
-        if not (self.image_size or self.resize or self.interpolation):
-            return known
-        size = (self.image_size, self.image_size) if self.image_size else known.size
-        kept = known.resize if size == known.size else None
-        return Resize(size, self.resize or kept, self.interpolation or known.interpolation)
+        return changed_resizing(known, self.image_size, self.resize, self.interpolation)
 
     def _published(self, workspace: Workspace) -> Published | None:
         """What the library of the network publishes for it, or beside its own weights."""
@@ -245,21 +267,7 @@ class ImportModel(Stage):
         return workspace.once(("published", *what), lambda: published(*what))
 
     def _file(self, workspace: Workspace) -> str:
-        """The file of the weights; published ones are downloaded if they are not in the cache."""
-        if self.weights != PRETRAINED:
-            return self.weights
-        from stages.sensing.pretrained import pretrained_file
-
-        key = (PRETRAINED, self.network)
-        return workspace.once(key, lambda: pretrained_file(self.network))
-
-    def _checkpoint(self, workspace: Workspace) -> Checkpoint:
-        from stages.sensing.checkpoint import read_checkpoint
-        from stages.sensing.timm_networks import timm_checkpoint
-
-        found = read_checkpoint(self._file(workspace), self.weights_key)
-        is_of_timm = self.weights == PRETRAINED and self.network.startswith(TIMM)
-        return timm_checkpoint(self.network, found) if is_of_timm else found
+        return weights_file(workspace, self.network, self.weights)
 
     def _source(self, workspace: Workspace) -> ReaderSource:
         """The data set of the classes, or only the names of the classes."""
@@ -311,6 +319,7 @@ class ImportModel(Stage):
         """
         from stages.sensing.build import located
         from stages.sensing.model import describe, sensing_of
+        from stages.sensing.pretrained import checkpoint_in
         from stages.sensing.probe import sample_images
         from stages.sensing.published import check_published_order
         from stages.sensing.round_trip import check_round_trip
@@ -318,7 +327,10 @@ class ImportModel(Stage):
 
         found = self._published(workspace)
         check_published_order(source, found.class_names if found else (), self.weights)
-        checkpoint = self._checkpoint(workspace)
+        is_pretrained = self.weights == PRETRAINED
+        checkpoint = checkpoint_in(
+            self._file(workspace), self.weights_key, self.network, is_pretrained=is_pretrained
+        )
         network, notes = with_settings_of(self.network, checkpoint, is_published=found is not None)
         module, taken = _loaded(network, checkpoint, source, there)
         card = describe(

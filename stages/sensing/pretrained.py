@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from stages.errors import DataNotFoundError, InputError
-from stages.sensing.timm_networks import timm_config
+from stages.sensing.checkpoint import Checkpoint, read_checkpoint
+from stages.sensing.timm_networks import timm_checkpoint, timm_config
 from stages.sensing.torchvision_networks import torchvision_url
 from stages.sensing.trust import TIMM, TORCHVISION
 from store.errors import first_line
@@ -47,6 +48,25 @@ def pretrained_file(network: str) -> str:
     raise InputError(
         f"network {network}: no pretrained weights are published for it; give --weights FILE"
     )
+
+
+def checkpoint_in(
+    file: str, key: str | None, network: str, *, is_pretrained: bool = False
+) -> Checkpoint:
+    """The weights in a file, under the names of a network if timm publishes the file for it.
+
+    Args:
+        file: what `read_checkpoint` accepts.
+        key: entry of the checkpoint, as for `read_checkpoint`.
+        network: name of the network.
+        is_pretrained: whether the file is the `pretrained_file` of the network.
+
+    Raises:
+        DataNotFoundError, InputError: as `read_checkpoint`, and as `timm_checkpoint`.
+    """
+    found = read_checkpoint(file, key)
+    is_of_timm = is_pretrained and network.startswith(TIMM)
+    return timm_checkpoint(network, found) if is_of_timm else found
 
 
 def _from_url(url: str) -> str:

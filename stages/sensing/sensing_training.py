@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.work import Tick
+from stages.data.source import ImageSource
 from stages.errors import InputError, TrainingFailedError
 from stages.metrics.finite import finite_rows
 from stages.sensing.augmentation import EpochDraws, augmented, epoch_draws
 from stages.sensing.build import build_network
 from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard
 from stages.sensing.fault import blame_rows
+from stages.sensing.initial_weights import load_initial
 from stages.sensing.labelled import (
     LabelledImages,
     Openable,
@@ -31,6 +33,7 @@ from stages.sensing.labelled import (
 from stages.sensing.model import Sensing, describe, normalised, sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
+from stages.sensing.start import RANDOM, Start
 from stages.sensing.train_params import TrainParams, held_out_rows, learning_rate
 from stages.sensing.trained import TrainedModel
 from stages.sensing.weights import cpu_copy, load_state, save_weights, weights_hash
@@ -43,7 +46,8 @@ class TrainState:
     """What an epoch changes (network, optimiser) and what it reads, all on the device.
 
     ``kept`` has the indexes in ``data`` of the rows that are not held out, ``[m]`` int64; ``test``
-    is read when it is first used.
+    is read when it is first used. If only the last layer is trained, ``frozen`` computes its input
+    and ``features`` has it for all rows, ``[n, d]`` float32, unless augmentation changes them.
     """
 
     network: nn.Module
@@ -55,6 +59,13 @@ class TrainState:
     scale: Tensor
     memory_format: torch.memory_format
     test: LabelledImages | None = None
+    frozen: Sensing | None = None
+    features: Tensor | None = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the network that is trained."""
+        return self.network.get_submodule(self.card.last_layer) if self.frozen else self.network
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class SensingTraining:
         train, test: sources; the test set is only used at the end.
         last_layer: name of the last linear layer, if it cannot be found automatically.
         accept_unstable: accept a network whose output for an image depends on chance or the batch.
+        initial: pretrained weights and their preprocessing, or random weights.
     """
 
     model_name: str
@@ -75,6 +87,7 @@ class SensingTraining:
     device: str = "cpu"
     last_layer: str | None = None
     accept_unstable: bool = False
+    initial: Start = RANDOM
 
     @property
     def n_units(self) -> int:
@@ -93,7 +106,7 @@ class SensingTraining:
         return self.train.open().n_rows - n_missed // self.params.epochs
 
     def start(self) -> TrainState:
-        """A fresh network, initialised from the seed.
+        """A fresh network, initialised from the seed, or with pretrained weights.
 
         Raises:
             InputError: the data has no labels or too few rows to hold some out, or the network does
@@ -102,9 +115,47 @@ class SensingTraining:
         source = self.train.open()
         data = read_labelled(source)
         kept = self._kept(data, source.n_rows)
+        network = self._network(source.n_classes)
+        card = self._described(network, source, data.images[kept])
+        if weights := self.initial.weights:
+            load_initial(network, weights, card.last_layer)
+        is_frozen = self.params.train == "last-layer"
+        check_round_trip(network, card, is_trained=not is_frozen)
+        network.to(self.device)
+        precision = self.params.precision if is_frozen else "fp32"
+        sensing = sensing_of(network, card, data.images[kept[:N_ROWS]], precision, is_new=True)
+        memory_format = sensing.arrangement.memory_format
+        network.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stub lacks it
+        trained = network.get_submodule(card.last_layer) if is_frozen else network
+        optimiser = torch.optim.SGD(
+            trained.parameters(),
+            lr=self.params.lr,
+            momentum=self.params.momentum,
+            weight_decay=self.params.weight_decay,
+            fused=True,
+        )
+        return TrainState(
+            network=network,
+            optimiser=optimiser,
+            data=data.to(self.device),
+            kept=kept.to(self.device),
+            card=card,
+            mean=255 * torch.tensor(card.mean, device=self.device),
+            scale=1 / (255 * torch.tensor(card.std, device=self.device)),
+            memory_format=memory_format,
+            frozen=sensing if is_frozen else None,
+        )
+
+    def _network(self, n_classes: int) -> nn.Module:
+        """The network with random weights, which the seed determines."""
         with self._seeded(self.params.seed):
-            network = build_network(self.params.network, source.n_classes)
-        pixels, origin = normalisation(data.images[kept], source.family)
+            return build_network(self.params.network, n_classes)
+
+    def _described(self, network: nn.Module, source: ImageSource, images: Tensor) -> ModelCard:
+        """The card of the network, with the normalisation of the training images by default."""
+        pixels, origin = normalisation(images, source.family)
+        if given := self.initial.normalisation:
+            pixels, origin = given, "that of the weights"
         card = describe(
             network,
             name=self.model_name,
@@ -117,28 +168,7 @@ class SensingTraining:
         ).with_facts(
             {"normalisation": origin, **(ACCEPTS_UNSTABLE if self.accept_unstable else {})}
         )
-        check_round_trip(network, card, is_trained=True)
-        network.to(self.device)
-        sensing = sensing_of(network, card, data.images[kept[:N_ROWS]], is_new=True)
-        memory_format = sensing.arrangement.memory_format
-        network.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stub lacks it
-        optimiser = torch.optim.SGD(
-            network.parameters(),
-            lr=self.params.lr,
-            momentum=self.params.momentum,
-            weight_decay=self.params.weight_decay,
-            fused=True,
-        )
-        return TrainState(
-            network=network,
-            optimiser=optimiser,
-            data=data.to(self.device),
-            kept=kept.to(self.device),
-            card=card,
-            mean=255 * torch.tensor(pixels.mean, device=self.device),
-            scale=1 / (255 * torch.tensor(pixels.std, device=self.device)),
-            memory_format=memory_format,
-        )
+        return dataclasses.replace(card, resizing=self.initial.resizing)
 
     def step(self, state: TrainState, unit: int, tick: Tick) -> dict[str, float]:
         """Train for one epoch, in place; returns the mean loss and accuracy of its batches.
@@ -151,7 +181,10 @@ class SensingTraining:
         draws = epoch_draws(n_rows, self.params.seed, unit).to(self.device)
         draws = dataclasses.replace(draws, order=rows[draws.order])
         total = torch.zeros(2, device=self.device, dtype=torch.float64)  # loss, correct
-        state.network.train()
+        if state.frozen is None:
+            state.network.train()
+        elif self.params.augmentation == "none" and state.features is None:
+            state.features = _features(state.frozen, state.data.images)
         with self._seeded(self.params.seed + 1_000_003 * (unit + 1)):
             for start in range(0, n_rows, self.params.batch):
                 stop = min(start + self.params.batch, n_rows)
@@ -172,8 +205,7 @@ class SensingTraining:
 
     def _blame_images(self, state: TrainState, draws: EpochDraws) -> None:
         """Raise ``TrainingFailedError`` if images of an epoch, as augmented, are the cause."""
-        with self._seeded(self.params.seed):
-            fresh = build_network(self.params.network, state.card.n_classes).to(self.device)
+        fresh = self._network(state.card.n_classes).to(self.device)
         batches = (
             (self._pixels(state, draws, slice(at, at + EVALUATION_BATCH)),)
             for at in range(0, len(draws.order), EVALUATION_BATCH)
@@ -199,15 +231,25 @@ class SensingTraining:
         pixels = normalised(images, state.mean, state.scale)
         return pixels.contiguous(memory_format=state.memory_format)
 
+    def _inputs(self, state: TrainState, draws: EpochDraws, places: slice) -> Tensor:
+        """Input of the trained part: pixels, or features if only the last layer is trained."""
+        if state.features is not None:
+            return state.features[draws.order[places]]
+        pixels = self._pixels(state, draws, places)
+        if state.frozen is None:
+            return pixels
+        with torch.no_grad():
+            return state.frozen.vectors(pixels)[0]
+
     def _train_batch(
         self, state: TrainState, draws: EpochDraws, places: slice, rate: float
     ) -> Tensor:
         """Run one optimiser step; returns the sums of losses and of correct predictions,
         ``[2]``."""
         labels = state.data.labels[draws.order[places]]
-        pixels = self._pixels(state, draws, places)
+        inputs = self._inputs(state, draws, places)
         with self._autocast():
-            logits = state.network(pixels).float()
+            logits = state.trained(inputs).float()
             loss = functional.cross_entropy(logits, labels)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
@@ -218,9 +260,10 @@ class SensingTraining:
         return torch.stack([loss.detach().double() * len(labels), n_right.double()])
 
     def save(self, state: TrainState) -> bytes:
-        """Weights and momentum, as safetensors."""
-        tensors = {f"network.{name}": cpu_copy(x) for name, x in state.network.state_dict().items()}
-        for name, parameter in state.network.named_parameters():
+        """Weights and momentum of the trained part, as safetensors."""
+        part = state.trained
+        tensors = {f"network.{name}": cpu_copy(x) for name, x in part.state_dict().items()}
+        for name, parameter in part.named_parameters():
             momentum = state.optimiser.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{name}"] = cpu_copy(momentum)
@@ -233,14 +276,14 @@ class SensingTraining:
         state = self.start()
         prefix = "network."
         load_state(
-            state.network,
+            state.trained,
             {
                 name.removeprefix(prefix): x
                 for name, x in tensors.items()
                 if name.startswith(prefix)
             },
         )
-        for name, parameter in state.network.named_parameters():
+        for name, parameter in state.trained.named_parameters():
             if (momentum := tensors.get(f"momentum.{name}")) is not None:
                 # empty_like keeps the parameter's memory layout, as the optimiser itself does.
                 buffer = torch.empty_like(parameter).copy_(momentum)
@@ -313,6 +356,11 @@ class SensingTraining:
 
 def _all_of(data: LabelledImages) -> Tensor:
     return torch.arange(len(data.labels), device=data.labels.device)
+
+
+def _features(frozen: Sensing, images: Tensor) -> Tensor:
+    """Input of the last layer for all images, ``[n, d]`` float32."""
+    return torch.cat([frozen(batch)[0] for batch in torch.split(images, EVALUATION_BATCH)])
 
 
 def _evaluated(sensing: Sensing, data: LabelledImages, rows: Tensor) -> tuple[float, float, int]:

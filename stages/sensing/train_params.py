@@ -14,6 +14,7 @@ from stages.sensing.card import Precision
 
 Augmentation = Literal["none", "flip", "crop_flip"]
 Schedule = Literal["steps", "one-cycle"]
+Trained = Literal["all", "last-layer"]
 WARM_UP = 0.25
 """Fraction of a one-cycle training during which the rate rises."""
 
@@ -30,6 +31,7 @@ class TrainParams:
         precision: ``bf16`` trains under autocast, with float32 weights.
         held_out: number of rows that are not trained on, drawn with ``seed``.
         held_out_until: fraction of ``epochs`` after which they are trained on too; 1 means never.
+        train: layers that are trained; with ``last-layer`` the others stay in eval mode.
     """
 
     network: str = "resnet18"
@@ -46,6 +48,7 @@ class TrainParams:
     seed: int = 0
     held_out: int = 0
     held_out_until: float = 1.0
+    train: Trained = "all"
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
@@ -58,6 +61,7 @@ class TrainParams:
             "schedule": (self.schedule, get_args(Schedule)),
             "augmentation": (self.augmentation, get_args(Augmentation)),
             "precision": (self.precision, get_args(Precision)),
+            "train": (self.train, get_args(Trained)),
         }
         for name, (choice, known) in choices.items():
             if choice not in known:
@@ -87,11 +91,14 @@ class TrainParams:
 def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
     """The parameters as recorded in a plan.
 
-    Held-out rows are only recorded if there are any, so that older plans remain valid.
+    Held-out rows are only recorded if there are any, and the layers only if not all are trained,
+    so that older plans remain valid.
     """
     values = dataclasses.asdict(params)
     if not params.held_out:
         del values["held_out"], values["held_out_until"]
+    if params.train == "all":
+        del values["train"]
     return values
 
 
@@ -101,6 +108,7 @@ PRESETS = {
     "quick": TrainParams(
         network="cnn2", epochs=20, batch=32, lr=0.02, schedule="one-cycle", augmentation="none"
     ),
+    "fine-tune": TrainParams(epochs=20, batch=64, lr=0.01, schedule="one-cycle"),
 }
 
 

@@ -26,19 +26,31 @@ from stages.data.option_types import (
     Limit,
     ModelOutputName,
     Network,
+    Split,
     ValueRange,
 )
-from stages.data.registry import DEFAULT_IMAGE_SIZE, SourceSpec
+from stages.data.registry import SourceSpec
 from stages.data.source import require_labels
 from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
 from stages.sensing.card import ACCEPTS_UNSTABLE, Precision
+from stages.sensing.import_model import (
+    Filter,
+    InputSize,
+    Mean,
+    ResizeBy,
+    Std,
+    Weights,
+    WeightsKey,
+)
 from stages.sensing.models import model_name
 from stages.sensing.snapshots import Snapshots, snapshot_epochs, with_its_snapshots
+from stages.sensing.start import Start, StartOptions, resizing_of, start_of
 from stages.sensing.train_params import (
     PRESETS,
     Augmentation,
     Schedule,
+    Trained,
     TrainParams,
     params_from,
     planned_params,
@@ -68,6 +80,7 @@ class TrainSensing(Stage):
     examples = ("train-sensing --dataset cifar10 --network resnet18",)
 
     dataset: Dataset
+    split: Split = "train"
     network: Network | None = Field(
         None,
         description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, cnn2, "
@@ -76,7 +89,19 @@ class TrainSensing(Stage):
     )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = Field(
         "paper",
-        description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs.",
+        description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs. "
+        "fine-tune: 20 epochs, flips, a lower learning rate.",
+    )
+    weights: Weights | None = Field(
+        None,
+        description="Weights to start from: a file, as for import-model, or 'pretrained' for those "
+        "that torchvision or timm publishes. The classifier starts anew if they were trained for "
+        "another number of classes. (default: random weights)",
+    )
+    weights_key: WeightsKey | None = None
+    train: Trained = Field(
+        _PRESET.train,
+        description="Layers to train: all, or last-layer, which freezes the others in eval mode.",
     )
     name: ModelOutputName | None = None
     epochs: PositiveInt | None = Field(
@@ -118,7 +143,19 @@ class TrainSensing(Stage):
     )
     last_layer: LastLayer | None = None
     accept_unstable: AcceptUnstable = False
-    image_size: PositiveInt = Field(DEFAULT_IMAGE_SIZE, description="Image size in pixels.")
+    mean: Mean | None = Field(
+        None,
+        description="Per-channel mean subtracted from pixels in [0, 1]. (default: as published "
+        "with the weights, else that of the training images)",
+    )
+    std: Std | None = Field(
+        None,
+        description="Per-channel standard deviation that pixels in [0, 1] are divided by. "
+        "(default: as published with the weights, else that of the training images)",
+    )
+    image_size: InputSize | None = None
+    resize: ResizeBy | None = None
+    interpolation: Filter | None = None
     exif_orientation: ExifOrientation = False
     value_range: ValueRange | None = None
     classes: ClassNames = ()
@@ -127,6 +164,9 @@ class TrainSensing(Stage):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         _ = self.params
+        if self.weights is None and (self.weights_key or self.train != "all"):
+            option = "--weights-key" if self.weights_key else f"--train {self.train}"
+            raise ValueError(f"{option} needs weights to start from: add --weights FILE")
         return self
 
     @property
@@ -149,9 +189,9 @@ class TrainSensing(Stage):
         """
         train = SourceSpec(
             self.dataset,
-            "train",
+            self.split,
             workspace.data_root,
-            self.image_size,
+            resizing_of(workspace, self._options),
             self.limit,
             classes=self.classes,
             decoding=Decoding(self.exif_orientation, self.value_range),
@@ -173,14 +213,16 @@ class TrainSensing(Stage):
         from stages.sensing.build import build_network
 
         train, _ = self.sources(workspace)
-        build_network(self._trusted(workspace).network, opened(workspace, train).n_classes or None)
+        params = self._trusted(workspace)
+        build_network(params.network, opened(workspace, train).n_classes or None)
 
     def job(self, workspace: Workspace) -> ArtifactJob:
         """The training of the network.
 
         Raises:
             InputError: the data set does not exist or has no labels, the network is code that the
-            user has not named, or the training is past an epoch whose snapshot is missing.
+            user has not named, the weights cannot be read or do not fit it, or the training is past
+            an epoch whose snapshot is missing.
             PlanMismatchError: the name of the model or of a snapshot is taken.
         """
         params, (train, test) = self._trusted(workspace), self.sources(workspace)
@@ -202,6 +244,7 @@ class TrainSensing(Stage):
                 workspace.device,
                 self.last_layer,
                 self.accept_unstable,
+                self._start(workspace),
             )
 
         return ArtifactJob(
@@ -220,8 +263,9 @@ class TrainSensing(Stage):
         """
         from stages.sensing.build import source_hash
 
-        params, (train, _) = self._trusted(workspace), self.sources(workspace)
+        train, _ = self.sources(workspace)
         require_labels(opened(workspace, train))
+        params, start = self._trusted(workspace), self._start(workspace)
         code = source_hash(params.network)
         return {
             **({"code": code} if code else {}),
@@ -231,22 +275,41 @@ class TrainSensing(Stage):
                 "params": {
                     **planned_params(params),
                     "last_layer": self.last_layer,
+                    **start.planned,
                     **(ACCEPTS_UNSTABLE if self.accept_unstable else {}),
                 },
             },
-            "inputs": {"source": facts_of(workspace, train)},
+            "inputs": {
+                "source": facts_of(workspace, train),
+                **({"weights": start.weights.sha256} if start.weights else {}),
+            },
         }
 
-    def _trusted(self, workspace: Workspace) -> TrainParams:
-        """The parameters, with the full path of the network's file.
+    @property
+    def _options(self) -> StartOptions:
+        names = [each.name for each in dataclasses.fields(StartOptions)]
+        given = {name: value for name, value in self if name in names}
+        return StartOptions(**{**given, "network": self.params.network})
 
-        Raises ``InputError`` if the network is code that the user has not named.
+    def _start(self, workspace: Workspace) -> Start:
+        """Weights that the training starts from, and how images are prepared."""
+        train, _ = self.sources(workspace)
+        require_trust(self.params.network, workspace.named_by)
+        return start_of(workspace, self._options, opened(workspace, train))
+
+    def _trusted(self, workspace: Workspace) -> TrainParams:
+        """The parameters, with the full path of the network's file and the settings of the weights.
+
+        Raises ``InputError`` if the network is code that the user has not named, or the weights do
+        not fit it.
         """
         from stages.sensing.build import located
 
         params = self.params
         require_trust(params.network, workspace.named_by)
-        return dataclasses.replace(params, network=located(params.network))
+        weights = self._start(workspace).weights
+        network = located(weights.network if weights else params.network)
+        return dataclasses.replace(params, network=network)
 
     def _artifact(self, workspace: Workspace, plan: Plan) -> Artifact:
         plain, store = model_name(self.params.network), workspace.store
@@ -270,5 +333,6 @@ class TrainSensing(Stage):
             [
                 *(line for source in (train, *others) for line in source_notes(source)),
                 *class_notes(train, is_ordered=bool(self.classes)),
+                *self._start(workspace).notes,
             ],
         )

@@ -44,6 +44,60 @@ def load_checkpoint(module: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...
     return (*checkpoint.notes, *notes)
 
 
+def load_backbone(module: nn.Module, checkpoint: Checkpoint, classifier: str) -> tuple[str, ...]:
+    """Load a checkpoint into ``module``, in place, except a classifier of other classes.
+
+    Linear layers with another number of outputs than in the checkpoint keep their weights: the
+    classifier and auxiliary classifiers. So does a classifier that the checkpoint lacks.
+
+    Args:
+        module: the network.
+        checkpoint: the weights.
+        classifier: name of the network's last linear layer.
+
+    Returns:
+        Notes on what was used.
+
+    Raises:
+        InputError: as in `load_checkpoint`, for any other layer.
+    """
+    wanted = _state_of(module)
+    own = _parameters_of(classifier, wanted)
+    weights, notes = matched({name: wanted[name] for name in wanted if name not in own}, checkpoint)
+    resized = _resized_linears(module, weights)
+    if not own & weights.keys():
+        resized.append(classifier)
+        notes += (f"weights {checkpoint.path}: no classifier found; {classifier!r} starts anew",)
+    elif classifier in resized:
+        n_theirs, n_ours = (len(each[f"{classifier}.weight"]) for each in (weights, wanted))
+        notes += (
+            f"weights {checkpoint.path}: trained for {n_theirs:,} classes; the classifier "
+            f"{classifier!r} starts anew, with {n_ours:,}",
+        )
+    kept = {name for layer in resized for name in _parameters_of(layer, wanted)}
+    weights = {**weights, **{name: wanted[name].clone() for name in kept}}
+    _check_fit(module, weights, checkpoint.path)
+    load_state(module, weights, strict=False)
+    return (*checkpoint.notes, *notes)
+
+
+def _parameters_of(layer: str, wanted: Mapping[str, Tensor]) -> set[str]:
+    return {f"{layer}.weight", f"{layer}.bias"} & wanted.keys()
+
+
+def _resized_linears(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the linear layers that have another number of outputs in a checkpoint."""
+    linears = {
+        name: part.weight
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and f"{name}.weight" in weights
+    }
+    shapes = {name: (weights[f"{name}.weight"].shape, linears[name].shape) for name in linears}
+    return [
+        name for name, (theirs, ours) in shapes.items() if theirs[1:] == ours[1:] and theirs != ours
+    ]
+
+
 def load_state(module: nn.Module, weights: Mapping[str, Tensor], *, strict: bool = True) -> None:
     """Load weights that were saved by this version of ``module``, in place.
 
@@ -65,9 +119,14 @@ def save_weights(module: nn.Module) -> bytes:
 
 
 def weights_hash(module: nn.Module) -> str:
+    """`tensors_hash` of the state dict."""
+    return tensors_hash(_state_of(module))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the sorted (name, dtype, shape, bytes), independent of the file format."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_state_of(module).items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(_plain(tensor).flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,142 @@
+"""What a training starts from: pretrained weights, and how images are prepared for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.fields import PRETRAINED
+from pipeline.workspace import Workspace
+from stages.data.registry import DEFAULT_IMAGE_SIZE
+from stages.data.resize import Interpolation, Resize
+from stages.data.source import ImageSource
+from stages.errors import InputError
+from stages.sensing.card import Normalisation, check_normalisation
+from stages.sensing.import_model import changed_resizing, weights_file
+from stages.sensing.initial_weights import InitialWeights, initial_weights
+
+if TYPE_CHECKING:
+    from stages.sensing.published import Preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """Options of a training that say what it starts from, as they were given."""
+
+    network: str
+    weights: str | None = None
+    weights_key: str | None = None
+    last_layer: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+    resize: int | tuple[int, int] | None = None
+    interpolation: Interpolation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a training starts from.
+
+    Attributes:
+        weights: pretrained weights.
+        normalisation: normalisation of the pixels; None for that of the training images.
+        resizing: how images become the network's input; None leaves it to the layout.
+    """
+
+    weights: InitialWeights | None = None
+    normalisation: Normalisation | None = None
+    resizing: Resize | None = None
+
+    @property
+    def planned(self) -> dict[str, list[float]]:
+        """The normalisation as recorded in a plan, unless that of the training images is used."""
+        values = self.normalisation._asdict() if self.normalisation else {}
+        return {name: list(channels) for name, channels in values.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the weights, and on how images are prepared for them."""
+        if self.weights is None:
+            return ()
+        notes, network = list(self.weights.notes), self.weights.network
+        if self.resizing:
+            notes.append(f"{network}: images are prepared by {self.resizing.rule(None)}")
+        if self.normalisation is None:
+            notes.append(
+                f"{network}: the normalisation is that of the training images; --mean and --std "
+                "set that of the weights"
+            )
+        return tuple(notes)
+
+
+RANDOM = Start()
+"""Random weights, and images as their layout has them."""
+
+
+def start_of(workspace: Workspace, options: StartOptions, source: ImageSource) -> Start:
+    """What a training on the images of a source starts from.
+
+    Raises:
+        DataNotFoundError: the file of the weights does not exist.
+        InputError: it cannot be read or does not fit the network, or of mean and standard deviation
+            only one is known.
+    """
+    resizing = resizing_of(workspace, options)
+    return Start(
+        _initial_weights(workspace, options, source),
+        _normalisation(workspace, options),
+        resizing if resizing != Resize(resizing.size) else None,
+    )
+
+
+def resizing_of(workspace: Workspace, options: StartOptions) -> Resize:
+    """How images become the network's input: as given, or as published with the weights."""
+    found = _published(workspace, options)
+    known = found.resizing if found else Resize((DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))
+    return changed_resizing(known, options.image_size, options.resize, options.interpolation)
+
+
+def _normalisation(workspace: Workspace, options: StartOptions) -> Normalisation | None:
+    found = _published(workspace, options)
+    mean = options.mean or (found and found.normalisation.mean)
+    std = options.std or (found and found.normalisation.std)
+    if mean and std:
+        check_normalisation(mean, std)
+        return Normalisation(mean, std)
+    if mean or std:
+        raise InputError("expected --mean and --std together, found one of them: give both")
+    return None
+
+
+def _initial_weights(
+    workspace: Workspace, options: StartOptions, source: ImageSource
+) -> InitialWeights | None:
+    if (weights := options.weights) is None:
+        return None
+    n_classes, image_size = source.n_classes or None, source.image_size[0]
+    return workspace.once(
+        ("initial weights", options, n_classes, image_size),
+        lambda: initial_weights(
+            options.network,
+            weights_file(workspace, options.network, weights),
+            options.weights_key,
+            n_classes=n_classes,
+            image_size=image_size,
+            last_layer=options.last_layer,
+            is_published=_published(workspace, options) is not None,
+            is_pretrained=weights == PRETRAINED,
+        ),
+    )
+
+
+def _published(workspace: Workspace, options: StartOptions) -> Preprocessing | None:
+    """The preprocessing that is published with the weights, if any is."""
+    from stages.sensing.published import published
+
+    if (weights := options.weights) is None:
+        return None
+    file = weights_file(workspace, options.network, weights)
+    what = (options.network, file, options.image_size)
+    found = workspace.once(("published", *what), lambda: published(*what))
+    return found.preprocessing if found else None
