@@ -41,17 +41,19 @@ def test_rows_are_ordered_by_corruption_severity_class_and_file(root: Path) -> N
     )
     assert rows.columns["label"].tolist() == [0, 0, 1] * 6
     assert rows.columns["sample_id"][[0, 7, 17]].tolist() == [
-        "blur/1/n01/a.JPEG",
-        "blur/10/n01/b.JPEG",
-        "fog/10/n02/a.JPEG",
+        "blur/1/00000",
+        "blur/10/00001",
+        "fog/10/00002",
     ]
+    assert rows.columns["clean_id"].tolist() == [*FILES] * 6
 
 
 def test_facts_are_like_those_of_cifar10c(root: Path) -> None:
     source = open_source(root)
     assert (source.name, source.family, source.split) == ("ImageNet-C", "ImageNet", "test")
     assert source.class_names == ("n01", "n02")
-    assert source.extra_columns == (("corruption", "string"), ("severity", "int64"))
+    names = [name for name, _ in source.extra_columns]
+    assert names == ["clean_id", "corruption", "severity"]
     assert stored_sizes(source) == {(8, 8): 18}
     infos = {info.name: info for info in known_datasets(root.parent)[len(KNOWN) :]}
     assert infos["ImageNet-C"].description == "ImageNet-C layout"
@@ -82,7 +84,9 @@ def test_an_image_that_a_cell_lacks_is_a_failed_row(root: Path) -> None:
     before = open_source(root).fingerprint()
     (root / "fog/1/n01/b.JPEG").unlink()
     source = open_source(root)
-    assert list(source.read(0, 18).failed) == [10]
+    failed = source.read(0, 18).failed
+    assert list(failed) == [10]
+    assert failed[10].startswith("fog/1/n01/b.JPEG: [Errno 2] No such file")
     assert source.fingerprint() != before
 
 

@@ -1,7 +1,8 @@
 """Corrupted image files in ImageNet-C's layout: ``<corruption>/<severity>/<class>/<file>``.
 
 Tiny-ImageNet-C and ImageNet-C-bar have it too. Rows are ordered by corruption, severity, class and
-file. Every corruption has the same severities, and each of these the same classes and files.
+file. Every corruption has the same severities, and each of these the same classes and files. As in
+CIFAR-10-C, the ``sample_id`` of image 42 is ``fog/3/00042``; ``clean_id`` is ``<class>/<file>``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +53,26 @@ class CorruptedFolderReader:
     def read(self, start: int, stop: int, resizing: Resize) -> Rows:
         """Rows ``[start, stop)``; a file that cannot be decoded becomes a failed row of zeros."""
         rows = range(start, stop)
-        corruption = [self.corruptions[row // self.rows_per_corruption] for row in rows]
-        files = tuple(self.file_of(row) for row in rows)
-        labels = tuple(self.labels[row % len(self.files)] for row in rows)
-        found = FolderReader(self.root, files, labels).read(0, len(rows), resizing)
-        found.columns["corruption"] = np.array(corruption, dtype=np.str_)
-        severity = [self.severities[self._cell(row) % len(self.severities)] for row in rows]
-        found.columns["severity"] = np.array(severity, dtype=np.int64)
-        return found
+        images = [row % len(self.files) for row in rows]
+        cells = [self._cell(row) for row in rows]
+        found = FolderReader(
+            self.root,
+            tuple(self.file_of(row) for row in rows),
+            tuple(self.labels[image] for image in images),
+        ).read(0, len(rows), resizing)
+        ids = [f"{name}/{level}/{n:05d}" for (name, level), n in zip(cells, images, strict=True)]
+        columns = {
+            "sample_id": np.array(ids, np.str_),
+            "clean_id": np.array([self.files[image] for image in images], np.str_),
+            "corruption": np.array([name for name, _ in cells], np.str_),
+            "severity": np.array([level for _, level in cells], np.int64),
+        }
+        return replace(found, columns={**found.columns, **columns})
 
     def file_of(self, row: int) -> str:
         """Path of a row below the root."""
-        corruption, severity = divmod(self._cell(row), len(self.severities))
-        cell = f"{self.corruptions[corruption]}/{self.severities[severity]}"
-        return f"{cell}/{self.files[row % len(self.files)]}"
+        corruption, severity = self._cell(row)
+        return f"{corruption}/{severity}/{self.files[row % len(self.files)]}"
 
     def held_bytes(self) -> int:
         """Memory of the list of files of one cell; images are read one at a time."""
@@ -81,8 +88,10 @@ class CorruptedFolderReader:
         digest.update(listing_content(self.root, list(zip(files, sizes, strict=True))).encode())
         return digest.hexdigest()
 
-    def _cell(self, row: int) -> int:
-        return row // len(self.files)
+    def _cell(self, row: int) -> tuple[str, int]:
+        """Corruption and severity of a row."""
+        corruption, severity = divmod(row // len(self.files), len(self.severities))
+        return self.corruptions[corruption], self.severities[severity]
 
 
 def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
@@ -115,7 +124,7 @@ def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize)
         native=None,
         n_rows=len(corruptions) * reader.rows_per_corruption,
         reader=reader,
-        extra_columns=(("corruption", "string"), ("severity", "int64")),
+        extra_columns=(("clean_id", "string"), ("corruption", "string"), ("severity", "int64")),
         left_out=tally([*_outside(root, corruptions), *left_out]),
     )
 
