@@ -182,7 +182,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="how many to extract")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--executor", default="ray", choices=("ray", "local"), help="of --start-up")
+    parser.add_argument(
+        "--executor", default="auto", choices=("auto", "local", "ray"), help="of --start-up"
+    )
     parser.add_argument("--start-up", action="store_true", help="time the command itself")
     parser.add_argument("--scratch", help="a folder for what is written and thrown away")
     parser.add_argument("--json", action="store_true", help="print JSON")

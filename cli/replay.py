@@ -80,8 +80,8 @@ class Again:
 
         Raises what the command raises, and ``InputError`` for code that the user has not named.
         """
-        from cli.verbs import execution_of, make_and_print
-        from pipeline.workspace import Workspace
+        from cli.verbs import make_and_print, parsed
+        from pipeline.workspace import Execution, Workspace
         from stages.sensing.trust import require_trust
         from store.catalog import FeatureStore
 
@@ -90,7 +90,7 @@ class Again:
         workspace = Workspace(
             FeatureStore(self.store),
             self.data_root,
-            execution_of(type(self.asked), self.execution),
+            parsed(Execution, self.execution),
             command=self.run.command,
             resumes=self.run,
             named_by="the journal",

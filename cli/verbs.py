@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from copy import copy
 from fractions import Fraction
 from inspect import Parameter, Signature, getdoc
 from types import NoneType
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from pipeline.fields import Written
     from pipeline.stage import Stage
-    from pipeline.workspace import Execution, Workspace
+    from pipeline.workspace import Workspace
 
 M = TypeVar("M", bound="BaseModel")
 MAX_CHOICES = 12
@@ -104,7 +103,7 @@ def asked_in(
     stage: type[Stage], values: Mapping[str, Any], given: Collection[str]
 ) -> tuple[Stage, Workspace]:
     """The stage that the options of `run_stage` describe, and where it is to run."""
-    from pipeline.workspace import Workspace
+    from pipeline.workspace import Execution, Workspace
     from stages.sensing.trust import trust
     from store.catalog import FeatureStore
 
@@ -115,7 +114,7 @@ def asked_in(
     workspace = Workspace(
         FeatureStore(values["store"]),
         values.get("data_root") or "",
-        execution_of(stage, {key: values[key] for key in given}),
+        parsed(Execution, {key: values[key] for key in given}),
         command=tuple(sys.argv[1:]),
     )
     return asked, workspace
@@ -149,13 +148,6 @@ def _recorded(asked: Stage, workspace: Workspace) -> dict[str, Any]:  # Any: JSO
     return located(asked, full_path, data_root_path(workspace.data_root)).to_json()
 
 
-def execution_of(stage: type[Stage], given: Mapping[str, Any]) -> Execution:  # Any: option values
-    """The options of execution among those that were given."""
-    from pipeline.workspace import Execution
-
-    return parsed(Execution, {"executor": stage.default_executor, **given})
-
-
 def _parameters(stage: type[Stage]) -> Iterator[Parameter]:
     """The options of a stage, then those of execution that it uses, then those of all."""
     from pipeline.fields import Place, mark_of
@@ -167,10 +159,7 @@ def _parameters(stage: type[Stage]) -> Iterator[Parameter]:
             yield _parameter(name, field, options.OUTPUT if is_output else WHAT)
     for name in stage.runs_with:
         if name in Execution.model_fields:
-            field = copy(Execution.model_fields[name])
-            if name == "executor":
-                field.default = stage.default_executor
-            yield _parameter(name, field, options.HOW)
+            yield _parameter(name, Execution.model_fields[name], options.HOW)
     common = {
         "store": (options.Store, options.DEFAULT_STORE),
         **({"data_root": (options.DataRoot, None)} if "data_root" in stage.runs_with else {}),

@@ -38,9 +38,9 @@ class Attempts:
         self._fruitless: Counter[int] = Counter()
         self._noted = time.monotonic()
 
-    def watch(self, paces: Sequence[Pace]) -> None:
+    def watch(self, paces: Sequence[Pace], phase: str = "") -> None:
         """Show the progress of the workers, and note it from time to time, for `status`."""
-        self._progress.watch(paces)
+        self._progress.watch(paces, phase)
         if paces and time.monotonic() - self._noted >= PACE_EVERY_S:
             self._noted = time.monotonic()
             self._journal.note("at work", lanes=[_lane(pace) for pace in paces])

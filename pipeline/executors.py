@@ -1,7 +1,7 @@
 """The interface of executors, which decide where workers run, and the local executor."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,8 +10,15 @@ from pipeline.memory import check_fit, for_workers
 from pipeline.work import Task, Work
 from pipeline.worker import Outcome, Pace, Worker
 
-Watch = Callable[[Sequence[Pace]], None]
-"""Called from time to time with the progress of each busy lane."""
+LOADING = "loading network and images"
+"""The phase before the first row."""
+
+
+class Watch(Protocol):
+    """Called from time to time with the progress of each busy lane."""
+
+    def __call__(self, paces: Sequence[Pace], phase: str = "") -> None:
+        """``phase`` says what the workers are doing before their first row."""
 
 
 class Executor(Protocol):
@@ -56,6 +63,7 @@ class LocalExecutor:
 
     def run(self, work: Work, todo: deque[Task], watch: Watch) -> Iterator[Outcome]:
         """Compute one task after another."""
+        watch([], LOADING)
         worker = _Watched(work, 0, self.n_threads, watch)
         while todo:
             yield worker.run(todo.popleft())

@@ -129,11 +129,12 @@ class Progress:
         self._stream = stream or sys.stderr
         self._live: Live | None = None
         self._last_line = self.tally.clock()
+        self._phase = ""
         self._remark = ""
 
     def __enter__(self) -> Self:
-        if self._stream.isatty():
-            console = Console(file=self._stream)
+        console = Console(file=self._stream)
+        if self._stream.isatty() and not console.is_dumb_terminal:
             self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
             self._live.start()
         return self
@@ -147,8 +148,9 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def watch(self, paces: Sequence[Pace]) -> None:
-        """Update the progress of the lanes."""
+    def watch(self, paces: Sequence[Pace], phase: str = "") -> None:
+        """Update the progress of the lanes; ``phase`` is shown until the first row is done."""
+        self._phase = phase
         self.tally.watch(paces)
         self._say()
 
@@ -181,7 +183,8 @@ class Progress:
             print(f"{self.title}: {self._line()}", file=self._stream, flush=True)
 
     def _line(self) -> str:
-        return self.tally.line() + self._remark
+        phase = f" · {self._phase}" if self._phase and not self.tally.n_done else ""
+        return self.tally.line() + phase + self._remark
 
     def _render(self) -> Table:
         table = Table.grid(padding=(0, 1))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.cluster import Cluster, Resources, gpus_of_this_actor, last_line, nodes_now, total
 from pipeline.errors import ResourceError
-from pipeline.executors import Watch
+from pipeline.executors import LOADING, Watch
 from pipeline.memory import check_fit, for_workers, n_fitting
 from pipeline.work import Task, Work
 from pipeline.worker import Outcome, Pace, Worker
@@ -82,6 +82,7 @@ class RayExecutor:
         """Assign tasks to free actors; a dead actor fails only the task that it was computing."""
         is_joined = self.cluster.is_joined  # before connecting to a cluster of our own
         actors: list[Any] = []
+        watch([], f"{'joining' if is_joined else 'starting'} Ray")
         with self.cluster.connected() as ray:
 
             def grow(n_tasks: int) -> None:
@@ -225,7 +226,9 @@ def _outcomes(
             else:
                 called[_call(actors[lane])] = lane
                 outcomes.append(_death(task, lane, error, f"worker {lane} died", wheres[lane]))
-        watch(paces.ask(running.values()))
+        n_workers = f"{len(actors)} worker{'s' * (len(actors) > 1)}"
+        phase = f"{LOADING} on {n_workers}" if running else f"starting {n_workers}"
+        watch(paces.ask(running.values()), phase)
         paces.kill_hung_actors(running.values())
 
 

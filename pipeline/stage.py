@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Strict, model_validator
 
@@ -140,7 +140,6 @@ class Stage(BaseModel):
         verb: name of the command, and of the stage in recipes.
         makes: kind of the output, to which the fields of other stages refer (`pipeline.fields`).
         runs_with: the fields of `pipeline.workspace.Execution` that the verb uses.
-        default_executor: executor of the command if none is given.
         is_step: whether recipes can have it as a step.
         examples: command lines, without the name of the program.
     """
@@ -150,7 +149,6 @@ class Stage(BaseModel):
     verb: ClassVar[str]
     makes: ClassVar[str]
     runs_with: ClassVar[tuple[str, ...]] = ()
-    default_executor: ClassVar[Literal["ray", "local"]] = "ray"
     is_step: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ()
 

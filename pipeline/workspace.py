@@ -14,6 +14,7 @@ from store.catalog import FeatureStore
 from store.plan import Plan, fingerprint
 
 if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
     from pipeline.executors import Executor
     from pipeline.journal import Journal, Run
 
@@ -25,7 +26,7 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    executor: Literal["ray", "local"] = Field("ray", description=execution_help.EXECUTOR)
+    executor: Literal["auto", "local", "ray"] = Field("auto", description=execution_help.EXECUTOR)
     gpus: NonNegativeInt | None = Field(None, description=execution_help.GPUS)
     workers: PositiveInt | None = Field(None, description=execution_help.WORKERS)
     memory: str | None = Field(None, description=execution_help.MEMORY)
@@ -115,41 +116,62 @@ class Workspace:
             raise ResourceError(f"--device {asked}: this machine has {', '.join(known)}")
         return asked
 
-    def workers(self, *, on_gpus: bool = True) -> tuple[Executor, str]:
+    def workers(self, *, n_single_threaded: int = 0) -> tuple[Executor, str]:
         """The executor, and the device that its workers compute on.
 
         Args:
-            on_gpus: whether the work can use GPUs.
+            n_single_threaded: number of tasks, if each uses one core and no GPU; 0 for tasks that
+                use a GPU, or all cores of their process.
 
         Raises:
             ResourceError: the options contradict each other, or what they request does not exist.
         """
-        return self.once(("workers", on_gpus), lambda: self._workers(on_gpus=on_gpus))
+        key = ("workers", n_single_threaded)
+        return self.once(key, lambda: self._workers(n_single_threaded))
 
-    def _workers(self, *, on_gpus: bool) -> tuple[Executor, str]:
-        from pipeline.cluster import Cluster, n_visible_gpus, total
+    def _workers(self, n_single_threaded: int) -> tuple[Executor, str]:
+        from pipeline.cluster import Cluster
         from pipeline.executors import LocalExecutor
         from pipeline.memory import bytes_of
         from pipeline.ray_executor import RayExecutor
 
         asked = self.execution
-        is_local = asked.executor == "local"
         memory_bytes = None if asked.memory is None else bytes_of(asked.memory)
-        if is_local and (asked.address or asked.workers or (asked.gpus or 0) > 1):
+        if asked.executor == "local" and (asked.address or self._n_asked > 1):
             raise ResourceError(
-                "the local executor is one worker in this process: leave out --workers, --address "
-                "and --gpus above 1, or use --executor ray"
+                "the local executor is one worker in this process: leave out --address, and "
+                "--workers and --gpus above 1, or use --executor ray"
             )
-        cluster = Cluster(asked.address)
-        n_gpus = asked.gpus
-        if asked.workers or not on_gpus:
-            n_gpus = 0
-        elif n_gpus is None:
-            n_gpus = n_visible_gpus() if is_local else int(total(cluster.nodes(), "GPU"))
+        cluster = Cluster("local" if asked.executor == "local" else asked.address)
+        n_gpus = self._n_gpus(cluster, n_single_threaded)
         device = "cuda" if n_gpus else "cpu"
-        if asked.device and on_gpus:
+        if asked.device and not n_single_threaded:
             device = self.device
-        if is_local:
-            RayExecutor(n_gpus).check()  # raises if there is no such GPU
+        if self._is_local(cluster, n_gpus, n_single_threaded):
+            RayExecutor(n_gpus, cluster=cluster).check()  # raises if there is no such GPU
             return LocalExecutor(memory_bytes=memory_bytes), device
         return RayExecutor(n_gpus, asked.workers, cluster, memory_bytes=memory_bytes), device
+
+    @property
+    def _n_asked(self) -> int:
+        """Number of workers that the options ask for; 0 if they leave it open."""
+        return max(self.execution.workers or 0, self.execution.gpus or 0)
+
+    def _n_gpus(self, cluster: Cluster, n_single_threaded: int) -> int:
+        """Number of GPUs to use; 0 for workers on CPUs."""
+        from pipeline.cluster import total
+
+        if self.execution.workers or n_single_threaded:
+            return 0
+        if self.execution.gpus is not None:
+            return self.execution.gpus
+        return int(total(cluster.nodes(), "GPU"))
+
+    def _is_local(self, cluster: Cluster, n_gpus: int, n_single_threaded: int) -> bool:
+        """Whether to run in this process: by default if a single worker would do all the work."""
+        from pipeline.cpus import n_cpus
+
+        if self.execution.executor != "auto":
+            return self.execution.executor == "local"
+        n_workers = self._n_asked or n_gpus or min(n_single_threaded, n_cpus() - 1)
+        return n_workers <= 1 and not cluster.is_joined

@@ -122,6 +122,7 @@ def test_a_repeat_over_95_shards_takes_under_two_seconds_and_no_ray(
     write_npz_set(home / "data" / "many", 20, 190)
     words = "--dataset many --model cnn2 --shard-rows 2"
     extract(words.removeprefix("--dataset "))
+    words += " --executor ray"
     probe = (
         "import sys; sys.argv = ['intro-pipe', 'extract', *sys.argv[1:]]; import cli.app\n"
         "try: cli.app.main()\n"

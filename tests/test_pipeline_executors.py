@@ -73,7 +73,7 @@ def test_every_shard_has_one_outcome_and_is_staged(
 ) -> None:
     work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     shards = numbers.shard_set.shards
-    outcomes = list(executor.run(work, deque(shards), lambda paces: None))
+    outcomes = list(executor.run(work, deque(shards), lambda *_: None))
     assert sorted(outcome.task.index for outcome in outcomes) == list(range(8))
     assert numbers.shard_set.done() == set()
     for outcome in outcomes:
@@ -130,7 +130,7 @@ def test_the_caller_may_append_shards_between_two_outcomes(
     work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     first, second = numbers.shard_set.shards[:2]
     todo = deque([first])
-    outcomes = executor.run(work, todo, lambda paces: None)
+    outcomes = executor.run(work, todo, lambda *_: None)
     assert next(outcomes).task == first
     todo.append(second)
     assert [outcome.task for outcome in outcomes] == [second]
@@ -141,7 +141,7 @@ def test_results_depend_neither_on_the_executor_nor_on_the_order_of_shards(
 ) -> None:
     work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     shards = deque(reversed(numbers.shard_set.shards))
-    for outcome in executor.run(work, shards, lambda paces: None):
+    for outcome in executor.run(work, shards, lambda *_: None):
         assert outcome.staged is not None
         numbers.shard_set.publish(outcome.staged)
     rows = np.arange(40, dtype=np.float32)
@@ -204,7 +204,7 @@ def test_a_worker_that_stops_the_run_gets_no_further_shards(
 ) -> None:
     work = SetWork(NeverReady(5, str(tmp_path)), numbers.shard_set)
     todo = deque(numbers.shard_set.shards)
-    for outcome in RayExecutor(n_workers=1).run(work, todo, lambda _: None):
+    for outcome in RayExecutor(n_workers=1).run(work, todo, lambda *_: None):
         assert outcome.stops_run
         time.sleep(1.0)  # a worker that holds another shard would begin with it meanwhile
         break

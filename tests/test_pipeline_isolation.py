@@ -134,7 +134,7 @@ def test_workers_import_nothing_from_the_folders_of_user_and_script(tmp_path: Pa
     command = [sys.executable, str(scripts / "script.py"), *words, "--image-size", "8"]
     own = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "RAY_TMPDIR": "/tmp"}
     ended = subprocess.run(
-        [*command, "--workers", "1", "--store", str(tmp_path / "store")],
+        [*command, "--executor", "ray", "--workers", "1", "--store", str(tmp_path / "store")],
         cwd=here,
         env={**os.environ, **own},
         capture_output=True,

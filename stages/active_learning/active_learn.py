@@ -50,17 +50,16 @@ class ActiveLearn(Stage):
     """Learn from few labels: train, query the most useful labels, and train again.
 
     A checkpoint is written after every round; running the command again resumes from the last one.
-    Runs of several strategies, kinds and seeds are independent: --executor ray runs them in
+    Runs of several strategies, kinds and seeds are independent: --workers and --gpus run them in
     parallel. With --ask, people provide the labels: see docs/how-to/choose-images-to-label.md.
     """
 
     verb = "active-learn"
     makes = "result"
     runs_with = ("device", "executor", "gpus", "workers", "address", "data_root")
-    default_executor = "local"
     examples = (
         "active-learn --dataset cifar10 --strategy badge,entropy --model-kind f,h --seeds 0,1,2 "
-        "--executor ray",
+        "--workers 4",
         "active-learn --dataset ./photos --ask 500",
     )
 

@@ -94,7 +94,7 @@ class Corrupt(Stage):
         chosen = str(root / self.to) if self.to else self.out
         source = opened(workspace, spec)
         folder = Path(chosen or corruption_folder(source.name, self.collection, root)).absolute()
-        executor, _ = workspace.workers(on_gpus=False)
+        executor, _ = workspace.workers(n_single_threaded=len(work.names))
         plan = work.plan(facts_of(workspace, spec), source)
         n_bytes = plan["n_rows"] * BYTES_OF_IMAGE
         preview = Preview(

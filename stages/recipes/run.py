@@ -126,8 +126,7 @@ def _recipe_job(stage: Run | Reproduce, text: str, file: str, workspace: Workspa
     )
     settings = [word for change in stage.changes for word in ("--set", change)]
     command = (stage.verb, stage.recipe, *settings)  # it repeats this on any machine
-    workspace.workers(on_gpus=False)  # these two raise for what does not exist
-    workspace.workers()
+    workspace.workers()  # raises for what does not exist
     inside = replace(workspace, command=command, named_by="the recipe")
     return RecipeJob(replace(recipe, instances=instances), inside)
 
