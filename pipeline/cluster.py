@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,7 +126,7 @@ def _started(ray: Any) -> Iterator[None]:
         keeping = kept_sigterm_handler(exit_codes=(1, signal.SIGTERM))
         with _shut_down(ray):
             try:
-                with neutral_folder(), marked(mark), keeping:
+                with _real_stderr(), neutral_folder(), marked(mark), keeping:
                     ray.init("local", **_QUIET, **own)
             except Exception as error:  # Ray also raises plain exceptions
                 raise ResourceError(
@@ -144,7 +144,8 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
             if address != "auto":
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-            with neutral_folder(), kept_sigterm_handler(exit_codes=(signal.SIGTERM,)):
+            keeping = kept_sigterm_handler(exit_codes=(signal.SIGTERM,))
+            with _real_stderr(), neutral_folder(), keeping:
                 ray.init(address, **_QUIET)
         except (OSError, RuntimeError, ValueError, SystemExit, ray.exceptions.RayError) as error:
             raise ResourceError(
@@ -152,6 +153,18 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
                 "`ray start --head`, or leave out --address and RAY_ADDRESS to use this machine "
                 "alone"
             ) from error
+        yield
+
+
+@contextmanager
+def _real_stderr() -> Iterator[None]:
+    """Let both streams be stderr itself, not the stand-in of a progress display.
+
+    Ray keeps the streams that it finds when it starts, and resets the colours of the terminal
+    through them at exit. A display that has ended would print that as text.
+    """
+    stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    with redirect_stdout(stderr), redirect_stderr(stderr):
         yield
 
 

@@ -18,7 +18,7 @@ from squares import Squares, plan_of
 
 from pipeline.cpus import n_cpus
 from pipeline.errors import ResourceError, RunFailedError
-from pipeline.executors import Executor, LocalExecutor
+from pipeline.executors import LOADING, Executor, LocalExecutor
 from pipeline.journal import Journal
 from pipeline.ray_executor import RayExecutor
 from pipeline.runner import RunReport, run_map
@@ -73,7 +73,12 @@ def test_every_shard_has_one_outcome_and_is_staged(
 ) -> None:
     work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     shards = numbers.shard_set.shards
-    outcomes = list(executor.run(work, deque(shards), lambda *_: None))
+    phases: list[str] = []
+    watch = lambda _, phase="": phases.append(phase)  # noqa: E731
+    outcomes = list(executor.run(work, deque(shards), watch))
+    is_local = isinstance(executor, LocalExecutor)
+    assert phases[0] == (LOADING if is_local else "joining Ray")
+    assert is_local or f"{LOADING} on 2 workers" in phases
     assert sorted(outcome.task.index for outcome in outcomes) == list(range(8))
     assert numbers.shard_set.done() == set()
     for outcome in outcomes:

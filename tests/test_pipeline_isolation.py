@@ -1,5 +1,6 @@
 """Our own Ray cluster has a private folder, and its workers import from no other folders."""
 
+import io
 import os
 import re
 import stat
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 from hostile import MARKER
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from small_data import write_npz as write_images
 from torch import nn
 
@@ -98,6 +101,23 @@ def test_a_cluster_that_does_not_start_is_one_line() -> None:
     )
     with pytest.raises(ResourceError, match=f"^{re.escape(line)}$"), _started(NoRay):
         pass
+
+
+def test_ray_is_given_stderr_itself_during_a_progress_display(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    found: list[object] = []
+
+    class Looks(NoRay):
+        @staticmethod
+        def init(*_: object, **__: object) -> None:
+            found.extend([sys.stdout, sys.stderr])
+
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=stream), stream))
+    with _started(Looks):
+        pass
+    assert found == [stream, stream]
 
 
 PLANTS = ("bottleneck", "numexpr", "lz4", "sitecustomize", "usercustomize", "torch", "stages")

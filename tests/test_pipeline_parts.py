@@ -99,7 +99,7 @@ def test_progress_counts_units_and_every_step_shows_that_the_worker_is_alive(
 
     class Watching(LocalExecutor):
         def run(self, work, todo, watch):  # type: ignore[no-untyped-def]  # as its base class
-            return super().run(work, todo, paces.extend)
+            return super().run(work, todo, lambda found, *_: paces.extend(found))
 
     make(store, nothing, executor=Watching(1))
     assert [pace.n_rows for pace in paces][11::13] == [0, 1, 2, 3, 4]

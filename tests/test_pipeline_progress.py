@@ -151,6 +151,18 @@ def test_a_remark_follows_the_numbers(clock: Clock) -> None:
     assert stream.getvalue().endswith("· epoch 1/2: loss 0.5\n")
 
 
+def test_a_phase_is_shown_until_the_first_row(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("extract", 100, stream=stream) as progress:
+        progress.tally = Tally(100, clock=clock)
+        for paces in ([], [Pace(0, FIRST, 0)], [Pace(0, FIRST, 20)]):
+            clock.now += 1e9
+            progress.watch(paces, "starting Ray")
+    waiting = "extract: 0/100 images (0%) · starting Ray"
+    assert stream.getvalue().splitlines()[:2] == [waiting] * 2
+    assert "Ray" not in stream.getvalue().splitlines()[2]
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, TextIO]]:
     """Our end of a pseudo-terminal, and the stream that a program would write to."""
@@ -185,6 +197,22 @@ def test_a_terminal_shows_one_display_with_a_bar_for_every_lane(
     for text in ("extract", "75/200 images", "worker 0", "worker 1", "shard 1"):
         assert text in shown
     assert shown.rstrip().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_a_dumb_terminal_gets_lines_without_escape_codes(
+    terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    ours, stream = terminal
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress("extract", 200, stream=stream) as progress:
+        progress.tally = Tally(200, clock=clock)
+        clock.now += 1e9
+        progress.watch([Pace(0, FIRST, 50)])
+        progress.note("retrying shard 1")
+    shown = shown_on(ours)
+    assert shown.splitlines()[1] == "extract: retrying shard 1"
+    assert shown.startswith("extract: 50/200 images")
+    assert "\x1b" not in shown
 
 
 def test_an_error_stops_the_display(terminal: tuple[int, TextIO]) -> None:
