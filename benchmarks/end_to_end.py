@@ -66,7 +66,8 @@ def ours(precision: Precision, n_rows: int, folder: Path) -> Once:
 
     def once() -> dict[str, Any]:
         began = time.time()
-        cost = cost_of(extract_command(made, folder / "store", precision))
+        command = extract_command(made, folder / "store", precision)
+        cost = cost_of([*command, "--executor", "ray"])
         verified = cost_of([*INTRO_PIPE, "verify", "--store", str(folder / "store")])
         found = next(FeatureStore(str(folder / "store")).feature_sets())
         check(found.read("logits", 0, CHECKED), made, precision)
