@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.data import cifar, corrupted, idx, outside, svhn
+from stages.data import cifar, corrupted, domains, idx, outside, svhn
 from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.digits import digits_source
+from stages.data.folder import ALL
 from stages.data.loose import loose_source
 from stages.data.resize import Resize
 from stages.data.source import ReaderSource
@@ -41,6 +42,21 @@ class Known:
     marker: str
     opener: Callable[[Path, str, Resize], ReaderSource]
     by_hand: str = ""
+
+
+def _office31(domain: str, n_rows: int) -> Known:
+    """A domain of Office-31."""
+    return Known(
+        f"Office-31, photographs of 31 things in an office: {domain}",
+        "none stated",
+        {ALL: n_rows},
+        domains.OFFICE31_NAMES,
+        ("office31", "office-31", "Office-31", "domain_adaptation_images"),
+        domain,
+        lambda folder, _, resizing: domains.office31_source(folder, domain, resizing),
+        "its archive is linked on people.eecs.berkeley.edu/~jhoffman/domainadapt; unpack it in "
+        "office31/",
+    )
 
 
 _ODIN = "its archive is linked in the README of github.com/facebookresearch/odin"
@@ -166,6 +182,20 @@ KNOWN: Mapping[str, Known] = {
         "*",
         lambda folder, _, resizing: loose_source(folder, "isun", resizing),
         _ODIN,
+    ),
+    "office31-amazon": _office31("amazon", 2_817),
+    "office31-dslr": _office31("dslr", 498),
+    "office31-webcam": _office31("webcam", 795),
+    "visda2017": Known(
+        "VisDA-2017, synthetic images (train) and photographs (validation) of 12 classes",
+        "for research",
+        {"train": 152_397, "validation": 55_388},
+        domains.VISDA_NAMES,
+        ("visda2017", "visda17", "visda-2017", "VisDA-2017", "VisDA2017"),
+        "validation",
+        domains.visda_source,
+        "train.tar and validation.tar of its classification task are linked in "
+        "github.com/VisionLearningGroup/taskcv-2017-public; unpack them in visda2017/",
     ),
     "patches": Known(
         "32x32 patches of scikit-image's photographs and textures",
