@@ -11,6 +11,7 @@ import cli.packages  # noqa: F401 - before any other module of intro-pipe: see t
 from cli import (
     checking,
     data,
+    exporting,
     prediction,
     reading,
     runs,
@@ -62,6 +63,7 @@ verbs.add_to(app)
 reading.add_to(app)
 checking.add_to(app)
 prediction.add_to(app)
+exporting.add_to(app)
 runs.add_to(app)
 for command in app.registered_commands:
     command.cls = PlainCommand

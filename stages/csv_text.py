@@ -20,8 +20,8 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uf
 forms of the first four."""
 
 
-def csv_of(frame: pd.DataFrame, *, escape_formulas: bool) -> str:
-    """A data frame as CSV.
+def csv_of(frame: pd.DataFrame, *, escape_formulas: bool, header: bool = True) -> str:
+    """A data frame as CSV, with the names of the columns as ``header``.
 
     With ``escape_formulas``, cells that begin with one of ``FORMULA_STARTS`` are prefixed with an
     apostrophe unless they are numbers, as OWASP recommends against CSV injection.
@@ -35,7 +35,9 @@ def csv_of(frame: pd.DataFrame, *, escape_formulas: bool) -> str:
     # A carriage return ends a line for readers, and the csv module does not quote it by itself.
     has_returns = frame.map(lambda cell: isinstance(cell, str) and "\r" in cell).to_numpy().any()
     text: str = frame.to_csv(
-        index=False, quoting=csv.QUOTE_NONNUMERIC if has_returns else csv.QUOTE_MINIMAL
+        index=False,
+        header=header,
+        quoting=csv.QUOTE_NONNUMERIC if has_returns else csv.QUOTE_MINIMAL,
     )
     return text
 

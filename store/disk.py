@@ -4,6 +4,8 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +66,20 @@ class Disk(Protocol):
 def spelled_out(path: str | Path) -> Path:
     """Expand ``~`` to the home folder; unchanged if there is no such home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own way raises RuntimeError
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside a file; what is written there replaces the file at the end.
+
+    If the block raises, the file stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class LocalDisk:

@@ -82,7 +82,7 @@ def test_people_are_given_a_list_and_a_sheet(run, folder: Path) -> None:
         ("photos --ask 3 --executor local", "--executor has no effect with --ask"),
         ("photos --ask 3 --seeds 0,1", "one strategy, one model kind and one seed"),
         ("photos --ask 3 --labels strange.csv", "no sample 'nobody.png' in the pool"),
-        ("photos --ask 3 --labels nowhere.csv", "cannot be read as labels"),
+        ("photos --ask 3 --labels nowhere.csv", "nowhere.csv: cannot be read (No such"),
         ("empty --ask 3", "has no images"),
         ("empty --rounds 2", "no supported data"),
     ],

@@ -36,7 +36,7 @@ STAGE_LAYERS = (
     ("reflection",),
     ("introspection",),
     APPLICATIONS,
-    ("report",),
+    ("export", "report"),
     ("recipes",),
 )
 LEVELS = {package: level for level, packages in enumerate(STAGE_LAYERS) for package in packages}

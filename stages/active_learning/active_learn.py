@@ -114,7 +114,9 @@ class ActiveLearn(Stage):
         "instead of running a benchmark. Writes a list and a contact sheet.",
     )
     labels: Annotated[Several[str], Place.FILE, Written(metavar="FILE", is_repeated=True)] = Field(
-        (), description="With --ask: CSV file of sample_id and label. May be repeated."
+        (),
+        description="With --ask: CSV file of sample_id and label, or Label Studio's JSON export. "
+        "May be repeated.",
     )
     out: Annotated[str, Place.OUTPUT, Written(metavar="FOLDER")] | None = Field(
         None,

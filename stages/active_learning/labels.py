@@ -1,12 +1,13 @@
-"""Labels from people: CSV files with the columns ``sample_id`` and ``label``."""
+"""Labels from people: CSV files of ``sample_id`` and ``label``, and Label Studio's JSON export."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from stages.active_learning.annotations import annotated_labels
 from stages.errors import DataNotFoundError, InputError
 
 COLUMNS = ("number", "sample_id", "label")
@@ -19,27 +20,48 @@ def read_labels(paths: Iterable[Path], known: Mapping[str, int]) -> dict[int, st
     Names are used verbatim: surrounding blanks, leading zeros and ``NA`` are part of a name.
 
     Args:
-        paths: CSV files with a header; columns other than these two are ignored.
+        paths: CSV files with a header, whose columns other than these two are ignored; and files
+            that end in .json, which Label Studio exported (see `annotated_labels`).
         known: ``sample_id`` -> row.
 
     Raises:
-        InputError: a file is not such a CSV, a sample is unknown, or has two labels.
+        InputError: a file is neither, a sample is unknown, or has two labels.
     """
     found: dict[int, str] = {}
     for path in paths:
-        for line, sample_id, label in _lines(path):
+        for place, sample_id, label in _labels_in(path):
             if sample_id not in known:
                 raise InputError(
-                    f"{path}:{line}: there is no sample {sample_id!r} in the pool (its ids look "
+                    f"{place}: there is no sample {sample_id!r} in the pool (its ids look "
                     f"like {next(iter(known))!r}): is this the list of another folder?"
                 )
             row = known[sample_id]
             if label.strip() and found.setdefault(row, label) != label:
                 raise InputError(
-                    f"{path}:{line}: sample {sample_id!r} is labelled {label!r}, and "
+                    f"{place}: sample {sample_id!r} is labelled {label!r}, and "
                     f"{found[row]!r} before: leave one of them"
                 )
     return found
+
+
+def cells_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the place of each line of a CSV, and its cells in these columns.
+
+    Raises:
+        DataNotFoundError: the file cannot be read.
+        InputError: it is not a CSV that has these columns.
+    """
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        if not set(columns) <= set(reader.fieldnames or ()):
+            raise InputError(
+                f"{path}: expected a CSV with {_in_words(columns)} and commas between, "
+                f"found {' and '.join(reader.fieldnames or ()) or 'nothing'}"
+            )
+        for row in reader:
+            yield f"{path}:{reader.line_num}", tuple(row[name] or "" for name in columns)
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: cannot be read as CSV: {error}") from error
 
 
 def label_list(sample_ids: Sequence[str]) -> bytes:
@@ -57,23 +79,24 @@ def label_list(sample_ids: Sequence[str]) -> bytes:
     return sink.getvalue().encode()
 
 
-def _lines(path: Path) -> Iterable[tuple[int, str, str]]:
-    """Yield line number, sample and label of each line."""
+def _labels_in(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield a place in the file, a sample and its label, which may be empty."""
+    if path.suffix.lower() == ".json":
+        yield from annotated_labels(path, _text(path))
+        return
+    for place, (sample_id, label) in cells_of(path, COLUMNS[1:]):
+        yield place, sample_id, label
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # `read_text` would change line ends
+        return path.read_bytes().decode("utf-8-sig")  # `read_text` would change line ends
     except (OSError, UnicodeDecodeError) as error:
-        raise DataNotFoundError(f"{path}: cannot be read as labels ({_reason(error)})") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        if not {"sample_id", "label"} <= set(reader.fieldnames or ()):
-            raise InputError(
-                f"{path}: expected a CSV with the columns sample_id and label and commas between, "
-                f"found {' and '.join(reader.fieldnames or ()) or 'nothing'}"
-            )
-        for row in reader:
-            yield reader.line_num, row["sample_id"], row["label"] or ""
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: cannot be read as labels: {error}") from error
+        raise DataNotFoundError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def _in_words(columns: Sequence[str]) -> str:
+    return f"the column{'s' if len(columns) > 1 else ''} {' and '.join(columns)}"
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

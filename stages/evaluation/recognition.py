@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.metrics.calibration import METRICS
 from stages.metrics.sums import CalibrationSums, merged, sums
 from stages.reflection.losses import softmax
-from stages.reflection.reduction import Group, each_shard, rows_by_group
+from stages.reflection.reduction import Group, each_shard, matching, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
 
@@ -89,9 +89,7 @@ class _Job:
         """The sums of the groups that have rows in a shard."""
         columns = list(dict.fromkeys(["label", *self.by, *self.where]))
         samples = self.feature_set.read_samples(shard, columns).to_pandas()
-        keep = np.ones(len(samples), dtype=bool)
-        for column, values in self.where.items():
-            keep &= samples[column].isin(list(values)).to_numpy()
+        keep = matching(samples, self.where)
         if not keep.any():
             return {}
         logits = self.feature_set.read_chunk("logits", shard)[keep].astype(np.float64)

@@ -29,6 +29,7 @@ from stages.sensing.models import model_card, weights_path
 from stages.sensing.trust import require_trust
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
+from store.disk import replaced
 
 FACTS_FILE = "intro-pipe.json"
 """Extra file of an exported program, with its classes and its image size."""
@@ -184,17 +185,9 @@ def export(introspective: Introspective, path: str | Path) -> float:
             f"model {introspective.card.name}: its exported program gives other logits (by "
             f"{largest:.2g}, expected less than {_TOLERANCE:g}); {path} was not written"
         )
-    _write(path, content.getvalue())
+    with replaced(path) as unfinished:
+        unfinished.write_bytes(content.getvalue())
     return largest
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _program_of(module: Introspective) -> torch.export.ExportedProgram:

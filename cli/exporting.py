@@ -1,0 +1,176 @@
+"""The command export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from cli import options
+from cli.completion import completing, names_in_store
+from cli.output import emit, note
+from stages.csv_text import ESCAPE_FORMULAS
+
+if TYPE_CHECKING:
+    from stages.export.exported_rows import Exported
+    from store.catalog import FeatureStore
+
+FORMS = ("csv", "parquet", "label-studio", "fiftyone")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command(
+        epilog="Example: intro-pipe export photos@resnet18 --out scores.parquet --scores energy\n\n"
+        "Example: intro-pipe export photos@resnet18 --samples round-1/to-label.csv "
+        "--images ./photos --format fiftyone --out samples.json"
+    )(options.grouped(export))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows and the columns to export."""
+
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            help="Head whose predictions to add, as [LABEL=]NAME; may be repeated. The first of "
+            "its seeds predicts.",
+            metavar="[LABEL=]NAME",
+            autocompletion=completing(names_in_store("head")),
+        ),
+    ] = None
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            "--scores",
+            help="Scores to add to the confidence, separated by commas: entropy, margin, msp, "
+            "energy, max-logit, gradnorm.",
+        ),
+    ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="Filter rows by COLUMN=VALUE, or COLUMN=VALUE,VALUE."),
+    ] = None
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            "--samples",
+            help="CSV file with a column sample_id: export only these samples, such as the list of "
+            "`active-learn --ask`.",
+            metavar="FILE",
+        ),
+    ] = None
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            help="Folder of the images, or the beginning of their URLs, which a sample id "
+            "completes. Adds the column image.",
+            metavar="PLACE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """The file to write."""
+
+    out: Annotated[str, typer.Option("--out", help="File to write; an existing one is replaced.")]
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Format: csv, parquet, label-studio (JSON tasks) or fiftyone (JSON samples). "
+            "(default: from the suffix of --out, .csv or .parquet)",
+        ),
+    ] = None
+    escape_formulas: Annotated[bool, typer.Option("--escape-formulas", help=ESCAPE_FORMULAS)] = (
+        False
+    )
+
+    def checked(self) -> Self:
+        """The options with their format, for use before anything is computed.
+
+        Raises:
+            InputError: the format is unknown, or the file cannot be written.
+        """
+        from stages.errors import InputError
+
+        form = self.form or Path(self.out).suffix.removeprefix(".").lower()
+        if form not in FORMS:
+            found = f"--format {form}" if self.form else f"--out {self.out}"
+            raise InputError(f"{found}: expected --format with one of {', '.join(FORMS)}")
+        if Path(self.out).is_dir() or not Path(self.out).absolute().parent.is_dir():
+            raise InputError(f"--out {self.out}: expected a file in an existing folder")
+        if self.escape_formulas and form != "csv":
+            raise InputError(f"--escape-formulas is for CSV, found {form}: add --format csv")
+        return replace(self, form=form)
+
+
+def export(
+    features: Annotated[
+        str,
+        typer.Argument(
+            help="Feature set, e.g. photos@resnet18.",
+            autocompletion=completing(names_in_store("features")),
+        ),
+    ],
+    *,
+    chosen: Chosen,
+    file: FileOptions,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write predictions and scores of f and heads to a file, for tables and labelling tools.
+
+    With --format label-studio, the labeling interface of the project is printed.
+    """
+    from pipeline.progress import Progress
+    from stages.export.export_file import write_rows
+    from stages.export.label_studio import labeling_interface
+    from store.catalog import FeatureStore
+    from store.failures import failures_of, is_failed
+
+    file = file.checked()
+    exported = _exported(FeatureStore(store).require(), features, chosen)
+    shard_set = exported.feature_set.shard_set
+    if is_failed(shard_set):
+        note(f"{exported.feature_set.name}: {failures_of(shard_set)}")
+    with Progress("export", exported.feature_set.n_rows, unit="rows") as progress:
+        n_rows = write_rows(
+            exported,
+            Path(file.out),
+            file.form or "",
+            escape_formulas=file.escape_formulas,
+            tick=progress.advance,
+        )
+    note(f"{n_rows:,} rows in {file.out}")
+    interface = labeling_interface(exported.class_names) if file.form == "label-studio" else None
+    if interface or as_json:
+        facts = {"out": file.out, "format": file.form, "n_rows": n_rows, "interface": interface}
+        emit(facts, interface or "", as_json=as_json)
+
+
+def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
+    from pydantic import TypeAdapter
+
+    from cli.conditions import conditions
+    from pipeline.fields import LabelledList
+    from stages.active_learning.labels import cells_of
+    from stages.export.exported_rows import Exported, last_layers
+    from stages.export.scores import checked_scores
+
+    scores = checked_scores(options.names(chosen.scores))
+    feature_set = store.open(features)
+    where = conditions(chosen.where or [], feature_set.schema)
+    sample_ids = None
+    if chosen.samples is not None:
+        cells = cells_of(Path(chosen.samples), ["sample_id"])
+        sample_ids = frozenset(sample_id for _, (sample_id,) in cells)
+    heads = TypeAdapter(LabelledList).validate_python(chosen.head or [])
+    layers = last_layers(store, feature_set, heads)
+    return Exported(feature_set, layers, scores, where, sample_ids, chosen.images)

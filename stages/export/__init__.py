@@ -1,0 +1,1 @@
+"""Predictions and scores of a feature set for other programs, such as labelling tools."""

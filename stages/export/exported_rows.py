@@ -1,0 +1,208 @@
+"""The rows of a feature set as tables, with predictions and scores of f and of heads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.fields import Labelled
+from stages.data.class_names import numbers
+from stages.errors import InputError
+from stages.export.image_paths import check_images, image_path
+from stages.export.scores import SCORES
+from stages.introspection.contenders import check_contenders, contenders_of
+from stages.introspection.preparation import check_preparation
+from stages.metrics.definitions import REFERENCE
+from stages.metrics.finite import finite_rows
+from stages.ood.detectors import Rows
+from stages.reflection.feature_plan import FeaturePlan
+from stages.reflection.reduction import each_shard, matching
+from store.catalog import FeatureStore
+from store.featureset import FeatureSet
+from store.shards import Shard
+
+if TYPE_CHECKING:
+    from stages.introspection.predictors import LastLayer
+
+STORED = ("row", "sample_id", "label", "prediction", "confidence", "status")
+"""The sample columns that extraction adds to those of a data set."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The rows to export, and what to add to their sample columns.
+
+    Attributes:
+        feature_set: a complete feature set.
+        heads: label -> last layer of a head; see `last_layers`.
+        scores: names in `SCORES`.
+        where: column -> values of the rows to export.
+        sample_ids: samples to export; all if ``None``.
+        images: folder of the images or beginning of their URLs; without it there are no paths.
+    """
+
+    feature_set: FeatureSet
+    heads: Mapping[str, LastLayer] = field(default_factory=dict)
+    scores: Sequence[str] = ("confidence",)
+    where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    sample_ids: frozenset[str] | None = None
+    images: str | None = None
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The labels of f and of the heads."""
+        return (REFERENCE, *self.heads)
+
+    @cached_property
+    def model_name(self) -> str:
+        """Name of the network."""
+        return FeaturePlan.of(self.feature_set.plan).model.name
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the network's outputs, from the model, else from the data set, else numbers."""
+        plan = FeaturePlan.of(self.feature_set.plan)
+        counted = numbers(self.feature_set.schema.array("logits").row_shape[0])
+        named = (plan.model.class_names, plan.source.class_names)
+        return next((n for n in named if len(n) == len(counted) and n != counted), counted)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, in their order."""
+        stored = [name for name, _ in self.feature_set.schema.columns]
+        first = [name for name in ("row", "sample_id") if name in stored]
+        image = [] if self.images is None else ["image"]
+        return tuple(dict.fromkeys([*first, *image, "label", *self._added_columns(), *stored]))
+
+    def check(self) -> None:
+        """Raise ``InputError`` if the rows cannot be exported as asked.
+
+        The set has no labelled images, two columns would have one name, some of ``sample_ids`` are
+        not in the set, or ``images`` does not hold its images.
+        """
+        name, columns = self.feature_set.name, [c for c, _ in self.feature_set.schema.columns]
+        if missing := sorted({"sample_id", "label"} - set(columns)):
+            raise InputError(f"{name}: has no column {missing[0]}, only {', '.join(columns)}")
+        names = Counter([*self._added_columns(), *(c for c in columns if c not in STORED)])
+        if twice := [column for column, n in names.items() if n > 1]:
+            raise InputError(
+                f"{name}: expected different columns, found two named {twice[0]!r}: leave out the "
+                "option that adds it, or name the head as LABEL=NAME"
+            )
+        if self.images is not None:
+            check_images(self.images, next(self._ids_by_shard()), name)
+        if self.sample_ids is not None:
+            self._check_sample_ids(self.sample_ids)
+
+    def tables(self, tick: Callable[[int], None] = lambda _: None) -> Iterator[pa.Table]:
+        """Yield the selected rows in order, in one table per shard that has any.
+
+        The tables have the sample columns and, if there are images, their path ``image``; the name
+        of each label, ``label_name``; and for f and each head the columns ``prediction``,
+        ``prediction_name`` and the scores, preceded by the label of the head, as in
+        ``H_confidence``. In a failed row, or if a head's logits are not finite, the prediction is
+        -1, its name null, and the scores are NaN.
+        """
+        tables = each_shard(self.feature_set, self._table, tick)
+        return (table for table in tables if table is not None)
+
+    def _ids_by_shard(self) -> Iterator[list[str]]:
+        for shard in self.feature_set.shard_set.shards:
+            yield self.feature_set.read_samples(shard, ["sample_id"])["sample_id"].to_pylist()
+
+    def _check_sample_ids(self, sample_ids: frozenset[str]) -> None:
+        missing = set(sample_ids)
+        for ids in self._ids_by_shard():
+            missing.difference_update(ids)
+        if missing:
+            raise InputError(
+                f"--samples: {len(missing):,} of {len(sample_ids):,} samples are not in "
+                f"{self.feature_set.name} (first: {min(missing)!r}; its ids look like "
+                f"{next(self._ids_by_shard())[0]!r}): is this the list of another data set?"
+            )
+
+    def _added_columns(self) -> list[str]:
+        answers = ("prediction", "prediction_name", *self.scores)
+        of_predictors = [column_of(label, name) for label in self.predictors for name in answers]
+        image = [] if self.images is None else ["image"]
+        return [*image, "label_name", *of_predictors]
+
+    def _table(self, shard: Shard) -> pa.Table | None:
+        samples = self.feature_set.read_samples(shard)
+        rows = np.flatnonzero(self._is_selected(samples))
+        if not rows.size:
+            return None
+        arrays = [self.feature_set.read_chunk(name, shard)[rows] for name in ("features", "logits")]
+        return pa.table(self._columns(samples.take(rows), *arrays))
+
+    def _is_selected(self, samples: pa.Table) -> NDArray[np.bool_]:
+        by_id = {} if self.sample_ids is None else {"sample_id": self.sample_ids}
+        columns = dict.fromkeys(("label", *self.where, *by_id))  # at least one, to have rows
+        frame = samples.select([*columns]).to_pandas()
+        return matching(frame, self.where) & matching(frame, by_id)
+
+    def _columns(self, samples: pa.Table, features: Rows, logits: Rows) -> dict[str, Any]:
+        """The columns of some rows by name; Arrow arrays."""
+        stored = dict(zip(samples.column_names, samples.columns, strict=True))
+        found = {"label_name": self._named(stored["label"].to_numpy())}
+        if self.images is not None:
+            paths = [image_path(self.images, each) for each in stored["sample_id"].to_pylist()]
+            found["image"] = pa.array(paths, pa.string())
+        found |= self._answers(REFERENCE, features, logits)
+        for label, last_layer in self.heads.items():
+            found |= self._answers(label, *last_layer(features, logits))
+        found |= stored  # the prediction and the confidence of f are those of the store
+        return {name: found[name] for name in self.columns}
+
+    def _answers(self, label: str, hidden: Rows, logits: Rows) -> dict[str, Any]:
+        """The columns of a predictor, from the input and output of its last layer."""
+        finite = finite_rows(hidden, logits)
+        prediction = np.where(finite, logits.argmax(axis=1), -1)
+        columns = {"prediction": pa.array(prediction), "prediction_name": self._named(prediction)}
+        for name in self.scores:
+            values = np.full(len(finite), np.nan)
+            values[finite] = SCORES[name](hidden[finite], logits[finite])
+            columns[name] = pa.array(values)
+        return {column_of(label, name): column for name, column in columns.items()}
+
+    def _named(self, classes: NDArray[np.int64]) -> pa.Array:
+        names = self.class_names
+        found = [names[each] if 0 <= each < len(names) else None for each in classes.tolist()]
+        return pa.array(found, pa.string())
+
+
+def column_of(predictor: str, name: str) -> str:
+    """Name of a column of a predictor: f's are named as in the sample table.
+
+    >>> column_of("f", "confidence"), column_of("H", "confidence")
+    ('confidence', 'H_confidence')
+    """
+    return name if predictor == REFERENCE else f"{predictor}_{name}"
+
+
+def last_layers(
+    store: FeatureStore, feature_set: FeatureSet, heads: Sequence[Labelled]
+) -> dict[str, LastLayer]:
+    """Label -> last layer of each head, with the first of its seeds.
+
+    Raises:
+        InputError: a head belongs to another network or was trained on images that were prepared
+            differently, labels clash, or a head has no last layer.
+        NotFoundError: a head does not exist.
+    """
+    if not heads:
+        return {}
+    from stages.introspection.predictors import factors  # imports torch
+
+    contenders = contenders_of(store, feature_set, heads)
+    check_contenders(contenders)
+    for each in contenders:
+        check_preparation(store, feature_set, each.head)
+    return {each.label: next(iter(factors(each.head).values())) for each in contenders}
