@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.cpus import n_cpus
-from pipeline.terminal import printable_line
 from stages.data.fingerprint import listing_content
+from stages.data.image_files import decoded
 from stages.data.listing import (
     BROKEN_LINK,
     COMPANION,
@@ -29,19 +25,13 @@ from stages.data.listing import (
     shown,
     tally,
 )
-from stages.data.regular import require_regular, size_of_regular
+from stages.data.regular import size_of_regular
 from stages.data.resize import Resize
 from stages.data.source import SPLITS, ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 
 ALL = "all"
 """The split of a folder that itself has the class folders."""
-
-_ROWS_PER_TASK = 64
-_MAX_THREADS = 4
-# Smaller files are limited by the interpreter's lock: 32x32 JPEGs were read at 15,600 per second
-# on one thread and at 8,000 on two (two shared cores, Pillow 13.0).
-_THREADED_BYTES = 16 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +51,14 @@ class FolderReader:
     def read(self, start: int, stop: int, resizing: Resize) -> Rows:
         """Rows ``[start, stop)``; a file that cannot be decoded becomes a failed row of zeros."""
         files = self.files[start:stop]
-        images = np.zeros((len(files), *resizing.size, 3), dtype=np.uint8)
-        starts = range(0, len(files), _ROWS_PER_TASK)
-        spans = [range(low, min(low + _ROWS_PER_TASK, len(files))) for low in starts]
-
-        def decode_span(span: range) -> dict[int, str]:
-            return self._decode(span, files, images, resizing)
-
-        if files and size_of_regular(self.root / files[0]) >= _THREADED_BYTES:
-            with ThreadPoolExecutor(min(_MAX_THREADS, n_cpus())) as pool:
-                failures = list(pool.map(decode_span, spans))
-        else:
-            failures = [decode_span(span) for span in spans]
+        root = str(self.root)
+        paths = [os.path.join(root, file) for file in files]  # noqa: PTH118 - a Path is slower
+        images, failed = decoded(files, paths, resizing)
         columns = {
             "sample_id": np.array(files, dtype=np.str_),
             "label": np.array(self.labels[start:stop], dtype=np.int64),
         }
-        return Rows(images, columns, {row: why for each in failures for row, why in each.items()})
+        return Rows(images, columns, failed)
 
     def file_of(self, row: int) -> str:
         """Path of a row below the root."""
@@ -91,23 +72,6 @@ class FolderReader:
         """Hash of all names and sizes and of the bytes of a sample of files."""
         sizes = (size_of_regular(self.root / name) for name in self.files)
         return listing_content(self.root, list(zip(self.files, sizes, strict=True)))
-
-    def _decode(
-        self, span: range, files: tuple[str, ...], images: NDArray[np.uint8], resizing: Resize
-    ) -> dict[int, str]:
-        failed = {}
-        root = str(self.root)
-        for row in span:
-            try:
-                path = os.path.join(root, files[row])  # noqa: PTH118 - a Path is slower
-                require_regular(path)
-                with Image.open(path) as image:
-                    images[row] = resizing.pixels(image)
-            except Exception as error:  # PIL raises nearly anything on a broken file
-                images[row] = 0
-                reason = " ".join(str(error).split()) or repr(error)
-                failed[row] = f"{printable_line(files[row])}: {reason}"
-        return failed
 
 
 def folder_source(root: Path, name: str, split: str, resizing: Resize) -> ReaderSource:

@@ -13,6 +13,7 @@ from stages.data.folder import ALL, folder_source, has_split, splits_in
 from stages.data.listing import listing
 from stages.data.loose import has_loose_images, loose_source
 from stages.data.manifest import SUFFIXES, manifest_source, manifest_splits
+from stages.data.parquet_images import has_image_bytes, parquet_source, parquet_splits
 from stages.data.regular import require_regular
 from stages.data.resize import Resize
 from stages.data.source import SPLITS, ReaderSource
@@ -141,6 +142,12 @@ def _splits_in(path: Path) -> tuple[str, ...]:
 
 LAYOUTS = (
     Layout("array file", _is_array_file, _only_test, array_source),
+    Layout(
+        "Parquet with images",
+        lambda path, _: path.is_file() and has_image_bytes(path),
+        parquet_splits,
+        parquet_source,
+    ),
     Layout("manifest", _is_manifest, manifest_splits, manifest_source),
     Layout("folder of arrays", lambda path, _: bool(_arrays_in(path)), _both, _array_of_split),
     Layout(
@@ -160,6 +167,12 @@ LAYOUTS = (
         lambda path, _: path.is_dir() and has_loose_images(path),
         _only_test,
         _loose,
+    ),
+    Layout(
+        "folder of Parquet with images",
+        lambda path, _: path.is_dir() and has_image_bytes(path),
+        parquet_splits,
+        parquet_source,
     ),
     Layout(
         "ImageNet-C layout",

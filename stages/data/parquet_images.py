@@ -1,0 +1,216 @@
+"""Parquet tables that hold the images themselves, as Hugging Face's data sets do.
+
+A column ``image`` (or ``img``) has the bytes of an image file, or ``{bytes, path}``; ``label`` and
+further columns are those of a manifest. One row group of a file is read at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.memory import limit_bytes
+from stages.data.encoded import EncodedReader
+from stages.data.fingerprint import file_content
+from stages.data.listing import tally
+from stages.data.regular import refused, require_regular
+from stages.data.resize import Resize
+from stages.data.sample_table import OTHER_TYPES, TableReader, sample_table, splits_in
+from stages.data.source import ReaderSource
+from stages.errors import InputError
+
+IMAGE_COLUMNS = ("image", "img")
+_GROUPS_KEPT = 2
+_SPLIT = re.compile(r"(.+?)(-\d+-of-\d+.*|-\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetImages:
+    """A column of encoded images in one or several Parquet files with consecutive rows.
+
+    Attributes:
+        files: the files.
+        column: name of the column of images.
+        groups: file (its index) and row group, in the order of the rows.
+        starts: first row of each row group, int64.
+        group_bytes: unpacked size of the largest row group.
+    """
+
+    files: tuple[Path, ...]
+    column: str
+    groups: tuple[tuple[int, int], ...]
+    starts: NDArray[np.int64]
+    group_bytes: int
+
+    def encoded(self, numbers: NDArray[np.int64]) -> list[bytes]:
+        """The bytes of the images in these rows; empty where there are none."""
+        found = [b""] * len(numbers)
+        group_of = np.searchsorted(self.starts, numbers, side="right") - 1
+        for group in np.unique(group_of).tolist():
+            at = np.flatnonzero(group_of == group)
+            file, index = self.groups[group]
+            place = self.files[file]
+            images = _row_group(place, place.stat().st_mtime_ns, index, self.column)
+            values = images.take(numbers[at] - self.starts[group]).to_pylist()
+            for row, value in zip(at.tolist(), values, strict=True):
+                found[row] = value or b""
+        return found
+
+    def held_bytes(self) -> int:
+        """Memory of the row groups that are kept."""
+        return _GROUPS_KEPT * self.group_bytes
+
+    def content(self) -> str:
+        """Hash of the files, hex."""
+        return file_content({f"{at:06d}": path for at, path in enumerate(self.files)})
+
+
+@lru_cache(maxsize=_GROUPS_KEPT)  # blocks of rows are smaller than row groups
+def _row_group(path: Path, stamp: int, index: int, column: str) -> pa.ChunkedArray:
+    """The bytes of the images of a row group; the stamp invalidates the cache on a rewrite."""
+    del stamp
+    with pq.ParquetFile(path) as file:
+        images = file.read_row_group(index, columns=[column])[column]
+    return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
+
+
+def parquet_source(path: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
+    """A source over one split of a Parquet file, or of a folder of them.
+
+    In a folder the names of the files tell the splits: ``train-00000-of-00002.parquet``,
+    ``test.parquet``, ``validation/0000.parquet``. If ``resizing`` leaves it to the layout, images
+    are cropped.
+
+    Raises:
+        InputError: a file is damaged, a row group does not fit into memory, files have different
+            columns, or labels or columns are invalid.
+    """
+    files = files_in(path)
+    column, table = _tables(files, path)
+    found = sample_table(table, column, split, str(path))
+    numbers = found.rows
+    if path.is_dir():  # each file belongs to one split
+        files = tuple(file for file in files if _split_of(file) == split)
+        numbers = np.arange(len(found.rows))
+    images = _images(files, column)
+    return ReaderSource(
+        name=name,
+        split=split,
+        family=name,
+        class_names=found.class_names,
+        resizing=resizing.in_layout(stretches=False),
+        native=None,
+        n_rows=len(found.rows),
+        reader=TableReader(EncodedReader(images, numbers, split), found.columns),
+        extra_columns=found.extra_columns,
+        is_named=found.is_named,
+        left_out=tally((OTHER_TYPES, each) for each in found.left_out),
+        how_to_label="" if found.class_names else "add a column 'label' to the tables",
+    )
+
+
+def has_image_bytes(path: Path) -> bool:
+    """Whether a Parquet file, or the first one in a folder, has a column of encoded images."""
+    files = files_in(path)
+    with suppress(pa.ArrowException, OSError):
+        return bool(files) and bool(_image_column(pq.read_schema(files[0])))
+    return False
+
+
+def parquet_splits(path: Path) -> tuple[str, ...]:
+    """The splits of a Parquet file or of a folder of them."""
+    return splits_in(_tables(files_in(path), path)[1])
+
+
+def files_in(path: Path) -> tuple[Path, ...]:
+    """The file itself, or the Parquet files in a folder or in its subfolders, sorted."""
+    if not path.is_dir():
+        return (path,) if path.suffix.lower() == ".parquet" and path.is_file() else ()
+    found = sorted(path.glob("[!.]*.parquet")) or sorted(path.glob("[!.]*/[!.]*.parquet"))
+    return tuple(file for file in found if file.is_file())
+
+
+def _tables(files: Sequence[Path], where: Path) -> tuple[str, pa.Table]:
+    """Name of the column of images, and all other columns of all files, with their splits."""
+    tables: list[pa.Table] = []
+    for file in files:
+        with refused(file):
+            require_regular(file)
+            try:
+                column, table = _columns_of(file)
+                if where.is_dir():
+                    splits = pa.array([_split_of(file)] * len(table), pa.string())
+                    table = table.append_column("split", splits)
+                tables = [pa.concat_tables([*tables, table], promote_options="permissive")]
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"{file}: expected a complete Parquet file with the columns of "
+                    f"{files[0].name} ({' '.join(str(error).split())})"
+                ) from error
+        if not column:
+            raise InputError(
+                f"{file}: has no images in a column {' or '.join(IMAGE_COLUMNS)}, expected the "
+                f"columns of {files[0].name}: move it away"
+            )
+    return column, tables[0]
+
+
+def _columns_of(file: Path) -> tuple[str, pa.Table]:
+    """Name of the column of images of a file, and its other columns."""
+    schema = pq.read_schema(file)
+    column = _image_column(schema)
+    others = [name for name in schema.names if name != column]
+    if not others:  # a table without columns has no rows
+        return column, pa.table({"label": pa.nulls(pq.read_metadata(file).num_rows)})
+    return column, pq.read_table(file, columns=others, partitioning=None)
+
+
+def _image_column(schema: pa.Schema) -> str:
+    """Name of the column of encoded images; empty if there is none."""
+    for name in IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                kind = kind.field("bytes").type
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return name
+    return ""
+
+
+def _split_of(file: Path) -> str:
+    """The split that the name of a file tells; that of its folder if the name is a number."""
+    if file.stem.isdecimal():
+        return file.parent.name
+    found = _SPLIT.fullmatch(file.stem)
+    return found[1] if found else file.stem
+
+
+def _images(files: tuple[Path, ...], column: str) -> ParquetImages:
+    groups: list[tuple[int, int]] = []
+    n_rows: list[int] = []
+    largest = 0
+    for at, file in enumerate(files):
+        facts = pq.read_metadata(file)
+        for index in range(facts.num_row_groups):
+            group = facts.row_group(index)
+            groups.append((at, index))
+            n_rows.append(group.num_rows)
+            largest = max(largest, group.total_byte_size)
+    if _GROUPS_KEPT * largest > limit_bytes() // 2:
+        raise InputError(
+            f"{files[0].parent}: a row group has {largest:,} bytes and is read at once, expected "
+            f"at most {limit_bytes() // 2 // _GROUPS_KEPT:,}: write the tables with smaller ones, "
+            "such as 100 rows"
+        )
+    starts = np.cumsum([0, *n_rows[:-1]]).astype(np.int64)
+    return ParquetImages(files, column, tuple(groups), starts, largest)
