@@ -49,7 +49,7 @@ from stages.recipes.steps import kinds
 from stages.reflection.layers import weight_of
 from stages.sensing.card import ModelCard
 from stages.sensing.checkpoint import read_checkpoint
-from stages.sensing.last_layer import find_last_linear
+from stages.sensing.last_layer import find_last_layer
 from stages.sensing.models import choose_model, models_of
 from stages.sensing.networks import network_factories
 from stages.verbs import MODULES, stage_of
@@ -388,7 +388,7 @@ def test_conditions(real: FeatureSet, words: list[str]) -> None:
 def test_layer_names(name: str) -> None:
     network = network_factories()["cnn2"](3).eval()
     with ours():
-        find_last_linear(network, torch.zeros(2, 3, 32, 32), name)
+        find_last_layer(network, torch.zeros(2, 3, 32, 32), name)
     with ours():
         weight_of(network, name)
 

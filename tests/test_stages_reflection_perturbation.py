@@ -183,7 +183,7 @@ def test_odin_features_are_those_of_the_perturbed_images(world):
 def test_a_gradient_of_zero_counts_as_upwards(world):
     still = torch.full_like(world.images, 7)
     sensing = world.sensing
-    sensing.last.weight.zero_()
+    sensing.taps[0].weight.zero_()
 
     assert Odin(1 / 255).of(sensing)(still) == pytest.approx(torch.full(still.shape, 6.0))
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from stages.errors import InputError
-from stages.sensing.last_layer import find_last_linear
+from stages.sensing.last_layer import find_last_layer
 
 EXAMPLE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 def found(ending, name=None):
-    return find_last_linear(Net(ending), EXAMPLE, name)
+    return find_last_layer(Net(ending), EXAMPLE, name)
 
 
 def test_layer_that_gives_the_output_is_found():
@@ -83,14 +83,16 @@ def test_layer_that_is_called_twice_is_refused():
 
 def test_network_without_a_linear_layer_is_refused():
     network = nn.Sequential(nn.Conv2d(3, 5, 4), nn.Flatten())
-    with pytest.raises(InputError, match=r"no linear layer; the last module called is '1' \(Flatt"):
-        find_last_linear(network, EXAMPLE)
+    with pytest.raises(
+        InputError, match=r"no linear layer; the last modules called are '0' \(Conv2d\), '1' \(Fl"
+    ):
+        find_last_layer(network, EXAMPLE)
 
 
 def test_network_that_fails_on_the_images_is_refused_with_its_reason():
     network = nn.Sequential(nn.Flatten(), nn.Linear(7, 5))
     with pytest.raises(InputError, match=r"fails on images of shape \(2, 3, 4, 4\) with Runtime"):
-        find_last_linear(network, EXAMPLE)
+        find_last_layer(network, EXAMPLE)
 
 
 def test_a_named_layer_is_used_if_it_is_the_last():
@@ -114,7 +116,69 @@ def test_named_layer_that_is_not_the_last_linear_one_is_refused(name, message):
 def test_network_is_left_in_the_mode_it_was_in():
     network = Net(lambda net, f, z: z)
     network.head.eval()
-    find_last_linear(network, EXAMPLE)
+    find_last_layer(network, EXAMPLE)
     assert network.training
     assert not network.head.training
     assert not network.head._forward_hooks
+
+
+class Average(nn.Module):
+    """The mean of the outputs of layers on inputs of their own, in the way that a test chooses."""
+
+    def __init__(self, layers, ending):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.ending = ending
+
+    def forward(self, x):
+        return self.ending(layer(torch.cat([x, -x], 1)) for layer in self.layers)
+
+
+def average(outputs):
+    return torch.stack([each.flatten(2).mean(2) for each in outputs]).mean(0)
+
+
+def test_a_convolution_before_the_average_is_found():
+    convolution = nn.Conv2d(6, 5, 1)
+    ending = nn.Sequential(nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert find_last_layer(nn.Sequential(nn.Conv2d(3, 6, 1), convolution, *ending), EXAMPLE) == "1"
+    wide = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 5, 1, bias=False), nn.Flatten())
+    assert find_last_layer(wide, EXAMPLE) == "1"
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(3, 6, 1, groups=3),
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.Conv2d(3, 6, 1, stride=2),
+        nn.Conv2d(3, 6, 1, padding=1),
+    ],
+)
+def test_another_convolution_is_no_last_layer(convolution):
+    network = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(InputError, match="found no linear layer"):
+        find_last_layer(network, EXAMPLE)
+
+
+def test_a_relu_between_convolution_and_average_is_refused():
+    """The logits of SqueezeNet are not linear in any features."""
+    network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(
+        InputError, match=r"'0' Conv2d\(3, 5\); the last modules called are '1' \(Re"
+    ):
+        find_last_layer(network, EXAMPLE)
+
+
+def test_layers_whose_mean_is_returned_are_found_together():
+    network = Average([nn.Conv2d(6, 5, 1) for _ in range(3)], average)
+    assert find_last_layer(network, EXAMPLE) == "layers.0+layers.1+layers.2"
+    assert find_last_layer(network, EXAMPLE, "layers.0+layers.1+layers.2")
+    with pytest.raises(InputError, match="its output is not the network's output"):
+        find_last_layer(network, EXAMPLE, "layers.0")
+
+
+def test_a_scaled_output_is_refused_with_its_factors():
+    network = Average([nn.Conv2d(6, 5, 1) for _ in range(2)], lambda each: 3 * average(each))
+    with pytest.raises(InputError, match=r"output is 1\.5 times .*'layers\.0' plus 1\.5 times the"):
+        find_last_layer(network, EXAMPLE)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stages.sensing.last_layer import find_last_linear
+from stages.sensing.last_layer import find_last_layer
 from stages.sensing.networks import cifar_resnet, network_factories
 
 FACTORIES = network_factories()
@@ -26,7 +26,7 @@ def test_resnets_have_the_parameter_counts_of_the_papers_code_base(name, expecte
 )  # fmt: skip
 def test_last_layer_reads_features_of_the_papers_width(name, width):
     network = FACTORIES[name](10)
-    layer = find_last_linear(network, torch.zeros(1, 3, 32, 32))
+    layer = find_last_layer(network, torch.zeros(1, 3, 32, 32))
     assert layer == "linear"
     assert network.linear.weight.shape == (10, width)
 

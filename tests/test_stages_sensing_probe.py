@@ -168,7 +168,7 @@ def test_a_copy_for_another_thread_is_compared(images: Tensor) -> None:
     sensing = checked("ordinary", images)
     other = checked("ordinary", images)
     check_twin(sensing, other, images)
-    other.last.weight *= 1.01
+    other.taps[0].weight.data *= 1.01
     with pytest.raises(InputError, match="does not give an independent copy of the network"):
         check_twin(sensing, other, images)
     with pytest.raises(InputError, match="does not give"):

@@ -45,7 +45,11 @@ Split = Annotated[
 ]
 Network = Annotated[str, Place.NETWORK, Written(metavar="NETWORK")]
 LastLayer = Annotated[
-    str, Field(description="Name of the last linear layer, if that is not obvious.")
+    str,
+    Field(
+        description="Name of the last linear layer, if that is not obvious; NAME+NAME for the mean "
+        "of two."
+    ),
 ]
 Corruption = Annotated[str, OneOf(tuple(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION))))]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stages.data.source import ImageSource, check_planned
 from stages.errors import InputError
 from stages.reflection.feature_plan import FeaturePlan, planned_model
-from stages.sensing.model import last_linear, load_network, pixels_of, sensing_of
+from stages.sensing.model import last_layers, load_network, pixels_of, sensing_of
 from stages.sensing.probe import (
     BF16_TOLERANCE,
     Answer,
@@ -51,7 +51,7 @@ def differences_now(feature_set: FeatureSet, source: ImageSource, weights: str) 
     check_planned(source, plan["inputs"]["source"])
     card = planned_model(plan)
     network = load_network(card, weights)
-    last_linear(network, card)
+    last_layers(network, card)
     try:
         sensing_of(network, card, sample_images(source), is_new=True)
     except InputError as error:

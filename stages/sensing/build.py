@@ -18,6 +18,7 @@ from pipeline.namesakes import OURS, namesakes_in
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.network_settings import unknown
 from stages.sensing.networks import network_factories
+from stages.sensing.outputs import returning_logits
 from stages.sensing.timm_networks import canonical_timm, timm_network
 from stages.sensing.torchvision_networks import canonical, torchvision_network
 from stages.sensing.torchvision_ops import define_missing_operators
@@ -99,7 +100,7 @@ def _user_network(network: str, n_classes: int | None) -> nn.Module:
             f"found {type(built).__name__}"
         )
     _check_sizes(network, built)
-    return built
+    return returning_logits(built, n_classes)
 
 
 def _check_sizes(network: str, built: nn.Module) -> None:

@@ -20,7 +20,17 @@ from stages.sensing.card import (
     check_normalisation,
 )
 from stages.sensing.folding import copied, folded
-from stages.sensing.last_layer import find_last_linear
+from stages.sensing.last_layer import find_last_layer
+from stages.sensing.logit_layers import (
+    TOGETHER,
+    LogitLayer,
+    averaged,
+    joint_bias,
+    joint_weight,
+    linear_map,
+    logit_layers,
+    side_by_side,
+)
 from stages.sensing.probe import (
     BF16_TOLERANCE,
     Answer,
@@ -55,25 +65,25 @@ def describe(
     check_normalisation(*normalisation)
     example = torch.zeros(2, 3, image_size, image_size)
     parameter = next(network.parameters(), example)
-    layer = find_last_linear(network, example.to(parameter.device), last_layer)
-    linear = network.get_submodule(layer)
-    assert isinstance(linear, nn.Linear)  # guaranteed by find_last_linear
-    if class_names and len(class_names) != linear.out_features:
+    layer = find_last_layer(network, example.to(parameter.device), last_layer)
+    weight, _ = linear_map(logit_layers(network, layer))
+    n_classes, feature_dim = weight.shape
+    if class_names and len(class_names) != n_classes:
         raise InputError(
-            f"network {network_name}: returns {linear.out_features} logits, the data set has "
+            f"network {network_name}: returns {n_classes} logits, the data set has "
             f"{len(class_names)} classes; use a network built for {len(class_names)}"
         )
     source = source_hash(network_name)
     return ModelCard(
         name=name,
         network=network_name,
-        n_classes=linear.out_features,
+        n_classes=n_classes,
         class_names=tuple(class_names),
         image_size=image_size,
         mean=_channels(normalisation.mean),
         std=_channels(normalisation.std),
         last_layer=layer,
-        feature_dim=linear.in_features,
+        feature_dim=feature_dim,
         family=family,
         M=None,
         weights_sha256=weights_hash(network),
@@ -121,20 +131,23 @@ class Sensing(nn.Module):
         arrangement: Arrangement = ARRANGEMENTS[0],
     ) -> None:
         super().__init__()
-        last_linear(network, card)
+        self.taps = [_Tap(layer) for layer in last_layers(network, card)]
         self.card = card
         self.arrangement = arrangement
         is_folded = arrangement.is_folded
         self.network = folded(network) if is_folded else copied(network)
-        self.last = _Tap(self.network.get_submodule(card.last_layer))
-        self.network.set_submodule(card.last_layer, self.last)
+        for name, tap in zip(card.last_layer.split(TOGETHER), self.taps, strict=True):
+            self.network.set_submodule(name, tap)
         self.round_to(precision)
         # On pixels in 0..255: (x / 255 - mean) / std = (x - 255 mean) / (255 std).
         self.register_buffer("mean", 255 * torch.tensor(card.mean), persistent=False)
         self.register_buffer("scale", 1 / (255 * torch.tensor(card.std)), persistent=False)
         self.requires_grad_(False).eval()
         if arrangement.memory_format is torch.channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
+            # Module.to refuses the whole network if it has a tensor of five dimensions.
+            for tensor in (*self.parameters(), *self.buffers()):
+                if tensor.ndim == 4:
+                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
     def round_to(self, precision: Precision) -> None:
         """Round weights once to the precision to which autocast would round them for every batch.
@@ -153,12 +166,12 @@ class Sensing(nn.Module):
     @property
     def weight(self) -> Tensor:
         """``W`` of the last layer, ``[n_classes, feature_dim]`` float32."""
-        return self.last.weight
+        return joint_weight([tap.weight for tap in self.taps])
 
     @property
     def bias(self) -> Tensor | None:
         """``b`` of the last layer, ``[n_classes]`` float32."""
-        return self.last.bias
+        return joint_bias([tap.bias for tap in self.taps])
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002  # evaluation only
         """Stay in eval mode: with batch statistics, features would depend on the batch."""
@@ -182,8 +195,9 @@ class Sensing(nn.Module):
         if self.arrangement.memory_format is not torch.channels_last:
             pixels = pixels.contiguous()
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.network(pixels)
-        return self.last.inputs.pop(), logits
+            self.network(pixels)  # its output may be more than the logits
+        features, logits = zip(*(tap.seen.pop() for tap in self.taps), strict=True)
+        return side_by_side(features), torch.stack(logits).mean(0) if logits[1:] else logits[0]
 
 
 def sensing_of(
@@ -212,12 +226,12 @@ def sensing_of(
             another output, the output is not stable, the network cannot be copied, or the
             precision is unknown.
     """
-    linear, name = last_linear(network, card), f"model {card.name}"
+    layers, name = last_layers(network, card), f"model {card.name}"
     with evaluating(network, card.image_size):
         if is_new:  # add an image that is as different as possible
             images = torch.cat([255 - images[-1:], images])
         layer, noise = card.last_layer, noise_images((card.image_size, card.image_size))
-        device = linear.weight.device
+        device = layers[0].weight.device
         pixels, answer = computed(
             network, layer, pixels_of(card, images, device), pixels_of(card, noise, device)
         )
@@ -239,7 +253,7 @@ def check_twin(sensing: Sensing, twin: Sensing, images: Tensor) -> None:
     images = images.to(sensing.mean.device)
     with evaluating(sensing, sensing.card.image_size):
         ours, theirs = (Answer(*seeded(each, images)) for each in (sensing, twin))
-    if twin.last is sensing.last or disagreement(theirs, ours):
+    if twin.taps[0] is sensing.taps[0] or disagreement(theirs, ours):
         raise InputError(
             f"model {sensing.card.name}: copy.deepcopy does not give an independent copy of the "
             "network; keep no reference to another copy of its layers"
@@ -280,18 +294,20 @@ def pixels_of(card: ModelCard, images: Tensor, device: torch.device) -> Tensor:
     return normalised(images.to(device), mean.to(device), scale.to(device)).contiguous()
 
 
-def last_linear(network: nn.Module, card: ModelCard) -> nn.Linear:
-    """The last layer that a card names; raises ``InputError`` if it does not match the card."""
+def last_layers(network: nn.Module, card: ModelCard) -> list[LogitLayer]:
+    """The last layers that a card names; raises ``InputError`` if they do not match the card."""
     try:
-        linear = network.get_submodule(card.last_layer)
-    except AttributeError as error:
-        raise InputError(f"model {card.name}: the network has no {card.last_layer!r}") from error
-    if not isinstance(linear, nn.Linear) or linear.out_features != card.n_classes:
+        layers = logit_layers(network, card.last_layer)
+    except InputError as error:
+        raise InputError(
+            f"model {card.name}: {error}; the card belongs to another network"
+        ) from error
+    if different := [each for each in layers if len(each.weight) != card.n_classes]:
         raise InputError(
             f"model {card.name}: expected {card.last_layer!r} to be a linear layer of "
-            f"{card.n_classes} outputs, found {linear}; the card belongs to another network"
+            f"{card.n_classes} outputs, found {different[0]}; the card belongs to another network"
         )
-    return linear
+    return layers
 
 
 def normalised(images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -353,26 +369,31 @@ def check_code(card: ModelCard) -> None:
 
 
 class _Tap(nn.Module):
-    """The last linear layer, in float32; ``inputs`` holds its input until it is removed.
+    """A last layer, in float32; ``seen`` holds features and logits until they are removed.
 
-    Removing it within the same forward pass leaves no side effect, as ``torch.export`` requires.
+    Removing them within the same forward pass leaves no side effect, as ``torch.export`` requires.
     """
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, layer: LogitLayer) -> None:
         super().__init__()
-        assert isinstance(linear, nn.Linear)  # checked by Sensing
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(linear.weight.detach().float())
-        bias = linear.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach().float())
-        self.inputs: list[Tensor] = []
+        self.weight = nn.Parameter(layer.weight.detach().clone().float().flatten(1))
+        self.out_features, self.in_features = self.weight.shape
+        bias = layer.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone().float())
+        self.seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, input: Tensor) -> Tensor:
-        """``f [n, d]`` of any dtype -> ``W f + b`` in float32; may be passed by keyword."""
+        """``[n, d]`` or ``[n, d, h, w]`` of any dtype -> logits in float32; may be by keyword.
+
+        A convolution gets the same logits at each place: only their average is used.
+        """
         with torch.autocast(input.device.type, enabled=False):
-            features = input.float()
-            self.inputs = [features]  # a new list, since a failed pass may have left an input
-            return functional.linear(features, self.weight, self.bias)
+            features = averaged(input.float())
+            logits = functional.linear(features, self.weight, self.bias)
+            self.seen = [(features, logits)]  # a new list: a failed pass may have left something
+            if input.ndim == 2:
+                return logits
+            return logits[:, :, None, None].expand(-1, -1, *input.shape[2:])
 
 
 def _channels(values: tuple[float, ...]) -> tuple[float, float, float]:

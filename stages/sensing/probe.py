@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.metrics.finite import finite_rows
 from stages.sensing.buffers import kept_buffers
+from stages.sensing.logit_layers import averaged, linear_map, logit_layers, side_by_side
 
 Found = TypeVar("Found")
 
@@ -192,24 +193,23 @@ def own_answer(network: nn.Module, layer: str, pixels: Tensor) -> Answer:
     Raises:
         InputError: the network does not call the layer.
     """
-    seen: list[Tensor] = []
+    seen: dict[nn.Module, Tensor] = {}
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(next(iter([*args, *kwargs.values()])))
+    def note(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[part] = next(iter([*args, *kwargs.values()]))
 
-    linear = network.get_submodule(layer)
-    assert isinstance(linear, nn.Linear)  # stated by the card and checked where it is read
-    handle = linear.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    layers = logit_layers(network, layer)
+    with ExitStack() as hooks:
+        for each in layers:
+            handle = each.register_forward_pre_hook(note, with_kwargs=True)
+            hooks.callback(handle.remove)
         logits: Tensor = network(pixels)
-    finally:
-        handle.remove()
-    if not seen:
+    if len(seen) < len(layers):
         raise InputError(f"last layer {layer!r}: the network does not call it")
-    eps = max(torch.finfo(each.dtype).eps for each in (seen[-1], logits))
-    features = seen[-1].float()
-    terms = size(functional.linear(features.abs(), *(each.abs() for each in _parameters(linear))))
-    return Answer(features, logits.float(), terms, eps)
+    eps = max(torch.finfo(each.dtype).eps for each in (*seen.values(), logits))
+    features = side_by_side([averaged(seen[each].float()) for each in layers])
+    terms = functional.linear(features.abs(), *(each.abs() for each in linear_map(layers)))
+    return Answer(features, logits.float(), size(terms), eps)
 
 
 def check_head(network: nn.Module, layer: str, answer: Answer, name: str) -> None:
@@ -219,14 +219,13 @@ def check_head(network: nn.Module, layer: str, answer: Answer, name: str) -> Non
         InputError: they are not: the layer is a subclass with another forward, has hooks, or its
             output is modified.
     """
-    linear = network.get_submodule(layer)
-    assert isinstance(linear, nn.Linear)  # see above
-    expected = functional.linear(answer.features, *_parameters(linear))
+    layers = logit_layers(network, layer)
+    expected = functional.linear(answer.features, *linear_map(layers))
     found = difference(answer.logits, expected)
     if found > max(HEAD_TOLERANCE, 8 * answer.eps) * answer.terms:
         raise InputError(
             f"{name}: its logits are not W f + b of its last layer {layer!r} "
-            f"({type(linear).__name__}): they differ by up to {found:.3g}, with values up to "
+            f"({type(layers[0]).__name__}): they differ by up to {found:.3g}, with values up to "
             f"{size(answer.logits):.3g}; end the network in a plain nn.Linear without hooks, "
             "return its output, and normalise or scale the features before it"
         )
@@ -295,13 +294,6 @@ def difference(found: Tensor, expected: Tensor) -> float:
 def size(values: Tensor) -> float:
     """The largest magnitude of the finite values."""
     return float(values.abs().where(values.isfinite(), 0).max())
-
-
-def _parameters(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """``W`` and ``b`` in float32, as used in forward, with parametrisations applied."""
-    weight = linear.weight.detach().float()
-    bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
-    return weight, bias
 
 
 def _random_states(device: torch.device) -> list[Any]:  # Any: each generator has its own

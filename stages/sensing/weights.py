@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.errors import InputError
 from stages.sensing.checkpoint import Checkpoint, read_checkpoint
+from stages.sensing.logit_layers import is_logit_layer
 from stages.sensing.matching import matched
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -187,16 +188,18 @@ def _check_classes(module: nn.Module, weights: Mapping[str, Tensor], path: str |
     }  # fmt: skip
     if wanted.keys() - weights.keys() or weights.keys() - wanted.keys() or not differing:
         return
-    for name, layer in module.named_modules():
-        parameters = {f"{name}.weight", f"{name}.bias"} & wanted.keys()
-        if isinstance(layer, nn.Linear) and parameters == differing:
-            found = weights[f"{name}.weight"]
-            if found.shape[1:] == layer.weight.shape[1:]:
-                raise InputError(
-                    f"weights {path}: trained for {found.shape[0]} classes, the network is built "
-                    f"for {layer.out_features} ({name!r}); use weights trained on "
-                    f"{layer.out_features} classes, or data with {found.shape[0]}"
-                )
+    last = [
+        (name, weights[f"{name}.weight"].shape, layer.weight.shape)
+        for name, layer in module.named_modules()
+        if is_logit_layer(layer) and f"{name}.weight" in differing
+    ]
+    parameters = {f"{name}.{each}" for name, *_ in last for each in ("weight", "bias")}
+    if differing <= parameters and all(found[1:] == own[1:] for _, found, own in last):
+        name, found, own = last[0]
+        raise InputError(
+            f"weights {path}: trained for {found[0]} classes, the network is built for {own[0]} "
+            f"({name!r}); use weights trained on {own[0]} classes, or data with {found[0]}"
+        )
 
 
 def _other_network(
