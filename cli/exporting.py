@@ -104,7 +104,8 @@ class FileOptions:
         if form not in FORMS:
             found = f"--format {form}" if self.form else f"--out {self.out}"
             raise InputError(f"{found}: expected --format with one of {', '.join(FORMS)}")
-        if Path(self.out).is_dir() or not Path(self.out).absolute().parent.is_dir():
+        place = Path(self.out).resolve()
+        if (place.exists() and not place.is_file()) or not place.parent.is_dir():
             raise InputError(f"--out {self.out}: expected a file in an existing folder")
         if self.escape_formulas and form != "csv":
             raise InputError(f"--escape-formulas is for CSV, found {form}: add --format csv")

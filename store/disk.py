@@ -72,12 +72,13 @@ def spelled_out(path: str | Path) -> Path:
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside a file; what is written there replaces the file at the end.
 
-    If the block raises, the file stays as it was.
+    If the block raises, the file stays as it was. Of a link, the target is replaced.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    target = path.resolve()
+    partial = target.with_name(f".{target.name}.partial")
     try:
         yield partial
-        partial.replace(path)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -95,6 +95,7 @@ def test_the_help_lists_all_formats_and_scores() -> None:
     [
         ("--out x.json", "--out x.json: expected --format with one of csv, parquet, label-studio"),
         ("--out x.csv --format excel", "--format excel: expected --format with one of csv"),
+        ("--out /dev/full --format csv", "--out /dev/full: expected a file in an existing folder"),
         ("--out no/x.csv", "--out no/x.csv: expected a file in an existing folder"),
         ("--out x.parquet --escape-formulas", "--escape-formulas is for CSV, found parquet"),
         ("--out x.csv --scores odin", "unknown score 'odin': choose from confidence"),

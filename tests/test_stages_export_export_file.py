@@ -283,6 +283,14 @@ def test_the_order_of_columns_is_the_documented_one(photos: FeatureSet) -> None:
     )
 
 
+def test_a_link_stays_a_link_to_the_new_file(photos: FeatureSet, tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to("file.csv")
+    write_rows(Exported(photos), tmp_path / "link.csv", "csv")
+
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(cells_of(tmp_path / "file.csv")) == photos.n_rows
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_an_older_file_stays_if_the_export_fails(
     store: FeatureStore, tmp_path: Path, form: str
