@@ -23,9 +23,11 @@ Summary = tuple[str, Any]  # Any: JSON
 
 
 def corrupt(_: Stage, made: Made, __: Workspace) -> Summary:
-    """Number of images of the set and of computed corruptions."""
+    """Number of images of the set, and of computed corruptions or shards of files."""
     folder = made.job.preview.facts["folder"]
-    text = f"{folder}: {made.output.n_rows:,} images; {_work_done(made, 'corruptions')}"
+    is_files = made.job.plan["stage"]["params"]["collection"] == "imagenetc"
+    work = _work_done(made, "shards" if is_files else "corruptions")
+    text = f"{folder}: {made.output.n_rows:,} images; {work}"
     return text, {"folder": folder, **_shard_facts(made)}
 
 

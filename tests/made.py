@@ -8,6 +8,7 @@ from pipeline.make import make
 from pipeline.runner import RunReport
 from pipeline.stage import NO_PREVIEW, Made, Stage
 from pipeline.workspace import Execution, Workspace
+from stages.data.corruption_files import CorruptedFiles
 from stages.data.corruption_set import corruption_job
 from stages.data.corruption_work import CorruptionWork
 from stages.reflection.extraction import Extraction, extraction_job
@@ -44,7 +45,11 @@ def journal_of(store: FeatureStore) -> Journal:
 
 
 def write_corrupted(
-    store: FeatureStore, work: CorruptionWork, folder: str, executor: Executor, journal: Journal
+    store: FeatureStore,
+    work: CorruptionWork | CorruptedFiles,
+    folder: str,
+    executor: Executor,
+    journal: Journal,
 ) -> tuple[ShardSet, RunReport]:
     """The corrupted set of some work, as the stage corrupt writes it."""
     place = Path(folder).absolute()

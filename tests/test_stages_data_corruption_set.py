@@ -127,7 +127,7 @@ def test_a_folder_with_other_files_is_not_written_into(home: Path) -> None:
 def test_a_half_written_set_is_not_read(home: Path) -> None:
     folder, _ = write(home)
     (folder / "receipts" / "00001.json").unlink()
-    with pytest.raises(InputError, match="1 of 2 corruptions are not written yet"):
+    with pytest.raises(InputError, match="1 of 2 shards are not written yet"):
         open_source("few-c", "test", home)
 
 

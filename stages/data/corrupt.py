@@ -1,25 +1,28 @@
-"""The stage corrupt: a set in the exact layout of CIFAR-10-C, from any labelled data set."""
+"""The stage corrupt: a set in the layout of CIFAR-10-C or ImageNet-C, from any labelled one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from pipeline.fields import Place, Written
 from pipeline.stage import Job, Preview, Several, Stage
 from pipeline.terminal import size
 from pipeline.workspace import Workspace
 from stages.data.classes import class_notes
+from stages.data.corruption_files import DEFAULT_SIDE, CorruptedFiles, sized
 from stages.data.corruption_set import (
-    BYTES_OF_IMAGE,
     ExistingImages,
     corruption_folder,
     corruption_job,
     is_foreign,
 )
 from stages.data.corruption_work import CorruptionWork
+from stages.data.corruptions.names import Collection, collection_for
+from stages.data.corruptions.pixels import SIDE
 from stages.data.known import KNOWN, data_root_path
 from stages.data.opened import facts_of, opened
 from stages.data.option_types import ClassNames, Corruption, Dataset, Limit, Split
@@ -36,23 +39,25 @@ def _below_the_root(name: str) -> str:
 
 
 class Corrupt(Stage):
-    """Write corrupted images of any labelled data set, in exactly the layout of CIFAR-10-C.
+    """Write corrupted images of any labelled data set, in the layout of CIFAR-10-C or ImageNet-C.
 
-    Every image is corrupted in 19 ways at 5 severities with CIFAR-10-C's own constants; other
-    collections have other levels. Running the command again computes only what is missing.
+    Every image is corrupted in 19 ways at 5 severities. Images of 32x32 pixels become arrays, with
+    CIFAR-10-C's own constants; other collections have other levels. Images of any other size become
+    JPEG files, with ImageNet-C's constants. Running the command again computes only what is
+    missing.
     """
 
     verb = "corrupt"
     makes = "images"
     runs_with = ("data_root", "executor", "workers", "memory", "address")
-    examples = ("corrupt --dataset cifar10",)
+    examples = ("corrupt --dataset cifar10", "corrupt --dataset ./photos --image-size 224")
 
     dataset: Dataset
     split: Split = "test"
-    collection: Literal["cifar10c", "cure", "rotations"] = Field(
-        "cifar10c",
-        description="cifar10c: 19 corruptions. cure: the six CURE-like distortions. rotations: "
-        "12, 24, ... 180 degrees.",
+    collection: Collection | None = Field(
+        None,
+        description="cifar10c or imagenetc: 19 corruptions. cure: the six CURE-like distortions. "
+        "rotations: 12, 24, ... 180 degrees. (default: cifar10c for 32 pixels, else imagenetc)",
     )
     corruptions: Several[Corruption] = Field(
         (), description="Corruptions to write, separated by commas. (default: all)"
@@ -68,10 +73,12 @@ class Corrupt(Stage):
         "root)",
     )
     seed: NonNegativeInt = Field(0, description="Seed of the random numbers.")
-    image_size: Literal[32] | None = Field(
+    image_size: PositiveInt | None = Field(
         None,
-        description="Accept that images are resized to 32 pixels. (default: refuse images that are "
-        "larger or not square)",
+        description="Height and width of the corrupted images in pixels. 32: images of any shape "
+        "are resized to it. Any other size: the shorter side is resized to 8/7 of it, and the "
+        "centre is cut out, as in ImageNet-C. (default: 32, where larger images and those that are "
+        "not square are refused; 224 for imagenetc)",
     )
     classes: ClassNames = ()
     limit: Limit | None = None
@@ -85,18 +92,16 @@ class Corrupt(Stage):
         root = data_root_path(workspace.data_root)
         if self.to is not None and (self.to in KNOWN or is_foreign(root / self.to)):
             return self._existing(workspace, self.to, root / self.to)
-        spec = SourceSpec(
-            self.dataset, self.split, str(root), limit=self.limit, classes=self.classes
-        )
-        work = CorruptionWork(
-            spec, self.corruptions, self.seed, self.collection, self.image_size is not None
-        )
+        work = self._work(workspace, root)
+        spec = work.source
         chosen = str(root / self.to) if self.to else self.out
         source = opened(workspace, spec)
-        folder = Path(chosen or corruption_folder(source.name, self.collection, root)).absolute()
-        executor, _ = workspace.workers(n_single_threaded=len(work.names))
         plan = work.plan(facts_of(workspace, spec), source)
-        n_bytes = plan["n_rows"] * BYTES_OF_IMAGE
+        collection = plan["stage"]["params"]["collection"]
+        folder = Path(chosen or corruption_folder(source.name, collection, root)).absolute()
+        n_shards = -(-plan["n_rows"] // plan["shard_rows"])
+        executor, _ = workspace.workers(n_single_threaded=n_shards)
+        n_bytes = plan["n_rows"] * work.file_bytes
         preview = Preview(
             f"write {plan['n_rows']:,} images ({size(n_bytes)}) to {chosen or folder}",
             {"folder": chosen or str(folder), "bytes": n_bytes, "plan": plan} | left_out_of(source),
@@ -107,6 +112,26 @@ class Corrupt(Stage):
             ],
         )
         return corruption_job(workspace.store, work, folder, executor, plan, preview)
+
+    def _work(self, workspace: Workspace, root: Path) -> CorruptionWork | CorruptedFiles:
+        """What writes arrays for images of 32 pixels, and files for others."""
+        side = self.image_size or (DEFAULT_SIDE if self.collection == "imagenetc" else SIDE)
+        collection = self.collection or collection_for((side, side))
+        spec = SourceSpec(
+            self.dataset, self.split, str(root), limit=self.limit, classes=self.classes
+        )
+        if (collection == "imagenetc") == (side == SIDE):
+            expected = f"a size other than {SIDE}" if side == SIDE else f"{SIDE}"
+            raise InputError(
+                f"--collection {collection}: expected images of {expected} pixels, found "
+                f"--image-size {side}; leave one of the two options out"
+            )
+        if side == SIDE:
+            return CorruptionWork(
+                spec, self.corruptions, self.seed, collection, self.image_size is not None
+            )
+        source = opened(workspace, replace(spec, image_size=side))
+        return CorruptedFiles(sized(spec, source, side), self.corruptions, self.seed)
 
     def _existing(self, workspace: Workspace, name: str, folder: Path) -> ExistingImages:
         """An existing set that was not written here; refuses fields that say how to write one."""

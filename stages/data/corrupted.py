@@ -28,11 +28,8 @@ from stages.data.corruptions.names import N_ANGLES, N_SEVERITIES, ROTATION
 from stages.data.fingerprint import file_content
 from stages.data.resize import Resize
 from stages.data.source import ReaderSource, Rows
+from stages.data.written_sets import check_finished, planned_family
 from stages.errors import DataNotFoundError, InputError
-from store.errors import FormatError
-from store.plan import read_object
-from store.shardset import find_set
-from store.storage import LocalStorage
 
 CIFAR10C_FOLDERS = ("CIFAR-10-C", "cifar10c")
 
@@ -118,7 +115,7 @@ def corrupted_source(
             f"{folder}: {len(missing)} of {len(corruptions)} corruptions are missing: "
             f"{', '.join(missing)}; get the set again, or open the folder by its path"
         )
-    _check_finished(folder)
+    check_finished(folder)
     n_severities = N_ANGLES if corruptions == (ROTATION,) else N_SEVERITIES
     labels = _labels(folder, n_severities)
     native = _common_size(folder, corruptions, len(labels), n_severities)
@@ -175,19 +172,6 @@ def corruptions_in(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(stem for stem in stems if stem != "labels"))
 
 
-def _check_finished(folder: Path) -> None:
-    """Raise ``InputError`` if the folder is a set of ours that lacks receipts of corruptions."""
-    try:
-        existing = find_set(LocalStorage(str(folder)))
-    except FormatError:
-        return  # not a plan of ours: its other content is checked where it is read
-    if existing is not None and (missing := existing.missing()):
-        raise InputError(
-            f"{folder}: {len(missing)} of {len(existing.shards)} corruptions are not written yet; "
-            "run the same `intro-pipe corrupt` command again"
-        )
-
-
 def _labels(folder: Path, n_severities: int) -> NDArray[np.int64]:
     path = folder / "labels.npy"
     array = open_npy(path)
@@ -236,14 +220,5 @@ def _common_size(
 
 
 def _family(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
-    path = folder / "plan.json"
-    if not path.is_file():
-        return ("cifar10", CLASS_NAMES) if name == "cifar10c" else (name.removesuffix("-c"), ())
-    try:
-        source = read_object(path.read_bytes())["inputs"]["source"]
-        return str(source["family"]), tuple(str(each) for each in source["class_names"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: expected JSON with family and class_names in inputs.source ({error!r}); "
-            "write the set again, or move the file away"
-        ) from error
+    default = ("cifar10", CLASS_NAMES) if name == "cifar10c" else (name.removesuffix("-c"), ())
+    return planned_family(folder) or default

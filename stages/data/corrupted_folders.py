@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.data.classes import with_classes
 from stages.data.fingerprint import listing_content
 from stages.data.folder import FolderReader, check_utf8, class_files
 from stages.data.listing import OTHER_FOLDERS, OUTSIDE_CLASSES, listing, tally
 from stages.data.regular import size_of_regular
 from stages.data.resize import Resize
 from stages.data.source import ReaderSource, Rows
+from stages.data.written_sets import check_finished, planned_family
 from stages.errors import InputError
 
 MAX_HASHED = 65_536
@@ -98,15 +100,17 @@ def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize)
     """A source over every corruption and severity of a folder in the layout of ImageNet-C.
 
     The images are listed in the first cell; one that another cell lacks is a failed row. The set
-    belongs to the family with which its name starts (``imagenet-c`` -> ``imagenet``). If
-    ``resizing`` leaves it to the layout, images are stretched.
+    belongs to the family with which its name starts (``imagenet-c`` -> ``imagenet``); one that
+    ``corrupt`` wrote has the family and classes of its clean images. If ``resizing`` leaves it to
+    the layout, images are stretched.
 
     Raises:
-        InputError: corruptions differ in their severities, cells in their classes, or there are no
-            images.
+        InputError: corruptions differ in their severities, cells in their classes, there are no
+            images, or the set is not written completely.
     """
     if split != "test":
         raise InputError(f"{root}: a corrupted set has no split '{split}', only test")
+    check_finished(root)
     corruptions = corruptions_below(root)
     severities = _severities(root, corruptions)
     first = root / corruptions[0] / str(severities[0])
@@ -115,18 +119,22 @@ def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize)
     files, labels, left_out = class_files(first, "", class_names, "")
     check_utf8(root, [*corruptions, *class_names, *files])
     reader = CorruptedFolderReader(root, corruptions, severities, tuple(files), tuple(labels))
-    return ReaderSource(
+    planned = planned_family(root)
+    family, planned_names = planned or (re.sub("(?i)-c$", "", name), ())
+    left_out += [] if planned else _outside(root, corruptions)  # those of `corrupt` are its own
+    source = ReaderSource(
         name=name,
         split="test",
-        family=re.sub("-c$", "", name, flags=re.IGNORECASE),
+        family=family,
         class_names=class_names,
         resizing=resizing,
         native=None,
         n_rows=len(corruptions) * reader.rows_per_corruption,
         reader=reader,
         extra_columns=(("clean_id", "string"), ("corruption", "string"), ("severity", "int64")),
-        left_out=tally([*_outside(root, corruptions), *left_out]),
+        left_out=tally(left_out),
     )
+    return with_classes(source, planned_names) if planned_names else source
 
 
 def corruptions_below(root: Path) -> tuple[str, ...]:

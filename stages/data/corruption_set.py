@@ -1,4 +1,4 @@
-"""Write a set in the exact layout of CIFAR-10-C with the corrupt stage."""
+"""Write a set in the layout of CIFAR-10-C or ImageNet-C with the corrupt stage."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.make import ShardJob
 from pipeline.memory import PROCESS_BYTES, gib
 from pipeline.space import check_space
 from pipeline.stage import NO_PREVIEW, Made, Preview, State
-from stages.data.corruption_work import LABELS_KEY, CorruptionWork, labels_npy
-from stages.data.corruptions.pixels import SIDE
+from stages.data.corruption_files import CorruptedFiles
+from stages.data.corruption_work import CorruptionWork
 from stages.errors import InputError
 from store.catalog import FeatureStore
 from store.errors import PlanMismatchError
@@ -22,31 +22,29 @@ from store.plan import Plan, differences
 from store.shardset import ShardSet, find_set
 from store.storage import LocalStorage
 
-BYTES_OF_IMAGE = SIDE * SIDE * 3
-
 
 def corruption_folder(dataset: str, collection: str, data_root: Path) -> str:
     """Default folder of a corrupted set: ``<data set>-c``, ``<data set>-cure`` and so on."""
-    suffix = "c" if collection == "cifar10c" else collection
+    suffix = "c" if collection in ("cifar10c", "imagenetc") else collection
     return str(data_root / f"{dataset}-{suffix}")
 
 
 def corruption_job(
     store: FeatureStore,
-    work: CorruptionWork,
+    work: CorruptionWork | CorruptedFiles,
     folder: Path,
     executor: Executor,
     plan: Plan,
     preview: Preview,
 ) -> ShardJob:
-    """The job that writes ``labels.npy`` and ``<corruption>.npy`` for each corruption.
+    """The job that writes a corrupted set.
 
-    The folder also gets ``plan.json`` and ``receipts/``, which readers of CIFAR-10-C ignore. The
+    The folder also gets ``plan.json`` and ``receipts/``, which readers of the layouts ignore. The
     store only keeps the journal of the run, so that it can be resumed.
 
     Raises:
         InputError: the folder contains other files.
-        ResourceError: one corruption of all images takes more memory than a worker may use.
+        ResourceError: what is made at once takes more memory than a worker may use.
         PlanMismatchError: the folder holds a set with another plan; the message lists the fields.
     """
     storage = LocalStorage(str(folder))
@@ -63,18 +61,19 @@ def corruption_job(
                 f"{folder} holds data of another plan ({'; '.join(different)}): choose another "
                 "location, or remove that folder"
             )
-        return None if storage.size(LABELS_KEY) is None else existing  # it is written again
+        return existing if not lacks_files() else None  # they are written again
 
-    def fit(n_shards: int) -> Callable[[ShardSet], CorruptionWork]:
+    def lacks_files() -> bool:
+        return any(storage.size(key) is None for key in work.fixed_keys)
+
+    def fit(n_shards: int) -> Callable[[ShardSet], CorruptionWork | CorruptedFiles]:
         shard_rows = plan["shard_rows"]
         _check_memory(work, executor, shard_rows, n_shards)
-        check_space(str(folder), n_shards * shard_rows * BYTES_OF_IMAGE)
+        check_space(str(folder), n_shards * shard_rows * work.file_bytes)
         return lambda _: work
 
     def create() -> ShardSet:
-        fixed = {}
-        if storage.size(LABELS_KEY) is None:
-            fixed[LABELS_KEY] = labels_npy(work.source.open(), work.n_severities)
+        fixed = work.fixed_files() if lacks_files() else {}
         store.prepare()  # fail before the folder is created if the store cannot be written
         return ShardSet.create(storage, plan, fixed)
 
@@ -126,14 +125,17 @@ class ExistingImages:
         return Made(self, self.output)
 
 
-def _check_memory(work: CorruptionWork, executor: Executor, shard_rows: int, n_shards: int) -> None:
-    """Raise ``ResourceError`` if a file, which is made in memory, is too large for a worker."""
-    source = work.source.open()
+def _check_memory(
+    work: CorruptionWork | CorruptedFiles, executor: Executor, shard_rows: int, n_shards: int
+) -> None:
+    """Raise ``ResourceError`` if a shard, which is made in memory, is too large for a worker."""
+    source = work.setup(1)
     memory = executor.worker_memory(n_shards)
-    needed = PROCESS_BYTES + source.held_bytes + shard_rows * BYTES_OF_IMAGE
+    needed = PROCESS_BYTES + source.held_bytes + shard_rows * work.image_bytes
     if needed > memory:
+        n_images = min(source.n_rows, shard_rows)
         raise ResourceError(
-            f"{source.name} {source.split}: one corruption of {source.n_rows:,} images takes "
+            f"{source.name} {source.split}: one {work.unit} of {n_images:,} images takes "
             f"{gib(needed)} of memory, a worker may use {gib(memory)}: use more --memory, fewer "
             "--workers, or a part of the images (--limit)"
         )

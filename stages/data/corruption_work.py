@@ -65,6 +65,10 @@ class CorruptionWork:
 
     name: ClassVar[str] = "corrupt"
     version: ClassVar[int] = VERSION
+    unit: ClassVar[str] = "corruption"
+    fixed_keys: ClassVar[tuple[str, ...]] = (LABELS_KEY,)
+    image_bytes: ClassVar[int] = SIDE * SIDE * 3
+    file_bytes: ClassVar[int] = SIDE * SIDE * 3
 
     def __post_init__(self) -> None:
         collections = [each for each in get_args(Collection) if each != "imagenetc"]
@@ -74,14 +78,8 @@ class CorruptionWork:
             )
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}, expected zero or more")
-        known = names_of(self.collection)
-        for name in self.names:
-            if name not in known:
-                raise InputError(
-                    f"corruption {name!r} is unknown; {self.collection} has: {', '.join(known)}"
-                )
         # The order in which names are given must not change the plan.
-        object.__setattr__(self, "names", tuple(sorted(set(self.names or known))))
+        object.__setattr__(self, "names", chosen_names(self.names, self.collection))
 
     @property
     def n_severities(self) -> int:
@@ -116,6 +114,10 @@ class CorruptionWork:
             "n_rows": len(self.names) * shard_rows,
             "shard_rows": shard_rows,
         }
+
+    def fixed_files(self) -> dict[str, bytes]:
+        """The labels, which are the same for every corruption."""
+        return {LABELS_KEY: labels_npy(self.source.open(), self.n_severities)}
 
     def resized(self, source: ImageSource) -> str:
         """A note with the sizes of images that are resized to 32x32 first; empty for 32x32."""
@@ -188,6 +190,20 @@ class CorruptionWork:
         return self.names[shard.index]
 
 
+def chosen_names(names: tuple[str, ...], collection: Collection) -> tuple[str, ...]:
+    """Corruptions of a collection, each once and sorted; all if none are named.
+
+    Raises ``InputError`` for an unknown one.
+    """
+    known = names_of(collection)
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"corruption {name!r} is unknown; {collection} has: {', '.join(known)}"
+            )
+    return tuple(sorted(set(names or known)))
+
+
 def labels_npy(source: ImageSource, n_severities: int) -> bytes:
     """The whole ``labels.npy`` of a set made from ``source``: its labels, repeated per severity.
 
@@ -241,7 +257,8 @@ def _check_stored(source: ImageSource, sizes: Sizes) -> None:
     raise InputError(
         f"{source.name} {source.split}: stored images are {in_words(sizes)}, expected "
         f"{SIDE}x{SIDE} or smaller squares, for which the corruptions are defined: resize them, or "
-        f"accept with --image-size {SIDE} that they are resized"
+        f"accept with --image-size {SIDE} that they are resized; --image-size 224 writes files in "
+        "the layout of ImageNet-C"
     )
 
 
