@@ -62,7 +62,7 @@ def initial_weights(
     import torch
 
     from stages.sensing.build import build_network
-    from stages.sensing.last_layer import find_last_linear
+    from stages.sensing.last_layer import find_last_layer
     from stages.sensing.pretrained import checkpoint_in
     from stages.sensing.torchvision_networks import with_settings_of
     from stages.sensing.weights import load_backbone, tensors_hash
@@ -70,7 +70,7 @@ def initial_weights(
     checkpoint = checkpoint_in(file, key, network, is_pretrained=is_pretrained)
     network, notes = with_settings_of(network, checkpoint, is_published=is_published)
     module = build_network(network, n_classes)
-    layer = find_last_linear(module, torch.zeros(2, 3, image_size, image_size), last_layer)
+    layer = find_last_layer(module, torch.zeros(2, 3, image_size, image_size), last_layer)
     notes += load_backbone(module, checkpoint, layer)
     sha256 = tensors_hash(checkpoint.weights)
     return InitialWeights(network, file, key, is_pretrained, sha256, notes)
