@@ -363,7 +363,8 @@ DANGEROUS = {
     # Ourselves, without a shell.
     "subprocess": {"cli/child.py", "pipeline/watchdog.py"},
     "yaml": {"pipeline/yaml_lines.py"},  # SafeLoader
-    "tarfile": {"stages/data/download.py"},  # members are looked at one by one
+    # Members are looked at one by one; images are read in place.
+    "tarfile": {"stages/data/download.py", "stages/data/tar_images.py"},
     "importlib.import_module": {
         "stages/verbs.py",  # the modules of the stages
         "intro_pipe/__init__.py",  # the homes of its names

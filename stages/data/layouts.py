@@ -16,11 +16,9 @@ from stages.data.manifest import SUFFIXES, manifest_source, manifest_splits
 from stages.data.parquet_images import has_image_bytes, parquet_source, parquet_splits
 from stages.data.regular import require_regular
 from stages.data.resize import Resize
-from stages.data.source import SPLITS, ReaderSource
+from stages.data.source import SPLIT_NAMES, SPLITS, ReaderSource
+from stages.data.tar_images import archives_in, tar_source, tar_splits
 from stages.errors import DataNotFoundError, InputError
-
-SPLIT_NAMES = (*SPLITS, "val", "valid", "validation", "dev")
-"""Usual names of the folders of splits."""
 
 _ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -148,6 +146,9 @@ LAYOUTS = (
         parquet_splits,
         parquet_source,
     ),
+    Layout(
+        "tar", lambda path, _: path.is_file() and bool(archives_in(path)), tar_splits, tar_source
+    ),
     Layout("manifest", _is_manifest, manifest_splits, manifest_source),
     Layout("folder of arrays", lambda path, _: bool(_arrays_in(path)), _both, _array_of_split),
     Layout(
@@ -173,6 +174,12 @@ LAYOUTS = (
         lambda path, _: path.is_dir() and has_image_bytes(path),
         parquet_splits,
         parquet_source,
+    ),
+    Layout(
+        "folder of tar",
+        lambda path, _: path.is_dir() and bool(archives_in(path)),
+        tar_splits,
+        tar_source,
     ),
     Layout(
         "ImageNet-C layout",

@@ -19,7 +19,7 @@ from stages.data.folder import FolderReader
 from stages.data.listing import tally
 from stages.data.regular import refused, require_regular, size_of_regular
 from stages.data.resize import Resize
-from stages.data.sample_table import OTHER_TYPES, TableReader, sample_table, splits_in, with_numbers
+from stages.data.sample_table import TableReader, sample_table, splits_in, with_numbers
 from stages.data.source import ReaderSource
 from stages.errors import DataNotFoundError, InputError
 
@@ -57,7 +57,7 @@ def manifest_source(path: Path, name: str, split: str, resizing: Resize) -> Read
         reader=TableReader(FolderReader(path.parent, files, (-1,) * len(files)), found.columns),
         extra_columns=found.extra_columns,
         is_named=found.is_named,
-        left_out=tally((OTHER_TYPES, each) for each in found.left_out),
+        left_out=tally(found.left_out),
         how_to_label="" if found.class_names else f"add a column 'label' to {path.name}",
     )
 

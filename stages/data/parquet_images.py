@@ -25,7 +25,7 @@ from stages.data.fingerprint import file_content
 from stages.data.listing import tally
 from stages.data.regular import refused, require_regular
 from stages.data.resize import Resize
-from stages.data.sample_table import OTHER_TYPES, TableReader, sample_table, splits_in
+from stages.data.sample_table import TableReader, sample_table, splits_in
 from stages.data.source import ReaderSource
 from stages.errors import InputError
 
@@ -114,7 +114,7 @@ def parquet_source(path: Path, name: str, split: str, resizing: Resize) -> Reade
         reader=TableReader(EncodedReader(images, numbers, split), found.columns),
         extra_columns=found.extra_columns,
         is_named=found.is_named,
-        left_out=tally((OTHER_TYPES, each) for each in found.left_out),
+        left_out=tally(found.left_out),
         how_to_label="" if found.class_names else "add a column 'label' to the tables",
     )
 

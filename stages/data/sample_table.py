@@ -23,6 +23,7 @@ from stages.errors import DataNotFoundError, InputError
 TAKEN = ("row", "sample_id", "prediction", "confidence", "status")
 """Columns that every feature set has."""
 
+OWN_NAMES = "columns with a name that the store uses itself"
 OTHER_TYPES = "columns that are neither numbers nor text"
 _HASHED_ROWS = 65_536
 
@@ -37,14 +38,14 @@ class SampleTable:
         class_names: name of each label; empty if no label is known.
         is_named: whether the table names its classes.
         rows: position in the table that was read of each row, int64.
-        left_out: names of columns that are not read.
+        left_out: reason and name of each column that is not read.
     """
 
     columns: pa.Table
     class_names: tuple[str, ...]
     is_named: bool
     rows: NDArray[np.int64]
-    left_out: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
 
     @property
     def extra_columns(self) -> tuple[tuple[str, str], ...]:
@@ -95,21 +96,22 @@ def sample_table(table: pa.Table, images: str, split: str, where: str) -> Sample
     those of all rows. Missing labels are -1, missing numbers NaN, and missing texts empty.
 
     Raises:
-        InputError: a label is invalid, a column has the name of another, or the split has no rows.
+        InputError: a label is invalid, two columns have the same name, or the split has no rows.
     """
     _check_names(table.column_names, where)
     labels, class_names, is_named = _labels(table, where)
     rows = _rows_of(split, table, where)
     others = [name for name in table.column_names if name not in ("label", "split", images)]
-    found = {name: _sample_column(table[name]) for name in others}
+    left_out = [(OWN_NAMES, name) for name in others if name in TAKEN]
+    found = {name: _sample_column(table[name]) for name in others if name not in TAKEN}
     columns = {name: column for name, column in found.items() if column is not None}
-    left_out = tuple(name for name in others if name not in columns)
+    left_out += [(OTHER_TYPES, name) for name in found.keys() - columns.keys()]
     return SampleTable(
         pa.table({"label": labels, **columns}).take(rows),
         class_names,
         is_named,
         rows,
-        left_out,
+        tuple(sorted(left_out)),
     )
 
 
@@ -117,8 +119,6 @@ def _check_names(names: list[str], where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{where}: has two columns {name!r}, expected one: rename the other")
-        if name in TAKEN:
-            raise InputError(f"{where}: the store has a column {name!r} of its own: rename yours")
 
 
 def splits_in(table: pa.Table) -> tuple[str, ...]:

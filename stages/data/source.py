@@ -19,6 +19,9 @@ from store.plan import differences
 
 SPLITS = ("train", "test")
 
+SPLIT_NAMES = (*SPLITS, "val", "valid", "validation", "dev")
+"""Usual names of splits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

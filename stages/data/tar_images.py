@@ -1,0 +1,232 @@
+"""Tar archives of images in WebDataset's form, read by offset without unpacking.
+
+Members that share their path up to the first dot are a sample: ``0017.jpg`` is its image,
+``0017.cls`` its label, and the numbers and texts in ``0017.json`` are further columns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stages.data.encoded import EncodedReader
+from stages.data.fingerprint import file_content
+from stages.data.listing import HIDDEN, NOT_IMAGES, image_suffixes, shown, tally
+from stages.data.regular import refused, require_regular
+from stages.data.resize import Resize
+from stages.data.sample_table import TableReader, sample_table
+from stages.data.source import SPLIT_NAMES, ReaderSource
+from stages.errors import DataNotFoundError, InputError
+
+FURTHER_IMAGES = "further images of a sample"
+MAX_BESIDE = 2**20
+"""Largest label or JSON of a sample, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarImages:
+    """Images within tar archives.
+
+    Attributes:
+        files: the archives.
+        file_of: index of the archive of each image, int64.
+        offsets: where the bytes of each image begin, int64.
+        sizes: number of bytes of each image, int64.
+    """
+
+    files: tuple[Path, ...]
+    file_of: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def encoded(self, numbers: NDArray[np.int64]) -> list[bytes]:
+        """The bytes of these images; fewer than expected if an archive is truncated."""
+        found = [b""] * len(numbers)
+        for index in np.unique(self.file_of[numbers]).tolist():
+            with self.files[index].open("rb") as file:
+                for row in np.flatnonzero(self.file_of[numbers] == index).tolist():
+                    file.seek(int(self.offsets[numbers[row]]))
+                    found[row] = file.read(int(self.sizes[numbers[row]]))
+        return found
+
+    def held_bytes(self) -> int:
+        """Memory of the index."""
+        return self.file_of.nbytes + self.offsets.nbytes + self.sizes.nbytes
+
+    def content(self) -> str:
+        """Hash of the archives, hex."""
+        return file_content({f"{at:06d}": path for at, path in enumerate(self.files)})
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The members of an archive that share a key; the offset is negative without an image."""
+
+    offset: int = -1
+    size: int = 0
+    columns: dict[str, Any] = field(default_factory=dict)  # Any: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    samples: Mapping[str, _Sample]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def tar_source(path: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
+    """A source over one split of a tar archive, or of a folder of them.
+
+    In a folder the names of the archives, or of their folders, tell the splits:
+    ``train-000000.tar``, ``imagenet-val-17.tar``, ``test/000.tar``. If none of them has the usual
+    name of a split, all belong to the one that is wanted. Rows are in the order of the archives and
+    of their members. If ``resizing`` leaves it to the layout, images are cropped.
+
+    Raises:
+        InputError: an archive is damaged or compressed, there are no images, or a label or column
+            is invalid.
+    """
+    files = _of_split(archives_in(path), split, path)
+    indexes = [_indexed(file) for file in files]
+    samples = [sample for index in indexes for sample in index.samples.values()]
+    if not samples:
+        raise InputError(f"{path}: has no images, expected members such as 0000.jpg and 0000.cls")
+    keys = [key for index in indexes for key in index.samples]
+    found = sample_table(_table(keys, samples, path), "", split, str(path))
+    images = TarImages(
+        files,
+        np.repeat(np.arange(len(files)), [len(index.samples) for index in indexes]),
+        np.array([sample.offset for sample in samples]),
+        np.array([sample.size for sample in samples]),
+    )
+    left_out = [entry for index in indexes for entry in index.left_out]
+    return ReaderSource(
+        name=name,
+        split=split,
+        family=name,
+        class_names=found.class_names,
+        resizing=resizing.in_layout(stretches=False),
+        native=None,
+        n_rows=len(samples),
+        reader=TableReader(EncodedReader(images, found.rows, split), found.columns),
+        extra_columns=found.extra_columns,
+        is_named=found.is_named,
+        left_out=tally([*left_out, *found.left_out]),
+        how_to_label="" if found.class_names else "add a member <key>.cls to each sample",
+    )
+
+
+def archives_in(path: Path) -> tuple[Path, ...]:
+    """The archive itself, or those in a folder or in its subfolders, sorted."""
+    if not path.is_dir():
+        return (path,) if path.suffix.lower() == ".tar" and path.is_file() else ()
+    found = sorted(path.glob("[!.]*.tar")) or sorted(path.glob("[!.]*/[!.]*.tar"))
+    return tuple(file for file in found if file.is_file())
+
+
+def tar_splits(path: Path) -> tuple[str, ...]:
+    """The splits of an archive or of a folder of them."""
+    found = sorted({_split_of(file) for file in archives_in(path)} - {""})
+    return tuple(found) if path.is_dir() and found else ("test",)
+
+
+def _split_of(file: Path) -> str:
+    """The usual name of a split in the name of an archive, or of its folder; else empty."""
+    words = [*re.split("[-_.]", file.stem), file.parent.name]
+    return next((word for word in words if word in SPLIT_NAMES), "")
+
+
+def _of_split(files: Sequence[Path], split: str, path: Path) -> tuple[Path, ...]:
+    """The archives of a split."""
+    splits = {file: _split_of(file) for file in files}
+    if not path.is_dir() or not any(splits.values()):
+        return tuple(files)
+    found = tuple(file for file in files if splits[file] == split)
+    if not found:
+        raise DataNotFoundError(
+            f"{path}: has no archive of split '{split}', only {', '.join(tar_splits(path))}: give "
+            "one of these with --split"
+        )
+    return found
+
+
+def _indexed(file: Path) -> _Index:
+    with refused(file):
+        require_regular(file)
+        return _index(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _index(path: Path, stamp: int) -> _Index:
+    """The samples of an archive that have an image; the stamp invalidates the cache."""
+    del stamp
+    samples: dict[str, _Sample] = {}
+    left_out: list[tuple[str, str]] = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in (each for each in archive if each.isreg()):
+                if reason := _take(member, samples, archive):
+                    left_out.append((reason, f"{path.name}/{shown(member.name)}"))
+    except (tarfile.TarError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a complete tar archive without compression, with labels in UTF-8 "
+            f"({' '.join(str(error).split())})"
+        ) from error
+    with_image = {key: sample for key, sample in samples.items() if sample.offset >= 0}
+    return _Index(with_image, tuple(left_out))
+
+
+def _take(member: tarfile.TarInfo, samples: dict[str, _Sample], archive: tarfile.TarFile) -> str:
+    """Add a member to its sample; returns the reason if it is left out."""
+    place = PurePosixPath(member.name)
+    stem, _, kind = place.name.partition(".")
+    if not stem:
+        return HIDDEN
+    sample = samples.setdefault(str(place.with_name(stem)), _Sample())
+    if f".{kind}".lower().endswith(image_suffixes()):
+        if sample.offset >= 0:
+            return FURTHER_IMAGES
+        sample.offset, sample.size = member.offset_data, member.size
+    elif kind.lower() in ("cls", "json") and member.size <= MAX_BESIDE:
+        content = archive.extractfile(member)
+        assert content is not None  # it is a regular member
+        _add_columns(sample.columns, kind.lower(), content.read().decode())
+    else:
+        return NOT_IMAGES
+    return ""
+
+
+def _add_columns(columns: dict[str, Any], kind: str, text: str) -> None:  # Any: JSON
+    """Add the label of a ``.cls`` member, or what a ``.json`` member says in addition."""
+    if kind == "cls":
+        columns["label"] = text.strip()
+        return
+    facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise ValueError("a .json member holds no object")
+    for name in facts.keys() - columns.keys() - {"split"}:
+        columns[name] = facts[name]
+
+
+def _table(keys: Sequence[str], samples: Sequence[_Sample], path: Path) -> pa.Table:
+    """The key and the columns of all samples."""
+    names = dict.fromkeys(name for sample in samples for name in sample.columns if name != "key")
+    columns = {"key": pa.array(map(shown, keys), pa.string())}
+    for name in sorted(names):
+        try:
+            columns[name] = pa.array([sample.columns.get(name) for sample in samples])
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{path}: expected one type of values for {name!r} in all samples "
+                f"({' '.join(str(error).split())})"
+            ) from error
+    return pa.table(columns)
