@@ -77,6 +77,13 @@ CLAIMS = {
         "store_tables:test_damaged_metadata_for_pandas_is_reported_as_damage",
         "store_tables:test_metadata_for_pandas_that_is_not_json_is_reported_as_damage",
     ),
+    "A manifest may name files": (
+        "stages_data_manifest:test_a_file_elsewhere_is_only_decoded_as_an_image",
+    ),
+    "Nothing is extracted from tar archives": (
+        "stages_data_tar_images:test_nothing_is_extracted_whatever_the_names_of_members",
+        "house:test_modules_that_can_run_code_are_only_imported_in_known_places",
+    ),
     "Recipes are plain YAML": ("hostile_files:test_a_recipe_is_no_program",),
     "A recipe cannot choose where": (
         "hostile_files:test_a_recipe_says_neither_where_it_runs_nor_where_else_it_writes",

@@ -161,6 +161,15 @@ def test_a_missing_file_is_a_failed_row(home: Path) -> None:
     assert rows.columns["n"].tolist() == [7, 8]
 
 
+def test_a_file_elsewhere_is_only_decoded_as_an_image(home: Path) -> None:
+    (home / "secret.pkl").write_bytes(pickle.dumps({"a": 1}))
+    (home / "inner").mkdir()
+    path = csv(home, "path", "../secret.pkl", "../b.png").rename(home / "inner" / "mine.csv")
+    rows = open_source(path).read(0, 2)
+    assert list(rows.failed) == [0]
+    assert rows.failed[0].startswith("../secret.pkl: cannot identify image file")
+
+
 def test_the_fingerprint_follows_labels_and_columns_and_not_the_place(home: Path) -> None:
     found = set()
     for last in ("a.png,0,1", "a.png,1,1", "a.png,0,2"):

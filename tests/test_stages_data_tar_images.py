@@ -162,6 +162,13 @@ def test_compressed_archives_and_other_files_are_refused(tmp_path: Path) -> None
         open_source(path)
 
 
+def test_nothing_is_extracted_whatever_the_names_of_members(tmp_path: Path) -> None:
+    members = {"../out.png": png(1), "/abs.png": png(2), "../out.cls": b"0"}
+    path = write(tmp_path / "in" / "pets.tar", members)
+    assert greys(open_source(path), 0, 2) == [1, 2]
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["in", "pets.tar"]
+
+
 def test_the_fingerprint_follows_content_and_not_place(home: Path) -> None:
     before = open_source(home / "pets", "val").fingerprint()
     shutil.copytree(home / "pets", home / "copy")
