@@ -214,3 +214,21 @@ def test_weights_that_cannot_be_used_are_refused(
 
 def test_a_start_from_nothing_says_nothing() -> None:
     assert (RANDOM.notes, RANDOM.planned) == ((), {})
+
+
+def test_both_layers_of_a_mean_start_anew(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = "from torch import nn\nclass net(nn.Module):\n def __init__(self, n_classes):\n"
+    file += "  super().__init__()\n  self.a, self.b = (nn.Conv2d(3, n_classes, 1) for _ in 'ab')\n"
+    file += " def forward(self, x): return ((self.a(x) + self.b(x)) / 2).mean((2, 3))\n"
+    (tmp_path / "mine.py").write_text(file)
+    network = f"{tmp_path / 'mine.py'}:net"
+    torch.save({"state_dict": build_network(network, 5).state_dict()}, tmp_path / "w.pt")
+    stage = training(tmp_path / "w.pt", dataclasses.replace(PARAMS, network=network))
+
+    state = stage.start()
+    assert state.card.last_layer == "a+b"
+    assert "classifier 'a+b' starts anew, with 2" in str(stage.initial)
+    alone = dataclasses.replace(LAST, network=network)
+    with pytest.raises(InputError, match=r"needs one linear layer, found 'a\+b' \(Conv2d\)"):
+        training(tmp_path / "w.pt", alone).start()

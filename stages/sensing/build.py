@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from pipeline.namesakes import OURS, namesakes_in
 from stages.errors import DataNotFoundError, InputError
+from stages.sensing.grey import accepting_rgb
 from stages.sensing.network_settings import unknown
 from stages.sensing.networks import network_factories
 from stages.sensing.outputs import returning_logits
@@ -45,7 +46,7 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
     if network.startswith(TORCHVISION):
         return torchvision_network(network, n_classes)
     if network.startswith(TIMM):
-        return timm_network(network, n_classes)
+        return accepting_rgb(timm_network(network, n_classes))
     if is_code(network):
         return _user_network(network, n_classes)
     factories = network_factories()
@@ -100,7 +101,7 @@ def _user_network(network: str, n_classes: int | None) -> nn.Module:
             f"found {type(built).__name__}"
         )
     _check_sizes(network, built)
-    return returning_logits(built, n_classes)
+    return returning_logits(accepting_rgb(built), n_classes)
 
 
 def _check_sizes(network: str, built: nn.Module) -> None:

@@ -53,9 +53,11 @@ VERSION = 1
 
 
 def _three(value: object) -> object:
-    if isinstance(value, list | tuple) and len(value) != 3:
-        raise ValueError("expected three numbers, one per channel")
-    return value
+    """Three numbers; one stands for all channels."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    if len(values) not in (1, 3):
+        raise ValueError("expected three numbers, one per channel, or one for all channels")
+    return tuple(values) * (3 // len(values))
 
 
 def _joined(values: tuple[float, ...]) -> str:
@@ -66,7 +68,7 @@ PerChannel = Annotated[
     tuple[FiniteFloat, FiniteFloat, FiniteFloat],
     Strict(False),
     BeforeValidator(_three),
-    Written(metavar="R,G,B"),
+    Written(metavar="R,G,B|X"),
 ]
 ImportedNetwork = Annotated[
     Network,

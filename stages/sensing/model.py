@@ -20,6 +20,7 @@ from stages.sensing.card import (
     check_normalisation,
 )
 from stages.sensing.folding import copied, folded
+from stages.sensing.grey import takes_grey
 from stages.sensing.last_layer import find_last_layer
 from stages.sensing.logit_layers import (
     TOGETHER,
@@ -73,7 +74,10 @@ def describe(
             f"network {network_name}: returns {n_classes} logits, the data set has "
             f"{len(class_names)} classes; use a network built for {len(class_names)}"
         )
-    source = source_hash(network_name)
+    extra = {"source_sha256": source} if (source := source_hash(network_name)) else {}
+    if takes_grey(network):
+        _check_grey(network_name, normalisation)
+        extra["channels"] = "grey"
     return ModelCard(
         name=name,
         network=network_name,
@@ -87,8 +91,17 @@ def describe(
         family=family,
         M=None,
         weights_sha256=weights_hash(network),
-        extra={"source_sha256": source} if source else {},
+        extra=extra,
     )
+
+
+def _check_grey(network: str, normalisation: Normalisation) -> None:
+    if any(len(set(values)) > 1 for values in normalisation):
+        mean, std = (",".join(f"{value:.4g}" for value in each) for each in normalisation)
+        raise InputError(
+            f"network {network}: has one input channel, expected one number for the mean and one "
+            f"for the std, found {mean} and {std}; give --mean X --std X"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +157,7 @@ class Sensing(nn.Module):
         self.register_buffer("scale", 1 / (255 * torch.tensor(card.std)), persistent=False)
         self.requires_grad_(False).eval()
         if arrangement.memory_format is torch.channels_last:
-            # Module.to refuses the whole network if it has a tensor of five dimensions.
-            for tensor in (*self.parameters(), *self.buffers()):
-                if tensor.ndim == 4:
-                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            lay_out(self, torch.channels_last)
 
     def round_to(self, precision: Precision) -> None:
         """Round weights once to the precision to which autocast would round them for every batch.
@@ -198,6 +208,16 @@ class Sensing(nn.Module):
             self.network(pixels)  # its output may be more than the logits
         features, logits = zip(*(tap.seen.pop() for tap in self.taps), strict=True)
         return side_by_side(features), torch.stack(logits).mean(0) if logits[1:] else logits[0]
+
+
+def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out the weights of convolutions in a memory format, in place.
+
+    ``Module.to`` refuses networks that have a tensor of five dimensions.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
 
 
 def sensing_of(

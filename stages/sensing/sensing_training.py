@@ -30,7 +30,7 @@ from stages.sensing.labelled import (
     read_labelled,
     sample_id,
 )
-from stages.sensing.model import Sensing, describe, normalised, sensing_of
+from stages.sensing.model import Sensing, describe, last_layers, lay_out, normalised, sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.start import RANDOM, Start
@@ -65,7 +65,17 @@ class TrainState:
     @property
     def trained(self) -> nn.Module:
         """The part of the network that is trained."""
-        return self.network.get_submodule(self.card.last_layer) if self.frozen else self.network
+        return _classifier(self.network, self.card) if self.frozen else self.network
+
+
+def _classifier(network: nn.Module, card: ModelCard) -> nn.Linear:
+    layers = last_layers(network, card)
+    if len(layers) > 1 or not isinstance(layers[0], nn.Linear):
+        raise InputError(
+            f"network {card.network}: --train last-layer needs one linear layer, found "
+            f"{card.last_layer!r} ({type(layers[0]).__name__}); give --train all"
+        )
+    return layers[0]
 
 
 @dataclass(frozen=True)
@@ -125,8 +135,8 @@ class SensingTraining:
         precision = self.params.precision if is_frozen else "fp32"
         sensing = sensing_of(network, card, data.images[kept[:N_ROWS]], precision, is_new=True)
         memory_format = sensing.arrangement.memory_format
-        network.to(memory_format=memory_format)  # type: ignore[call-overload]  # the stub lacks it
-        trained = network.get_submodule(card.last_layer) if is_frozen else network
+        lay_out(network, memory_format)
+        trained = _classifier(network, card) if is_frozen else network
         optimiser = torch.optim.SGD(
             trained.parameters(),
             lr=self.params.lr,

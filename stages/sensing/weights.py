@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stages.errors import InputError
 from stages.sensing.checkpoint import Checkpoint, read_checkpoint
-from stages.sensing.logit_layers import is_logit_layer
+from stages.sensing.logit_layers import TOGETHER, is_logit_layer
 from stages.sensing.matching import matched
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -54,7 +54,7 @@ def load_backbone(module: nn.Module, checkpoint: Checkpoint, classifier: str) ->
     Args:
         module: the network.
         checkpoint: the weights.
-        classifier: name of the network's last linear layer.
+        classifier: name of the network's last layer, or names, as in a model card.
 
     Returns:
         Notes on what was used.
@@ -62,15 +62,15 @@ def load_backbone(module: nn.Module, checkpoint: Checkpoint, classifier: str) ->
     Raises:
         InputError: as in `load_checkpoint`, for any other layer.
     """
-    wanted = _state_of(module)
-    own = _parameters_of(classifier, wanted)
+    wanted, layers = _state_of(module), classifier.split(TOGETHER)
+    own = {each for layer in layers for each in _parameters_of(layer, wanted)}
     weights, notes = matched({name: wanted[name] for name in wanted if name not in own}, checkpoint)
     resized = _resized_linears(module, weights)
     if not own & weights.keys():
-        resized.append(classifier)
+        resized += layers
         notes += (f"weights {checkpoint.path}: no classifier found; {classifier!r} starts anew",)
-    elif classifier in resized:
-        n_theirs, n_ours = (len(each[f"{classifier}.weight"]) for each in (weights, wanted))
+    elif layers[0] in resized:
+        n_theirs, n_ours = (len(each[f"{layers[0]}.weight"]) for each in (weights, wanted))
         notes += (
             f"weights {checkpoint.path}: trained for {n_theirs:,} classes; the classifier "
             f"{classifier!r} starts anew, with {n_ours:,}",
@@ -89,9 +89,9 @@ def _parameters_of(layer: str, wanted: Mapping[str, Tensor]) -> set[str]:
 def _resized_linears(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """Names of the linear layers that have another number of outputs in a checkpoint."""
     linears = {
-        name: part.weight
+        name: part.get_parameter("weight")
         for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and f"{name}.weight" in weights
+        if is_logit_layer(part) and f"{name}.weight" in weights
     }
     shapes = {name: (weights[f"{name}.weight"].shape, linears[name].shape) for name in linears}
     return [
