@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from test_stages_data_classes import NUMBERS, write_folders
 
 from cli.classes import note_names
 from cli.states import states
+from stages.evaluation.evaluation import open_evaluation
 from stages.sensing.build import build_network
 from stages.sensing.models import models_of
 from stages.sensing.weights import save_weights
@@ -254,6 +256,30 @@ def test_a_head_is_refused_for_features_with_other_labels(run: Run) -> None:
     assert "(classes: label 1 is '2', found '10')" in refused
     assert "classes: label 1 is '2', found '10'" in also
     assert refused.count("\n") == 1
+
+
+def test_a_set_with_some_of_the_classes_is_labelled_and_evaluated_among_all_and_among_its_own(
+    run: Run, home: Path, tmp_path: Path
+) -> None:
+    run(f"{EXTRACT} {NEW} --model ordered --classes classes.txt")
+    for name, place in (("3", "3"), ("10", "10"), ("12", "9")):  # nines that are called 12
+        shutil.copytree(home / "numbered/test" / place, tmp_path / "some/test" / name)
+
+    out, said = run(
+        f"extract --dataset {tmp_path / 'some'} --model ordered --executor local --json"
+    )
+    found = FeatureStore(str(tmp_path / "store")).open(json.loads(out)["feature_set"])
+    run(f"evaluate --features {found.name} --head none --resamples 0 --present-classes")
+
+    assert "some test: has 3 of the 12 classes of model ordered; labels are the network's" in said
+    labels = found.samples()["label"].to_numpy()
+    assert sorted(set(labels.tolist())) == [2, 9, 11]
+    (result,) = FeatureStore(str(tmp_path / "store")).artifacts("result")
+    by_group = open_evaluation(result).by_group.set_index("predictor")["accuracy"]
+    own = np.array([2, 9, 11])[found.read("logits")[:, [2, 9, 11]].argmax(axis=1)]
+    assert by_group["f"] == (found.read("logits").argmax(axis=1) == labels).mean()
+    assert by_group["f (3 classes)"] == (own == labels).mean()
+    assert {row["state"] for row in states(FeatureStore(str(tmp_path / "store")))} == {"complete"}
 
 
 RECIPE = """

@@ -76,6 +76,13 @@ def test_f_is_judged_alone_where_nothing_contends(store: FeatureStore) -> None:
     assert result.card.seeds == {"f": (0,)}
 
 
+def test_present_classes_are_refused_where_all_occur(store: FeatureStore) -> None:
+    stage = Evaluate(features=cells(store).name, heads={"none": "none"}, present_classes=True)
+    with pytest.raises(InputError, match="classes occur among its labels: omit --present-classes"):
+        make_in(store, stage)
+    assert store.artifacts("result") == ()
+
+
 def test_a_result_keeps_its_tables_and_its_card_in_the_store(store: FeatureStore) -> None:
     found = cells(store)
     small_head(store, found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
 from pipeline.make import ArtifactJob, Output
@@ -45,6 +47,11 @@ class Evaluate(Stage):
     heads: Heads = None
     resamples: Resamples = 1000
     seed: NonNegativeInt = Field(0, description="Seed of the bootstrap.")
+    present_classes: bool = Field(
+        False,
+        description="Evaluate each predictor also over the classes that occur among the labels, "
+        "such as 200 of 1,000 in ImageNet-A.",
+    )
 
     def job(self, workspace: Workspace) -> ArtifactJob:
         """The comparison.
@@ -73,6 +80,7 @@ class Evaluate(Stage):
                     contenders,
                     n_resamples=self.resamples,
                     seed=self.seed,
+                    classes=classes_in(feature_set) if self.present_classes else None,
                     tick=progress.advance,
                 )
 
@@ -85,7 +93,7 @@ class Evaluate(Stage):
             title=f"evaluate {title}",
             preview=Preview(what, {"result": result.name}),
             compute=compute,
-            check=lambda: _check(store, feature_set, contenders),
+            check=lambda: self._check(store, feature_set, contenders),
         )
 
     def plan(self, feature_set: FeatureSet, contenders: Sequence[Contender]) -> Plan:
@@ -99,24 +107,45 @@ class Evaluate(Stage):
             "stage": {
                 "name": self.verb,
                 "version": VERSION,
-                "params": {"n_bins": N_BINS, "bootstrap": bootstrap},
+                "params": {
+                    "n_bins": N_BINS,
+                    "bootstrap": bootstrap,
+                    **({"present_classes": True} if self.present_classes else {}),
+                },
             },
             "inputs": {"features": feature_set.plan, "heads": planned_heads(contenders)},
         }
 
+    def _check(
+        self, store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender]
+    ) -> None:
+        """Raise ``InputError`` if labels clash, heads do not fit, or classes are missing."""
+        check_contenders(contenders)
+        if not any(
+            (_labels(feature_set, each) >= 0).any() for each in feature_set.shard_set.shards
+        ):
+            raise InputError(
+                f"evaluate {feature_set.name}: expected labelled rows, found none among "
+                f"{feature_set.n_rows:,}; use a split that has labels"
+            )
+        (n_classes,) = feature_set.schema.array("logits").row_shape
+        if self.present_classes and len(classes_in(feature_set)) == n_classes:
+            raise InputError(
+                f"evaluate {feature_set.name}: all {n_classes} classes occur among its labels: "
+                "omit --present-classes"
+            )
+        for each in contenders:
+            check_preparation(store, feature_set, each.head)
+        feature_set.require_usable()
 
-def _check(store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender]) -> None:
-    """Raise ``InputError`` if labels clash, heads do not fit, or no row has a label."""
-    check_contenders(contenders)
-    if not any(_has_labels(feature_set, shard) for shard in feature_set.shard_set.shards):
-        raise InputError(
-            f"evaluate {feature_set.name}: expected labelled rows, found none among "
-            f"{feature_set.n_rows:,}; use a split that has labels"
-        )
-    for each in contenders:
-        check_preparation(store, feature_set, each.head)
-    feature_set.require_usable()
+
+def classes_in(feature_set: FeatureSet) -> NDArray[np.int64]:
+    """The classes that occur among the labels, sorted; int64."""
+    labels = (np.unique(_labels(feature_set, each)) for each in feature_set.shard_set.shards)
+    found: NDArray[np.int64] = np.unique(np.concatenate([*labels]))
+    return found[found >= 0]
 
 
-def _has_labels(feature_set: FeatureSet, shard: Shard) -> bool:
-    return bool((feature_set.read_samples(shard)["label"].to_numpy() >= 0).any())
+def _labels(feature_set: FeatureSet, shard: Shard) -> NDArray[np.int64]:
+    samples = feature_set.read_samples(shard, ("label",))
+    return np.asarray(samples["label"], np.int64)

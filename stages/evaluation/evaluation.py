@@ -9,8 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.make import Output
 from stages.evaluation.judgement import Judgement, Predictor, cell_columns, judged
@@ -55,6 +58,7 @@ def evaluated(
     *,
     n_resamples: int,
     seed: int,
+    classes: NDArray[np.int64] | None,
     tick: Callable[[int], None],
 ) -> Output:
     """The tables and the card of f beside heads.
@@ -62,10 +66,14 @@ def evaluated(
     Args:
         n_resamples: resamples of the bootstrap over images; below 100, no intervals.
         seed: seed of the bootstrap.
+        classes: classes over which each predictor is evaluated in addition to all; ``None`` for
+            none.
         tick: called with the number of rows of each finished shard.
     """
     resampling, started = Resampling(n_resamples, seed), time.monotonic()
     judges = _predictors(store, contenders)
+    if classes is not None:
+        judges += [_over(each, classes) for each in judges]
     found = judged(feature_set, judges, resampling, tick=tick)
     files = {_key(name): getattr(found, name).to_parquet(index=False) for name in TABLES}
     return files, _card(feature_set, contenders, judges, resampling, found, started).to_dict()
@@ -80,6 +88,20 @@ def _predictors(store: FeatureStore, contenders: Sequence[Contender]) -> list[Pr
             for seed, predict in predictors(store, each.head).items()
         ),
     ]
+
+
+def _over(judge: Predictor, classes: NDArray[np.int64]) -> Predictor:
+    """The predictor over some of the classes: their probabilities, which sum to one again."""
+
+    def predict(features: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.float64]:
+        all_classes = np.asarray(judge.predict(features, logits), np.float64)
+        found = np.zeros_like(all_classes)
+        found[:, classes] = all_classes[:, classes]
+        with np.errstate(invalid="ignore"):  # no probability at all: the row counts as failed
+            found /= found.sum(axis=1, keepdims=True)
+        return found
+
+    return Predictor(f"{judge.label} ({len(classes)} classes)", judge.seed, predict)
 
 
 def _card(

@@ -35,7 +35,12 @@ from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
 from stages.reflection.losses import DEFAULT_LOSS, LOSSES
 from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard, Precision
-from stages.sensing.class_check import listed_classes, output_notes, shown_classes
+from stages.sensing.class_check import (
+    has_some_classes,
+    listed_classes,
+    output_notes,
+    shown_classes,
+)
 from stages.sensing.import_model import (
     Filter,
     ImportedNetwork,
@@ -306,10 +311,18 @@ class Extract(Stage):
 
     def _labelled(self, workspace: Workspace, card: ModelCard) -> SourceSpec:
         """The images, without their labels if they are of other classes and that is accepted."""
-        spec = replace(self.source(workspace), image_size=card.input)
+        spec = self._matched(workspace, card)
         if not self.out_of_distribution:
             return spec
         return replace(spec, labels=opened(workspace, spec).class_names == card.class_names)
+
+    def _matched(self, workspace: Workspace, card: ModelCard) -> SourceSpec:
+        """The images; if they have some of the network's classes, with labels among all of them."""
+        spec = replace(self.source(workspace), image_size=card.input)
+        is_part = not self.classes and has_some_classes(opened(workspace, spec), card)
+        if not is_part or self.out_of_distribution:
+            return spec
+        return replace(spec, classes=card.class_names)
 
     def _preview(
         self,
@@ -320,9 +333,15 @@ class Extract(Stage):
         workers: str,
     ) -> Preview:
         """What would be computed where, the classes in the order of the outputs, and notes."""
-        spec = replace(self.source(workspace), image_size=card.input)
+        spec = self._matched(workspace, card)
         source, is_new = opened(workspace, spec), imports is not None
         notes = [*imports.preview.notes] if imports else []
+        if spec.classes != self.classes:
+            n_classes = opened(workspace, self.source(workspace)).n_classes
+            notes.append(
+                f"{source.name} {source.split}: has {n_classes:,} of the {card.n_classes:,} "
+                f"classes of model {card.name}; labels are the network's"
+            )
         if not self.out_of_distribution:
             notes += output_notes(source, card, is_ordered=bool(self.classes), is_new=is_new)
         found = workspace.store.preview(plan)

@@ -52,6 +52,12 @@ def can_compare_classes(source: ImageSource, card: ModelCard) -> bool:
     return source.is_named or _are_known(names, source.family)
 
 
+def has_some_classes(source: ImageSource, card: ModelCard) -> bool:
+    """Whether a data set has some of the classes of a network and no others, by their names."""
+    is_part = set(source.class_names) < set(card.class_names)
+    return bool(source.class_names) and is_part and can_compare_classes(source, card)
+
+
 def other_label(names: Sequence[str], others: Sequence[str]) -> str | None:
     """The first label to which two lists of classes give different names, as text.
 
