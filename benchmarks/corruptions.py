@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cli.output import table
-from stages.data.corruptions.severities import IMAGENETC, corrupt
+from stages.data.corruptions.levels import IMAGENETC
+from stages.data.corruptions.severities import corrupt
 from stages.data.resize import Resize
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "brick", "grass", "gravel")

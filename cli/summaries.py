@@ -25,7 +25,7 @@ Summary = tuple[str, Any]  # Any: JSON
 def corrupt(_: Stage, made: Made, __: Workspace) -> Summary:
     """Number of images of the set, and of computed corruptions or shards of files."""
     folder = made.job.preview.facts["folder"]
-    is_files = made.job.plan["stage"]["params"]["collection"] == "imagenetc"
+    is_files = "jpeg_quality" in made.job.plan["stage"]["params"]
     work = _work_done(made, "shards" if is_files else "corruptions")
     text = f"{folder}: {made.output.n_rows:,} images; {work}"
     return text, {"folder": folder, **_shard_facts(made)}

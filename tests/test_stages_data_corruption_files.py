@@ -164,9 +164,10 @@ def test_images_of_the_size_of_the_files_are_not_cropped(spec: SourceSpec) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"collection": "cure", "image_size": 64}, "--collection cure: expected images of 32 pix"),
-        ({"collection": "imagenetc", "image_size": 32}, "expected images of a size other than 32"),
-        ({"corruptions": ("salt_pepper",), "image_size": 64}, "'salt_pepper' is unknown; imagenet"),
+        ({"collection": "cure", "image_size": 64}, "cure: expected images of 32 pixels, found"),
+        ({"collection": "imagenetc", "image_size": 32}, "expected images of 224 pixels, found"),
+        ({"collection": "imagenetc", "image_size": 64}, "which has the constants of tinyimagenetc"),
+        ({"corruptions": ("salt_pepper",), "image_size": 96}, "'salt_pepper' is unknown; ima"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

@@ -25,8 +25,9 @@ from scipy import ndimage
 
 from stages.data.corruptions.draws import generators_of
 from stages.data.corruptions.frost import frost_photographs
+from stages.data.corruptions.levels import IMAGENETC
 from stages.data.corruptions.names import CORRUPTIONS
-from stages.data.corruptions.severities import IMAGENETC, corrupt
+from stages.data.corruptions.severities import corrupt
 from stages.data.resize import Resize
 
 pytestmark = pytest.mark.skipif(

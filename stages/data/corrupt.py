@@ -13,7 +13,7 @@ from pipeline.stage import Job, Preview, Several, Stage
 from pipeline.terminal import size
 from pipeline.workspace import Workspace
 from stages.data.classes import class_notes
-from stages.data.corruption_files import DEFAULT_SIDE, CorruptedFiles, sized
+from stages.data.corruption_files import CorruptedFiles, sized
 from stages.data.corruption_set import (
     ExistingImages,
     corruption_folder,
@@ -21,7 +21,7 @@ from stages.data.corruption_set import (
     is_foreign,
 )
 from stages.data.corruption_work import CorruptionWork
-from stages.data.corruptions.names import Collection, collection_for
+from stages.data.corruptions.names import SIDES, Collection, collection_for
 from stages.data.corruptions.pixels import SIDE
 from stages.data.known import KNOWN, data_root_path
 from stages.data.opened import facts_of, opened
@@ -43,8 +43,8 @@ class Corrupt(Stage):
 
     Every image is corrupted in 19 ways at 5 severities. Images of 32x32 pixels become arrays, with
     CIFAR-10-C's own constants; other collections have other levels. Images of any other size become
-    JPEG files, with ImageNet-C's constants. Running the command again computes only what is
-    missing.
+    JPEG files, with the constants of Tiny-ImageNet-C (64x64) or ImageNet-C. Running the command
+    again computes only what is missing.
     """
 
     verb = "corrupt"
@@ -56,8 +56,9 @@ class Corrupt(Stage):
     split: Split = "test"
     collection: Collection | None = Field(
         None,
-        description="cifar10c or imagenetc: 19 corruptions. cure: the six CURE-like distortions. "
-        "rotations: 12, 24, ... 180 degrees. (default: cifar10c for 32 pixels, else imagenetc)",
+        description="cifar10c, tinyimagenetc or imagenetc: 19 corruptions. cure: the six CURE-like "
+        "distortions. rotations: 12, 24, ... 180 degrees. (default: cifar10c for 32 pixels, "
+        "tinyimagenetc for 64, imagenetc for other sizes)",
     )
     corruptions: Several[Corruption] = Field(
         (), description="Corruptions to write, separated by commas. (default: all)"
@@ -78,7 +79,7 @@ class Corrupt(Stage):
         description="Height and width of the corrupted images in pixels. 32: images of any shape "
         "are resized to it. Any other size: the shorter side is resized to 8/7 of it, and the "
         "centre is cut out, as in ImageNet-C. (default: 32, where larger images and those that are "
-        "not square are refused; 224 for imagenetc)",
+        "not square are refused; 64 for tinyimagenetc, 224 for imagenetc)",
     )
     classes: ClassNames = ()
     limit: Limit | None = None
@@ -115,17 +116,17 @@ class Corrupt(Stage):
 
     def _work(self, workspace: Workspace, root: Path) -> CorruptionWork | CorruptedFiles:
         """What writes arrays for images of 32 pixels, and files for others."""
-        side = self.image_size or (DEFAULT_SIDE if self.collection == "imagenetc" else SIDE)
-        collection = self.collection or collection_for((side, side))
+        side = self.image_size or SIDES[self.collection or "cifar10c"]
+        usual = collection_for((side, side))
+        collection = self.collection or usual
+        if collection != usual and SIDES[collection] != side:
+            raise InputError(
+                f"--collection {collection}: expected images of {SIDES[collection]} pixels, found "
+                f"--image-size {side}, which has the constants of {usual}; leave one of the two out"
+            )
         spec = SourceSpec(
             self.dataset, self.split, str(root), limit=self.limit, classes=self.classes
         )
-        if (collection == "imagenetc") == (side == SIDE):
-            expected = f"a size other than {SIDE}" if side == SIDE else f"{SIDE}"
-            raise InputError(
-                f"--collection {collection}: expected images of {expected} pixels, found "
-                f"--image-size {side}; leave one of the two options out"
-            )
         if side == SIDE:
             return CorruptionWork(
                 spec, self.corruptions, self.seed, collection, self.image_size is not None

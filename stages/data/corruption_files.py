@@ -21,7 +21,12 @@ from pipeline.work import ShardOutput, Tick
 from stages.data.corrupting import corrupting
 from stages.data.corruption_work import chosen_names, library_versions
 from stages.data.corruptions.cells import cells_of
-from stages.data.corruptions.names import VERSION
+from stages.data.corruptions.names import (
+    VERSION,
+    Collection,
+    collection_for,
+    constants_in_words,
+)
 from stages.data.folder import FolderReader
 from stages.data.listing import left_out_facts
 from stages.data.registry import SourceSpec
@@ -44,12 +49,11 @@ MOST_FILES, MOST_PIXELS = 500, 2**25
 """Limits of a shard, whose files are made in memory."""
 
 READ_ROWS = 16
-DEFAULT_SIDE = 224
 
 
 @dataclass(frozen=True)
 class CorruptedFiles:
-    """Corrupts every image of a source, with the constants of ImageNet-C, and encodes it as JPEG.
+    """Corrupts every image of a source, with the constants for its size, and encodes it as JPEG.
 
     Attributes:
         source: the clean set, at the size of the files.
@@ -67,7 +71,12 @@ class CorruptedFiles:
     fixed_keys: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", chosen_names(self.names, "imagenetc"))
+        object.__setattr__(self, "names", chosen_names(self.names, self.collection))
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that defines the levels."""
+        return collection_for(resizing_to(self.source.image_size).size)
 
     def plan(
         self, facts: Mapping[str, Any] | None = None, source: ReaderSource | None = None
@@ -93,7 +102,7 @@ class CorruptedFiles:
                 "name": self.name,
                 "version": self.version,
                 "params": {
-                    "collection": "imagenetc",
+                    "collection": self.collection,
                     "names": list(self.names),
                     "seed": self.seed,
                     "jpeg_quality": JPEG_QUALITY,
@@ -166,7 +175,8 @@ class CorruptedFiles:
         height, width = source.image_size
         return (
             f"{source.name} {source.split}: images of {in_words(stored_sizes(source))} become "
-            f"{height}x{width} ({source.resize}), with the constants of ImageNet-C (224x224)"
+            f"{height}x{width} ({source.resize}), with the constants of "
+            f"{constants_in_words(source.image_size)}"
         )
 
 

@@ -25,7 +25,7 @@ from store.storage import LocalStorage
 
 def corruption_folder(dataset: str, collection: str, data_root: Path) -> str:
     """Default folder of a corrupted set: ``<data set>-c``, ``<data set>-cure`` and so on."""
-    suffix = "c" if collection in ("cifar10c", "imagenetc") else collection
+    suffix = collection if collection in ("cure", "rotations") else "c"
     return str(data_root / f"{dataset}-{suffix}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import google_crc32c
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.work import ShardOutput, Tick
 from stages.data.corruptions.frost import frost_folder
-from stages.data.corruptions.names import VERSION, Collection, n_severities_of, names_of
+from stages.data.corruptions.names import SIDES, VERSION, Collection, n_severities_of, names_of
 from stages.data.corruptions.pixels import SIDE
 from stages.data.listing import left_out_facts
 from stages.data.registry import SourceSpec
@@ -71,7 +71,7 @@ class CorruptionWork:
     file_bytes: ClassVar[int] = SIDE * SIDE * 3
 
     def __post_init__(self) -> None:
-        collections = [each for each in get_args(Collection) if each != "imagenetc"]
+        collections = [each for each, side in SIDES.items() if side == SIDE]
         if self.collection not in collections:
             raise InputError(
                 f"collection {self.collection!r} is unknown; use {' or '.join(collections)}"

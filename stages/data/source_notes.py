@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stages.data.corruptions.names import constants_in_words
 from stages.data.listing import LeftOut, in_words, left_out_facts
 from stages.data.source import ImageSource
 
@@ -15,10 +16,9 @@ def source_notes(source: ImageSource) -> list[str]:
     notes = left_out_notes(title, source.left_out)
     if source.corruption:
         height, width = source.image_size
-        constants = {"cifar10c": "CIFAR-10-C (32x32)", "imagenetc": "ImageNet-C (224x224)"}
         notes.append(
             f"{title}: images of {height}x{width} are corrupted with the constants of "
-            f"{constants[source.corruption['collection']]}, seed {source.corruption['seed']}"
+            f"{constants_in_words(source.image_size)}, seed {source.corruption['seed']}"
         )
     if source.how_to_label:
         notes.append(

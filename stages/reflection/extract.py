@@ -118,8 +118,8 @@ class Extract(Stage):
     corrupt: Several[CorruptionCell] = Field(
         (),
         description="Corrupt the images when they are read, after resizing and cropping: fog:3, "
-        "fog for all severities, or all for 19 corruptions at 5 severities. Images of 32x32 pixels "
-        "are corrupted with the constants of CIFAR-10-C, others with those of ImageNet-C.",
+        "fog for all severities, or all for 19 corruptions at 5 severities. Constants are those of "
+        "CIFAR-10-C for 32x32 pixels, of Tiny-ImageNet-C for 64x64, else of ImageNet-C.",
     )
     corruption_seed: NonNegativeInt = Field(0, description="Seed of these corruptions.")
     model: ModelName | None = Field(

@@ -1,9 +1,18 @@
 """The names of the corruptions, without the libraries that apply them."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
-Collection = Literal["cifar10c", "imagenetc", "cure", "rotations"]
-"""Collection that defines the levels: CIFAR-10-C, ImageNet-C, CURE-like, or angles of rotation."""
+Collection = Literal["cifar10c", "tinyimagenetc", "imagenetc", "cure", "rotations"]
+"""Collection that defines the levels: those of CIFAR-10-C, Tiny-ImageNet-C or ImageNet-C, CURE-like
+ones, or angles of rotation."""
+
+SIDES: Mapping[Collection, int] = MappingProxyType(
+    {"cifar10c": 32, "tinyimagenetc": 64, "imagenetc": 224, "cure": 32, "rotations": 32}
+)
+"""Height and width in pixels for which the constants were chosen. ImageNet-C's are also used for
+all sizes that are not listed."""
 
 VERSION = 1
 """Raised when the bytes of any corruption change."""
@@ -62,9 +71,25 @@ def n_severities_of(collection: Collection) -> int:
 
 
 def collection_for(size: tuple[int, int]) -> Collection:
-    """The collection whose constants suit images of ``(H, W)``, unless another one is chosen.
+    """The collection of 19 corruptions whose constants are used for images of ``(H, W)``.
 
-    >>> collection_for((32, 32)), collection_for((224, 224))
-    ('cifar10c', 'imagenetc')
+    >>> [collection_for((side, side)) for side in (32, 64, 224, 300)]
+    ['cifar10c', 'tinyimagenetc', 'imagenetc', 'imagenetc']
     """
-    return "cifar10c" if size == (32, 32) else "imagenetc"
+    of_size: Mapping[tuple[int, int], Collection] = {
+        (32, 32): "cifar10c",
+        (64, 64): "tinyimagenetc",
+    }
+    return of_size.get(size, "imagenetc")
+
+
+def constants_in_words(size: tuple[int, int]) -> str:
+    """Whose constants are used for images of ``(H, W)``, and for which size they were chosen.
+
+    >>> constants_in_words((300, 300))
+    'ImageNet-C (224x224)'
+    """
+    titles = {"cifar10c": "CIFAR-10-C", "tinyimagenetc": "Tiny-ImageNet-C"}
+    collection = collection_for(size)
+    side = SIDES[collection]
+    return f"{titles.get(collection, 'ImageNet-C')} ({side}x{side})"
