@@ -76,8 +76,10 @@ def test_chosen_corruptions_and_classes(root: Path) -> None:
     assert rows.columns["label"].tolist() == [2, 2, 0] * 3
     with pytest.raises(InputError, match="has no corruption 'snow', expected one of blur, fog"):
         open_source(root, corruptions=("snow",))
+    clean = root / "fog" / "1"
+    clean.rename(root.parent / "test")
     with pytest.raises(InputError, match="it is not a corrupted set; omit --corruptions"):
-        open_source("digits", corruptions=("snow",))
+        open_source(root.parent, corruptions=("snow",))
 
 
 def test_an_image_that_a_cell_lacks_is_a_failed_row(root: Path) -> None:
@@ -111,6 +113,24 @@ def test_differences_between_cells_are_refused(root: Path) -> None:
         open_source(root)
     (root / "fog" / "10").rename(root / "fog" / "3")
     with pytest.raises(InputError, match="fog has the severities 1, 2, 3 and blur 1, 2, 10"):
+        open_source(root)
+
+
+def test_decimal_severities_are_ranked_within_each_corruption(root: Path) -> None:
+    for name, levels in {
+        "blur": ("2.35", "3.20", "9.15"),
+        "fog": ("1.00", "2.00", "10.00"),
+    }.items():
+        for old, new in zip(("1", "2", "10"), levels, strict=True):
+            (root / name / old).rename(root / name / new)
+    rows = open_source(root).read(0, 18)
+    assert rows.failed == {}
+    assert rows.images[:, 3, 3, 0].tolist() == list(range(0, 180, 10))
+    assert rows.columns["severity"].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3] * 2
+    assert rows.columns["sample_id"][17] == "fog/3/00002"
+    assert open_source(root, corruptions=("fog",)).read(0, 1).images[0, 3, 3, 0] == 90
+    (root / "fog" / "10.00").rename(root / "moved")
+    with pytest.raises(InputError, match=r"fog has the severities 1.00, 2.00 and blur 2.35, 3.20"):
         open_source(root)
 
 

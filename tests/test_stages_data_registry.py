@@ -55,6 +55,11 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         open_source(tmp_path / "no" / "such" / "place")
 
 
+def test_a_url_is_refused() -> None:
+    with pytest.raises(DataNotFoundError, match=r"^s3://\.\.\.: is a URL, .* or mount the bucket$"):
+        open_source("s3://key:secret@bucket/pets")
+
+
 def test_a_name_is_looked_up_under_the_data_root(tmp_path: Path) -> None:
     _arrays(tmp_path / "mine" / "test.npz")
     assert open_source("mine", data_root=tmp_path).name == "mine"

@@ -1,15 +1,17 @@
 """Corrupted image files in ImageNet-C's layout: ``<corruption>/<severity>/<class>/<file>``.
 
 Tiny-ImageNet-C and ImageNet-C-bar have it too. Rows are ordered by corruption, severity, class and
-file. Every corruption has the same severities, and each of these the same classes and files. As in
-CIFAR-10-C, the ``sample_id`` of image 42 is ``fog/3/00042``; ``clean_id`` is ``<class>/<file>``.
+file. Every corruption has the same severities, and each of these the same classes and files. In
+ImageNet-C-bar, where each corruption has its own folders such as ``2.35``, severities are their
+ranks, from 1. As in CIFAR-10-C, the ``sample_id`` of image 42 is ``fog/3/00042``; ``clean_id`` is
+``<class>/<file>``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +38,8 @@ class CorruptedFolderReader:
     Attributes:
         root: folder that contains the corruptions.
         corruptions: names of the folders.
-        severities: names of the folders below each corruption, as numbers.
+        severities: severity of each folder below a corruption.
+        folders: corruption -> names of these folders.
         files: ``<class>/<file>`` of each image, the same in every cell.
         labels: index of the class of each image.
     """
@@ -44,6 +47,7 @@ class CorruptedFolderReader:
     root: Path
     corruptions: tuple[str, ...]
     severities: tuple[int, ...]
+    folders: Mapping[str, tuple[str, ...]]
     files: tuple[str, ...]
     labels: tuple[int, ...]
 
@@ -56,7 +60,7 @@ class CorruptedFolderReader:
         """Rows ``[start, stop)``; a file that cannot be decoded becomes a failed row of zeros."""
         rows = range(start, stop)
         images = [row % len(self.files) for row in rows]
-        cells = [self._cell(row) for row in rows]
+        cells = [(name, self.severities[at]) for name, at in map(self._cell, rows)]
         found = FolderReader(
             self.root,
             tuple(self.file_of(row) for row in rows),
@@ -73,8 +77,8 @@ class CorruptedFolderReader:
 
     def file_of(self, row: int) -> str:
         """Path of a row below the root."""
-        corruption, severity = self._cell(row)
-        return f"{corruption}/{severity}/{self.files[row % len(self.files)]}"
+        corruption, at = self._cell(row)
+        return f"{corruption}/{self.folders[corruption][at]}/{self.files[row % len(self.files)]}"
 
     def held_bytes(self) -> int:
         """Memory of the list of files of one cell; images are read one at a time."""
@@ -82,7 +86,8 @@ class CorruptedFolderReader:
 
     def content(self) -> str:
         """Hash of all names, and of the sizes and bytes of a sample of files."""
-        digest = hashlib.sha256(repr((self.corruptions, self.severities, self.files)).encode())
+        names = [(name, self.folders[name]) for name in self.corruptions]
+        digest = hashlib.sha256(repr((names, self.severities, self.files)).encode())
         n_rows = len(self.corruptions) * self.rows_per_corruption
         rows = np.unique(np.linspace(0, n_rows - 1, MAX_HASHED).astype(int)).tolist()
         files = [self.file_of(row) for row in rows]
@@ -91,9 +96,9 @@ class CorruptedFolderReader:
         return digest.hexdigest()
 
     def _cell(self, row: int) -> tuple[str, int]:
-        """Corruption and severity of a row."""
-        corruption, severity = divmod(row // len(self.files), len(self.severities))
-        return self.corruptions[corruption], self.severities[severity]
+        """Corruption of a row, and index of its severity."""
+        corruption, at = divmod(row // len(self.files), len(self.severities))
+        return self.corruptions[corruption], at
 
 
 def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
@@ -112,13 +117,15 @@ def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize)
         raise InputError(f"{root}: a corrupted set has no split '{split}', only test")
     check_finished(root)
     corruptions = corruptions_below(root)
-    severities = _severities(root, corruptions)
-    first = root / corruptions[0] / str(severities[0])
-    class_names = listing(first).folders
-    _check_classes(root, corruptions, severities, class_names)
-    files, labels, left_out = class_files(first, "", class_names, "")
+    folders = {name: _numbered(root / name) for name in corruptions}
+    severities = _severities(root, folders)
+    cells = [f"{name}/{folder}" for name in corruptions for folder in folders[name]]
+    class_names = _common_classes(root, cells)
+    files, labels, left_out = class_files(root / cells[0], "", class_names, "")
     check_utf8(root, [*corruptions, *class_names, *files])
-    reader = CorruptedFolderReader(root, corruptions, severities, tuple(files), tuple(labels))
+    reader = CorruptedFolderReader(
+        root, corruptions, severities, folders, tuple(files), tuple(labels)
+    )
     planned = planned_family(root)
     family, planned_names = planned or (re.sub("(?i)-c$", "", name), ())
     left_out += [] if planned else _outside(root, corruptions)  # those of `corrupt` are its own
@@ -144,36 +151,35 @@ def corruptions_below(root: Path) -> tuple[str, ...]:
 
 def _numbered(folder: Path) -> tuple[str, ...]:
     """The subfolders with a number as name and with class folders, in order of the numbers."""
-    names = [name for name in listing(folder).folders if re.fullmatch("0|[1-9][0-9]?", name)]
-    return tuple(sorted((name for name in names if listing(folder / name).folders), key=int))
+    names = [name for name in listing(folder).folders if re.fullmatch(r"\d\d?(\.\d+)?", name)]
+    return tuple(sorted((name for name in names if listing(folder / name).folders), key=float))
 
 
-def _severities(root: Path, corruptions: tuple[str, ...]) -> tuple[int, ...]:
-    """The severities that every corruption has."""
-    found = {name: _numbered(root / name) for name in corruptions}
-    first = corruptions[0]
-    for name, severities in found.items():
-        if severities != found[first]:
+def _severities(root: Path, folders: Mapping[str, tuple[str, ...]]) -> tuple[int, ...]:
+    """The severities of every corruption: the numbers of its folders, or ranks of decimal ones."""
+    first, *others = folders
+    is_ranked = any("." in name for names in folders.values() for name in names)
+    for name in others:
+        mine, theirs = folders[name], folders[first]
+        if (len(mine) if is_ranked else mine) != (len(theirs) if is_ranked else theirs):
             raise InputError(
-                f"{root}: {name} has the severities {', '.join(severities)} and {first} "
-                f"{', '.join(found[first])}, expected the same: add or move folders"
+                f"{root}: {name} has the severities {', '.join(mine)} and {first} "
+                f"{', '.join(theirs)}, expected the same: add or move folders"
             )
-    return tuple(map(int, found[first]))
+    names = folders[first]
+    return tuple(range(1, len(names) + 1)) if is_ranked else tuple(map(int, names))
 
 
-def _check_classes(
-    root: Path,
-    corruptions: tuple[str, ...],
-    severities: tuple[int, ...],
-    class_names: tuple[str, ...],
-) -> None:
-    first = f"{corruptions[0]}/{severities[0]}"
-    for cell in (f"{name}/{severity}" for name in corruptions for severity in severities):
+def _common_classes(root: Path, cells: Sequence[str]) -> tuple[str, ...]:
+    """The class folders that every cell has."""
+    class_names = listing(root / cells[0]).folders
+    for cell in cells[1:]:
         if different := set(listing(root / cell).folders) ^ set(class_names):
             raise InputError(
-                f"{root}: {cell} has other classes than {first}, expected the same; only one of "
+                f"{root}: {cell} has other classes than {cells[0]}, expected the same; only one of "
                 f"them has {min(different)}"
             )
+    return class_names
 
 
 def _outside(root: Path, corruptions: tuple[str, ...]) -> Iterator[tuple[str, str]]:

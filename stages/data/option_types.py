@@ -18,7 +18,7 @@ from pipeline.fields import OneOf, Place, Ref, Written
 from pipeline.stage import Several
 from stages.csv_text import ESCAPE_FORMULAS
 from stages.data.corruptions.cells import ALL, cells_of
-from stages.data.corruptions.names import CORRUPTIONS, CURE, ROTATION
+from stages.data.corruptions.names import C_BAR, CORRUPTIONS, CURE, ROTATION
 
 FeatureSetName = Annotated[str, Ref(("features",)), Written(metavar="FEATURES")]
 ModelName = Annotated[str, Ref(("model",)), Written(metavar="MODEL")]
@@ -51,7 +51,7 @@ LastLayer = Annotated[
         "of two."
     ),
 ]
-Corruption = Annotated[str, OneOf(tuple(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION))))]
+Corruption = Annotated[str, OneOf(tuple(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION, *C_BAR))))]
 
 
 def _cell(word: str) -> str:

@@ -174,6 +174,11 @@ def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
 
 def existing_path(name: str, root: Path) -> Path:
     """Path of a data set: its name below the root, or a path; raises ``DataNotFoundError``."""
+    if "://" in name:
+        scheme = name.partition("://")[0]  # the rest may hold a password
+        raise DataNotFoundError(
+            f"{scheme}://...: is a URL, expected a data set on disk: copy it, or mount the bucket"
+        )
     path = spelled_out(name)
     is_plain_name = len(path.parts) == 1 and name == path.name
     places = (root / path, path) if is_plain_name else (path,)

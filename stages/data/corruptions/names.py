@@ -53,6 +53,24 @@ CURE = (
 )
 """The six distortions of CIFAR-10-CURE (Introspective Learning, appendix C.2.3), sorted."""
 
+C_BAR = (
+    "blue_noise_sample",
+    "brownish_noise",
+    "caustic_refraction",
+    "checkerboard_cutout",
+    "circular_motion_blur",
+    "cocentric_sine_waves",
+    "inverse_sparkles",
+    "lines",
+    "perlin_noise",
+    "pinch_and_twirl",
+    "plasma_noise",
+    "ripple",
+    "single_frequency_greyscale",
+    "sparkles",
+    "transverse_chromatic_abberation",
+)
+"""Corruptions of CIFAR-10-C-bar and ImageNet-C-bar (Mintun et al. 2021), which are only read."""
 
 ROTATION = "rotation"
 """The only corruption of CIFAR-10-Rotations."""
