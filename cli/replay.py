@@ -126,8 +126,10 @@ def replayed(run: Run, location: str, named: Named) -> Again:
     return Again(run, asked, location, str(root), where, unused)
 
 
-def images_of(run: Run, name: str, n_rows: int) -> tuple[str, Path, int | None]:
-    """Where a run found a data set: its name or path, the data root, and how many rows it used.
+def images_of(run: Run, name: str, n_rows: int) -> tuple[str, Path, int | None, tuple[str, ...]]:
+    """Where a run found a data set: its name or path, and the data root; and what it used of it.
+
+    That is a number of rows, and the corruptions that were selected; all if empty.
 
     Args:
         run: any run, also of an unknown command.
@@ -148,8 +150,10 @@ def images_of(run: Run, name: str, n_rows: int) -> tuple[str, Path, int | None]:
         _read(stage, fields, refuse)
     root = _data_root(run, theirs, Named())
     if dataset := fields.get("dataset"):
-        return data_set(dataset, find, root), root, fields.get("limit")
-    return data_set(name, find, root), root, n_rows
+        selects = stage_of(run.verb).makes == "features"
+        corruptions = tuple(fields.get("corruptions") or ()) if selects else ()
+        return data_set(dataset, find, root), root, fields.get("limit"), corruptions
+    return data_set(name, find, root), root, n_rows, ()
 
 
 Refuse = Callable[[str], "JournalError"]

@@ -181,13 +181,14 @@ def _spec(run: Run, planned: PlannedSource) -> SourceSpec:
     name, n_rows = planned.name, planned.n_rows
     if corruption is not None:
         name, n_rows = corruption.of, corruption.n_images
-    dataset, root, limit = images_of(run, name, n_rows)
+    dataset, root, limit, corruptions = images_of(run, name, n_rows)
     return SourceSpec(
         dataset,
         planned.split,
         str(root),
         planned.resizing,
         limit,
+        corruptions,
         labels=bool(planned.class_names),
         cells=None if corruption is None else cells_of(corruption.cells, corruption.seed),
     )

@@ -82,6 +82,14 @@ def test_the_set_is_found_unchanged(corrupted: Run) -> None:
     ] == "complete"
 
 
+def test_some_corruptions_of_a_set_are_found_unchanged(run: Run) -> None:
+    run("corrupt --dataset shapes --corruptions contrast,pixelate --executor local")
+    run(f"{EXTRACT} {IMPORT}".replace("shapes", "shapes-c") + " --corruptions contrast")
+    rows = json.loads(run("status --json")[0])["contents"]
+    states = {row["name"].rpartition("-")[0]: row["state"] for row in rows}
+    assert states["shapes-c-contrast-test@net"] == "complete"
+
+
 def test_a_note_says_which_constants_are_used(run: Run) -> None:
     _, said = run(f"{EXTRACT} {IMPORT} --corrupt all --corruption-seed 2 --dry-run")
     assert (
