@@ -94,7 +94,30 @@ class Expansion:
         self.text.spend(n_points * (INSTANCE_SIZE + n_others), *step.path)
         values = product(*step.each.values())
         own = [dict(zip(step.each, each, strict=True)) for each in values]
-        return [{**point, **more} for point in points for more in own]
+        found = [{**point, **more} for point in points for more in own]
+        return self._unlike(step, found) if step.unlike else found
+
+    def _unlike(
+        self, step: WrittenStep, points: list[dict[str, Scalar]]
+    ) -> list[dict[str, Scalar]]:
+        """The points whose axes differ as the step says."""
+        for axis, other in step.unlike.items():
+            path = (*step.path, "each", axis)
+            if other == axis or not all(other in point for point in points):
+                axes = [each for each in points[0] if each != axis]
+                raise self.text.error(
+                    f"step {step.name}: {axis} is unlike '{other}', which is no other axis"
+                    f"{hint(other, axes)}; there are: {', '.join(axes) or 'none'}",
+                    *path,
+                )
+            points = [point for point in points if point[axis] != point[other]]
+            if not points:
+                raise self.text.error(
+                    f"step {step.name}: no value of {axis} is unlike that of {other}: give more "
+                    "values",
+                    *path,
+                )
+        return points
 
     def _instance(self, step: WrittenStep, axes: Axes) -> Instance:
         scope = {**self.parameters, **axes}

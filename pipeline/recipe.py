@@ -170,7 +170,7 @@ def written_step(
     """Read a step of a text; raises ``RecipeError``."""
     values = text.at(*path)
     kind = _kind(name, path, kinds, text)
-    each = _axes((*path, "each"), parameters, text) if "each" in values else {}
+    each, unlike = _axes((*path, "each"), parameters, text) if "each" in values else ({}, {})
     given = {
         key: text.filled((*path, key), parameters)
         for key in (*kind.one, *kind.many)
@@ -178,7 +178,7 @@ def written_step(
     }
     one = {key: _step_name(given[key], (*path, key), text) for key in kind.one if key in given}
     many = {key: _entries(given[key], (*path, key), text) for key in kind.many if key in given}
-    return WrittenStep(name, path, kind, each, one, many)
+    return WrittenStep(name, path, kind, each, one, many, unlike)
 
 
 def _kind(name: str, path: tuple[Key, ...], kinds: Kinds, text: YamlText) -> StepKind:
@@ -200,8 +200,8 @@ def _kind(name: str, path: tuple[Key, ...], kinds: Kinds, text: YamlText) -> Ste
 
 def _axes(
     path: tuple[Key, ...], parameters: Mapping[str, Any], text: YamlText
-) -> dict[str, Sequence[Scalar]]:
-    """The values of the axes that a step adds."""
+) -> tuple[dict[str, Sequence[Scalar]], dict[str, str]]:
+    """The values of the axes that a step adds, and the axes that they must differ from."""
     each = text.filled(path, parameters)
     if not isinstance(each, dict):
         raise text.error(f"each: expected axes, as in {{loss: [ce, l1]}}, found {each!r}", *path)
@@ -212,7 +212,14 @@ def _axes(
             raise text.error(
                 f"axis '{axis}' has the name of a parameter: choose another", *path, axis
             )
-    return {axis: _axis_values(axis, value, (*path, axis), text) for axis, value in each.items()}
+    unlike = {
+        axis: value["unlike"]
+        for axis, value in each.items()
+        if isinstance(value, dict) and value.keys() == {"in", "unlike"}
+    }
+    lists = {axis: value["in"] if axis in unlike else value for axis, value in each.items()}
+    found = {axis: _axis_values(axis, value, (*path, axis), text) for axis, value in lists.items()}
+    return found, {axis: str(other) for axis, other in unlike.items()}
 
 
 def _axis_values(

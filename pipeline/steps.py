@@ -93,7 +93,10 @@ class Instance:
 
 @dataclass(frozen=True)
 class WrittenStep:
-    """A step as written: its kind, the axes that it adds, and the steps that it refers to."""
+    """A step as written: its kind, the axes that it adds, and the steps that it refers to.
+
+    ``unlike`` has the axes that never have the value of another axis, and the other axis.
+    """
 
     name: str
     path: tuple[Key, ...]
@@ -101,6 +104,7 @@ class WrittenStep:
     each: Mapping[str, Sequence[Scalar]]
     one: Mapping[str, str]
     many: Mapping[str, Mapping[str, str]]
+    unlike: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def references(self) -> list[tuple[str, str]]:

@@ -273,6 +273,13 @@ def test_an_axis_can_be_a_range_of_numbers():
     ]
 
 
+def test_an_axis_can_be_unlike_another_one():
+    text = RECIPE.replace("each: {way: [plain, loud]}", "each: {way: {in: [1, 3], unlike: number}}")
+    found = [label for label in labels(read(text)) if label.startswith("scaled")]
+
+    assert found == ["scaled[number=1,way=3]", "scaled[number=2,way=1]", "scaled[number=2,way=3]"]
+
+
 def test_numbers_with_an_exponent_are_numbers():
     text = RECIPE.replace("    value: $number\n", "    value: $number\n    rate: 5e-3\n")
 
@@ -453,6 +460,12 @@ def test_errors_in_a_derived_recipe_are_located_in_its_source(text, message):
             "each: {number: $numbers}",
             "each: {number: $nmbers}",
             "sums.yaml:9: $nmbers: no such parameter or axis (did you mean 'numbers'?)",
+        ),
+        (
+            "way: [plain, loud]",
+            "way: {in: [1], unlike: numbr}",
+            "sums.yaml:13: step scaled: way is unlike 'numbr', which is no other axis (did you "
+            "mean 'number'?); there are: number",
         ),
         (
             "way: [plain, loud]",

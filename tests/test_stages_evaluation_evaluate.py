@@ -83,6 +83,34 @@ def test_present_classes_are_refused_where_all_occur(store: FeatureStore) -> Non
     assert store.artifacts("result") == ()
 
 
+def test_columns_in_place_of_corruptions_define_the_cells(store: FeatureStore) -> None:
+    found = cells(store)
+    plain = Evaluate(features=found.name, heads={}, resamples=0)
+    by_class = plain.model_copy(update={"by": ("label",)})
+    result = open_evaluation(make_in(store, by_class).output)
+    samples = found.samples().drop(index=UNREAD)
+    correct = found.read("logits").argmax(axis=1)[samples.index] == samples["label"]
+    accuracy = correct.groupby(samples["label"]).mean()
+
+    assert result.by_group["accuracy"].tolist() == pytest.approx(accuracy.tolist())
+    assert "mean over 3 groups of label" in result.card.title
+    assert "by" not in make_in(store, plain).output.plan()["stage"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("by", "reason"),
+    [
+        (("lable",), "unknown column 'lable' in --by; there are: sample_id"),
+        (("label", "label"), "--by label,label names a column twice"),
+    ],
+)
+def test_a_column_that_cannot_define_cells_is_refused(
+    store: FeatureStore, by: tuple[str, ...], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        make_in(store, Evaluate(features=cells(store).name, heads={}, by=by))
+
+
 def test_a_result_keeps_its_tables_and_its_card_in_the_store(store: FeatureStore) -> None:
     found = cells(store)
     small_head(store, found)

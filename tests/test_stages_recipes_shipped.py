@@ -12,6 +12,8 @@ N_INSTANCES = {
     "table-5": 42,
     "table-7": 16,
     "table-8": 16,
+    "table-9": 121,  # f, features and four heads of three domains, two sets of six pairs
+    "table-10": 10,
     "table-11": 25,
     "figure-2": 42,
     "figure-3": 42,
@@ -23,6 +25,7 @@ N_INSTANCES = {
     "figure-11": 3,
 }
 LEARNING = ("table-1", "figure-11")
+DOMAINS = ("table-9",)
 
 
 def shipped(name, **changes):
@@ -48,12 +51,21 @@ def test_a_recipe_that_ships_is_valid(name):
     assert labels(recipe)[-1] == "report"
 
 
-@pytest.mark.parametrize("name", [name for name in N_INSTANCES if name not in LEARNING])
+@pytest.mark.parametrize(
+    "name", [name for name in N_INSTANCES if name not in (*LEARNING, *DOMAINS)]
+)
 def test_a_recipe_that_ships_runs_on_other_data(name):
     recipe = shipped(name, dataset="digits", networks="[cnn2]", preset="quick", epochs="5")
     trainings = [each for each in recipe.instances if each.kind.name == "train-sensing"]
 
     assert [(each.stage.dataset, each.stage.network) for each in trainings] == [("digits", "cnn2")]
+
+
+def test_every_domain_is_the_target_of_every_other_one():
+    recipe = shipped("table-9", domains="[a, b]", networks="[cnn2]", weights="w.pt")
+    pairs = [each.axes for each in recipe.instances if each.step == "judged"]
+
+    assert [(each["source"], each["target"]) for each in pairs] == [("a", "b"), ("b", "a")]
 
 
 def test_active_learning_runs_on_other_data_with_other_sizes():

@@ -205,11 +205,19 @@ def test_a_figure_is_the_same_bytes_every_time() -> None:
     assert drawn("reliability", by_group()) == drawn("reliability", by_group())
 
 
+def test_the_accuracy_of_each_class_has_a_row() -> None:
+    names = {"blur_0": "plug", "blur_1": "tape_dispenser", "blur_2": ""}  # the last is no class
+    frame = by_group().assign(**{"class": by_group()["corruption"].map(names)})
+    said = words(drawn("accuracy-by-class", frame))
+
+    assert {"plug", "tape dispenser", "accuracy", "f"} <= set(said)
+
+
 def test_two_figures_on_a_page_share_no_mark() -> None:
     marks = [
         set(re.findall(r' id="([^"]+)"', drawn(name, by_group())))
         for name in FIGURES
-        if name != "by-epoch"
+        if name not in ("by-epoch", "accuracy-by-class")
     ]
     assert all(marks)
     assert len(set.union(*marks)) == sum(map(len, marks))

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt
 
 from pipeline.make import ArtifactJob, Output
 from pipeline.progress import Progress
-from pipeline.stage import Preview, Stage
+from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, Resamples
 from stages.errors import InputError
@@ -45,6 +45,11 @@ class Evaluate(Stage):
 
     features: Annotated[FeatureSetName, Field(description="Feature set of the store.")]
     heads: Heads = None
+    by: Several[str] = Field(
+        (),
+        description="Sample columns whose values are the cells, such as label for the accuracy of "
+        "each class. (default: corruption and severity, if there are any)",
+    )
     resamples: Resamples = 1000
     seed: NonNegativeInt = Field(0, description="Seed of the bootstrap.")
     present_classes: bool = Field(
@@ -61,26 +66,28 @@ class Evaluate(Stage):
 
         Raises:
             InputError: labels clash, a head belongs to another network or was trained on images
-            that were prepared differently, or no row has a label.
+            that were prepared differently, a column does not exist, or no row has a label.
         """
         store = workspace.store
         feature_set = store.open(self.features)
         feature_set.require_complete()
+        _check_columns(feature_set, self.by)
         contenders = contenders_of(store, feature_set, self.heads)
         plan, title = self.plan(feature_set, contenders), feature_set.plan["name"]
         result = store.artifact("result", f"{title}-{fingerprint(plan)}")
 
         def compute() -> Output:
             from stages.evaluation.evaluation import evaluated
+            from stages.metrics.bootstrap import Resampling
 
             with Progress(f"evaluate {title}", feature_set.n_rows, unit="rows") as progress:
                 return evaluated(
                     store,
                     feature_set,
                     contenders,
-                    n_resamples=self.resamples,
-                    seed=self.seed,
+                    by=self.by,
                     classes=classes_in(feature_set) if self.present_classes else None,
+                    resampling=Resampling(self.resamples, self.seed),
                     tick=progress.advance,
                 )
 
@@ -99,6 +106,8 @@ class Evaluate(Stage):
     def plan(self, feature_set: FeatureSet, contenders: Sequence[Contender]) -> Plan:
         """Everything that determines the result; the seed counts only with resamples.
 
+        Columns are only recorded if they are given, so that older plans remain valid.
+
         Heads are recorded with their plan and the checksums of their files, because training the
         same plan again gives other weights. Raises ``NotFoundError`` if a head is not finished.
         """
@@ -110,6 +119,7 @@ class Evaluate(Stage):
                 "params": {
                     "n_bins": N_BINS,
                     "bootstrap": bootstrap,
+                    **({"by": list(self.by)} if self.by else {}),
                     **({"present_classes": True} if self.present_classes else {}),
                 },
             },
@@ -137,6 +147,18 @@ class Evaluate(Stage):
         for each in contenders:
             check_preparation(store, feature_set, each.head)
         feature_set.require_usable()
+
+
+def _check_columns(feature_set: FeatureSet, by: Sequence[str]) -> None:
+    """Raise ``InputError`` if a sample column does not exist, or is named twice."""
+    known = [name for name, _ in feature_set.schema.columns]
+    if unknown := [name for name in by if name not in known]:
+        raise InputError(
+            f"evaluate {feature_set.name}: unknown column '{unknown[0]}' in --by; there are: "
+            f"{', '.join(known)}"
+        )
+    if len(set(by)) < len(by):
+        raise InputError(f"evaluate: --by {','.join(by)} names a column twice")
 
 
 def classes_in(feature_set: FeatureSet) -> NDArray[np.int64]:

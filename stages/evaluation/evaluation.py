@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,27 +56,39 @@ def evaluated(
     feature_set: FeatureSet,
     contenders: Sequence[Contender],
     *,
-    n_resamples: int,
-    seed: int,
+    by: Sequence[str],
     classes: NDArray[np.int64] | None,
+    resampling: Resampling,
     tick: Callable[[int], None],
 ) -> Output:
     """The tables and the card of f beside heads.
 
     Args:
-        n_resamples: resamples of the bootstrap over images; below 100, no intervals.
-        seed: seed of the bootstrap.
+        by: sample columns whose values are the cells; if empty, those of `cell_columns`.
         classes: classes over which each predictor is evaluated in addition to all; ``None`` for
             none.
+        resampling: the bootstrap over images; with fewer than 100 resamples, no intervals.
         tick: called with the number of rows of each finished shard.
     """
-    resampling, started = Resampling(n_resamples, seed), time.monotonic()
+    cells, started = tuple(by) or cell_columns(feature_set), time.monotonic()
     judges = _predictors(store, contenders)
     if classes is not None:
         judges += [_over(each, classes) for each in judges]
-    found = judged(feature_set, judges, resampling, tick=tick)
+    found = judged(feature_set, judges, resampling, cells, tick=tick)
+    if "label" in cells:
+        found = replace(found, by_group=_with_class_names(feature_set, found.by_group))
     files = {_key(name): getattr(found, name).to_parquet(index=False) for name in TABLES}
-    return files, _card(feature_set, contenders, judges, resampling, found, started).to_dict()
+    card = _card(feature_set, contenders, judges, resampling, cells, found)
+    return files, replace(card, seconds=round(time.monotonic() - started, 1)).to_dict()
+
+
+def _with_class_names(feature_set: FeatureSet, by_group: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column ``class`` after ``label``; it is empty where there is no name."""
+    names = dict(enumerate(FeaturePlan.of(feature_set.plan).source.class_names or ()))
+    table = by_group.copy()
+    classes = [names.get(label, "") for label in table["label"]]
+    table.insert(list(table.columns).index("label") + 1, "class", classes)
+    return table
 
 
 def _predictors(store: FeatureStore, contenders: Sequence[Contender]) -> list[Predictor]:
@@ -109,10 +121,10 @@ def _card(
     contenders: Sequence[Contender],
     judges: Sequence[Predictor],
     resampling: Resampling,
+    cells: tuple[str, ...],
     found: Judgement,
-    started: float,
 ) -> ComparisonCard:
-    plan, cells = FeaturePlan.of(feature_set.plan), cell_columns(feature_set)
+    plan = FeaturePlan.of(feature_set.plan)
     n_cells = len(found.by_group.drop_duplicates(list(cells))) if cells else 1
     seeds: dict[str, tuple[int, ...]] = {}
     for each in judges:
@@ -134,7 +146,7 @@ def _card(
         definitions=DEFINITIONS,
         statistics=STATISTICS,
         versions=versions(),
-        seconds=round(time.monotonic() - started, 1),
+        seconds=0.0,
     )
 
 

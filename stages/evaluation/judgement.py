@@ -1,8 +1,8 @@
 """Evaluate predictors over the cells of a feature set: metrics, bins and resamples.
 
-A cell is a (corruption, severity) group of rows. All predictors are evaluated on a shard while it
-is in memory. Once the last row of a cell has been read, its sums become a few numbers, so only
-unfinished cells are held as sums.
+A cell is a group of rows, by default a (corruption, severity). All predictors are evaluated on a
+shard while it is in memory. Once the last row of a cell has been read, its sums become a few
+numbers, so only unfinished cells are held as sums.
 """
 
 from __future__ import annotations
@@ -67,15 +67,18 @@ def judged(
     feature_set: FeatureSet,
     predictors: Sequence[Predictor],
     resampling: Resampling,
+    by: tuple[str, ...] | None = None,
     *,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Judgement:
     """Evaluate predictors on every row, by cell; the first one is the reference for gains.
 
+    The cells are the values of the sample columns ``by``, by default those of `cell_columns`.
+
     Raises:
         InputError: resamples are requested, but the source images of the rows are unknown.
     """
-    by = cell_columns(feature_set)
+    by = cell_columns(feature_set) if by is None else by
     job = _Job(feature_set, tuple(predictors), by, resampling)
     n_rows: Counter[Group] = Counter()
     for counts in each_shard(feature_set, job.rows_by_cell, lambda _: None):

@@ -209,6 +209,29 @@ def _bars(panel: Axes, gains: pd.DataFrame, names: Sequence[str], styles: dict[s
         else:
             panel.plot(means, rows, **_dots(style))
     zero_line(panel, vertical=True)
+    _name_rows(panel, names)
+
+
+def _accuracy_by_class(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
+    known = frame[frame["class"].fillna("") != ""]
+    names = sorted(known["class"].unique(), reverse=True)
+    found = panels_of(known, varying(known, axes))
+    styles = styles_of(known["predictor"])
+    figure, panels = sheet(len(found), height=0.9 + 0.2 * len(names))
+    for panel, (title, rows) in zip(panels, found, strict=True):
+        points = over_seeds(rows, ["class"], "accuracy")
+        for name, part in points.groupby("predictor", sort=False):
+            places = [names.index(each) for each in part["class"]]
+            panel.plot(part["mean"], places, **_dots(styles[str(name)]))
+        _name_rows(panel, names)
+        panel.set_title(title)
+    name_scales(panels, x="accuracy", y="")
+    legend_above(figure, styles, styles, handles=[_dot(*each) for each in styles.items()])
+    return figure
+
+
+def _name_rows(panel: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a panel, from the bottom to the top."""
     panel.set_yticks(range(len(names)), [str(name).replace("_", " ") for name in names])
     panel.set_ylim(-0.7, len(names) - 0.3)
     panel.grid(visible=False, axis="y")
@@ -308,6 +331,12 @@ FIGURES: dict[str, Kind] = {
         _by_level("ece", spoken("ece"), of_gain=False),
         needs=("severity", "ece"),
         shows=("ece",),
+    ),
+    "accuracy-by-class": Kind(
+        "Accuracy by class",
+        "Share of the images of each class that are recognised, mean over seeds.",
+        _accuracy_by_class,
+        needs=("class", "accuracy"),
     ),
     "reliability": Kind(
         "Reliability",

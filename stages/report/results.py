@@ -190,8 +190,10 @@ def _model(store: FeatureStore, card: ComparisonCard) -> ModelFacts:
 
 
 def _with_axes(frame: pd.DataFrame, axes: Axes) -> pd.DataFrame:
-    """Insert the axes as the first columns."""
+    """Insert the axes as the first columns; raises ``InputError`` for the name of a column."""
     frame = frame.copy()
     for at, (name, value) in enumerate(axes.items()):
+        if name in frame.columns:
+            raise InputError(f"an axis cannot be called {name}: results have such a column")
         frame.insert(at, name, value)
     return frame

@@ -10,6 +10,7 @@ FIGURES = (
     "gain-by-corruption",
     "gain-by-level",
     "ece-by-level",
+    "accuracy-by-class",
     "reliability",
     "by-epoch",
 )
