@@ -83,6 +83,17 @@ def test_every_command_that_reads_images_reports_excluded_files(run: Run, comman
     assert run(command)[1].splitlines().count(LEFT_OUT) == 1
 
 
+def test_a_network_may_be_tested_on_a_split_of_any_name(run: Run, tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "insects", "train", "val")
+    (root / "val" / "ant" / "notes.txt").write_text("x")
+    command = f"{TRAIN} --dataset {root} --dry-run --store {tmp_path / 'store'}"
+    assert "insects val" not in run(command)[1]
+    assert "insects val: 1 file or folder left out" in run(f"{command} --test-split val")[1]
+    said = run(f"{command} --test-split dev", code=2)[1]
+    assert "has no folder 'dev'" in said
+    assert "it has train, val" in said
+
+
 @pytest.mark.parametrize("tail", ["", "--dry-run"])
 def test_json_lists_excluded_files(run: Run, tail: str) -> None:
     assert json.loads(run(f"{EXTRACT} {tail} --json")[0])["left_out"] == FACTS

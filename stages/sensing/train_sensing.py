@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.fields import OneOf
+from pipeline.fields import OneOf, Written
 from pipeline.loop import Loop
 from pipeline.make import ArtifactJob
 from pipeline.stage import Preview, Stage
@@ -81,6 +81,11 @@ class TrainSensing(Stage):
 
     dataset: Dataset
     split: Split = "train"
+    test_split: Annotated[
+        str,
+        Written(metavar="SPLIT"),
+        Field(description="Split on which the accuracy is reported, if the data set has it."),
+    ] = "test"
     network: Network | None = Field(
         None,
         description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, cnn2, "
@@ -185,7 +190,8 @@ class TrainSensing(Stage):
         """The training images, and the test images if the data set has any.
 
         Raises:
-            InputError: the data set does not exist, or the classes of the two differ.
+            InputError: the data set or the chosen test split does not exist, or the classes of the
+            two differ.
         """
         train = SourceSpec(
             self.dataset,
@@ -196,10 +202,12 @@ class TrainSensing(Stage):
             classes=self.classes,
             decoding=Decoding(self.exif_orientation, self.value_range),
         )
-        test = dataclasses.replace(train, split="test")
+        test = dataclasses.replace(train, split=self.test_split)
         try:
             found = opened(workspace, test)
         except InputError:
+            if self.test_split != "test":
+                raise
             return train, None
         check_same_classes(opened(workspace, train), found)
         return train, test
