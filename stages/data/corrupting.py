@@ -84,7 +84,7 @@ class CorruptingReader:
             yield self._part(index, self.reader.read(first, last, resizing), first)
 
     def _part(self, index: int, clean: Rows, first: int) -> Rows:
-        # Imported here: it loads OpenCV, SciPy and scikit-image.
+        # Imported here: it loads OpenCV and SciPy.
         from stages.data.corruptions.severities import corrupt
 
         (name, severity), n = self.cells.cells[index], len(clean.images)

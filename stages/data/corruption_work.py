@@ -167,7 +167,7 @@ class CorruptionWork:
         self, name: str, start: int, rows: Rows, out: NDArray[np.uint8], tick: Tick
     ) -> None:
         """Write the rows from ``start`` into ``out``, shape ``[severities, n, 32, 32, 3]``."""
-        # Imported here: it loads OpenCV, SciPy and scikit-image.
+        # Imported here: it loads OpenCV and SciPy.
         from stages.data.corruptions.severities import corrupt
 
         n = len(rows.images)
@@ -232,9 +232,8 @@ def library_versions() -> dict[str, str]:
     import cv2
     import PIL
     import scipy
-    import skimage
 
-    modules = {"numpy": np, "opencv": cv2, "pillow": PIL, "scipy": scipy, "skimage": skimage}
+    modules = {"numpy": np, "opencv": cv2, "pillow": PIL, "scipy": scipy}
     return {name: str(module.__version__) for name, module in modules.items()}
 
 

@@ -7,17 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-from skimage.color import hsv2rgb, rgb2hsv
 
 from stages.data.corruptions.draws import Generators, uniforms
+from stages.data.corruptions.hsv import hsv_from_unit, unit_from_hsv
 from stages.data.corruptions.pixels import Images, bytes_from_unit, unit_from_bytes
 
 
 def brightness(images: Images, shift: float) -> Images:
     """Add ``shift`` to the value channel of HSV."""
-    hsv = rgb2hsv(unit_from_bytes(images))
-    hsv[..., 2] = np.clip(hsv[..., 2] + shift, 0, 1)
-    return bytes_from_unit(hsv2rgb(hsv))
+    hue, saturation, value = hsv_from_unit(unit_from_bytes(images))
+    return bytes_from_unit(unit_from_hsv(hue, saturation, np.clip(value + shift, 0, 1)))
 
 
 def saturate(images: Images, factor: float, shift: float) -> Images:
@@ -25,9 +24,9 @@ def saturate(images: Images, factor: float, shift: float) -> Images:
 
     Grey pixels have hue 0, so a ``shift`` above zero tints them red.
     """
-    hsv = rgb2hsv(unit_from_bytes(images))
-    hsv[..., 1] = np.clip(hsv[..., 1] * factor + shift, 0, 1)
-    return bytes_from_unit(hsv2rgb(hsv))
+    hue, saturation, value = hsv_from_unit(unit_from_bytes(images))
+    saturation = np.clip(saturation * factor + shift, 0, 1)
+    return bytes_from_unit(unit_from_hsv(hue, saturation, value))
 
 
 def contrast(images: Images, factor: float) -> Images:
