@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from store.errors import ArtifactNotFoundError, DamagedError, NotFoundError, PlanMismatchError
 from store.lease import LEASES, Lease, holder_of
+from store.locations import storage_at
 from store.machine import Machine
 from store.plan import Plan, differences, fingerprint, read_object, readable_json
 from store.seal import FileDigest, digests_in, sealed, unsealed, vouch
@@ -193,16 +194,22 @@ class Artifact:
     def card(self) -> dict[str, Any]:
         """Read the card.
 
-        Raises ``NotFoundError`` if the artifact does not exist or is not finished, and
-        ``DamagedError`` if the card was altered.
+        Raises ``NotFoundError`` if the artifact is not finished or does not exist, with the names
+        of those that do, and ``DamagedError`` if the card was altered.
         """
         if not self.is_complete():
-            exists = self.storage.size(PLAN_KEY) is not None
-            state = "is not finished" if exists else "does not exist"
-            raise ArtifactNotFoundError(
-                f"{self.kind} '{self.name}' {state} ({self.storage.location})"
-            )
+            place = self.storage.location
+            state = f"is not finished ({place})"
+            if self.storage.size(PLAN_KEY) is None:
+                existing = ", ".join(self._finished()) or "none yet"
+                state = f"does not exist in {place.rpartition('/')[0]} (existing: {existing})"
+            raise ArtifactNotFoundError(f"{self.kind} '{self.name}' {state}")
         return self._checked(self.card_key, _card_of)
+
+    def _finished(self) -> list[str]:
+        """Names of the finished artifacts of this kind."""
+        place = storage_at(self.storage.location.rpartition("/")[0])
+        return [n for n in place.folders() if place.child(n).size(self.card_key) is not None]
 
     def files(self) -> dict[str, FileDigest]:
         """Digests of the files of a complete artifact by key; raises as ``card`` does."""

@@ -44,7 +44,7 @@ class FeatureStore:
 
     Args:
         location: the folder, absolute or relative to the current one, or a URL that fsspec opens.
-            It need not exist.
+            What is computed creates it if it does not exist; opening something in it does not.
 
     Raises:
         FormatError: the store was made by a newer version of intro-pipe.
@@ -160,7 +160,7 @@ class FeatureStore:
                 shortened as long as only one set matches.
 
         Raises:
-            NotFoundError: no set matches.
+            NotFoundError: there is no store, or no set matches.
             AmbiguousNameError: several sets match.
             IncompleteError: shards are missing.
             DamagedError: the plan of the set is missing or altered.
@@ -181,6 +181,8 @@ class FeatureStore:
                     f"{self.location}/{FEATURES}/{damaged[0]}/{PLAN_KEY} is missing or was "
                     "altered: running the command that made the set rewrites it"
                 )
+            if not sets:
+                self.require()
             existing = ", ".join(found.name for found in sets) or "none yet"
             raise FeatureSetNotFoundError(
                 f"no feature set '{name}' in {self.location} (existing: {existing})"

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import dask.dataframe as dd
     import pandas as pd
 
+MAX_SHOWN = 20
+"""Values of a column that an error lists."""
+
 VIEWS = "intro_pipe.views"
 """Entry point group of views that need more than the store provides (losses, torch)."""
 
@@ -185,7 +188,7 @@ class FeatureSet:
         """Select the rows with the given values in the sample columns.
 
         ``where(corruption="fog", severity=[3, 5])``: a list, range or array matches any of its
-        values. Raises ``FormatError`` for an unknown column.
+        values. Raises ``FormatError`` for an unknown column, and if no row matches.
         """
         columns = [name for name, _ in self.schema.columns]
         if unknown := sorted(conditions.keys() - set(columns)):
@@ -198,7 +201,13 @@ class FeatureSet:
         keep = np.ones(len(frame), dtype=bool)
         for column, wanted in conditions.items():
             values = wanted if is_list_like(wanted) else [wanted]
-            keep &= frame[column].isin(list(values)).to_numpy()
+            is_wanted = frame[column].isin(list(values)).to_numpy()
+            if not is_wanted.any():
+                known = ", ".join(map(str, sorted(frame[column].unique())[:MAX_SHOWN]))
+                raise FormatError(f"{self.name}: no row has {column} {wanted}; it has {known}")
+            keep &= is_wanted
+        if not keep.any():
+            raise FormatError(f"{self.name}: no row matches all of {conditions}")
         return Selection(self, np.flatnonzero(keep))
 
     def reflection(self, **choice: Any) -> "da.Array":
@@ -246,6 +255,10 @@ class Selection:
     def reflection(self, **choice: Any) -> "da.Array":
         """Lazy introspective features r_x of these rows; see ``intro_pipe.reflect``."""
         return load_view("reflection")(self, **choice)
+
+    def torch_dataset(self, **choice: Any) -> Any:  # Any: a torch IterableDataset
+        """Batches of these rows for PyTorch; see ``intro_pipe.torch_dataset``."""
+        return load_view("torch_dataset")(self, **choice)
 
 
 def _columns_of(schema: pa.Schema) -> str:

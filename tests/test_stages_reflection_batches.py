@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from stages.errors import InputError
 from stages.reflection.batches import Batch, FeatureBatches
 from store.catalog import FeatureStore
-from store.featureset import FeatureSet
+from store.featureset import FeatureSet, Selection
 
 # A machine may have fewer cores than a test has workers, and Python 3.12 warns of every fork.
 pytestmark = [
@@ -83,6 +83,19 @@ def test_more_workers_than_shards_share_the_batches(feature_set: FeatureSet) -> 
     parts = [list(batches._batches(0, first, first + 1)) for first in range(len(batches))]
     assert rows_in(feature_set, (batch for part in parts for batch in part)) == usable_rows()
     assert all(len(part) == 1 for part in parts)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("skip_failed", [False, True])
+def test_a_selection_has_its_own_batches(
+    feature_set: FeatureSet, shuffle: bool, skip_failed: bool
+) -> None:
+    rows = np.array([0, 3, 5, UNREAD, *range(20, 37), 83])
+    chosen = Selection(feature_set, np.unique(rows))
+    batches = chosen.torch_dataset(batch_rows=4, shuffle=shuffle, skip_failed=skip_failed)
+    found = rows_in(feature_set, batches)
+    assert sorted(found) == [r for r in chosen.rows.tolist() if r != UNREAD or not skip_failed]
+    assert len(batches) == len(list(batches))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

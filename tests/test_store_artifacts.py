@@ -43,7 +43,10 @@ def test_missing_and_unfinished_artifacts_are_distinguished(
 ) -> None:
     with pytest.raises(NotFoundError, match="model 'cnn2' is not finished"):
         model.card()
-    with pytest.raises(NotFoundError, match="model 'other' does not exist"):
+    with pytest.raises(NotFoundError, match=r"'other' does not exist in .*: none yet\)"):
+        store.artifact("model", "other").card()
+    model.publish(model.stage({}, {}))
+    with pytest.raises(NotFoundError, match=r"'other' does not exist in .*: cnn2\)"):
         store.artifact("model", "other").card()
 
 

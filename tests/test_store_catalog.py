@@ -16,6 +16,7 @@ from store.errors import (
     FormatError,
     IncompleteError,
     NotFoundError,
+    StoreNotFoundError,
     WriteError,
 )
 from store.featureset import FeatureSet
@@ -55,7 +56,7 @@ def test_a_file_is_not_a_store(tmp_path: Path) -> None:
 def test_a_missing_store_is_empty_and_is_not_created_by_reading(tmp_path: Path) -> None:
     store = FeatureStore(str(tmp_path / "nothing"))
     assert list(store.feature_sets()) == []
-    with pytest.raises(NotFoundError, match="existing: none yet"):
+    with pytest.raises(StoreNotFoundError, match=r"^there is no store at .*/nothing$"):
         store.open("cifar10c@resnet18")
     assert not (tmp_path / "nothing").exists()
 

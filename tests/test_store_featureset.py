@@ -107,7 +107,6 @@ def test_chunks_of_one_value_are_really_written(begun: FeatureSet, value: float)
         ({"severity": range(1, 3)}, [0, 1, 5, 6]),
         ({"severity": np.array([1, 2])}, [0, 1, 5, 6]),
         ({"severity": {5}, "corruption": "fog"}, [9]),
-        ({"severity": 7}, []),
     ],
 )
 def test_where_keeps_the_rows_with_these_values(
@@ -118,6 +117,21 @@ def test_where_keeps_the_rows_with_these_values(
     assert chosen.frame()["row"].tolist() == rows
     np.testing.assert_array_equal(chosen.array("square").compute(), EXPECTED[rows])
     assert len(chosen) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "why"),
+    [
+        ({"corruption": "fogg"}, "no row has corruption fogg; it has fog, snow"),
+        ({"severity": [7, 9]}, r"no row has severity \[7, 9\]; it has 1, 2, 3, 4, 5"),
+        ({"row": 0, "corruption": "fog"}, "no row matches all of"),
+    ],
+)
+def test_where_refuses_what_no_row_has(
+    numbers: FeatureSet, conditions: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(FormatError, match=why):
+        numbers.where(**conditions)
 
 
 def test_where_refuses_a_missing_column_and_lists_the_existing_ones(

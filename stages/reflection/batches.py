@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from stages.errors import InputError
-from store.featureset import FeatureSet
+from store.featureset import FeatureSet, Selection
 
 if TYPE_CHECKING:
     from store.shards import Shard
@@ -30,7 +30,7 @@ class _Span:
 
 
 class FeatureBatches(IterableDataset[Batch]):
-    """Batches of a feature set: the named arrays, then the labels.
+    """Batches of a feature set, or of some of its rows: the named arrays, then the labels.
 
     One shard is in memory at a time. With ``shuffle`` the shards, and the rows within each, are
     permuted by ``(seed, epoch)``; call ``set_epoch`` before each pass. Pass it to a ``DataLoader``
@@ -42,7 +42,7 @@ class FeatureBatches(IterableDataset[Batch]):
     at most one batch; with ``drop_uneven`` they are equal.
 
     Args:
-        feature_set: a complete feature set.
+        feature_set: a complete feature set, or a selection: ``features.where(corruption="fog")``.
         arrays: names of the arrays to read, each ``[batch, ...]`` float32; the labels that follow
             them are int64 ``[batch]``, -1 if unknown.
         batch_rows: rows of a batch; the last batch of a shard may be smaller.
@@ -62,7 +62,7 @@ class FeatureBatches(IterableDataset[Batch]):
 
     def __init__(
         self,
-        feature_set: FeatureSet,
+        feature_set: FeatureSet | Selection,
         arrays: tuple[str, ...] = ("features", "logits"),
         batch_rows: int = 128,
         *,
@@ -75,6 +75,9 @@ class FeatureBatches(IterableDataset[Batch]):
         super().__init__()
         if batch_rows < 1:
             raise InputError(f"batch_rows is {batch_rows}, expected at least 1")
+        rows = feature_set.rows if isinstance(feature_set, Selection) else None
+        if isinstance(feature_set, Selection):
+            feature_set = feature_set.feature_set
         known = [spec.name for spec in feature_set.schema.arrays]
         if unknown := [name for name in arrays if name not in known]:
             raise InputError(
@@ -89,6 +92,9 @@ class FeatureBatches(IterableDataset[Batch]):
         self.skip_failed = skip_failed
         self.drop_uneven = drop_uneven
         self._given_ranks = _checked_rank(rank)
+        self._rows = rows
+        if rows is not None and skip_failed:
+            self._rows = rows[(feature_set.samples()["status"] == "ok").to_numpy()[rows]]
         self._n_batches = self._batches_by_shard()
         # Shared memory: workers that persist over several epochs see calls of `set_epoch`.
         self._epoch = torch.zeros((), dtype=torch.int64)
@@ -120,10 +126,14 @@ class FeatureBatches(IterableDataset[Batch]):
         return {**self.__dict__, "_given_ranks": self._given_ranks or _ranks_of_process()}
 
     def _batches_by_shard(self) -> list[int]:
-        """Number of batches of each shard, according to the receipts."""
+        """Number of batches of each shard, by the selected rows or according to the receipts."""
         shard_set = self.feature_set.shard_set
         n_failed = shard_set.failed_rows() if self.skip_failed else {}
-        rows = (shard.n_rows - n_failed.get(shard.index, 0) for shard in shard_set.shards)
+        rows = [shard.n_rows - n_failed.get(shard.index, 0) for shard in shard_set.shards]
+        if self._rows is not None:
+            starts = [shard.start for shard in shard_set.shards]
+            ends = np.searchsorted(self._rows, [*starts[1:], self.feature_set.n_rows])
+            rows = np.diff(ends, prepend=0).tolist()
         return [-(-n_rows // self.batch_rows) for n_rows in rows]
 
     def _range_of_rank(self) -> tuple[int, int]:
@@ -160,6 +170,8 @@ class FeatureBatches(IterableDataset[Batch]):
         rows = np.arange(shard.n_rows)
         if self.skip_failed:
             rows = rows[np.array(samples["status"].to_pylist()) == "ok"]
+        if self._rows is not None:
+            rows = np.intersect1d(rows, self._rows - shard.start)
         if self.shuffle:
             rows = np.random.default_rng([self.seed, epoch, shard.index]).permutation(rows)
         for index in range(span.first, span.stop):
