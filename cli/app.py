@@ -20,7 +20,7 @@ from cli import (
 from cli.plain_help import PlainCommand
 from cli.remedies import our_errors, with_remedy
 from cli.streams import prepare_streams
-from pipeline.cpus import limit_threads
+from pipeline.cpus import limit_spinning, limit_threads
 from pipeline.signals import stopped_by_signals
 from pipeline.terminal import printable_line
 from stages.verbs import MODULES
@@ -86,6 +86,7 @@ def main() -> None:
     """
     prepare_streams()
     limit_threads()
+    limit_spinning()
     with stopped_by_signals() as stop:
         try:
             _run_app()

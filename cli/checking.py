@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from cli.completion import completing, names_in_store
 from cli.output import emit, note, table
 from cli.remedies import detail_with_remedy, our_errors, with_remedy
 from cli.replay import Named, replayed
+from pipeline.terminal import counted
 
 if TYPE_CHECKING:
     from pipeline.journal import Run
@@ -127,7 +128,8 @@ def repair(
     n_others = sum(not problem.is_harmless for problem in checked.of_artifacts)
     n_damaged = len(taken) + n_busy
     n_left = n_damaged - n_repaired + n_others
-    text = f"{n_repaired} of {n_damaged} damaged sets repaired, {n_others} other problems"
+    n_all, others = counted(n_damaged, "damaged set"), counted(n_others, "other problem")
+    text = f"{n_repaired} of {n_all} repaired, {others}"
     emit({**checked.to_dict(), "taken_back": taken, "left": n_left}, text, as_json=as_json)
     if n_left:
         sys.exit(1)
@@ -156,7 +158,8 @@ def _recomputed(
     dry_run: bool,
 ) -> bool:
     """Rerun the command of a set whose damaged shards are quarantined; True if it is intact."""
-    note(f"{name}: {len(shards)} shards {'would be ' if dry_run else ''}quarantined")
+    n_shards = counted(len(shards), "shard")
+    note(f"{name}: {n_shards} {'would be ' if dry_run else ''}quarantined")
     if run is None:
         note(
             f"{name}: the journal does not record the command that made it: run that command again"
@@ -212,19 +215,24 @@ class _Checked:
     def incomplete(self) -> str:
         """Summary of what is missing; empty if nothing is."""
         n_missing = sum(self.missing_shards.values())
-        parts = [f"{n_missing:,} {'shard' if n_missing == 1 else 'shards'} missing"] * bool(
-            n_missing
-        )
+        parts = [f"{counted(n_missing, 'shard')} missing"] * bool(n_missing)
         if self.unfinished:
             parts.append(f"{len(self.unfinished):,} unfinished ({', '.join(self.unfinished)})")
-        return ", ".join(parts)
+        text = ", ".join(parts)
+        if failed := [each.storage.location for each in self.artifacts if _has_failed(each)]:
+            text += f"; failed for good and can be removed: {', '.join(failed)}"
+        return text
 
     @property
     def text(self) -> str:
         """One line per problem, and a summary."""
+        n = len(self.artifacts)
+        kinds = "1 model, head, result or report"
+        kinds = kinds if n == 1 else f"{n:,} models, heads, results and reports"
         summary = (
-            f"checked {len(self.sets)} sets and {len(self.artifacts)} models, heads, results and "
-            f"reports: {len(self.wrong)} problems, {len(self.problems) - len(self.wrong)} notes"
+            f"checked {counted(len(self.sets), 'set')} and {kinds}: "
+            f"{counted(len(self.wrong), 'problem')}, "
+            f"{counted(len(self.problems) - len(self.wrong), 'note')}"
         )
         if not self.problems:
             return summary
@@ -242,6 +250,15 @@ class _Checked:
             "missing_shards": self.missing_shards,
             "unfinished": self.unfinished,
         }
+
+
+def _has_failed(artifact: Artifact) -> bool:
+    """Whether an unfinished artifact cannot be finished, such as a head that collapsed."""
+    from store.errors import DamagedError
+
+    with suppress(DamagedError):  # a problem of its own
+        return not artifact.is_complete() and artifact.failure() is not None
+    return False
 
 
 def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:

@@ -11,6 +11,7 @@ from cli.output import note
 from cli.recipes import summary_of_recipe
 from pipeline.runner import RunReport
 from pipeline.stage import Made, Stage
+from pipeline.terminal import counted
 from pipeline.workspace import Workspace
 from store.failures import failures_of
 from store.featureset import FeatureSet
@@ -26,8 +27,8 @@ def corrupt(_: Stage, made: Made, __: Workspace) -> Summary:
     """Number of images of the set, and of computed corruptions or shards of files."""
     folder = made.job.preview.facts["folder"]
     is_files = "jpeg_quality" in made.job.plan["stage"]["params"]
-    work = _work_done(made, "shards" if is_files else "corruptions")
-    text = f"{folder}: {made.output.n_rows:,} images; {work}"
+    work = _work_done(made, "shard" if is_files else "corruption")
+    text = f"{folder}: {counted(made.output.n_rows, 'image')}; {work}"
     return text, {"folder": folder, **_shard_facts(made)}
 
 
@@ -36,8 +37,8 @@ def extract(stage: Extract, made: Made, workspace: Workspace) -> Summary:
     found: FeatureSet = made.output
     for line in workspace.store.siblings(found):
         note(line)
-    work = _rows_recovered(found) if stage.retry_failed else _work_done(made, "shards")
-    text = f"{found.name}: {found.n_rows:,} rows; {work}"
+    work = _rows_recovered(found) if stage.retry_failed else _work_done(made, "shard")
+    text = f"{found.name}: {counted(found.n_rows, 'row')}; {work}"
     failures = failures_of(found.shard_set)
     if failures.n_failed:
         text += f"; {failures}; see the column `status`, fix the images and use --retry-failed"
@@ -52,13 +53,16 @@ def _rows_recovered(found: FeatureSet) -> str:
     return f"{n} of them recovered after failing"
 
 
-def _work_done(made: Made, units: str) -> str:
+def _work_done(made: Made, unit: str) -> str:
     report = made.report
     assert isinstance(report, RunReport)
     if report.n_computed == 0:
-        return f"all {report.n_shards} {units} exist already"
+        if report.n_shards == 1:
+            return f"its {unit} exists already"
+        return f"all {counted(report.n_shards, unit)} exist already"
     speed = f"{report.rows_per_s:,.0f} images/s"
-    return f"{report.n_computed} of {report.n_shards} {units} computed in this run ({speed})"
+    n_all = counted(report.n_shards, unit)
+    return f"{report.n_computed:,} of {n_all} computed in this run ({speed})"
 
 
 def _shard_facts(made: Made) -> Mapping[str, Any]:
@@ -76,17 +80,17 @@ def train_sensing(_: Stage, made: Made, __: Workspace) -> Summary:
     text = (
         f"model {made.name}: accuracy {model.train_accuracy:.4f} on train, "
         f"{'none' if test is None else f'{test:.4f}'} on test, M = {model.M:.4f}; "
-        f"{made.n_units_run} epochs in this run"
+        f"{counted(made.n_units_run, 'epoch')} in this run"
     )
-    text += f"; {len(kept)} snapshots, last {kept[-1]}" if kept else ""
+    text += f"; {counted(len(kept), 'snapshot')}, last {kept[-1]}" if kept else ""
     if n := model.n_train_left_out:
-        text += f"; {n:,} training images left out: unreadable or without a label"
+        text += f"; {counted(n, 'training image')} left out: unreadable or without a label"
     left_out = {"train": model.n_train_not_finite, "test": model.n_test_not_finite}
     for split, n_left_out in left_out.items():
         if n_left_out:
             note(
-                f"{n_left_out:,} {split} images left out of the accuracy: the network's logits for "
-                "them are not finite"
+                f"{counted(n_left_out, f'{split} image')} left out of the accuracy: the network's "
+                "logits for them are not finite"
             )
     facts = {"model": made.name, "snapshots": kept, **card_facts(made.output)}
     return text, {**facts, "left_out": asked["left_out"]}
@@ -96,13 +100,14 @@ def import_model(_: Stage, made: Made, __: Workspace) -> Summary:
     """What the model reads and returns."""
     from stages.sensing.models import model_card
 
-    card, left_out = model_card(made.output), made.job.preview.facts["left_out"]
+    card, facts = model_card(made.output), made.job.preview.facts
     text = (
-        f"model {made.name}: {card.n_classes:,} classes, {card.feature_dim:,} features from "
+        f"model {made.name}{' exists already' * facts['exists']}: {card.n_classes:,} classes, "
+        f"{counted(card.feature_dim, 'feature')} from "
         f"{card.last_layer}, images of {card.image_size} pixels"
         f"{f', {card.resizing.rule(None)}' if card.resizing else ''}"
     )
-    return text, {"model": made.name, "card": card.to_dict(), "left_out": left_out}
+    return text, {"model": made.name, "card": card.to_dict(), "left_out": facts["left_out"]}
 
 
 def head(_: Stage, made: Made, __: Workspace) -> Summary:
@@ -115,13 +120,13 @@ def head(_: Stage, made: Made, __: Workspace) -> Summary:
             accuracy = ", ".join(f"{each:.4f}" for each in accuracies)
             text = f"accuracy {accuracy} on its training rows"
             text += "" if spec.M is None else f", M = {spec.M:.4f}"
-            text += f"; {made.n_units_run} epochs in this run"
+            text += f"; {counted(made.n_units_run, 'epoch')} in this run"
         case FittedTemperature() as fit:
             if fit.split == "train":
                 note("fitted on training images, on which f is more confident than on new ones")
             text = (
                 f"T = {fit.temperature:.4f}, negative log-likelihood {fit.nll_before:.4f} -> "
-                f"{fit.nll_after:.4f} on {card.train_rows:,} rows"
+                f"{fit.nll_after:.4f} on {counted(card.train_rows, 'row')}"
             )
         case Votes(k, reading):
             text = f"the {k} nearest of {card.train_rows:,} rows vote, by their {reading.reads}"
@@ -151,7 +156,7 @@ def ood(_: Stage, made: Made, __: Workspace) -> Summary:
     for each in made.output.extracted:
         n_failed = each.report.n_failed_rows
         failed = f", {n_failed} not read" if n_failed else ""
-        note(f"extracted {each.name}: {each.output.n_rows:,} rows{failed}")
+        note(f"extracted {each.name}: {counted(each.output.n_rows, 'row')}{failed}")
     found = [open_detection(each) for each in made.output.results]
     return detection_table(found), [detection_facts(each) for each in found]
 

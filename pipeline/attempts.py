@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipeline.errors import RunFailedError
 from pipeline.journal import Journal
 from pipeline.progress import Progress
+from pipeline.terminal import counted
 from pipeline.work import Task
 from pipeline.worker import Outcome, Pace
 
@@ -65,10 +66,11 @@ class Attempts:
         """Raise ``RunFailedError`` if tasks failed; ``n_all`` counts the existing ones too."""
         if self.failed:
             first, kind = self.failed[0], self._progress.task
+            fix = "fix the cause, then " * all(outcome.is_final for outcome in self.failed)
             raise RunFailedError(
-                f"{len(self.failed)} of {n_all} {kind}s failed, {self.n_done} computed; first, "
-                f"{kind} {first.task.index}: {first.error} (run the same command again, or "
-                "`intro-pipe resume`, to compute only what is missing)"
+                f"{len(self.failed)} of {counted(n_all, kind)} failed, {self.n_done} computed; "
+                f"first, {kind} {first.task.index}: {first.error} ({fix}run the same command "
+                "again, or `intro-pipe resume`, to compute only what is missing)"
             ) from first.store_error
 
     def _note(self, kind: str, outcome: Outcome) -> None:

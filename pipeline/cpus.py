@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pipeline.cgroups import CGROUPS, groups_of
 
+SPIN_COUNT = 3_000
+"""Rounds of waiting, some 50 microseconds, before a thread of GNU's OpenMP sleeps."""
+
 
 def n_cpus(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
     """Number of CPUs that this process may run on (``taskset``), or fewer if a cgroup limits it.
@@ -25,6 +28,17 @@ def limit_threads() -> None:
     """
     if (n_allowed := n_cpus()) < _n_of_affinity():
         os.environ.setdefault("OMP_NUM_THREADS", str(n_allowed))
+
+
+def limit_spinning() -> None:
+    """Let threads of OpenMP that wait for each other sleep soon; call it before importing torch.
+
+    By default they spin for milliseconds. If another program uses one of their cores, the thread
+    that works then waits for the core on which another one spins, at each of the network's layers.
+    The user's own ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` is kept.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def _n_of_affinity() -> int:

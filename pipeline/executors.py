@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pipeline.cpus import n_cpus
 from pipeline.memory import check_fit, for_workers
+from pipeline.terminal import counted
 from pipeline.work import Task, Work
 from pipeline.worker import Outcome, Pace, Worker
 
@@ -51,7 +52,7 @@ class LocalExecutor:
     @property
     def description(self) -> str:
         """What runs where, for messages."""
-        return f"this process, {self.n_threads} threads"
+        return f"this process, {counted(self.n_threads, 'thread')}"
 
     def check(self) -> None:
         """Raise ``ResourceError`` if this machine lacks the requested memory."""

@@ -16,6 +16,7 @@ from pipeline.journal import Journal
 from pipeline.loop import Claim, Loop, n_units_done, run_loop
 from pipeline.runner import finished, refuse_failed, run_map
 from pipeline.stage import Job, Made, Preview, Stage, State
+from pipeline.terminal import counted
 from pipeline.workspace import Workspace
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -96,7 +97,7 @@ class ArtifactJob:
         state, detail = artifact_progress(self.artifact, self.plan)
         if state == State.PARTIAL and isinstance(self.compute, Loop):
             done = n_units_done(self.artifact)
-            detail = f"{done} of {self.compute.n_units} epochs of {self.artifact.name}"
+            detail = f"{done} of {counted(self.compute.n_units, 'epoch')} of {self.artifact.name}"
         return state, detail
 
     def refuse(self) -> None:
@@ -187,7 +188,7 @@ class ShardJob:
             return State.PARTIAL, f"{name} has too many failed rows"
         if n_left == 0:
             return State.COMPLETE, name
-        return State.PARTIAL, f"{n_all - n_left} of {n_all} shards of {name}"
+        return State.PARTIAL, f"{n_all - n_left} of {counted(n_all, 'shard')} of {name}"
 
     def refuse(self) -> None:
         """Raise the errors of ``check`` if there are shards to compute."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.cgroups import CGROUPS, groups_of
 from pipeline.errors import ResourceError
+from pipeline.terminal import counted
 
 WORKERS_SHARE = 0.7
 """Share of the free memory that workers may use; the driver, Ray and file caches need the rest.
@@ -70,7 +71,7 @@ def check_fit(n_workers: int, worker_bytes: int | None, nodes: Sequence[float], 
         return
     available = " + ".join(f"{n_bytes / 2**30:.1f}" for n_bytes in nodes) + " GiB"
     raise ResourceError(
-        f"{n_workers} workers of {worker_bytes / 2**30:.1f} GiB were requested, {where} has "
+        f"requested {counted(n_workers, 'worker')} of {worker_bytes / 2**30:.1f} GiB, {where} has "
         f"{available} for workers, enough for {n_fit}: use less --memory"
         + (f", or --workers {n_fit}" if n_fit else "")
     )

@@ -15,6 +15,7 @@ from pipeline.cluster import Cluster, Resources, gpus_of_this_actor, last_line, 
 from pipeline.errors import ResourceError
 from pipeline.executors import LOADING, Watch
 from pipeline.memory import check_fit, for_workers, n_fitting
+from pipeline.terminal import counted
 from pipeline.work import Task, Work
 from pipeline.worker import Outcome, Pace, Worker
 
@@ -50,8 +51,8 @@ class RayExecutor:
     def description(self) -> str:
         """What runs where, for messages."""
         where = self.cluster.address or "a Ray cluster on this machine"
-        what = f"{self.n_gpus} GPU workers" if self.n_gpus else f"{self.n_workers or 'CPU'} workers"
-        return f"{what} on {where}"
+        n_workers = counted(self.n_workers, "worker") if self.n_workers else "CPU workers"
+        return f"{counted(self.n_gpus, 'GPU worker') if self.n_gpus else n_workers} on {where}"
 
     def check(self) -> None:
         """Raise ``ResourceError`` if there is no cluster, or if its resources do not suffice.
@@ -63,8 +64,8 @@ class RayExecutor:
         n_found = int(total(nodes, "GPU"))
         if self.n_gpus > n_found and not (is_joined and n_found):
             raise ResourceError(
-                f"{self.n_gpus} GPUs were requested, {where} has {n_found}: use --gpus {n_found}"
-                ", or --address to join a larger cluster"
+                f"requested {counted(self.n_gpus, 'GPU')}, {where} has {n_found}: use --gpus "
+                f"{n_found}, or --address to join a larger cluster"
             )
         n_workers = 1 if is_joined else self.n_gpus or self.n_workers or 1
         check_fit(n_workers, self.memory_bytes, _memory_of(nodes), where)
@@ -226,7 +227,7 @@ def _outcomes(
             else:
                 called[_call(actors[lane])] = lane
                 outcomes.append(_death(task, lane, error, f"worker {lane} died", wheres[lane]))
-        n_workers = f"{len(actors)} worker{'s' * (len(actors) > 1)}"
+        n_workers = counted(len(actors), "worker")
         phase = f"{LOADING} on {n_workers}" if running else f"starting {n_workers}"
         watch(paces.ask(running.values()), phase)
         paces.kill_hung_actors(running.values())

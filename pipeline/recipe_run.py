@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.errors import RecipeError, RunFailedError
+from pipeline.errors import LoopFailedError, RecipeError, RunFailedError
 from pipeline.journal import Journal
 from pipeline.progress import duration
 from pipeline.recipe import Recipe
@@ -166,8 +166,7 @@ class RecipeJob:
             status = self._run(self._status(instance), title, journal)
         except Exception as error:
             if is_begun := journal.is_begun():
-                kept = "finished work is kept: continue with `intro-pipe resume`"
-                self.say(f"{title} failed; {kept}")
+                self.say(f"{title} failed; finished work is kept: {_way_on(error)}")
             # A refusal after other work was done is not a mistake in the command: allow resuming.
             if isinstance(error, ValueError) and type(error) is not ValueError and is_begun:
                 raise RunFailedError(f"step {instance.label}: {error}") from error
@@ -255,3 +254,10 @@ class RecipeJob:
         except (NotFoundError, ValueError):
             return {}
         return {step: place for step, place in found.items() if isinstance(place, str)}
+
+
+def _way_on(error: Exception) -> str:
+    """How to continue after a step failed."""
+    if isinstance(error, LoopFailedError):
+        return "the step would fail again, so change its settings and run the recipe again"
+    return "continue with `intro-pipe resume`"

@@ -27,6 +27,15 @@ def printable_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def counted(n: int, noun: str) -> str:
+    """A number and its noun, in the singular or with an s.
+
+    >>> counted(1, "shard"), counted(2_000, "shard")
+    ('1 shard', '2,000 shards')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def size(n_bytes: float) -> str:
     """A number of bytes with a unit.
 

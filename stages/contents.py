@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from pipeline.terminal import counted
 from stages.stale import why_stale
 from store.artifacts import Artifact
 from store.catalog import FEATURES, FeatureStore
@@ -59,7 +60,7 @@ def row_of_set(shard_set: ShardSet, kind: str, name: str) -> Row:
     sizes = shard_set.storage.sizes()
     missing = shard_set.missing()
     n_shards = len(shard_set.shards)
-    progress = detail = f"{n_shards - len(missing)} of {n_shards} shards"
+    progress = detail = f"{n_shards - len(missing)} of {counted(n_shards, 'shard')}"
     counts: Mapping[str, int] = {}
     holder = _holder(shard_set.storage)
     damage, failed = ("", {}) if holder else _damage(shard_set, sizes)

@@ -12,7 +12,7 @@ from cli.replay import Named, replayed
 from pipeline.journal import Run, runs
 from stages.active_learning.active_learn import ActiveLearn
 
-SMALL = "--network cnn2 --image-size 8 --epochs 2 --layers 6"
+SMALL = "--network cnn2 --image-size 8 --epochs 2"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, intro_pipe: Command):
 
 def test_a_benchmark_gives_means_and_curves_and_a_page(run, folder: Path) -> None:
     words = f"active-learn --dataset few {SMALL} --strategy margin --model-kind f,h --rounds 2"
-    said = json.loads(run(f"{words} --query 10 --start 10 --json"))
+    said = json.loads(run(f"{words} --layers 6 --query 10 --start 10 --json"))
 
     assert [(each["kind"], each["predictor"]) for each in said["means"]] == [
         ("f", "f"),
@@ -74,6 +74,10 @@ def test_people_are_given_a_list_and_a_sheet(run, folder: Path) -> None:
         ("few --strategy badge,badge", "expected one or more different ones"),
         ("few --model-kind g", "--model-kind: expected 'f' or 'h', found 'g'"),
         ("few --rounds 2 --query 9 --start 9 --device cuda:77", "this machine has cpu"),
+        ("few --corruption fog", "--corruption has no effect without --corrupted"),
+        ("few --layers 9", "--layers has no effect without --model-kind h"),
+        ("few --head-lr 0.1 --model-kind f", "--head-lr has no effect without --model-kind h"),
+        ("photos", "its images have no labels; choose images to label with --ask N"),
         ("few --labels strange.csv", "--labels has no effect without --ask"),
         ("photos --ask 13", "12 images without a label, 13 were requested"),
         ("photos --ask 3 --rounds 2", "--rounds has no effect with --ask"),

@@ -179,7 +179,7 @@ def test_a_missing_model_is_refused_with_the_command_that_trains_one(
 def test_eight_gpus_without_any_are_refused(home: Path, refusal: Callable[[str], str]) -> None:
     before = files_in(home)
     line = refusal("extract --dataset pixels --gpus 8 --precision bf16")
-    assert "8 GPUs were requested, this machine has" in line
+    assert "requested 8 GPUs, this machine has" in line
     assert files_in(home) == before
 
 
@@ -255,9 +255,9 @@ def test_verify_exits_with_one_for_a_changed_byte_and_repair_fixes_it(
     broken, _ = run(f"verify {name} --json", code=1)
     assert json.loads(broken)["problems"][0]["kind"] == "altered"
     _, planned = run(f"repair {name} --dry-run", code=1)
-    assert "1 shards would be quarantined" in planned
+    assert "1 shard would be quarantined" in planned
     repaired, progress = run(f"repair {name} --executor local")
-    assert "1 of 1 damaged sets repaired" in repaired
+    assert "1 of 1 damaged set repaired" in repaired
     assert '"n_computed": 1,' in progress
     assert (chunk.parents[3] / "quarantine/features/c/1/0").read_bytes() == content
     run(f"verify {name}")
@@ -278,7 +278,7 @@ def test_a_set_is_repaired_even_if_the_run_that_made_it_fails_later(
     found.shard_set.storage.remove("logits/c/0/0")
     monkeypatch.setattr(Again, "make", fails_after)
     out, err = run(f"repair {name} --executor local")
-    assert "1 of 1 damaged sets repaired" in out
+    assert "1 of 1 damaged set repaired" in out
     assert "the next step failed" in err
 
 
@@ -292,7 +292,7 @@ def test_repair_skips_a_running_set_with_a_message(
     with Lease(found.shard_set.storage, purpose="extract pixels"):
         out, err = run(f"repair {name}", code=1)
     assert "being written by extract pixels" in err
-    assert "0 of 1 damaged sets repaired" in out
+    assert "0 of 1 damaged set repaired" in out
     assert "quarantined" not in err
     run(f"repair {name} --executor local")
 

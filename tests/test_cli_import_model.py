@@ -86,7 +86,8 @@ def test_importing_first_gives_what_extract_gives_alone(
 def test_a_second_import_writes_nothing(run: Run, store: FeatureStore) -> None:
     first = run(f"{IMPORT} --weights w0.pt --dataset few")
     before = contents(store, plain=True)
-    assert run(f"{IMPORT} --weights w0.pt --dataset few") == first
+    again = run(f"{IMPORT} --weights w0.pt --dataset few")
+    assert again == first.replace("model net:", "model net exists already:")
     assert contents(store, plain=True) == before
     assert len(list(runs(store.location))) == 1
 
@@ -139,6 +140,8 @@ def test_without_a_data_set_the_classes_may_be_named(run: Run, store: FeatureSto
     card = store.artifact("model", "net").card()["card"]
     assert (card["class_names"], card["family"]) == (list("abcdefghij"), "")
     assert "no model for few" in run(EXTRACT, code=2)
+    split = run(f"{IMPORT} --weights w0.pt --classes classes.txt --split val", code=2)
+    assert "--split has no effect without --dataset" in split
     run(f"{EXTRACT} --model net")
 
 

@@ -188,6 +188,6 @@ def test_feature_sets_and_corrupted_sets_are_stale_after_their_data_changed(
     write_npz(clean / "test.npz", 5)
     row = row_of(status, "tiny-c")
     assert (row["kind"], row["state"]) == ("corrupted", "stale")
-    assert row["detail"].startswith("1 of 1 shards; its data set has changed: other ")
+    assert row["detail"].startswith("1 of 1 shard; its data set has changed: other ")
     shutil.rmtree(place)
     assert row_of(status, "tiny-c")["state"] == "missing"

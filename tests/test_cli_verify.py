@@ -185,6 +185,9 @@ def test_missing_shards_and_unfinished_artifacts_are_counted_in_one_line(
     code, text = verify()
     said = "incomplete: 1 shard missing, 1 unfinished (head first); an error with --complete"
     assert (code, text.splitlines()[-1]) == (0, said)
+    store.artifact("head", "first").mark_failed({"seed": 0}, "collapsed")
+    failed = f"failed for good and can be removed: {store.location}/heads/first"
+    assert verify("--complete")[1].splitlines()[-1].endswith(f"(head first); {failed}")
 
 
 def test_complete_demands_every_shard_and_every_card(

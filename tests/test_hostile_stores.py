@@ -443,7 +443,7 @@ def test_a_plan_that_fits_its_name_cannot_make_status_or_verify_stumble(
     out, _ = intro_pipe(f"verify --probe --store {store}", code=1)
     _, problem, total = out.splitlines()
     assert re.split("  +", problem) == [name, "not probed", detail]
-    assert total.endswith(": 1 problems, 0 notes")
+    assert total.endswith(": 1 problem, 0 notes")
 
 
 # Permissions

@@ -80,7 +80,7 @@ def test_a_process_held_to_one_cpu_plans_one_thread_and_one_worker() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = ["taskset", "-c", str(cpu), sys.executable, "-c", code]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert printed.stdout == "this process, 1 threads 1\n"
+    assert printed.stdout == "this process, 1 thread 1\n"
 
 
 def test_threads_of_libraries_are_limited_by_a_quota_alone(
@@ -103,3 +103,19 @@ def test_every_default_is_that_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected <= 8
     assert LocalExecutor().n_threads == expected
     assert Cluster().nodes()[0]["CPU"] == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, str(cpus.SPIN_COUNT)),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_spin_briefly_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], expected: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(chosen))
+    cpus.limit_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

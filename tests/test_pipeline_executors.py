@@ -292,7 +292,7 @@ def test_a_cluster_of_the_users_own_is_left_running(numbers: FeatureSet, tmp_pat
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_more_gpus_than_the_cluster_has_are_refused() -> None:
-    with pytest.raises(ResourceError, match="8 GPUs were requested, the cluster has 0: use"):
+    with pytest.raises(ResourceError, match="requested 8 GPUs, the cluster has 0: use"):
         RayExecutor(n_gpus=8).check()
 
 
@@ -446,5 +446,5 @@ def test_a_run_with_nothing_to_do_imports_no_ray(numbers: FeatureSet, tmp_path: 
 def test_gpus_that_are_hidden_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(ResourceError, match=r"8 GPUs were requested, .* has [02]: use --gpus [02]"):
+    with pytest.raises(ResourceError, match=r"requested 8 GPUs, .* has [02]: use --gpus [02]"):
         RayExecutor(n_gpus=8).check()

@@ -306,6 +306,6 @@ def test_more_gpus_than_there_are_are_refused_before_anything_is_written(
     store = FeatureStore(str(tmp_path / "store"))
     stage = stage_of(store, inputs)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ResourceError, match="64 GPUs were requested, this machine has "):
+    with pytest.raises(ResourceError, match="requested 64 GPUs, this machine has "):
         extract(store, stage, RayExecutor(n_gpus=64))
     assert sorted(tmp_path.rglob("*")) == before

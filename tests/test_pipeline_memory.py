@@ -107,13 +107,13 @@ def test_this_machine_has_some() -> None:
 )
 def test_more_memory_than_there_is_is_refused_before_anything_starts(executor: Executor) -> None:
     with pytest.raises(
-        ResourceError, match=r"1 workers of 1048576.0 GiB .* enough for 0: use less"
+        ResourceError, match=r"requested 1 worker of 1048576.0 GiB, .* enough for 0: use less"
     ):
         executor.check()
 
 
 def test_workers_that_do_not_fit_into_memory_side_by_side_are_refused() -> None:
-    with pytest.raises(ResourceError, match=r"100000 workers of 1.0 GiB .*, or --workers \d+$"):
+    with pytest.raises(ResourceError, match=r"100,000 workers of 1.0 GiB, .*, or --workers \d+$"):
         RayExecutor(n_workers=100_000, memory_bytes=2**30).check()
 
 

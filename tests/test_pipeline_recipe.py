@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from pipeline.errors import RecipeError, RunFailedError
+from pipeline.errors import LoopFailedError, RecipeError, RunFailedError
 from pipeline.journal import Journal, last_unfinished
 from pipeline.recipe import read_recipe
 from pipeline.recipe_run import RecipeJob
@@ -89,6 +89,7 @@ class Context:
     ran: list[str] = field(default_factory=list)
     refused: int | None = None
     fails_at: int | None = None
+    error: type[Exception] = RunFailedError
 
     @property
     def workspace(self):
@@ -130,7 +131,7 @@ class NumberJob:
         journal.begin()
         self.context.ran.append(self.output_name)
         if self.context.fails_at == self.total:
-            raise RunFailedError(f"{self.total} is too much")
+            raise self.context.error(f"{self.total} is too much")
         self.output.claim(self.plan)
         self.output.write({}, {"total": self.total}, plan=self.plan)
 
@@ -643,6 +644,15 @@ def test_a_step_that_fails_stops_the_run_and_keeps_the_others(context):
     assert states(context)["scaled[number=1,way=loud]"].state == State.COMPLETE
     assert "continue with `intro-pipe resume`" in said[-1]
     assert last_unfinished(context.store.location).command == ("run", "sums.yaml")
+
+
+def test_a_step_that_would_fail_again_needs_other_settings(context):
+    context.fails_at, context.error, said = 20, LoopFailedError, []
+    with pytest.raises(LoopFailedError):
+        run(context, said=said)
+
+    assert "change its settings and run the recipe again" in said[-1]
+    assert "resume" not in said[-1]
 
 
 def test_a_run_resumes_after_a_failure(context):

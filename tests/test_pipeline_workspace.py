@@ -97,7 +97,7 @@ def test_single_threaded_tasks_use_other_cores_on_ray(
         ({"executor": "local", "workers": 2}, "one worker in this process: leave out --address"),
         ({"executor": "local", "gpus": 2}, "one worker in this process"),
         ({"executor": "local", "address": "auto"}, "one worker in this process"),
-        ({"gpus": 1}, "1 GPUs were requested, this machine has 0: use --gpus 0"),
+        ({"gpus": 1}, "requested 1 GPU, this machine has 0: use --gpus 0"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, options: dict[str, Any], why: str) -> None:

@@ -45,6 +45,9 @@ OF_RUNS = (
 OF_ASKING = ("labels", "out")
 """Options that have no effect with ``ask``, and without it."""
 
+OF_H = ("head_lr", "layers")
+"""Options that only a head reads."""
+
 
 class ActiveLearn(Stage):
     """Learn from few labels: train, query the most useful labels, and train again.
@@ -128,10 +131,19 @@ class ActiveLearn(Stage):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        self.check_given(self.model_dump(exclude_defaults=True))
+        self._check_asking(self.model_dump(exclude_defaults=True))
         return self
 
     def check_given(self, options: Collection[str]) -> None:
+        """Raise ``InputError`` for an option that has no effect beside the others."""
+        self._check_asking(options)
+        if "corruption" in options and self.images is None:
+            raise InputError("--corruption has no effect without --corrupted")
+        for name in OF_H:
+            if name in options and "h" not in (self.kinds or "f"):
+                raise InputError(f"--{name.replace('_', '-')} has no effect without --model-kind h")
+
+    def _check_asking(self, options: Collection[str]) -> None:
         """Raise ``InputError`` for an option that has no effect with, or without, ``ask``."""
         is_asking = self.ask is not None
         for name in OF_RUNS if is_asking else OF_ASKING:
@@ -196,6 +208,7 @@ class ActiveLearn(Stage):
         if self.images is not None:
             only = (self.corruption,)
             tests[self.corruption] = replace(tests[CLEAN], dataset=self.images, corruptions=only)
+        self._require_labels(workspace, pool)
         source, *others = (opened(workspace, spec) for spec in (pool, *tests.values()))
         notes = [
             *(line for each in (source, *others) for line in source_notes(each)),
@@ -203,6 +216,18 @@ class ActiveLearn(Stage):
         ]
         runs = ActiveRuns(lessons, self._round_params, pool, tests)
         return curves_job(workspace.store, runs, workspace.workers, notes)
+
+    def _require_labels(self, workspace: Workspace, pool: SourceSpec) -> None:
+        """Raise ``InputError`` for a folder of images that people have yet to label."""
+        try:
+            n_classes = opened(workspace, replace(pool, split="test")).n_classes
+        except InputError:  # it has training images alone, or none at all
+            return
+        if not n_classes:
+            raise InputError(
+                f"{self.dataset}: its images have no labels; choose images to label with --ask N, "
+                "or name a data set with classes"
+            )
 
     def _pool(self, workspace: Workspace) -> SourceSpec:
         return SourceSpec(

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 from pipeline.fields import OneOf, Place, Ref, Written
 from pipeline.make import ArtifactJob, ShardJob
 from pipeline.stage import Preview, Several, Stage
-from pipeline.terminal import size
+from pipeline.terminal import counted, size
 from pipeline.workspace import Workspace
 from stages.data.corruptions.cells import cells_of
 from stages.data.decoding import Decoding
@@ -347,8 +347,8 @@ class Extract(Stage):
         found = workspace.store.preview(plan)
         mapping = listed_classes(source, card)
         text = (
-            f"extract {found['rows_to_do']:,} of {found['n_rows']:,} images "
-            f"({found['shards_to_do']} shards, {size(found['bytes_to_write'])}) to "
+            f"extract {found['rows_to_do']:,} of {counted(found['n_rows'], 'image')} "
+            f"({counted(found['shards_to_do'], 'shard')}, {size(found['bytes_to_write'])}) to "
             f"{found['location']}, with {workers}{shown_classes(mapping)}"
         )
         facts = {**found, "executor": workers, "classes": mapping, **left_out_of(source)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -216,6 +216,11 @@ class ImportModel(Stage):
         )
         return replace(found.job, preview=shown)
 
+    def check_given(self, options: Collection[str]) -> None:
+        """Raise ``InputError`` for a split without a data set."""
+        if "split" in options and self.dataset is None:
+            raise InputError("--split has no effect without --dataset")
+
     def imported(self, workspace: Workspace, source: ReaderSource) -> Imported:
         """The network, checked on images of a source, and the job that stores it.
 
@@ -232,12 +237,13 @@ class ImportModel(Stage):
         artifact = artifact or self._found(workspace, card)
         card = replace(card, name=artifact.name)
         plan = _plan_of(card)
-        if artifact.is_complete():
+        if exists := artifact.is_complete():
             there, plan = model_card(artifact), artifact.plan()
             _check_same(there, card)
             card = there
+        else:
+            notes += self._preparation_notes(workspace, card)
         artifact.holds(plan)  # another plan is refused
-        notes += self._preparation_notes(workspace, card)
 
         def compute() -> Output:
             from stages.sensing.weights import save_weights
@@ -245,7 +251,7 @@ class ImportModel(Stage):
             return {WEIGHTS_KEY: save_weights(network)}, {"card": card.to_dict()}
 
         what = f"import {self.network} as model {card.name}"
-        preview = Preview(what, {"name": card.name, "plan": plan}, notes)
+        preview = Preview(what, {"name": card.name, "plan": plan, "exists": exists}, notes)
         title = f"import {card.name}"
         return Imported(card, ArtifactJob(workspace.store, artifact, plan, title, preview, compute))
 
