@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.fields import OneOf, Written
 from pipeline.loop import Loop
@@ -68,6 +75,10 @@ VERSION = 1
 _PRESET = TrainParams()
 
 
+def _none_for_random(weights: object) -> object:
+    return None if weights == "random" else weights
+
+
 class TrainSensing(Stage):
     """Train the sensing network f by the paper's recipe.
 
@@ -97,11 +108,11 @@ class TrainSensing(Stage):
         description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs. "
         "fine-tune: 20 epochs, flips, a lower learning rate.",
     )
-    weights: Weights | None = Field(
+    weights: Annotated[Weights | None, BeforeValidator(_none_for_random)] = Field(
         None,
-        description="Weights to start from: a file, as for import-model, or 'pretrained' for those "
-        "that torchvision or timm publishes. The classifier starts anew if they were trained for "
-        "another number of classes. (default: random weights)",
+        description="Weights to start from: a file, as for import-model, 'pretrained' for those "
+        "that torchvision or timm publishes, or 'random'. The classifier starts anew if they were "
+        "trained for another number of classes. (default: random)",
     )
     weights_key: WeightsKey | None = None
     train: Trained = Field(
