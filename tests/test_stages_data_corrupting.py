@@ -135,6 +135,12 @@ def test_images_that_are_corrupted_already_are_refused(folder: SourceSpec) -> No
         corrupting(replace(folder, cells=SPECKS).open(), SPECKS)
 
 
+def test_a_column_of_the_same_name_is_refused(folder: SourceSpec) -> None:
+    source = replace(folder.open(), extra_columns=(("clean_id", "string"),))
+    with pytest.raises(InputError, match=r"has a column 'clean_id', .*: rename it"):
+        corrupting(source, SPECKS)
+
+
 def test_missing_photographs_of_frost_are_refused_when_the_source_is_opened(
     folder: SourceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,10 @@ from stages.data.corruptions.frost import frost_folder
 from stages.data.corruptions.names import VERSION, Collection, collection_for
 from stages.data.resize import Resize
 from stages.data.source import Reader, ReaderSource, Rows, joined, require_clean
+from stages.errors import InputError
+
+COLUMNS = (("clean_id", "string"), ("corruption", "string"), ("severity", "int64"))
+"""``(name, type)`` of the columns that corrupted images have beside those of the clean ones."""
 
 FIXED_BYTES = 64 * 2**20
 """Memory of the photographs of frost, and of the libraries."""
@@ -113,19 +117,25 @@ def corrupting(source: ReaderSource, cells: Cells) -> ReaderSource:
     clean image. An image's random numbers depend on the seed, the cell and its row.
 
     Raises:
-        InputError: the source is corrupted already, or the photographs of frost are missing.
+        InputError: the source is corrupted already, has a column of one of these names, or the
+            photographs of frost are missing.
     """
     require_clean(source)
+    own = dict(source.extra_columns)
+    if taken := [name for name, _ in COLUMNS if name in own]:
+        raise InputError(
+            f"{source.name} {source.split}: has a column {taken[0]!r}, a name that is needed for "
+            "corrupted images: rename it"
+        )
     if any(name == "frost" for name, _ in cells.cells):
         frost_folder()
     reader = CorruptingReader(source.reader, cells, source.n_rows, source.image_size)
-    columns = (("clean_id", "string"), ("corruption", "string"), ("severity", "int64"))
     return replace(
         source,
         name=f"{source.name}+{cells.label}",
         n_rows=len(cells.cells) * source.n_rows,
         reader=reader,
-        extra_columns=(*columns, *source.extra_columns),
+        extra_columns=(*COLUMNS, *source.extra_columns),
         corruption={"of": source.name, "n_images": source.n_rows, **reader.facts()},
     )
 
