@@ -141,6 +141,11 @@ def test_a_column_of_the_same_name_is_refused(folder: SourceSpec) -> None:
         corrupting(source, SPECKS)
 
 
+def test_images_that_are_too_small_are_refused(folder: SourceSpec) -> None:
+    with pytest.raises(InputError, match="images are 31x31, expected at least 32x32"):
+        replace(folder, image_size=31, cells=SPECKS).open()
+
+
 def test_missing_photographs_of_frost_are_refused_when_the_source_is_opened(
     folder: SourceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,9 @@ from stages.errors import InputError
 COLUMNS = (("clean_id", "string"), ("corruption", "string"), ("severity", "int64"))
 """``(name, type)`` of the columns that corrupted images have beside those of the clean ones."""
 
+LEAST_SIDE = 32
+"""Smallest height and width for which there are constants."""
+
 FIXED_BYTES = 64 * 2**20
 """Memory of the photographs of frost, and of the libraries."""
 
@@ -117,10 +120,17 @@ def corrupting(source: ReaderSource, cells: Cells) -> ReaderSource:
     clean image. An image's random numbers depend on the seed, the cell and its row.
 
     Raises:
-        InputError: the source is corrupted already, has a column of one of these names, or the
-            photographs of frost are missing.
+        InputError: the source is corrupted already, has a column of one of these names, its images
+            are smaller than 32x32, or the photographs of frost are missing.
     """
     require_clean(source)
+    if min(source.image_size) < LEAST_SIDE:
+        height, width = source.image_size
+        raise InputError(
+            f"{source.name} {source.split}: images are {height}x{width}, expected at least "
+            f"{LEAST_SIDE}x{LEAST_SIDE} to corrupt them: use a larger --image-size, or a network "
+            "with a larger input"
+        )
     own = dict(source.extra_columns)
     if taken := [name for name, _ in COLUMNS if name in own]:
         raise InputError(
