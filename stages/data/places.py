@@ -41,6 +41,9 @@ def _found(value: Any, place: Place, resolve: Resolve, root: Path) -> Any:  # An
     if place is Place.DATA:
         return _data_sets(value, resolve, root)
     if place is Place.NETWORK:
+        kind, _, folder = value.partition(":")
+        if kind == "hf":
+            return f"hf:{resolve(folder)}" if _exists(resolve(folder)) else value  # else an ID
         file, _, factory = value.rpartition(":")
         return f"{resolve(file)}:{factory}" if file.endswith(".py") else value
     is_file = place is Place.FILE or (place is Place.WEIGHTS and value != PRETRAINED)

@@ -17,13 +17,14 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from pipeline.namesakes import OURS, namesakes_in
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.grey import accepting_rgb
+from stages.sensing.hf_networks import CONFIG, hf_file, hf_network
 from stages.sensing.network_settings import unknown
 from stages.sensing.networks import network_factories
 from stages.sensing.outputs import returning_logits
 from stages.sensing.timm_networks import canonical_timm, timm_network
 from stages.sensing.torchvision_networks import canonical, torchvision_network
 from stages.sensing.torchvision_ops import define_missing_operators
-from stages.sensing.trust import TIMM, TORCHVISION, is_code
+from stages.sensing.trust import HF, TIMM, TORCHVISION, is_code
 from store.disk import spelled_out
 
 DEFAULT_N_CLASSES = 10
@@ -35,8 +36,9 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
     Args:
         network: a built-in name (``resnet18``), ``torchvision:NAME`` with settings after commas
             (``torchvision:inception_v3,transform_input=true``), ``timm:NAME`` likewise,
-            ``file.py:factory`` or ``package.module:factory``. A factory is called with
-            ``n_classes=`` or ``num_classes=`` if it has such a parameter, else without arguments.
+            ``hf:FOLDER`` or ``hf:ID``, ``file.py:factory`` or ``package.module:factory``. A
+            factory is called with ``n_classes=`` or ``num_classes=`` if it has such a parameter,
+            else without arguments.
         n_classes: number of logits; ``None`` leaves it to the network (10 for built-in ones).
 
     Raises:
@@ -47,6 +49,8 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
         return torchvision_network(network, n_classes)
     if network.startswith(TIMM):
         return accepting_rgb(timm_network(network, n_classes))
+    if network.startswith(HF):
+        return returning_logits(accepting_rgb(hf_network(network, n_classes)), n_classes)
     if is_code(network):
         return _user_network(network, n_classes)
     factories = network_factories()
@@ -64,12 +68,20 @@ def located(network: str) -> str:
         return canonical(network)
     if network.startswith(TIMM):
         return canonical_timm(network)
+    if network.startswith(HF):
+        folder = spelled_out(network.removeprefix(HF))
+        return f"{HF}{folder.resolve()}" if folder.is_dir() else network
     target, _, factory = network.rpartition(":")
     return f"{spelled_out(target).resolve()}:{factory}" if _is_file(network) else network
 
 
 def source_hash(network: str) -> str | None:
-    """SHA-256 of the source file of a user's network; ``None`` for other networks."""
+    """SHA-256 of what determines a network outside the libraries; ``None`` for other networks.
+
+    That is the source file of a user's network, or the configuration of one of transformers.
+    """
+    if network.startswith(HF):
+        return hashlib.sha256(hf_file(network, CONFIG).read_bytes()).hexdigest()
     if not is_code(network):
         return None
     if _is_file(network):
@@ -79,7 +91,9 @@ def source_hash(network: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-_OTHER_FORMS = "; or give torchvision:NAME, timm:NAME, file.py:factory or package.module:factory"
+_OTHER_FORMS = (
+    "; or give torchvision:NAME, timm:NAME, hf:FOLDER, file.py:factory or package.module:factory"
+)
 
 
 def _user_network(network: str, n_classes: int | None) -> nn.Module:

@@ -37,7 +37,7 @@ from stages.sensing.card import (
 )
 from stages.sensing.class_check import listed_classes, output_notes, shown_classes
 from stages.sensing.models import WEIGHTS_KEY, model_card, model_name
-from stages.sensing.trust import require_trust
+from stages.sensing.trust import HF, require_trust
 from store.artifacts import Artifact
 from store.errors import PlanMismatchError
 from store.plan import Plan, differences
@@ -74,7 +74,8 @@ ImportedNetwork = Annotated[
     Network,
     Field(
         description="Network to import: resnet18, torchvision:NAME, timm:NAME, either with "
-        "settings (timm:NAME,img_size=96), file.py:factory or package.module:factory."
+        "settings (timm:NAME,img_size=96), hf:FOLDER or hf:ID, file.py:factory or "
+        "package.module:factory."
     ),
 ]
 Weights = Annotated[
@@ -84,7 +85,7 @@ Weights = Annotated[
     Field(
         description="Weights of the network to import: .safetensors, a state dict saved by torch, "
         "a folder or .index.json of shards, or 'pretrained' for those that torchvision or timm "
-        "publishes."
+        "publishes, or of a folder hf:FOLDER."
     ),
 ]
 WeightsKey = Annotated[
@@ -281,7 +282,8 @@ class ImportModel(Stage):
         """The data set of the classes, or only the names of the classes."""
         resizing = self.resizing(workspace)
         if self.dataset is None:
-            return without_images(self.classes, resizing)
+            found = self._published(workspace) if self.network.startswith(HF) else None
+            return without_images(self.classes or (found.class_names if found else ()), resizing)
         root = workspace.data_root
         return opened(
             workspace, SourceSpec(self.dataset, self.split, root, resizing, classes=self.classes)

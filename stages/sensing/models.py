@@ -6,9 +6,10 @@ from contextlib import suppress
 
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import ModelCard
-from stages.sensing.trust import require_trust
+from stages.sensing.trust import HF, require_trust
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
+from store.disk import spelled_out
 from store.errors import DamagedError
 
 WEIGHTS_KEY = "weights.safetensors"
@@ -73,7 +74,13 @@ def model_card(artifact: Artifact) -> ModelCard:
 
 
 def model_name(network: str) -> str:
-    """Default name of a model: ``vit_b_16`` for ``torchvision:vit_b_16,...``."""
+    """Default name of a model: ``vit_b_16`` for ``torchvision:vit_b_16,...``.
+
+    >>> model_name("hf:google/vit-base-patch16-224")
+    'vit-base-patch16-224'
+    """
+    if network.startswith(HF):
+        return spelled_out(network.removeprefix(HF)).absolute().name.partition("@")[0]
     return network.rpartition(":")[2].partition(",")[0]
 
 

@@ -1,20 +1,18 @@
-"""The files of weights that torchvision and timm publish, from their caches or the network."""
+"""The files of weights that libraries publish, from their caches or the network."""
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.checkpoint import Checkpoint, read_checkpoint
+from stages.sensing.hf_networks import WEIGHTS, hf_checkpoint, hf_file
+from stages.sensing.hub import file_on_hub
 from stages.sensing.timm_networks import timm_checkpoint, timm_config
 from stages.sensing.torchvision_networks import torchvision_url
-from stages.sensing.trust import TIMM, TORCHVISION
+from stages.sensing.trust import HF, TIMM, TORCHVISION
 from store.errors import first_line
-
-_ON_THE_HUB = ("model.safetensors", "pytorch_model.bin")
 
 
 def pretrained_file(network: str) -> str:
@@ -30,11 +28,13 @@ def pretrained_file(network: str) -> str:
     try:
         if network.startswith(TORCHVISION):
             return _from_url(torchvision_url(network))
+        if network.startswith(HF):
+            return str(hf_file(network, *WEIGHTS))
         if network.startswith(TIMM):
             config = timm_config(network)
             if config.get("hf_hub_id"):
                 name = config.get("hf_hub_filename")
-                return _from_hub(config["hf_hub_id"], [name] if name else _ON_THE_HUB)
+                return file_on_hub(config["hf_hub_id"], [name] if name else WEIGHTS)
             if config.get("url"):
                 return _from_url(config["url"])
     except InputError:
@@ -53,7 +53,7 @@ def pretrained_file(network: str) -> str:
 def checkpoint_in(
     file: str, key: str | None, network: str, *, is_pretrained: bool = False
 ) -> Checkpoint:
-    """The weights in a file, under the names of a network if timm publishes the file for it.
+    """The weights in a file, under the names of the network if its library converts them.
 
     Args:
         file: what `read_checkpoint` accepts.
@@ -62,11 +62,14 @@ def checkpoint_in(
         is_pretrained: whether the file is the `pretrained_file` of the network.
 
     Raises:
-        DataNotFoundError, InputError: as `read_checkpoint`, and as `timm_checkpoint`.
+        DataNotFoundError, InputError: as `read_checkpoint`, `timm_checkpoint`, `hf_checkpoint`.
     """
     found = read_checkpoint(file, key)
-    is_of_timm = is_pretrained and network.startswith(TIMM)
-    return timm_checkpoint(network, found) if is_of_timm else found
+    if is_pretrained and network.startswith(TIMM):
+        return timm_checkpoint(network, found)
+    if is_pretrained and network.startswith(HF):
+        return hf_checkpoint(network, found)
+    return found
 
 
 def _from_url(url: str) -> str:
@@ -78,21 +81,3 @@ def _from_url(url: str) -> str:
         digest = re.search(r"-([0-9a-f]{8,})\.", name)
         torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, False)
     return str(path)
-
-
-def _from_hub(repository: str, names: Sequence[str]) -> str:
-    """The first of the files that a repository of Hugging Face has."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
-
-    repository, _, given = repository.partition("@")
-    revision = given or None
-    for name in names:
-        with suppress(LocalEntryNotFoundError):
-            return hf_hub_download(repository, name, revision=revision, local_files_only=True)
-    for name in names:
-        with suppress(RemoteEntryNotFoundError):
-            # Fails at once without a connection, where a download repeats it for half a minute.
-            get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
-            return hf_hub_download(repository, name, revision=revision)
-    raise FileNotFoundError(f"{repository} has no {' or '.join(names)}")

@@ -9,11 +9,12 @@ from typing import Any
 
 from stages.data.resize import Resize
 from stages.data.source import ImageSource
-from stages.errors import InputError
+from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import Normalisation
+from stages.sensing.hf_networks import hf_class_names, hf_preprocessing
 from stages.sensing.timm_networks import timm_preprocessing
 from stages.sensing.torchvision_ops import import_torchvision
-from stages.sensing.trust import TIMM, TORCHVISION
+from stages.sensing.trust import HF, TIMM, TORCHVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def published(network: str, weights: str | Path, image_size: int | None = None) 
     if network.startswith(TIMM):
         preprocessing = Preprocessing(*timm_preprocessing(network, image_size))
         return Published((), preprocessing, "images are prepared as in timm's configuration")
+    if network.startswith(HF):
+        return _published_on_hub(network)
     path = Path(weights)
     if not network.startswith(TORCHVISION) or not path.is_file():
         return None
@@ -68,6 +71,16 @@ def published(network: str, weights: str | Path, image_size: int | None = None) 
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     found = (facts for start, facts in files.items() if digest.startswith(start))
     return next(found, None)
+
+
+def _published_on_hub(network: str) -> Published:
+    """What a folder of transformers says; without an image processor only the classes."""
+    try:
+        preprocessing = Preprocessing(*hf_preprocessing(network))
+    except DataNotFoundError:
+        preprocessing = None
+    of = "images are prepared as in preprocessor_config.json"
+    return Published(hf_class_names(network), preprocessing, of)
 
 
 def published_files(network: str) -> dict[str, Published]:

@@ -23,7 +23,10 @@ TORCHVISION = "torchvision:"
 TIMM = "timm:"
 """Prefix of the names of timm's networks."""
 
-LIBRARIES = (TORCHVISION, TIMM)
+HF = "hf:"
+"""Prefix of networks of transformers: a folder, or an ID on the hub of Hugging Face."""
+
+LIBRARIES = (TORCHVISION, TIMM, HF)
 """Prefixes of networks whose code is part of an installed library."""
 
 _named_here: set[str] = set()
