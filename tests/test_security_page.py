@@ -63,6 +63,17 @@ CLAIMS = {
         "hostile_files:test_a_published_pickle_that_is_another_is_not_opened",
         "hostile_files:test_a_batch_with_the_right_sum_builds_arrays_and_nothing_else",
     ),
+    "The names of networks of torchvision": (
+        "stages_sensing_timm_networks:test_its_code_is_that_of_an_installed_library",
+        "stages_sensing_torchvision_networks:test_unknown_setting_is_refused",
+    ),
+    "Code in a repository": (
+        "stages_sensing_hf_networks:test_code_in_a_folder_is_not_run",
+        "stages_sensing_timm_networks:test_what_timm_does_not_have_is_refused",
+    ),
+    "Only `--weights pretrained`": (
+        "stages_sensing_pretrained:test_without_cache_and_connection_the_ways_out_are_named",
+    ),
     "The types and shapes of stored arrays": (
         "hostile_files:test_array_metadata_is_never_obeyed",
         "hostile_files:test_an_invalid_plan_that_matches_its_folder_is_damaged",

@@ -155,3 +155,20 @@ def test_other_preprocessing_is_refused(tmp_path: Path, processor: dict[str, Any
     folder_of(tmp_path, processor, {0: "cat", 1: "dog"})
     with pytest.raises(InputError, match="prepares images in a way that is not supported"):
         hf_preprocessing(f"hf:{tmp_path}")
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    folder_of(tmp_path, PLAIN, {0: "cat", 1: "dog"})
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for name, classes in (
+        ("config.json", ("AutoConfig", "AutoModelForImageClassification")),
+        ("preprocessor_config.json", ("AutoImageProcessor",)),
+    ):
+        content = json.loads((tmp_path / name).read_text())
+        content["auto_map"] = dict.fromkeys(classes, "evil.Evil")
+        (tmp_path / name).write_text(json.dumps({**content, "model_type": "evil"}))
+
+    with pytest.raises(InputError, match=r"transformers cannot use its config\.json"):
+        build_network(f"hf:{tmp_path}")
+    hf_preprocessing(f"hf:{tmp_path}")
+    assert not (tmp_path / "ran").exists()
