@@ -32,7 +32,7 @@ class HeadOptions:
         str,
         typer.Option(
             "--head",
-            help="Trained head or temperature of the store.",
+            help="Trained head or temperature of the store; none for f alone, with --model.",
             autocompletion=completing(names_in_store("head")),
         ),
     ]
@@ -46,6 +46,24 @@ class HeadOptions:
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the head to use. (default: the first)")
     ] = None
+
+    def opened(self, store: Any, device: str, images: Any) -> Any:  # Any: importing torch is slow
+        """The head and its model, or a model alone; raises ``InputError``, ``NotFoundError``."""
+        from stages.errors import InputError
+        from stages.prediction.introspective import open_f, open_introspective
+
+        if self.head != "none":
+            return open_introspective(
+                store,
+                self.head,
+                model=self.model,
+                seed=self.seed,
+                device=device,
+                images=images,
+            )
+        if self.model is None or self.seed is not None:
+            raise InputError("--head none: expected --model NAME for f alone, and no --seed")
+        return open_f(store, self.model, device=device, images=images)
 
 
 def predict(
@@ -66,13 +84,12 @@ def predict(
 ) -> None:
     """Predict label and confidence of images with f and H, in one forward pass.
 
-    Images are resized in the same way as the head's training images. Exit code 1 if no image has a
+    Images are resized in the same way as the training images. Exit code 1 if no image has a
     prediction.
     """
     from pipeline.progress import Progress
     from pipeline.workspace import Execution, Workspace
     from stages.errors import InputError
-    from stages.prediction.introspective import open_introspective
     from stages.prediction.predict import OK, images_in, predict, resizing, sample_of
     from store.catalog import FeatureStore
 
@@ -82,13 +99,8 @@ def predict(
     files, left_out = images_in(images or [])
     note_left_out("images", left_out)
     workspace = Workspace(FeatureStore(store).require(), execution=Execution(device=device))
-    introspective = open_introspective(
-        workspace.store,
-        which.head,
-        model=which.model,
-        seed=which.seed,
-        device=workspace.device,
-        images=partial(sample_of, files) if files else None,
+    introspective = which.opened(
+        workspace.store, workspace.device, partial(sample_of, files) if files else None
     )
     note_names(introspective.card)
     if export is not None:

@@ -123,6 +123,13 @@ def test_predict_gives_a_row_for_each_image(run: Run, home: Path) -> None:
     assert shown.splitlines()[0].split() == [str(name) for name in frame.columns]
 
 
+def test_predict_without_a_head_needs_a_model(run: Run, refusal: Refusal, home: Path) -> None:
+    image = next((home / "images" / "test" / "one").iterdir())
+    assert "--head none: expected --model NAME" in refusal("predict", "--head", "none", image)
+    (row,) = json.loads(run("predict", "--head", "none", "--model", "cnn2", image, "--json"))
+    assert sorted(row) == ["f_confidence", "f_label", "image", "status"]
+
+
 def test_a_text_file_among_images_is_reported_in_its_row(run: Run, home: Path, text: Path) -> None:
     image = next((home / "images" / "test" / "one").iterdir())
     rows = json.loads(run("predict", "--head", "h", image, text, "--json"))
@@ -156,7 +163,7 @@ def test_predict_refuses_inputs_that_do_not_match(
     assert "nothing to predict" in refusal(*of_h)
     assert "no such image" in refusal(*of_h, tmp_path / "none.png")
     assert "belongs to model 'cnn2'" in refusal(*of_h, images, "--model", "other")
-    assert "head 'none' does not exist" in refusal("predict", "--head", "none", images)
+    assert "head 'nothing' does not exist" in refusal("predict", "--head", "nothing", images)
     assert "ends in .pt2" in refusal(*of_h, "--export", tmp_path / "both.onnx")
 
 

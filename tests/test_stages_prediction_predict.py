@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made import extract, make_in
@@ -25,6 +26,7 @@ from stages.prediction.introspective import (
     FACTS_FILE,
     Introspective,
     export,
+    open_f,
     open_introspective,
 )
 from stages.prediction.predict import images_in, predict
@@ -79,6 +81,14 @@ def extracted(home: Path, split: str) -> FeatureSet:
     card = choose_model(store, "images", "cnn2")
     stage = Extraction(source, card, weights_path(store, "cnn2"))
     return extract(store, stage)
+
+
+def test_f_alone_predicts_as_beside_a_head(home: Path) -> None:
+    files, _ = images_in([home / "images" / "test"])
+    alone = predict(open_f(store_of(home), "cnn2"), files)
+    beside = predict(open_introspective(store_of(home), "temperature"), files)
+
+    pd.testing.assert_frame_equal(alone, beside.drop(columns=["H_label", "H_confidence"]))
 
 
 HEADS = ["h-reflection", "h-features", "h-features+logits", "temperature"]

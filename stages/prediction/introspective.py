@@ -1,4 +1,4 @@
-"""f and H as one module: images in, two predictions out, in one forward pass."""
+"""f and H as one module: images in, two predictions out, in one forward pass; or f alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.data.source import planned_source
 from stages.errors import InputError
 from stages.introspection.head_card import (
     FittedTemperature,
@@ -40,17 +41,17 @@ _EXAMPLE_ROWS = 3
 
 
 class Introspective(nn.Module):
-    """The sensing network f and a head H that reads its features and logits, both in eval mode.
+    """The sensing network f, and a head H that reads its features and logits, in eval mode.
 
     No backward pass is run: the gradients are computed from features and logits.
 
     Args:
         sensing: f.
-        head: features ``[n, d]`` and logits ``[n, N]`` to logits ``[n, N]``.
+        head: features ``[n, d]`` and logits ``[n, N]`` to logits ``[n, N]``; None for f alone.
         facts: facts about the model and the head.
     """
 
-    def __init__(self, sensing: Sensing, head: nn.Module, facts: dict[str, Any]) -> None:
+    def __init__(self, sensing: Sensing, head: nn.Module | None, facts: dict[str, Any]) -> None:
         super().__init__()
         self.sensing = sensing
         self.head = head
@@ -64,13 +65,19 @@ class Introspective(nn.Module):
 
     @property
     def resize(self) -> str | None:
-        """How the head's training images were resized; ``None`` if that is not known."""
+        """How the training images were resized; ``None`` if that is not known."""
         return self.facts.get("resize")
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def last(self) -> str:
+        """The head with its name, or the model if there is no head, for messages."""
+        head, model = self.facts["head"], self.facts["model"]
+        return f"head '{head}'" if head else f"model '{model}'"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits of f and of H, each ``[n, N]`` float32, of images ``[n, H, W, 3]`` uint8 RGB."""
         features, logits = self.sensing(images)
-        return logits, self.head(features, logits)
+        return (logits,) if self.head is None else (logits, self.head(features, logits))
 
 
 class _Tempered(nn.Module):
@@ -129,6 +136,31 @@ def open_introspective(
     if trained_on is not None:
         facts["resize"] = trained_on.source.resize
     return Introspective(sensing, module, facts)
+
+
+def open_f(
+    store: FeatureStore,
+    model: str,
+    *,
+    device: str = "cpu",
+    images: Callable[[int], Tensor] | None = None,
+) -> Introspective:
+    """A model of the store without a head; see `open_introspective`.
+
+    Raises:
+        InputError: the model is code that the user has not named, or fails the checks of a network.
+        NotFoundError: the model does not exist.
+    """
+    artifact = store.artifact("model", model)
+    card = model_card(artifact)
+    require_trust(card.network, f"model {card.name}")
+    sample = images(card.image_size) if images else None
+    sensing = load_sensing(card, weights_path(store, model), device, images=sample, is_new=True)
+    facts = {"model": model, "head": None, "predictor": "f"}
+    source = artifact.plan().get("inputs", {}).get("source")  # imported models have none
+    if source is not None:
+        facts["resize"] = planned_source(source).resize
+    return Introspective(sensing, None, facts)
 
 
 def _check_preparation(card: ModelCard, head: str, trained_on: FeaturePlan | None) -> None:

@@ -1,4 +1,4 @@
-"""Predictions of f and H for image files, resized like the head's training images."""
+"""Predictions of f and H for image files, resized like the training images."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def predict(
     """Label and confidence of f and of H for each file.
 
     Returns:
-        One row per file, in the same order: ``image``, ``f_label``, ``f_confidence``, ``H_label``,
-        ``H_confidence`` and ``status``, which is "ok" or the reason why there is no prediction: the
-        file could not be read, or logits are not finite. Then the labels are None and the
-        confidences NaN.
+        One row per file, in the same order: ``image``, ``f_label``, ``f_confidence``, with a head
+        ``H_label`` and ``H_confidence``, and ``status``, which is "ok" or the reason why there is
+        no prediction: the file could not be read, or logits are not finite. Then the labels are
+        None and the confidences NaN.
     """
     parts = []
     for start in range(0, len(files), batch_rows):
@@ -80,22 +80,22 @@ def predict(
 
 
 def resizing(introspective: Introspective, files: Sequence[Path]) -> str:
-    """A note if files are resized differently from the head's training images.
+    """A note if files are resized differently from the training images.
 
     Empty if they are resized by the same rule. Images of a data set in arrays had one size: a
     file of another size is stretched.
     """
-    size, rule, head = introspective.card.image_size, introspective.resize, introspective.facts
+    size, rule, last = introspective.card.image_size, introspective.resize, introspective.last
     wanted = None if rule is None else native_size(rule, (size, size))
     if introspective.card.resizing or (rule is not None and wanted is None):
         return ""  # each file is stretched or cropped like the training images
     sizes = sizes_of(files)
     if wanted is not None:
         n_other = sum(n for found, n in sizes.items() if found != wanted)
-        what = f"are not {wanted[0]}x{wanted[1]}, as the training images of head '{head['head']}'"
+        what = f"are not {wanted[0]}x{wanted[1]}, as the training images of {last}"
     else:
         n_other = sum(n for (height, width), n in sizes.items() if height != width)
-        what = f"are not square, and the resize rule of head '{head['head']}' is not known"
+        what = f"are not square, and the resize rule of {last} is not known"
     if not n_other:
         return ""
     return f"{n_other:,} of {len(files):,} images {what}: they are stretched to {size}x{size}"
@@ -121,14 +121,14 @@ def _rows_of(introspective: Introspective, files: Sequence[Path]) -> pd.DataFram
     names = reader.files
     read = reader.read(0, len(names), _resizing(introspective))
     device = introspective.sensing.mean.device
-    of_f, of_h = introspective(torch.from_numpy(read.images).to(device))
+    found = introspective(torch.from_numpy(read.images).to(device))
     columns: dict[str, object] = {"image": [_name_of(file) for file in files]}
     # The reader prefixes the reason with the file's name, which has its own column here.
     unread = {
         row: why.removeprefix(f"{printable_line(names[row])}: ") for row, why in read.failed.items()
     }
     reasons: dict[int, str] = {}
-    for name, of, logits in (("f", "network", of_f), ("H", "head", of_h)):
+    for (name, of), logits in zip((("f", "network"), ("H", "head")), found, strict=False):
         answers = logits.cpu().numpy()
         failed = why_not_finite({"logits": answers}, of) | unread
         labels, confidences = _answers(introspective, answers, failed)
@@ -148,7 +148,7 @@ def _name_of(file: Path) -> str:
 
 
 def _resizing(introspective: Introspective) -> Resize:
-    """How the head's training images were resized."""
+    """How the training images were resized."""
     size = introspective.card.image_size
     trained = resize_of(introspective.resize or "none", (size, size))
     known = introspective.card.resizing
