@@ -219,8 +219,8 @@ HARMLESS = {
     "heads", "held_out_until", "input_scale", "interpolation", "kinds", "last_layer", "layer",
     "layer_loss", "layers", "loss", "losses", "mean", "metrics", "model", "name", "notes", "odin",
     "odin_epsilon", "paper", "precision", "preset", "query", "reads", "resize", "results", "rows",
-    "scaling", "schedule", "seeds", "split", "std", "step", "strategies", "target", "through",
-    "title", "train", "value_range", "variant", "weights_key",
+    "scaling", "schedule", "seeds", "split", "std", "step", "strategies", "target",
+    "test_split", "through", "title", "train", "value_range", "variant", "weights_key",
     "table", "to",  # keys of recipes; `to` is a folder below the data root, see below
     "recipe",  # of reproduce, a name; that of run has a mark
 }  # fmt: skip
@@ -790,15 +790,15 @@ def test_a_name_under_the_data_root_comes_before_the_folder_of_the_run(
     limit = None if "extract" in words else 7
     place = str(tmp_path / "there" / "photos")
     root = tmp_path / "there" / "../root"
-    assert images_of(run, "photos", 7) == (place, root, limit)
+    assert images_of(run, "photos", 7) == (place, root, limit, ())
     (tmp_path / "root" / "photos").mkdir()
-    assert images_of(run, "photos", 7) == ("photos", root, limit)
+    assert images_of(run, "photos", 7) == ("photos", root, limit, ())
 
 
 def test_rows_and_data_root_are_those_of_the_command(tmp_path: Path) -> None:
     words = f"extract --dataset digits --limit 5 --data-root {tmp_path}"
     run = Run(tuple(words.split()), "/", {"INTRO_PIPE_DATA": "/x"}, "done", 0.0, "r")
-    assert images_of(run, "other", 7) == ("digits", tmp_path, 5)
+    assert images_of(run, "other", 7) == ("digits", tmp_path, 5, ())
 
 
 @pytest.mark.parametrize("words", ["--dataset s3://theirs/x", "--dataset x --limit lots"])
@@ -811,4 +811,4 @@ def test_images_are_nowhere_that_a_journal_may_not_name(words: str) -> None:
 def test_a_stage_without_a_data_set_of_its_own_names_none(tmp_path: Path) -> None:
     stage = {"stage": "extract", "images": "x"}
     run = Run((), "/", {}, "done", 0.0, "r", stage=stage, data_root=str(tmp_path))
-    assert images_of(run, "other", 7) == ("other", tmp_path, 7)
+    assert images_of(run, "other", 7) == ("other", tmp_path, 7, ())
