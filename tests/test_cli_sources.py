@@ -6,7 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Command, Refusal
 from test_stages_data_listing import COMPANIONS, write_classes, write_image
@@ -196,6 +199,18 @@ def test_columns_of_a_manifest_stand_in_the_store(run: Run, home: Path, tmp_path
     assert samples["dose"].tolist() == [3, 7, 9]
     assert samples["status"].tolist()[:2] == ["ok", "ok"]
     assert "gone.png: [Errno 2] No such file" in samples["status"][2]
+
+
+def test_a_data_set_may_lie_at_a_url(run: Run, home: Path, tmp_path: Path) -> None:
+    images = [(home / f"insects/test/{name}/0.png").read_bytes() for name in ("bee", "ant")]
+    table = pa.table({"image": images, "label": ["bee", "ant"]})
+    with fsspec.open("memory://bucket/pets/test.parquet", "wb") as file:
+        pq.write_table(table, file)
+    said, _ = run(f"{EXTRACT} --json".replace("insects", "memory://bucket/pets"))
+    found = FeatureStore(str(tmp_path / "store")).open(json.loads(said)["feature_set"])
+    assert found.samples()["sample_id"].tolist() == ["test/00000", "test/00001"]
+    assert found.samples()["label"].tolist() == [1, 0]
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
 def test_a_note_says_that_an_array_has_no_labels(run: Run, home: Path, tmp_path: Path) -> None:

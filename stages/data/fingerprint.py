@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.regular import refused, require_regular, size_of_regular
+from stages.data.anywhere import open_file, ranges, size_of
+from stages.data.regular import refused
 
 WHOLE_BYTES = 64 * 2**20  # up to this total size, everything is hashed
 WHOLE_FILES = 8_192  # up to this many files, since opening one costs more than hashing it
@@ -35,20 +36,20 @@ def array_content(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def file_content(files: Mapping[str, Path]) -> str:
-    """Hash of a few files, each under a given name; hex.
+def file_content(files: Mapping[str, Path | str]) -> str:
+    """Hash of a few files, at paths or URLs, each under a given name; hex.
 
     Files are hashed completely up to ``WHOLE_BYTES`` in total. Beyond that each is hashed by its
     size, its first and last block and ``BLOCKS_PER_FILE`` evenly spaced blocks; see the module's
     docstring for what that misses.
     """
-    sizes = {name: size_of_regular(path) for name, path in files.items()}
+    sizes = {name: size_of(str(path)) for name, path in files.items()}
     is_whole = sum(sizes.values()) <= WHOLE_BYTES
     digest = hashlib.sha256(b"whole\n" if is_whole else b"sampled\n")
     for name in sorted(files):
         digest.update(f"{name}\0{sizes[name]}\n".encode())
         with refused(files[name]):
-            _update_with_file(digest, files[name], sizes[name], is_whole)
+            _update_with_file(digest, str(files[name]), sizes[name], is_whole)
     return digest.hexdigest()
 
 
@@ -70,19 +71,19 @@ def listing_content(root: Path, files: Sequence[tuple[str, int]]) -> str:
         name, size_bytes = files[index]
         if size_bytes >= 0:
             with suppress(OSError):
-                _update_with_file(digest, root / name, size_bytes, size_bytes <= 2 * BLOCK_BYTES)
+                path = str(root / name)
+                _update_with_file(digest, path, size_bytes, size_bytes <= 2 * BLOCK_BYTES)
     return digest.hexdigest()
 
 
-def _update_with_file(digest: Any, path: Path, size_bytes: int, is_whole: bool) -> None:
+def _update_with_file(digest: Any, place: str, size_bytes: int, is_whole: bool) -> None:
     # Any: hashlib has no public name for the type of its hashes.
-    require_regular(path)
-    with path.open("rb") as file:
-        if is_whole:
+    if is_whole:
+        with open_file(place) as file:
             while block := file.read(2**20):
                 digest.update(block)
-            return
-        last = max(size_bytes - BLOCK_BYTES, 0)
-        for offset in np.linspace(0, last, BLOCKS_PER_FILE + 2).astype(int):
-            file.seek(int(offset))
-            digest.update(file.read(BLOCK_BYTES))
+        return
+    last = max(size_bytes - BLOCK_BYTES, 0)
+    starts = np.linspace(0, last, BLOCKS_PER_FILE + 2).astype(int).tolist()
+    for block in ranges(place, starts, [start + BLOCK_BYTES for start in starts]):
+        digest.update(block)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stages.data import corrupted
+from stages.data.anywhere import check_url
 from stages.data.arrays import array_source
 from stages.data.corrupted_folders import corrupted_folder_source, corruptions_below
 from stages.data.folder import ALL, folder_source, has_split, splits_in
@@ -62,6 +63,23 @@ def open_path(path: Path, name: str, split: str, resizing: Resize) -> ReaderSour
         f"{path}: no supported data, expected images in a folder or in <split>/<class>/, a .csv or "
         ".parquet file with a column 'path', a .npy or .npz file, or a corrupted set in the layout "
         f"of CIFAR-10-C or ImageNet-C{_array_in(path)}"
+    )
+
+
+def open_url(url: str, name: str, split: str, resizing: Resize) -> ReaderSource:
+    """One split of Parquet files with images, or of tar archives, at a URL.
+
+    Raises:
+        InputError: the URL cannot be read, or there is something else.
+    """
+    check_url(url)
+    if has_image_bytes(url):
+        return parquet_source(url, name, split, resizing)
+    if archives_in(url):
+        return tar_source(url, name, split, resizing)
+    raise InputError(
+        f"{url}: no supported data, expected Parquet files with images or tar archives; copy other "
+        "data sets to a disk"
     )
 
 

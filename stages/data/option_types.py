@@ -31,8 +31,8 @@ Dataset = Annotated[
     Place.DATA,
     Written(metavar="DATA"),
     Field(
-        description="Data set: a name from `intro-pipe datasets`, a name under the data root, or a "
-        "path."
+        description="Data set: a name from `intro-pipe datasets`, a name under the data root, a "
+        "path, or a URL of Parquet with images or tar archives."
     ),
 ]
 Split = Annotated[

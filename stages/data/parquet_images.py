@@ -7,11 +7,11 @@ further columns are those of a manifest. One row group of a file is read at a ti
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.memory import limit_bytes
+from stages.data.anywhere import files_at, is_url, open_file, reached, version_of
 from stages.data.encoded import EncodedReader
 from stages.data.fingerprint import file_content
 from stages.data.listing import tally
@@ -41,12 +42,14 @@ class ParquetImages:
     Attributes:
         files: the files.
         column: name of the column of images.
+        versions: what tells versions of each file apart; not part of the content.
         groups: file (its index) and row group, in the order of the rows.
         starts: first row of each row group, int64.
         group_bytes: unpacked size of the largest row group.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
+    versions: tuple[str, ...]
     column: str
     groups: tuple[tuple[int, int], ...]
     starts: NDArray[np.int64]
@@ -59,8 +62,7 @@ class ParquetImages:
         for group in np.unique(group_of).tolist():
             at = np.flatnonzero(group_of == group)
             file, index = self.groups[group]
-            place = self.files[file]
-            images = _row_group(place, place.stat().st_mtime_ns, index, self.column)
+            images = _row_group(self.files[file], self.versions[file], index, self.column)
             values = images.take(numbers[at] - self.starts[group]).to_pylist()
             for row, value in zip(at.tolist(), values, strict=True):
                 found[row] = value or b""
@@ -76,16 +78,38 @@ class ParquetImages:
 
 
 @lru_cache(maxsize=_GROUPS_KEPT)  # blocks of rows are smaller than row groups
-def _row_group(path: Path, stamp: int, index: int, column: str) -> pa.ChunkedArray:
-    """The bytes of the images of a row group; the stamp invalidates the cache on a rewrite."""
-    del stamp
-    with pq.ParquetFile(path) as file:
+def _row_group(place: str, version: str, index: int, column: str) -> pa.ChunkedArray:
+    """The bytes of the images of a row group; the version invalidates the cache on a rewrite."""
+    with reached(place), _parquet(place, _metadata(place, version)) as file:
         images = file.read_row_group(index, columns=[column])[column]
     return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
 
-def parquet_source(path: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
-    """A source over one split of a Parquet file, or of a folder of them.
+@contextmanager
+def _parquet(place: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; what is read of it at a URL is requested at once."""
+    if not is_url(place):
+        require_regular(place)
+        with pq.ParquetFile(place, metadata=metadata) as file:
+            yield file
+        return
+    with (
+        open_file(place, reads_ahead=False) as raw,
+        pq.ParquetFile(raw, metadata=metadata, pre_buffer=True) as file,
+    ):
+        yield file
+
+
+@lru_cache(maxsize=4096)
+def _metadata(place: str, version: str) -> pq.FileMetaData:
+    """The footer of a file; the version invalidates the cache on a rewrite."""
+    del version
+    with reached(place), _parquet(place) as file:
+        return file.metadata
+
+
+def parquet_source(path: Path | str, name: str, split: str, resizing: Resize) -> ReaderSource:
+    """A source over one split of a Parquet file, or of a folder of them; also at a URL.
 
     In a folder the names of the files tell the splits: ``train-00000-of-00002.parquet``,
     ``test.parquet``, ``validation/0000.parquet``. If ``resizing`` leaves it to the layout, images
@@ -95,11 +119,12 @@ def parquet_source(path: Path, name: str, split: str, resizing: Resize) -> Reade
         InputError: a file is damaged, a row group does not fit into memory, files have different
             columns, or labels or columns are invalid.
     """
-    files = files_in(path)
-    column, table = _tables(files, path)
+    files = tables_at(path)
+    is_folder = (str(path),) != files
+    column, table = _tables(files, is_folder=is_folder)
     found = sample_table(table, column, split, str(path))
     numbers = found.rows
-    if path.is_dir():  # each file belongs to one split
+    if is_folder:  # each file belongs to one split
         files = tuple(file for file in files if _split_of(file) == split)
         numbers = np.arange(len(found.rows))
     images = _images(files, column)
@@ -119,60 +144,59 @@ def parquet_source(path: Path, name: str, split: str, resizing: Resize) -> Reade
     )
 
 
-def has_image_bytes(path: Path) -> bool:
+def has_image_bytes(path: Path | str) -> bool:
     """Whether a Parquet file, or the first one in a folder, has a column of encoded images."""
-    files = files_in(path)
-    with suppress(pa.ArrowException, OSError):
-        return bool(files) and bool(_image_column(pq.read_schema(files[0])))
+    files = tables_at(path)
+    if not files:
+        return False
+    with suppress(pa.ArrowException, OSError), _parquet(files[0]) as file:
+        return bool(_image_column(file.schema_arrow))
     return False
 
 
 def parquet_splits(path: Path) -> tuple[str, ...]:
     """The splits of a Parquet file or of a folder of them."""
-    return splits_in(_tables(files_in(path), path)[1])
+    files = tables_at(path)
+    return splits_in(_tables(files, is_folder=(str(path),) != files)[1])
 
 
-def files_in(path: Path) -> tuple[Path, ...]:
-    """The file itself, or the Parquet files in a folder or in its subfolders, sorted."""
-    if not path.is_dir():
-        return (path,) if path.suffix.lower() == ".parquet" and path.is_file() else ()
-    found = sorted(path.glob("[!.]*.parquet")) or sorted(path.glob("[!.]*/[!.]*.parquet"))
-    return tuple(file for file in found if file.is_file())
+def tables_at(path: Path | str) -> tuple[str, ...]:
+    """The Parquet file at a path or URL, or those in a folder or in its subfolders, sorted."""
+    return files_at(str(path), ".parquet")
 
 
-def _tables(files: Sequence[Path], where: Path) -> tuple[str, pa.Table]:
+def _tables(files: Sequence[str], *, is_folder: bool) -> tuple[str, pa.Table]:
     """Name of the column of images, and all other columns of all files, with their splits."""
     tables: list[pa.Table] = []
     for file in files:
-        with refused(file):
-            require_regular(file)
+        with refused(file), reached(file):
             try:
                 column, table = _columns_of(file)
-                if where.is_dir():
+                if is_folder:
                     splits = pa.array([_split_of(file)] * len(table), pa.string())
                     table = table.append_column("split", splits)
                 tables = [pa.concat_tables([*tables, table], promote_options="permissive")]
             except pa.ArrowException as error:
                 raise InputError(
                     f"{file}: expected a complete Parquet file with the columns of "
-                    f"{files[0].name} ({' '.join(str(error).split())})"
+                    f"{PurePosixPath(files[0]).name} ({' '.join(str(error).split())})"
                 ) from error
         if not column:
             raise InputError(
                 f"{file}: has no images in a column {' or '.join(IMAGE_COLUMNS)}, expected the "
-                f"columns of {files[0].name}: move it away"
+                f"columns of {PurePosixPath(files[0]).name}: move it away"
             )
     return column, tables[0]
 
 
-def _columns_of(file: Path) -> tuple[str, pa.Table]:
+def _columns_of(place: str) -> tuple[str, pa.Table]:
     """Name of the column of images of a file, and its other columns."""
-    schema = pq.read_schema(file)
-    column = _image_column(schema)
-    others = [name for name in schema.names if name != column]
-    if not others:  # a table without columns has no rows
-        return column, pa.table({"label": pa.nulls(pq.read_metadata(file).num_rows)})
-    return column, pq.read_table(file, columns=others, partitioning=None)
+    with _parquet(place) as file:
+        column = _image_column(file.schema_arrow)
+        others = [name for name in file.schema_arrow.names if name != column]
+        if not others:  # a table without columns has no rows
+            return column, pa.table({"label": pa.nulls(file.metadata.num_rows)})
+        return column, file.read(columns=others)
 
 
 def _image_column(schema: pa.Schema) -> str:
@@ -187,20 +211,22 @@ def _image_column(schema: pa.Schema) -> str:
     return ""
 
 
-def _split_of(file: Path) -> str:
+def _split_of(file: str) -> str:
     """The split that the name of a file tells; that of its folder if the name is a number."""
-    if file.stem.isdecimal():
-        return file.parent.name
-    found = _SPLIT.fullmatch(file.stem)
-    return found[1] if found else file.stem
+    path = PurePosixPath(file)
+    if path.stem.isdecimal():
+        return path.parent.name
+    found = _SPLIT.fullmatch(path.stem)
+    return found[1] if found else path.stem
 
 
-def _images(files: tuple[Path, ...], column: str) -> ParquetImages:
+def _images(files: tuple[str, ...], column: str) -> ParquetImages:
     groups: list[tuple[int, int]] = []
     n_rows: list[int] = []
     largest = 0
+    versions = tuple(map(version_of, files))
     for at, file in enumerate(files):
-        facts = pq.read_metadata(file)
+        facts = _metadata(file, versions[at])
         for index in range(facts.num_row_groups):
             group = facts.row_group(index)
             groups.append((at, index))
@@ -208,9 +234,9 @@ def _images(files: tuple[Path, ...], column: str) -> ParquetImages:
             largest = max(largest, group.total_byte_size)
     if _GROUPS_KEPT * largest > limit_bytes() // 2:
         raise InputError(
-            f"{files[0].parent}: a row group has {largest:,} bytes and is read at once, expected "
+            f"{files[0]}: a row group has {largest:,} bytes and is read at once, expected "
             f"at most {limit_bytes() // 2 // _GROUPS_KEPT:,}: write the tables with smaller ones, "
             "such as 100 rows"
         )
     starts = np.cumsum([0, *n_rows[:-1]]).astype(np.int64)
-    return ParquetImages(files, column, tuple(groups), starts, largest)
+    return ParquetImages(files, versions, column, tuple(groups), starts, largest)

@@ -6,15 +6,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stages.data import corrupted
+from stages.data.anywhere import is_url
 from stages.data.classes import with_classes
 from stages.data.corrupting import corrupting
 from stages.data.corruptions.cells import Cells
 from stages.data.decoding import PLAIN, Decoding
 from stages.data.known import KNOWN, Known, data_root_path, folder_of, how_to_get
-from stages.data.layouts import layout_of, open_path
+from stages.data.layouts import layout_of, open_path, open_url
 from stages.data.regular import refused
 from stages.data.resize import Resize, resizing_to
 from stages.data.source import ReaderSource, first_rows, without_labels
@@ -75,7 +76,7 @@ class SourceSpec:
     def __post_init__(self) -> None:
         """Make paths absolute: a worker may run in another folder than the driver."""
         object.__setattr__(self, "data_root", str(data_root_path(self.data_root)))
-        if self.dataset not in KNOWN:
+        if self.dataset not in KNOWN and not is_url(self.dataset):
             place = existing_path(self.dataset, Path(self.data_root))
             object.__setattr__(self, "dataset", str(place))
 
@@ -109,9 +110,9 @@ def open_source(
     """Open one split of a data set.
 
     Args:
-        dataset: a registered name, a path, or the name of something under the data root: a folder
-            in the layout of CIFAR-10-C, an image folder, a ``.npz`` or ``.npy`` file, a folder of
-            ``train`` and ``test`` in one of these two formats, or a folder of images.
+        dataset: a registered name, a path, a URL of Parquet with images or of tar archives, or the
+            name of something under the data root, in any of the layouts of
+            `stages.data.layouts`.
         split: ``train``, ``test``, the name of a split's folder, or ``all`` for a folder that has
             class folders and no splits.
         data_root: see ``data_root_path``.
@@ -133,7 +134,9 @@ def open_source(
             "digits and . _ + -"
         )
     root, name, resizing = data_root_path(data_root), str(dataset), resizing_to(image_size)
-    if name not in KNOWN:
+    if is_url(name):
+        found = open_url(name, _name_in(name), split, resizing)
+    elif name not in KNOWN:
         place = existing_path(name, root)
         with refused(place):
             found = open_path(place, name_of(place), split, resizing)
@@ -174,7 +177,7 @@ def known_datasets(data_root: str | Path | None = None) -> list[DatasetInfo]:
 
 def existing_path(name: str, root: Path) -> Path:
     """Path of a data set: its name below the root, or a path; raises ``DataNotFoundError``."""
-    if "://" in name:
+    if is_url(name):
         scheme = name.partition("://")[0]  # the rest may hold a password
         raise DataNotFoundError(
             f"{scheme}://...: is a URL, expected a data set on disk: copy it, or mount the bucket"
@@ -197,6 +200,15 @@ def existing_path(name: str, root: Path) -> Path:
 def name_of(path: Path) -> str:
     """Name of the data set at a path."""
     name = path.stem if path.is_file() else path.resolve().name if not path.name else path.name
+    return _fit_for_names(name)
+
+
+def _name_in(url: str) -> str:
+    path = PurePosixPath(url)
+    return _fit_for_names(path.stem if path.suffix.lower() in (".tar", ".parquet") else path.name)
+
+
+def _fit_for_names(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)  # names stand in paths and in `data@model`
 
 

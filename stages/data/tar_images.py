@@ -19,16 +19,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stages.data.anywhere import files_at, open_file, ranges, version_of
 from stages.data.encoded import EncodedReader
 from stages.data.fingerprint import file_content
 from stages.data.listing import HIDDEN, NOT_IMAGES, image_suffixes, shown, tally
-from stages.data.regular import refused, require_regular
+from stages.data.regular import refused
 from stages.data.resize import Resize
 from stages.data.sample_table import TableReader, sample_table
 from stages.data.source import SPLIT_NAMES, ReaderSource
 from stages.errors import DataNotFoundError, InputError
 
 FURTHER_IMAGES = "further images of a sample"
+SLACK = 2**20
+"""Bytes between images that are read rather than skipped."""
+
 MAX_BESIDE = 2**20
 """Largest label or JSON of a sample, in bytes."""
 
@@ -44,7 +48,7 @@ class TarImages:
         sizes: number of bytes of each image, int64.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     file_of: NDArray[np.int64]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -53,10 +57,11 @@ class TarImages:
         """The bytes of these images; fewer than expected if an archive is truncated."""
         found = [b""] * len(numbers)
         for index in np.unique(self.file_of[numbers]).tolist():
-            with self.files[index].open("rb") as file:
-                for row in np.flatnonzero(self.file_of[numbers] == index).tolist():
-                    file.seek(int(self.offsets[numbers[row]]))
-                    found[row] = file.read(int(self.sizes[numbers[row]]))
+            at = np.flatnonzero(self.file_of[numbers] == index)
+            starts = self.offsets[numbers[at]]
+            contents = _members(self.files[index], starts, starts + self.sizes[numbers[at]])
+            for row, content in zip(at.tolist(), contents, strict=True):
+                found[row] = content
         return found
 
     def held_bytes(self) -> int:
@@ -83,8 +88,17 @@ class _Index:
     left_out: tuple[tuple[str, str], ...]
 
 
-def tar_source(path: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
-    """A source over one split of a tar archive, or of a folder of them.
+def _members(place: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[bytes]:
+    """Ranges of an archive; neighbours are read at once, since requests to a bucket are slow."""
+    first, last = int(starts.min()), int(stops.max())
+    if last - first > 2 * int((stops - starts).sum()) + SLACK:
+        return ranges(place, starts.tolist(), stops.tolist())
+    (span,) = ranges(place, [first], [last])
+    return [span[start - first : stop - first] for start, stop in zip(starts, stops, strict=True)]
+
+
+def tar_source(path: Path | str, name: str, split: str, resizing: Resize) -> ReaderSource:
+    """A source over one split of a tar archive, or of a folder of them; also at a URL.
 
     In a folder the names of the archives, or of their folders, tell the splits:
     ``train-000000.tar``, ``imagenet-val-17.tar``, ``test/000.tar``. If none of them has the usual
@@ -125,60 +139,59 @@ def tar_source(path: Path, name: str, split: str, resizing: Resize) -> ReaderSou
     )
 
 
-def archives_in(path: Path) -> tuple[Path, ...]:
-    """The archive itself, or those in a folder or in its subfolders, sorted."""
-    if not path.is_dir():
-        return (path,) if path.suffix.lower() == ".tar" and path.is_file() else ()
-    found = sorted(path.glob("[!.]*.tar")) or sorted(path.glob("[!.]*/[!.]*.tar"))
-    return tuple(file for file in found if file.is_file())
+def archives_in(path: Path | str) -> tuple[str, ...]:
+    """The archive at a path or URL, or those in a folder or in its subfolders, sorted."""
+    return files_at(str(path), ".tar")
 
 
 def tar_splits(path: Path) -> tuple[str, ...]:
     """The splits of an archive or of a folder of them."""
-    found = sorted({_split_of(file) for file in archives_in(path)} - {""})
-    return tuple(found) if path.is_dir() and found else ("test",)
+    files = archives_in(path)
+    found = sorted({_split_of(file) for file in files} - {""})
+    return tuple(found) if files != (str(path),) and found else ("test",)
 
 
-def _split_of(file: Path) -> str:
+def _split_of(file: str) -> str:
     """The usual name of a split in the name of an archive, or of its folder; else empty."""
-    words = [*re.split("[-_.]", file.stem), file.parent.name]
+    path = PurePosixPath(file)
+    words = [*re.split("[-_.]", path.stem), path.parent.name]
     return next((word for word in words if word in SPLIT_NAMES), "")
 
 
-def _of_split(files: Sequence[Path], split: str, path: Path) -> tuple[Path, ...]:
+def _of_split(files: tuple[str, ...], split: str, path: Path | str) -> tuple[str, ...]:
     """The archives of a split."""
     splits = {file: _split_of(file) for file in files}
-    if not path.is_dir() or not any(splits.values()):
-        return tuple(files)
+    if files == (str(path),) or not any(splits.values()):
+        return files
     found = tuple(file for file in files if splits[file] == split)
     if not found:
         raise DataNotFoundError(
-            f"{path}: has no archive of split '{split}', only {', '.join(tar_splits(path))}: give "
-            "one of these with --split"
+            f"{path}: has no archive of split '{split}', only "
+            f"{', '.join(sorted(set(splits.values()) - {''}))}: give one of these with --split"
         )
     return found
 
 
-def _indexed(file: Path) -> _Index:
+def _indexed(file: str) -> _Index:
     with refused(file):
-        require_regular(file)
-        return _index(file, file.stat().st_mtime_ns)
+        return _index(file, version_of(file))
 
 
 @lru_cache(maxsize=4096)
-def _index(path: Path, stamp: int) -> _Index:
-    """The samples of an archive that have an image; the stamp invalidates the cache."""
-    del stamp
+def _index(place: str, version: str) -> _Index:
+    """The samples of an archive that have an image; the version invalidates the cache."""
+    del version
     samples: dict[str, _Sample] = {}
     left_out: list[tuple[str, str]] = []
+    name = PurePosixPath(place).name
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_file(place) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in (each for each in archive if each.isreg()):
                 if reason := _take(member, samples, archive):
-                    left_out.append((reason, f"{path.name}/{shown(member.name)}"))
+                    left_out.append((reason, f"{name}/{shown(member.name)}"))
     except (tarfile.TarError, ValueError) as error:
         raise InputError(
-            f"{path}: expected a complete tar archive without compression, with labels in UTF-8 "
+            f"{place}: expected a complete tar archive without compression, with labels in UTF-8 "
             f"({' '.join(str(error).split())})"
         ) from error
     with_image = {key: sample for key, sample in samples.items() if sample.offset >= 0}
@@ -217,7 +230,7 @@ def _add_columns(columns: dict[str, Any], kind: str, text: str) -> None:  # Any:
         columns[name] = facts[name]
 
 
-def _table(keys: Sequence[str], samples: Sequence[_Sample], path: Path) -> pa.Table:
+def _table(keys: Sequence[str], samples: Sequence[_Sample], path: Path | str) -> pa.Table:
     """The key and the columns of all samples."""
     names = dict.fromkeys(name for sample in samples for name in sample.columns if name != "key")
     columns = {"key": pa.array(map(shown, keys), pa.string())}
