@@ -17,7 +17,9 @@ from stages.introspection.predictors import open_head
 from stages.introspection.train_head import TrainHead
 from stages.reflection.extraction import Extraction
 from stages.reflection.footprint import footprint
+from stages.reflection.named_layer import ARRAY, NamedLayer
 from stages.reflection.perturbation import Odin, Pgd, input_gradient
+from stages.reflection.rank_one import last_layer_gradient
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.model import load_sensing
@@ -178,6 +180,17 @@ def test_odin_features_are_those_of_the_perturbed_images(world):
     np.testing.assert_allclose(found.read("features"), features, atol=3e-4)
     np.testing.assert_allclose(found.read("logits"), logits, atol=3e-4)
     assert np.abs(found.read("logits") - plain.read("logits")).max() > 0.01
+
+
+def test_gradients_of_a_layer_are_those_of_the_perturbed_images(world):
+    """The gradient of the last layer is known: δ ⊗ f, of the perturbed image."""
+    layer = NamedLayer(world.card.last_layer, "bce")
+
+    found = world.extract(Odin(0.01), layer=layer)
+
+    gradients = last_layer_gradient(found.read("features"), found.read("logits"), loss="bce")
+    np.testing.assert_allclose(found.read(ARRAY), gradients.dense(), atol=1e-6)
+    assert found.plan["stage"]["version"] == 2  # version 1 stored other gradients
 
 
 def test_a_gradient_of_zero_counts_as_upwards(world):

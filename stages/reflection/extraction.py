@@ -89,11 +89,13 @@ class Extraction:
         check_classes(source, self.card)
         perturbed = [each.to_dict() for each in self.perturbations]
         tags = "".join(f"+{each.tag}" for each in self.perturbations)
+        # In version 1, gradients of a layer were wrong where images are perturbed.
+        version = 2 if self.layer and self.perturbations else self.version
         return {
             "name": f"{source.name}{tags}-{source.split}@{self.card.name}",
             "stage": {
                 "name": self.name,
-                "version": self.version,
+                "version": version,
                 "params": {
                     "precision": self.precision,
                     "layer": self.layer.to_dict() if self.layer else None,

@@ -331,8 +331,11 @@ def last_layers(network: nn.Module, card: ModelCard) -> list[LogitLayer]:
 
 
 def normalised(images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """``[n, H, W, 3]`` uint8 to float32 ``[n, 3, H, W]``, ``(x - mean) * scale``, channels-last."""
-    pixels = images.to(torch.float32).sub_(mean).mul_(scale)
+    """``[n, H, W, 3]`` of any dtype to float32 ``[n, 3, H, W]``, ``(x - mean) * scale``.
+
+    The result is a copy, in channels-last memory.
+    """
+    pixels = images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
     # Rows of RGB pixels already have the channels-last layout: no copy.
     return pixels.permute(0, 3, 1, 2)
 
