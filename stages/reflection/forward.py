@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ from stages.sensing.model import Sensing, normalised
 from stages.sensing.weights import load_weights
 
 Arrays = Mapping[str, NDArray[Any]]
+
+_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "CUDA error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+"""Parts of the messages of a ``RuntimeError`` if memory ran out."""
 
 
 @dataclass
@@ -63,6 +70,7 @@ class Forward:
             try:
                 found = self._vectors(images[start : start + n])
             except Exception as error:  # a network may raise anything for an image
+                traceback.clear_frames(error.__traceback__)  # their variables hold the batch
                 if is_out_of_memory(error):
                     if n == 1:
                         raise
@@ -110,7 +118,11 @@ class Forward:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether GPU or host memory ran out; for host memory torch only says so in the message."""
+    """Whether GPU or host memory ran out.
+
+    torch has a type for its own allocator on a GPU. For memory of the host, of CUDA's libraries and
+    of the driver, only the message says so.
+    """
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
     )
