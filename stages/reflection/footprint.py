@@ -36,8 +36,12 @@ CACHE_BYTES = 14 * 2**20
 LEAST_ROWS, MOST_ROWS = 8, 64
 """Limits of the batch size on a CPU: smaller ones read weights too often, larger gain nothing."""
 
-GPU_ROWS = 1024
-"""Batch size on a GPU, where each layer is launched once per batch."""
+GPU_ROWS, GPU_PIXELS = 1024, 2**23
+"""Limits of a batch on a GPU: 1,024 small images, 128 of 224x224 pixels.
+
+Each layer is launched once per batch, so batches should be large. But a thread decodes a batch:
+in large ones, few threads decode, and the GPU waits for the first of them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def footprint(
     process = PROCESS_BYTES if is_on_cpu else PROCESS_BYTES + CUDA_BYTES
     # One batch is computed, one is read (ahead, on a GPU), and one is being converted.
     image = 3 * height * width * 3 + (int(SPARE * activations) if is_on_cpu else 0)
-    best_rows = _best_rows(activations, precision) if is_on_cpu else GPU_ROWS
+    best_rows = _best_rows(activations, precision) if is_on_cpu else _gpu_rows(height * width)
     return Footprint(process + source.held_bytes + 3 * weights + shard, shard, image, best_rows)
 
 
@@ -116,6 +120,15 @@ def _best_rows(activations: int, precision: Precision) -> int:
     n_bytes = activations if precision == "fp32" else activations / 2
     rows = 2 ** round(math.log2(CACHE_BYTES / n_bytes))
     return int(min(max(rows, LEAST_ROWS), MOST_ROWS))
+
+
+def _gpu_rows(n_pixels: int) -> int:
+    """The largest power of two within the limits for images of ``n_pixels``; at least 1.
+
+    >>> _gpu_rows(32 * 32), _gpu_rows(224 * 224)
+    (1024, 128)
+    """
+    return int(min(GPU_ROWS, 2 ** int(math.log2(max(1, GPU_PIXELS // n_pixels)))))
 
 
 def _of_network(
