@@ -1,6 +1,7 @@
 """The flow of batches: one core each, rows independent of the number of cores, batch size."""
 
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stages.sensing.model import Sensing, describe
 from stages.sensing.weights import save_weights
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
+from store.shards import Shard
 
 CLASSES = tuple("abcdefghij")
 
@@ -144,3 +146,45 @@ def test_weights_rounded_once_equal_autocast() -> None:
     assert once.weight.dtype == torch.float32
     for one, other in zip(once(images), each_time(images), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=lambda error: str(error)[:20],
+)
+def test_a_batch_that_does_not_fit_is_freed_before_its_halves_are_computed(
+    error: Exception,
+) -> None:
+    forward, made = Forward(sensing_of(), "", None, batch_rows=4), list[weakref.ref[torch.Tensor]]()
+
+    def fail_for_several(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        assert not any(each() is not None for each in made)
+        activations = args[0] + 1
+        made.append(weakref.ref(activations))
+        if len(activations) > 1:
+            raise error
+
+    forward.sensing.network.register_forward_pre_hook(fail_for_several)
+    out = {"features": np.zeros((4, 64), np.float32), "logits": np.zeros((4, 10), np.float32)}
+
+    assert forward.fill(out, np.ones((4, 32, 32, 3), np.uint8)) == {}
+    assert forward.batch_rows == 1
+    assert len(made) == 6  # batches of 4 and 2, then one image at a time
+
+
+def test_convolutions_are_not_rounded_to_tf32(tmp_path: Path) -> None:
+    forward, seen = Forward(sensing_of(), "", None, batch_rows=8), []
+    forward.sensing.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    flow = flow_of(stage_of(tmp_path).source.open(), forward, 2, 99)
+    out = {"features": np.empty((8, 64), np.float32), "logits": np.empty((8, 10), np.float32)}
+
+    assert len(list(flow.through(Shard(0, 0, 8), out))) == 1
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32  # as before

@@ -164,6 +164,15 @@ def test_training_mode_and_random_generators_are_left_as_they_were(images: Tenso
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
+def test_a_gpu_that_is_not_used_is_left_alone(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver may be too old for this torch; without CUDA, asking for its state fails too."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 99)
+    checked("ordinary", images)
+
+
 def test_a_copy_for_another_thread_is_compared(images: Tensor) -> None:
     sensing = checked("ordinary", images)
     other = checked("ordinary", images)

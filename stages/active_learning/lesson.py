@@ -33,7 +33,7 @@ from stages.sensing.card import ModelCard
 from stages.sensing.fault import blame_rows
 from stages.sensing.labelled import normalisation
 from stages.sensing.model import Sensing, describe, normalised, sensing_of
-from stages.sensing.probe import N_ROWS
+from stages.sensing.probe import N_ROWS, full_float32, gpus_in_use
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.weights import load_state
 from store.plan import Plan
@@ -271,6 +271,7 @@ def train_h(
     return head.eval(), _fit(learner, labels, params, seed, tick)
 
 
+@full_float32()
 def factors_of(sensing: Sensing, blocks: Iterable[Tensor]) -> Factors:
     """Factors of the images of some blocks, ``[n, H, W, 3]`` uint8 each, in one forward pass."""
     features, logits = [], []
@@ -404,6 +405,6 @@ def _epoch(
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed torch's generators in the block, and restore them afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=gpus_in_use()):
         torch.manual_seed(seed)
         yield

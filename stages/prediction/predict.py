@@ -25,7 +25,7 @@ from stages.errors import DataNotFoundError
 from stages.metrics.finite import why_not_finite
 from stages.prediction.introspective import Introspective
 from stages.reflection.losses import softmax
-from stages.sensing.probe import sample_images
+from stages.sensing.probe import full_float32, sample_images
 from store.disk import spelled_out
 
 OK = "ok"
@@ -115,6 +115,7 @@ def _files_at(place: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     return sorted(place / image for image in images), left_out
 
 
+@full_float32()
 @torch.inference_mode()
 def _rows_of(introspective: Introspective, files: Sequence[Path]) -> pd.DataFrame:
     reader = _reader(files)

@@ -23,6 +23,7 @@ from stages.data.source import ImageSource, Rows
 from stages.reflection.forward import Arrays, Forward
 from stages.reflection.reading_ahead import N_AHEAD, fetching, is_slow
 from stages.sensing.model import check_twin
+from stages.sensing.probe import full_float32
 from store.shards import Shard
 
 N_ON_GPU = 2
@@ -98,6 +99,7 @@ class Flow:
         # Finished batches may wait for an earlier one without delaying others.
         n_at_once = self.n_readers + len(self.networks) + self.n_ahead
         with (
+            full_float32(),
             fetching(self.source, ahead=self.n_ahead > 0) as fetch,
             _threads(self.n_readers, self.n_threads, len(self.networks)) as pool,
         ):

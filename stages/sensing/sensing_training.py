@@ -31,7 +31,7 @@ from stages.sensing.labelled import (
     sample_id,
 )
 from stages.sensing.model import Sensing, describe, last_layers, lay_out, normalised, sensing_of
-from stages.sensing.probe import N_ROWS
+from stages.sensing.probe import N_ROWS, full_float32
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.start import RANDOM, Start
 from stages.sensing.train_params import TrainParams, held_out_rows, learning_rate
@@ -368,11 +368,13 @@ def _all_of(data: LabelledImages) -> Tensor:
     return torch.arange(len(data.labels), device=data.labels.device)
 
 
+@full_float32()
 def _features(frozen: Sensing, images: Tensor) -> Tensor:
     """Input of the last layer for all images, ``[n, d]`` float32."""
     return torch.cat([frozen(batch)[0] for batch in torch.split(images, EVALUATION_BATCH)])
 
 
+@full_float32()
 def _evaluated(sensing: Sensing, data: LabelledImages, rows: Tensor) -> tuple[float, float, int]:
     """Accuracy and mean of the largest logit on some rows of ``data``, and how many are left out.
 
