@@ -6,10 +6,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs bench soak check wheel clean
+.PHONY: help install demo test docs bench bench-gpu soak check wheel clean
 
 help: ## Show these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv and install intro-pipe with its tools
 
@@ -26,6 +26,9 @@ docs: .venv/.docs ## Build the documentation site in docs/_build; broken links a
 
 bench: $(INSTALLED) .peers ## Compare speed and memory with similar tools, into docs/benchmarks.md (40 minutes)
 	PYTHONPATH=$(CURDIR)/.peers $(BIN)/python -m benchmarks --out docs/benchmarks
+
+bench-gpu: $(INSTALLED) ## Check numbers and speed of one GPU (eight minutes; exit code 1 if one fails)
+	$(BIN)/python -m benchmarks.gpu
 
 soak: $(INSTALLED) ## Test crashes and damaged files for long: simulation, campaign, fuzzing (two hours)
 	$(BIN)/python tests/simulation.py --seeds 100000

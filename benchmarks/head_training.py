@@ -116,7 +116,9 @@ def bare_products(n_rows: int, _: Path) -> Once:
     return epoch
 
 
-def ours(seeds: tuple[int, ...], precision: Precision, n_rows: int, _: Path) -> Once:
+def ours(
+    seeds: tuple[int, ...], precision: Precision, n_rows: int, _: Path, device: str = "cpu"
+) -> Once:
     """The stage that `intro-pipe train-head` runs."""
     data = checked(n_rows)
     params = HeadParams(
@@ -127,7 +129,7 @@ def ours(seeds: tuple[int, ...], precision: Precision, n_rows: int, _: Path) -> 
         seeds=seeds,
         precision=precision,
     )
-    stage = HeadTraining(data.features, data.logits, data.labels, data.spec, params)
+    stage = HeadTraining(data.features, data.logits, data.labels, data.spec, params, device)
     state = stage.start()
     epochs = iter(range(params.epochs))
 
@@ -137,12 +139,12 @@ def ours(seeds: tuple[int, ...], precision: Precision, n_rows: int, _: Path) -> 
     return epoch
 
 
-def ordinary(n_rows: int, _: Path) -> Once:
+def ordinary(n_rows: int, _: Path, device: str = "cpu") -> Once:
     """Dense r_x in a TensorDataset, a shuffling DataLoader, nn.Sequential and torch's SGD."""
     data = synthetic(n_rows)
     x, y = dense_inputs(data), torch.from_numpy(data.labels)
     torch.manual_seed(0)
-    network = sequential(data.spec.sizes)
+    network = sequential(data.spec.sizes).to(device)
     optimizer = torch.optim.SGD(
         network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
     )
@@ -151,7 +153,8 @@ def ordinary(n_rows: int, _: Path) -> Once:
     def epoch() -> None:
         for inputs, labels in loader:
             optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(network(inputs), labels))
+            logits = network(inputs.to(device))
+            torch.autograd.backward(nn.functional.cross_entropy(logits, labels.to(device)))
             optimizer.step()
 
     return epoch

@@ -28,6 +28,7 @@ class Made:
 
     folder: Path
     n_rows: int
+    network_name: str = NETWORK
 
     @property
     def dataset(self) -> Path:
@@ -46,7 +47,7 @@ class Made:
 
     def network(self) -> nn.Module:
         """The saved network in eval mode."""
-        network = build_network(NETWORK, len(CLASS_NAMES))
+        network = build_network(self.network_name, len(CLASS_NAMES))
         load_weights(network, self.weights)
         return network.eval()
 
@@ -54,8 +55,8 @@ class Made:
         """Card of the network."""
         return describe(
             self.network(),
-            name=NETWORK,
-            network_name=NETWORK,
+            name=self.network_name,
+            network_name=self.network_name,
             class_names=CLASS_NAMES,
             image_size=32,
             family="noise",
@@ -74,9 +75,9 @@ class Made:
         return found
 
 
-def make(folder: Path, n_rows: int) -> Made:
+def make(folder: Path, n_rows: int, network_name: str = NETWORK) -> Made:
     """Write images and weights; ``n_rows`` is a multiple of the severities."""
-    made = Made(folder, n_rows)
+    made = Made(folder, n_rows, network_name)
     made.dataset.mkdir(parents=True)
     rng = np.random.default_rng(0)
     shape = (n_rows, 32, 32, 3)
@@ -84,7 +85,7 @@ def make(folder: Path, n_rows: int) -> Made:
     labels = np.arange(n_rows // N_SEVERITIES) % len(CLASS_NAMES)
     np.save(made.dataset / "labels.npy", np.tile(labels, N_SEVERITIES).astype(np.uint8))
     torch.manual_seed(0)
-    network = build_network(NETWORK, len(CLASS_NAMES))
+    network = build_network(network_name, len(CLASS_NAMES))
     with torch.no_grad():  # other than the identity
         network.train()(torch.randn(256, 3, 32, 32))
     made.weights.write_bytes(save_weights(network.eval()))

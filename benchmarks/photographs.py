@@ -33,7 +33,7 @@ from stages.data import folder as files
 from stages.data.folder import ALL, folder_source
 from stages.data.registry import SourceSpec
 from stages.data.resize import Resize
-from stages.data.source import ReaderSource, read_each
+from stages.data.source import ImageSource, ReaderSource, read_each
 from stages.reflection.extraction import Extraction, extraction_job
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard, Normalisation
@@ -90,14 +90,20 @@ def _their_images(images: Path, *, as_floats: bool) -> Any:  # Any: torchvision 
 def ours_read(n_rows: int, folder: Path) -> Once:
     """The pixels of all rows, with one thread per core, as a worker reads them."""
     source = _source(_images(folder, n_rows))
+    return lambda: read_all(source)
+
+
+def read_all(source: ImageSource) -> None:
+    """Read all rows with one thread per core, in batches of which the last may be smaller."""
+    n_rows = source.n_rows
     starts = range(0, n_rows, BATCH_ROWS)
 
-    def once() -> None:
-        with ThreadPoolExecutor(n_cpus()) as pool:
-            for _ in pool.map(lambda at: read_each(source, at, at + BATCH_ROWS).images, starts):
-                pass
+    def n_read(start: int) -> int:
+        return len(read_each(source, start, min(start + BATCH_ROWS, n_rows)).images)
 
-    return once
+    with ThreadPoolExecutor(n_cpus()) as pool:
+        if sum(pool.map(n_read, starts)) != n_rows:
+            raise WrongNumbersError("rows are missing")
 
 
 def loader_read(n_rows: int, folder: Path) -> Once:
@@ -115,16 +121,24 @@ def loader_read(n_rows: int, folder: Path) -> Once:
     return once
 
 
-def _network() -> nn.Module:
+def network_of(name: str = NETWORK) -> nn.Module:
+    """A network with random weights, always the same."""
     torch.manual_seed(0)
-    return build_network(NETWORK, len(CLASSES)).eval()
+    return build_network(name, len(CLASSES)).eval()
 
 
-def _card(network: nn.Module) -> ModelCard:
+def stage_of(images: Path, network: nn.Module, name: str, weights: Path) -> Extraction:
+    """The extraction of all images in fp32; writes the weights of the network."""
+    weights.write_bytes(save_weights(network))
+    source = SourceSpec(str(images), ALL, "", RESIZING)
+    return Extraction(source, _card(network, name), str(weights), "fp32")
+
+
+def _card(network: nn.Module, name: str) -> ModelCard:
     return describe(
         network,
-        name="resnet18",
-        network_name=NETWORK,
+        name=name.rpartition(":")[2],
+        network_name=name,
         class_names=CLASSES,
         image_size=224,
         family="photographs",
@@ -136,18 +150,16 @@ def ours_extract(n_rows: int, folder: Path, wait_s: float = 0.0) -> Once:
     """`extract` in this process; its logits are compared with those of the plain network."""
     if wait_s:
         _wait_for_files(wait_s)
-    images, network = _images(folder, n_rows), _network()
+    images, network = _images(folder, n_rows), network_of()
     weights = folder.with_name(f"{folder.name}.safetensors")
-    weights.write_bytes(save_weights(network))
-    source = SourceSpec(str(images), ALL, "", RESIZING)
-    stage = Extraction(source, _card(network), str(weights), "fp32")
+    stage = stage_of(images, network, NETWORK, weights)
 
     def once() -> None:
         journal = Journal.of(str(folder), ["extract"])
         extraction_job(FeatureStore(str(folder)), stage, LocalExecutor()).run(journal)
 
     once()
-    _check(next(FeatureStore(str(folder)).feature_sets()).read("logits", 0, 8), images, network)
+    check(next(FeatureStore(str(folder)).feature_sets()).read("logits", 0, 8), images, network)
     return once
 
 
@@ -162,17 +174,18 @@ def _wait_for_files(wait_s: float) -> None:
     files.require_regular = after_a_wait
 
 
-def _check(found: NDArray[Any], images: Path, network: nn.Module) -> None:
-    theirs = _their_images(images, as_floats=True)
+def check(found: NDArray[Any], images: Path, network: nn.Module) -> None:
+    """Raise ``WrongNumbersError`` if the first logits are not those of the plain network."""
+    theirs, n_rows = _their_images(images, as_floats=True), min(8, len(found))
     with torch.no_grad():
-        right = network(torch.stack([theirs[row][0] for row in range(8)])).numpy()
-    if not (difference := np.abs(found[:8] - right).max()) <= TOLERANCE:
+        right = network(torch.stack([theirs[row][0] for row in range(n_rows)])).numpy()
+    if not (difference := np.abs(found[:n_rows] - right).max()) <= TOLERANCE:
         raise WrongNumbersError(f"the logits differ from the plain network's by {difference:.1e}")
 
 
 def plain_loop(n_rows: int, folder: Path) -> Once:
     """The usual loop: ToTensor, Normalize, batches of 64; saves the logits."""
-    images, network = _images(folder, n_rows), _network()
+    images, network = _images(folder, n_rows), network_of()
     batches = partial(_batches, _their_images(images, as_floats=True), BATCH_ROWS)
 
     def once() -> None:
@@ -186,10 +199,10 @@ def tuned_loop(n_rows: int, folder: Path) -> Once:
     images = _images(folder, n_rows)
     theirs = _their_images(images, as_floats=False)
     some = torch.utils.data.Subset(theirs, range(0, n_rows, max(1, n_rows // N_TRIED)))
-    network = folded(_network()).to(memory_format=torch.channels_last)
+    network = folded(network_of()).to(memory_format=torch.channels_last)
     ways = list(product(BATCHES, (1, n_cpus())))
     fastest = min(ways, key=lambda way: _seconds(partial(_tuned, network, some, *way)))
-    _check(_tuned(network, theirs, *fastest, stop=8), images, _network())
+    check(_tuned(network, theirs, *fastest, stop=8), images, network_of())
 
     def once() -> Facts:
         _tuned(network, theirs, *fastest)
