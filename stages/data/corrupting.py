@@ -33,8 +33,8 @@ LEAST_SIDE = 32
 FIXED_BYTES = 64 * 2**20
 """Memory of the photographs of frost, and of the libraries."""
 
-PIXEL_BYTES = 4_000
-"""Memory per pixel of an image of matrices and of floats."""
+PIXEL_BYTES, ZOOM_BLUR_BYTES = 600, 4_000
+"""Memory per pixel of an image of floats, and of the matrices of zoom blur."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,9 @@ class CorruptingReader:
 
     def held_bytes(self) -> int:
         """Memory of the clean data, and of the corruptions of one image."""
-        return self.reader.held_bytes() + FIXED_BYTES + PIXEL_BYTES * self.size[0] * self.size[1]
+        zooms = any(name == "zoom_blur" for name, _ in self.cells.cells)
+        n_bytes = (ZOOM_BLUR_BYTES if zooms else PIXEL_BYTES) * self.size[0] * self.size[1]
+        return self.reader.held_bytes() + FIXED_BYTES + n_bytes
 
     def content(self) -> str:
         """Hash of the clean data and of what is done to it, hex."""
