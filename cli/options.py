@@ -62,7 +62,7 @@ class Overrides:
         typer.Option("--data-root", help=f"Folder with the data sets. {_AS_IN_RUN}"),
     ] = None
     executor: Annotated[
-        str | None, typer.Option("--executor", help=f"{execution_help.EXECUTOR} {_AS_IN_RUN}")
+        str | None, typer.Option("--executor", help=f"{execution_help.EXECUTOR} (default: auto)")
     ] = None
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help=execution_help.GPUS)] = None
     workers: Annotated[
