@@ -305,3 +305,15 @@ def test_an_option_of_extract_without_effect_is_refused(
     name = option.split()[0]
     message = refused("extract", "--dataset", "digits", *option.split())
     assert f"{name} has no effect without --{needed}" in message
+
+
+def test_ood_takes_a_split_of_any_name_of_its_in_distribution_set(
+    run: Run, home: Path, tmp_path: Path
+) -> None:
+    write_classes(home / "checked", "val")
+    run(f"extract --dataset checked --split val --executor local {NEW} --image-size 8")
+    ood = "ood --in checked --out uniform-noise --head none --detector msp --resamples 0"
+    assert "use --split val" in run(ood, code=2)[1]
+    assert "checked-val@net" in run(f"{ood} --split val")[0]
+    names = [each.name for each in FeatureStore(str(tmp_path / "store")).feature_sets()]
+    assert len(names) == 2  # the images of its val are those that were extracted

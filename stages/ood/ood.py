@@ -15,7 +15,7 @@ from pipeline.progress import Progress
 from pipeline.stage import Made, Preview, Several, Stage, State
 from pipeline.workspace import Workspace
 from stages.data.opened import opened
-from stages.data.option_types import ClassNames, ModelName, Resamples
+from stages.data.option_types import ClassNames, ModelName, Resamples, Split
 from stages.data.source import ImageSource
 from stages.data.source_notes import left_out_notes
 from stages.errors import DataNotFoundError, InputError
@@ -60,8 +60,9 @@ class Ood(Stage):
     )
 
     inside: Annotated[str, Place.DATA, Written("--in", "DATA")] = Field(
-        description="In-distribution data set; its test images are used."
+        description="In-distribution data set. Detectors that are fitted also need its split train."
     )
+    split: Split = "test"
     outside: Annotated[Several[str], Place.DATA, Written("--out", "DATA")] = Field(
         description="Other data sets, separated by commas: svhn, svhn-10k, textures, places365, "
         "lsun-c, lsun-r, isun, patches, uniform-noise, gaussian-noise, any other, or a folder."
@@ -109,6 +110,7 @@ class Ood(Stage):
         store = workspace.store
         inside = Extract(
             dataset=self.inside,
+            split=self.split,
             model=self.model,
             classes=self.classes,
             precision=self.precision,
