@@ -74,7 +74,10 @@ def test_every_shard_has_one_outcome_and_is_staged(
     work = SetWork(Squares(5, str(tmp_path)), numbers.shard_set)
     shards = numbers.shard_set.shards
     phases: list[str] = []
-    watch = lambda _, phase="": phases.append(phase)  # noqa: E731
+
+    def watch(_: object, phase: str = "") -> None:
+        phases.append(phase)
+
     outcomes = list(executor.run(work, deque(shards), watch))
     is_local = isinstance(executor, LocalExecutor)
     assert phases[0] == (LOADING if is_local else "joining Ray")
