@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.executors import LocalExecutor
 from stages.data.registry import SourceSpec
+from stages.errors import InputError
 from stages.reflection.extraction import Extraction, fitted
 from stages.reflection.flow import flow_of
 from stages.reflection.forward import Forward
@@ -175,6 +176,14 @@ def test_a_batch_that_does_not_fit_is_freed_before_its_halves_are_computed(
     assert forward.fill(out, np.ones((4, 32, 32, 3), np.uint8)) == {}
     assert forward.batch_rows == 1
     assert len(made) == 6  # batches of 4 and 2, then one image at a time
+
+
+def test_a_device_that_torch_cannot_use_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InputError, match=r"device cuda:99: torch \S+ cannot use it"):
+        run(stage_of(tmp_path, device="cuda:99"), tmp_path / "store", 1)
+    assert not list(tmp_path.glob("store/features/*"))
 
 
 def test_convolutions_are_not_rounded_to_tf32(tmp_path: Path) -> None:

@@ -30,10 +30,11 @@ from stages.metrics.finite import finite_rows
 from stages.reflection.losses import softmax
 from stages.sensing.build import build_network, source_hash
 from stages.sensing.card import ModelCard
+from stages.sensing.device import full_float32, gpus_in_use
 from stages.sensing.fault import blame_rows
 from stages.sensing.labelled import normalisation
 from stages.sensing.model import Sensing, describe, normalised, sensing_of
-from stages.sensing.probe import N_ROWS, full_float32, gpus_in_use
+from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.weights import load_state
 from store.plan import Plan

@@ -39,6 +39,7 @@ from stages.introspection.head import Head
 from stages.introspection.head_spec import HeadSpec
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
+from stages.sensing.device import require_device
 from stages.sensing.labelled import LabelledImages, Openable, read_labelled, sample_id
 from stages.sensing.model import Sensing, sensing_of
 from stages.sensing.probe import N_ROWS
@@ -185,8 +186,10 @@ class ActiveLearning:
         """The first rows, which the seed alone determines, and an untrained network.
 
         Raises:
-            InputError: the pool has fewer labelled rows than will be queried.
+            InputError: the pool has fewer labelled rows than will be queried, or torch cannot use
+                the device.
         """
+        require_device(self.device)
         n_rows = len(self._data.labels)
         self.rounds.check(n_rows)
         if self._card.n_classes < FEWEST_CLASSES:

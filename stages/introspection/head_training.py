@@ -23,6 +23,7 @@ from stages.introspection.reading import usable_rows
 from stages.introspection.stacked import StackedMlp
 from stages.introspection.training_batches import Batches
 from stages.metrics.finite import finite_rows
+from stages.sensing.device import require_device
 
 COLLAPSED_SHARE = 0.98
 """A head with a loss above this fraction of ``ln N``, the loss of a uniform guess, is collapsed,"""
@@ -243,6 +244,7 @@ class HeadTraining:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def _state(self) -> HeadState:
+        require_device(self.device)
         n_copies = len(self.params.seeds)
         heads = StackedMlp(
             self.spec.sizes,

@@ -25,7 +25,8 @@ from stages.errors import DataNotFoundError
 from stages.metrics.finite import why_not_finite
 from stages.prediction.introspective import Introspective
 from stages.reflection.losses import softmax
-from stages.sensing.probe import full_float32, sample_images
+from stages.sensing.device import full_float32
+from stages.sensing.probe import sample_images
 from store.disk import spelled_out
 
 OK = "ok"

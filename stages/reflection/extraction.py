@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ResourceError
-from pipeline.executors import Executor
+from pipeline.executors import Executor, LocalExecutor
 from pipeline.make import ShardJob
 from pipeline.space import check_space
 from pipeline.stage import NO_PREVIEW, Job, Preview
@@ -248,6 +248,8 @@ def extraction_job(
         return None if found is None else found.shard_set
 
     def fit(n_shards: int) -> Callable[[ShardSet], FittedExtraction]:
+        if isinstance(executor, LocalExecutor):  # other workers may have other devices
+            _require_device(extraction.device)
         ready = fitted(extraction, executor, n_shards)
         check_space(store.location, store.preview(plan)["bytes_to_write"])
         if imports is None:
@@ -296,6 +298,12 @@ def fitted(stage: Extraction, executor: Executor, n_shards: int) -> FittedExtrac
         projected = "; or project the gradients (--project 512)" if is_dense else ""
         raise ResourceError(found.refusal(title, memory) + projected)
     return FittedExtraction(stage, batch_rows, found.n_images(memory))
+
+
+def _require_device(device: str) -> None:
+    from stages.sensing.device import require_device
+
+    require_device(device)
 
 
 def check_network(stage: Extraction) -> None:

@@ -22,8 +22,8 @@ from torch import Tensor
 from stages.data.source import ImageSource, Rows
 from stages.reflection.forward import Arrays, Forward
 from stages.reflection.reading_ahead import N_AHEAD, fetching, is_slow
+from stages.sensing.device import full_float32
 from stages.sensing.model import check_twin
-from stages.sensing.probe import full_float32
 from store.shards import Shard
 
 N_ON_GPU = 2

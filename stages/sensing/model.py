@@ -19,6 +19,7 @@ from stages.sensing.card import (
     Precision,
     check_normalisation,
 )
+from stages.sensing.device import require_device
 from stages.sensing.folding import copied, folded
 from stages.sensing.grey import takes_grey
 from stages.sensing.last_layer import find_last_layer
@@ -355,9 +356,10 @@ def load_sensing(
 
     Raises:
         DataNotFoundError: no such file, or no such user network.
-        InputError: the weights do not fit the network or are not those of the card, or the network
-            fails the checks of ``sensing_of``.
+        InputError: the weights do not fit the network or are not those of the card, the network
+            fails the checks of ``sensing_of``, or torch cannot use the device.
     """
+    require_device(device)
     network = load_network(card, weights_path).to(device)
     images = noise_images((card.image_size, card.image_size)) if images is None else images
     return sensing_of(network, card, images, precision, is_new=is_new)

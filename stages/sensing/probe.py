@@ -22,6 +22,7 @@ from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.metrics.finite import finite_rows
 from stages.sensing.buffers import kept_buffers
+from stages.sensing.device import full_float32, gpus_in_use
 from stages.sensing.logit_layers import averaged, linear_map, logit_layers, side_by_side
 
 Found = TypeVar("Found")
@@ -135,28 +136,6 @@ def evaluating(network: nn.Module, image_size: int) -> Iterator[None]:
         random.setstate(python_state)
         for part, training in was_training.items():
             part.training = training
-
-
-def gpus_in_use() -> range:
-    """Indexes of the GPUs, if this process has used CUDA; otherwise none.
-
-    Asking for the state of their generators would initialise CUDA, which takes seconds, and fails
-    on a machine whose driver is too old although only the CPU is used.
-    """
-    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch has no types
-    return range(torch.cuda.device_count() if is_used else 0)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolve in float32 on a GPU, where torch by default rounds the inputs to TF32.
-
-    TF32 has 10 bits of mantissa: features and logits would differ from those of a CPU by a
-    thousandth. The setting is that of the process, for all of its threads.
-    """
-    enabled = torch.backends.cudnn.enabled
-    with torch.backends.cudnn.flags(enabled=enabled, allow_tf32=False):
-        yield
 
 
 def seeded(function: Callable[[Tensor], Found], images: Tensor) -> Found:

@@ -21,6 +21,7 @@ from stages.metrics.finite import finite_rows
 from stages.sensing.augmentation import EpochDraws, augmented, epoch_draws
 from stages.sensing.build import build_network
 from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard
+from stages.sensing.device import full_float32, require_device
 from stages.sensing.fault import blame_rows
 from stages.sensing.initial_weights import load_initial
 from stages.sensing.labelled import (
@@ -31,7 +32,7 @@ from stages.sensing.labelled import (
     sample_id,
 )
 from stages.sensing.model import Sensing, describe, last_layers, lay_out, normalised, sensing_of
-from stages.sensing.probe import N_ROWS, full_float32
+from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.start import RANDOM, Start
 from stages.sensing.train_params import TrainParams, held_out_rows, learning_rate
@@ -119,9 +120,10 @@ class SensingTraining:
         """A fresh network, initialised from the seed, or with pretrained weights.
 
         Raises:
-            InputError: the data has no labels or too few rows to hold some out, or the network does
-            not fit it or cannot be rebuilt from its stored state.
+            InputError: torch cannot use the device, the data has no labels or too few rows to hold
+            some out, or the network does not fit it or cannot be rebuilt from its stored state.
         """
+        require_device(self.device)
         source = self.train.open()
         data = read_labelled(source)
         kept = self._kept(data, source.n_rows)
