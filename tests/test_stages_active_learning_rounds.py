@@ -26,7 +26,10 @@ from stages.active_learning.lesson import ENOUGH, Factors, LessonParams, renew, 
 from stages.active_learning.rounds import LABELLED, ActiveLearning, RoundParams, RunCard
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
+from stages.sensing.build import build_network
+from stages.sensing.initial_weights import initial_weights
 from stages.sensing.model import Sensing
+from stages.sensing.start import RANDOM, Start
 from store.catalog import FeatureStore
 from store.errors import DamagedError
 from store.seal import sealed
@@ -149,6 +152,26 @@ def test_only_batch_norm_goes_over_into_the_next_round():
     assert not torch.equal(one["0.weight"], before)
     assert one["1.running_mean"].tolist() == [3, 3]
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_round_starts_from_the_given_weights(data, store, tmp_path):
+    torch.manual_seed(5)
+    theirs = build_network("resnet18", 4).state_dict()
+    torch.save(theirs, tmp_path / "w.pt")
+    found = initial_weights("resnet18", str(tmp_path / "w.pt"), n_classes=10, image_size=8)
+    lesson = replace(LESSON, network="resnet18", epochs=1, initial=Start(found))
+    runs = runs_on(data, lesson=lesson, rounds=RoundParams(2, 4, 8), kinds=("f",))
+    stage = runs.stage(runs.lessons[0], "cpu")
+    state = stage.start()
+    stage.step(state, 0, lambda _: None)
+    renew(state.network, stage._card, 7, found)
+    ours = state.network.state_dict()
+    plan, plain = (each.plan("s", {}, {}) for each in (lesson, replace(lesson, initial=RANDOM)))
+
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if "linear" not in name)
+    assert plan == {**plain, "inputs": {"weights": found.sha256}}
+    card = RunCard.of(runs.run_of(store, CurvesCard.of(make(store, runs)).lessons[0]))
+    assert card.lesson.initial.weights == found
 
 
 @pytest.mark.parametrize("batch", [128, 59])

@@ -19,9 +19,18 @@ from stages.data.near_equal import near_equal_note
 from stages.data.opened import opened
 from stages.data.option_types import ClassNames, Corruption, Dataset, Limit, Network
 from stages.data.registry import SourceSpec, existing_path, name_of
-from stages.data.resize import resizing_to
+from stages.data.source import ImageSource
 from stages.data.source_notes import source_notes
 from stages.errors import InputError
+from stages.sensing.import_model import Filter, InputSize, ResizeBy, WeightsKey
+from stages.sensing.start import (
+    StartMean,
+    StartOptions,
+    StartStd,
+    StartWeights,
+    resizing_of,
+    start_of,
+)
 
 if TYPE_CHECKING:
     from pipeline.make import ArtifactJob
@@ -97,6 +106,8 @@ class ActiveLearn(Stage):
         description="Network to train: resnet18, cnn2, torchvision:NAME, timm:NAME, "
         "file.py:factory, ...",
     )
+    weights: StartWeights = None
+    weights_key: WeightsKey | None = None
     epochs: PositiveInt = Field(
         500,
         description="Maximum epochs of a training of f or H, which stops early at 99 % accuracy.",
@@ -125,12 +136,18 @@ class ActiveLearn(Stage):
         None,
         description="With --ask: folder for the list. (default: to-label-N after N labels)",
     )
-    image_size: PositiveInt = Field(32, description="Image size in pixels.")
+    mean: StartMean | None = None
+    std: StartStd | None = None
+    image_size: InputSize | None = None
+    resize: ResizeBy | None = None
+    interpolation: Filter | None = None
     classes: ClassNames = ()
     limit: Limit = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.weights_key and self.weights is None:
+            raise ValueError("--weights-key needs weights to start from: add --weights FILE")
         self._check_asking(self.model_dump(exclude_defaults=True))
         return self
 
@@ -159,8 +176,9 @@ class ActiveLearn(Stage):
         needs: Mapping[str, Stage],  # noqa: ARG002 - the signature of all stages
     ) -> None:
         """Raise ``InputError`` if the data set does not exist, or is smaller than requested."""
-        self._lessons(workspace)
-        self._round_params.check(opened(workspace, self._pool(workspace)).n_rows)
+        pool = opened(workspace, self._pool(workspace))
+        self._lessons(workspace, pool)
+        self._round_params.check(pool.n_rows)
 
     def job(self, workspace: Workspace) -> ArtifactJob:
         """The runs and their curves, or the request for labels.
@@ -187,15 +205,15 @@ class ActiveLearn(Stage):
         from stages.active_learning.asking import Asking, sample_ids_of
         from stages.active_learning.labels import read_labels
 
-        lessons = self._lessons(workspace)
-        if len(lessons) > 1:
-            raise InputError("--ask takes one strategy, one model kind and one seed")
         folder = existing_path(self.dataset, data_root_path(workspace.data_root))
         if not folder.is_dir():
             raise InputError(
                 f"{folder}: expected a folder of images to ask labels for, found a file"
             )
-        source = pool_source(folder, name_of(folder), resizing_to(self.image_size))
+        source = pool_source(folder, name_of(folder), resizing_of(workspace, self._start_options))
+        lessons = self._lessons(workspace, source)
+        if len(lessons) > 1:
+            raise InputError("--ask takes one strategy, one model kind and one seed")
         known = {sample_id: row for row, sample_id in enumerate(sample_ids_of(source))}
         labels = read_labels(map(Path, self.labels), known)
         return Asking(lessons[0], source, labels, self.ask or 0, self.classes)
@@ -203,16 +221,18 @@ class ActiveLearn(Stage):
     def _runs_job(self, workspace: Workspace) -> ArtifactJob:
         from stages.active_learning.active_runs import ActiveRuns, curves_job
 
-        lessons, pool = self._lessons(workspace), self._pool(workspace)
+        pool = self._pool(workspace)
         tests = {CLEAN: replace(pool, split="test", limit=None)}
         if self.images is not None:
             only = (self.corruption,)
             tests[self.corruption] = replace(tests[CLEAN], dataset=self.images, corruptions=only)
         self._require_labels(workspace, pool)
         source, *others = (opened(workspace, spec) for spec in (pool, *tests.values()))
+        lessons = self._lessons(workspace, source)
         notes = [
             *(line for each in (source, *others) for line in source_notes(each)),
             *class_notes(source, is_ordered=bool(self.classes)),
+            *lessons[0].initial.notes,
         ]
         runs = ActiveRuns(lessons, self._round_params, pool, tests)
         return curves_job(workspace.store, runs, workspace.workers, notes)
@@ -234,25 +254,40 @@ class ActiveLearn(Stage):
             self.dataset,
             "train",
             workspace.data_root,
-            self.image_size,
+            resizing_of(workspace, self._start_options),
             self.limit,
             classes=self.classes,
         )
 
-    def _lessons(self, workspace: Workspace) -> tuple[LessonParams, ...]:
+    @property
+    def _start_options(self) -> StartOptions:
+        return StartOptions(
+            self.network,
+            self.weights,
+            self.weights_key,
+            mean=self.mean,
+            std=self.std,
+            image_size=self.image_size,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
+
+    def _lessons(self, workspace: Workspace, source: ImageSource) -> tuple[LessonParams, ...]:
         from stages.active_learning.active_runs import lessons_of
         from stages.active_learning.lesson import KINDS, LessonParams
         from stages.sensing.build import located
         from stages.sensing.trust import require_trust
 
         require_trust(self.network, workspace.named_by)
+        start = start_of(workspace, self._start_options, source)
         lesson = LessonParams(
-            network=located(self.network),
+            network=located(start.weights.network if start.weights else self.network),
             epochs=self.epochs,
             batch=self.batch_size,
             lr=self.lr,
             head_lr=self.head_lr,
             layers=self.layers,
+            initial=start,
         )
         kinds = self.kinds or (KINDS if workspace.recipe else KINDS[:1])
         return lessons_of(lesson, self.strategies, kinds, self.seeds)

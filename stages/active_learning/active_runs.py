@@ -182,7 +182,9 @@ class CurvesCard:
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
         """The card as it is stored."""
-        return {key: value for key, value in asdict(self).items() if value != {}}
+        lessons = [lesson.facts() for lesson in self.lessons]
+        facts = {**asdict(self), "lessons": lessons}
+        return {key: value for key, value in facts.items() if value != {}}
 
 
 def curves_job(

@@ -235,7 +235,7 @@ def _prepared(asking: Asking, device: str) -> _Prepared:
     names, family = asking.class_names, source.family
     card = card_of(lesson, images, class_names=names, family=family)
     network = build_network(lesson.network, card.n_classes)
-    renew(network, card, seed)
+    renew(network, card, seed, lesson.initial.weights)
     return _Prepared(rows, images, card, network.to(device), seed)
 
 

@@ -32,10 +32,12 @@ from stages.sensing.build import build_network, source_hash
 from stages.sensing.card import ModelCard
 from stages.sensing.device import full_float32, gpus_in_use
 from stages.sensing.fault import blame_rows
+from stages.sensing.initial_weights import InitialWeights, load_initial
 from stages.sensing.labelled import normalisation
 from stages.sensing.model import Sensing, describe, normalised, sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
+from stages.sensing.start import RANDOM, Start
 from stages.sensing.weights import load_state
 from store.plan import Plan
 
@@ -80,6 +82,7 @@ class LessonParams:
         batch: rows per training step.
         lr, head_lr: learning rates of Adam for f and H.
         layers: hidden layers of H; the last one is its embedding.
+        initial: weights with which every training of f starts, and how images are prepared.
     """
 
     strategy: str = "badge"
@@ -91,6 +94,7 @@ class LessonParams:
     head_lr: float = 1e-3
     layers: tuple[int, ...] = (300, 100)
     seed: int = 0
+    initial: Start = RANDOM
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -121,12 +125,21 @@ class LessonParams:
             inputs: what the plan records about the images.
         """
         code = source_hash(self.network)
-        own = {**asdict(self), "layers": list(self.layers)}
+        weights = self.initial.weights
+        own = {**self.facts(), **self.initial.planned, "layers": list(self.layers)}
+        own.pop("initial", None)
         return {
             **({"code": code} if code else {}),
             "stage": {"name": stage, "version": VERSION, "params": {**own, **params}},
-            "inputs": inputs,
+            "inputs": {**inputs, **({"weights": weights.sha256} if weights else {})},
         }
+
+    def facts(self) -> dict[str, Any]:  # Any: JSON
+        """The parameters as recorded in a card; random weights are not recorded."""
+        values = asdict(self)
+        if self.initial == RANDOM:
+            del values["initial"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +179,7 @@ def card_of(
     Raises:
         InputError: the network is not suitable, see ``stages.sensing.model.sensing_of``.
     """
-    pixels, _ = normalisation(images, family)
+    pixels = params.initial.normalisation or normalisation(images, family)[0]
     with _seeded(params.seed):
         network = build_network(params.network, len(class_names))
     card = describe(
@@ -178,6 +191,9 @@ def card_of(
         family=family,
         normalisation=pixels,
     )
+    card = replace(card, resizing=params.initial.resizing)
+    if weights := params.initial.weights:
+        load_initial(network, weights, card.last_layer)
     check_round_trip(network, card, is_trained=True)
     sensing = sensing_of(network, card, images[:N_ROWS].cpu(), is_new=True)
     if sensing.arrangement.memory_format is not torch.channels_last:
@@ -188,10 +204,19 @@ def card_of(
     return card
 
 
-def renew(network: nn.Module, card: ModelCard, seed: int) -> None:
-    """Initialise all layers from the seed, except batch norms, which keep their state."""
+def renew(
+    network: nn.Module, card: ModelCard, seed: int, weights: InitialWeights | None = None
+) -> None:
+    """Initialise all layers from the seed, except batch norms, which keep their state.
+
+    With given weights, all layers get these, and only a classifier of other classes is new.
+    """
     with _seeded(seed):
         fresh = build_network(card.network, card.n_classes)
+    if weights is not None:
+        load_initial(fresh, weights, card.last_layer)
+        load_state(network, fresh.state_dict())
+        return
     kept = tuple(
         f"{name}." for name, module in network.named_modules() if isinstance(module, _BatchNorm)
     )
@@ -229,7 +254,8 @@ def train_f(
         way_out = "remove them (or leave their labels empty)"
         blame_rows("training of f", fresh, batches, name_of, way_out)
 
-    learner = _Learner(network, params.lr, logits_of, partial(renew, network, card), blame)
+    again = partial(renew, network, card, weights=params.initial.weights)
+    learner = _Learner(network, params.lr, logits_of, again, blame)
     return _fit(learner, labels, params, seed, tick)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -200,7 +200,8 @@ class ActiveLearning:
         generator = np.random.default_rng(seed_of(self.lesson.seed, "start"))
         rows = generator.permutation(n_rows)[: self.rounds.start]
         network = build_network(self.lesson.network, self._card.n_classes)
-        renew(network, self._card, seed_of(self.lesson.seed, "network"))
+        seed = seed_of(self.lesson.seed, "network")
+        renew(network, self._card, seed, self.lesson.initial.weights)
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
         first = np.zeros(len(rows), np.int64)
         return RoundState(network, None, rows, first, np.full(len(rows), np.nan))
@@ -318,7 +319,7 @@ class ActiveLearning:
         files = {WEIGHTS: save_weights(state.network), LABELLED: sink.getvalue()}
         facts: dict[str, Any] = {
             "network": replace(self._card, weights_sha256=weights_hash(state.network)).to_dict(),
-            "lesson": asdict(self.lesson),
+            "lesson": self.lesson.facts(),
             "n_pool": len(self._data.labels),
             "n_tests": {name: len(data.labels) for name, data in self._tests.items()},
         }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BeforeValidator, Field
 
 from pipeline.fields import PRETRAINED
 from pipeline.workspace import Workspace
@@ -12,11 +14,38 @@ from stages.data.resize import Interpolation, Resize
 from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, check_normalisation
-from stages.sensing.import_model import changed_resizing, weights_file
+from stages.sensing.import_model import Mean, Std, Weights, changed_resizing, weights_file
 from stages.sensing.initial_weights import InitialWeights, initial_weights
 
 if TYPE_CHECKING:
     from stages.sensing.published import Preprocessing
+
+
+def _none_for_random(weights: object) -> object:
+    return None if weights == "random" else weights
+
+
+StartWeights = Annotated[
+    Weights | None,
+    BeforeValidator(_none_for_random),
+    Field(
+        description="Weights to start from: a file, as for import-model, 'pretrained' for those "
+        "that torchvision or timm publishes, or 'random'. The classifier starts anew if they were "
+        "trained for another number of classes. (default: random)"
+    ),
+]
+_OF_IMAGES = "(default: as published with the weights, else that of the training images)"
+StartMean = Annotated[
+    Mean,
+    Field(description=f"Per-channel mean subtracted from pixels in [0, 1]. {_OF_IMAGES}"),
+]
+StartStd = Annotated[
+    Std,
+    Field(
+        description="Per-channel standard deviation that pixels in [0, 1] are divided by. "
+        f"{_OF_IMAGES}"
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -44,15 +43,20 @@ from stages.sensing.card import ACCEPTS_UNSTABLE, Precision
 from stages.sensing.import_model import (
     Filter,
     InputSize,
-    Mean,
     ResizeBy,
-    Std,
-    Weights,
     WeightsKey,
 )
 from stages.sensing.models import model_name
 from stages.sensing.snapshots import Snapshots, snapshot_epochs, with_its_snapshots
-from stages.sensing.start import Start, StartOptions, resizing_of, start_of
+from stages.sensing.start import (
+    Start,
+    StartMean,
+    StartOptions,
+    StartStd,
+    StartWeights,
+    resizing_of,
+    start_of,
+)
 from stages.sensing.train_params import (
     PRESETS,
     Augmentation,
@@ -73,10 +77,6 @@ VERSION = 1
 """Raised whenever the weights for the same options and data change."""
 
 _PRESET = TrainParams()
-
-
-def _none_for_random(weights: object) -> object:
-    return None if weights == "random" else weights
 
 
 class TrainSensing(Stage):
@@ -108,12 +108,7 @@ class TrainSensing(Stage):
         description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs. "
         "fine-tune: 20 epochs, flips, a lower learning rate.",
     )
-    weights: Annotated[Weights | None, BeforeValidator(_none_for_random)] = Field(
-        None,
-        description="Weights to start from: a file, as for import-model, 'pretrained' for those "
-        "that torchvision or timm publishes, or 'random'. The classifier starts anew if they were "
-        "trained for another number of classes. (default: random)",
-    )
+    weights: StartWeights = None
     weights_key: WeightsKey | None = None
     train: Trained = Field(
         _PRESET.train,
@@ -159,16 +154,8 @@ class TrainSensing(Stage):
     )
     last_layer: LastLayer | None = None
     accept_unstable: AcceptUnstable = False
-    mean: Mean | None = Field(
-        None,
-        description="Per-channel mean subtracted from pixels in [0, 1]. (default: as published "
-        "with the weights, else that of the training images)",
-    )
-    std: Std | None = Field(
-        None,
-        description="Per-channel standard deviation that pixels in [0, 1] are divided by. "
-        "(default: as published with the weights, else that of the training images)",
-    )
+    mean: StartMean | None = None
+    std: StartStd | None = None
     image_size: InputSize | None = None
     resize: ResizeBy | None = None
     interpolation: Filter | None = None
