@@ -129,6 +129,14 @@ def test_options_set_the_resize_the_filter_and_the_crop(
     assert again["n_computed"] == 0
 
 
+def test_a_resize_that_nobody_chose_is_mentioned(run: Run, intro_pipe: Command) -> None:
+    _, said = intro_pipe(f"{EXTRACT} --dataset classes --dry-run")
+
+    assert "as their layout has it: bilinear-antialias ->32x32 (stretched); --resize and" in said
+    _, said = intro_pipe(f"{EXTRACT} --dataset classes --resize 40 --dry-run")
+    assert "layout" not in said
+
+
 def test_a_stored_model_keeps_its_resize_and_refuses_another(run: Run) -> None:
     run(f"{EXTRACT} --dataset classes --image-size 64 --resize 80x70")
     run(f"{EXTRACT} --dataset classes")

@@ -243,7 +243,7 @@ class ImportModel(Stage):
             _check_same(there, card)
             card = there
         else:
-            notes += self._preparation_notes(workspace, card)
+            notes += self._preparation_notes(workspace, card, source)
         artifact.holds(plan)  # another plan is refused
 
         def compute() -> Output:
@@ -301,14 +301,23 @@ class ImportModel(Stage):
         name = workspace.output_name("model", None, plain, plain, _plan_of(card))
         return workspace.store.artifact("model", name)
 
-    def _preparation_notes(self, workspace: Workspace, card: ModelCard) -> tuple[str, ...]:
-        """Notes on what was chosen: the published preprocessing, or CIFAR-10's constants."""
+    def _preparation_notes(
+        self, workspace: Workspace, card: ModelCard, source: ImageSource
+    ) -> tuple[str, ...]:
+        """Notes on what was chosen: the published preprocessing, or the layout's and CIFAR-10's."""
         found = self._published(workspace)
         if found and found.preprocessing and card.resizing == found.preprocessing.resizing:
             return (f"{self.network}: {found.of}: {card.input.rule(None)}",)
-        if (self.mean and self.std) or (card.mean, card.std) != CIFAR10_NORMALISATION:
-            return ()
-        return (f"{self.network}: CIFAR-10's normalisation is used; --mean and --std set another",)
+        notes = []
+        if card.resizing is None and source.n_rows and source.resize != "none":
+            notes.append(
+                f"{self.network}: images are prepared as their layout has it: {source.resize}; "
+                "--resize and --image-size set another way"
+            )
+        if not (self.mean and self.std) and (card.mean, card.std) == CIFAR10_NORMALISATION:
+            chosen = "CIFAR-10's normalisation is used; --mean and --std set another"
+            notes.append(f"{self.network}: {chosen}")
+        return tuple(notes)
 
     def _normalisation(self, workspace: Workspace, there: ModelCard | None) -> Normalisation:
         found, known = self._published(workspace), CIFAR10_NORMALISATION
