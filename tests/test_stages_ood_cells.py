@@ -86,7 +86,7 @@ class World:
             }
         )
         workspace = Workspace(self.store, str(self.root), CPU)
-        workspace.once(("workers", True), lambda: (LocalExecutor(1), "cpu"))  # one network
+        workspace.once(("workers", 0), lambda: (LocalExecutor(1), "cpu"))  # one network
         made = make(stage, workspace, journal or self.journal)
         return [open_detection(each) for each in made.output.results]
 
