@@ -29,7 +29,7 @@ from benchmarks.part import Figure, Part, Sizes
 from pipeline.cpus import n_cpus
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
-from stages.data import folder as files
+from stages.data import image_files as files
 from stages.data.folder import ALL, folder_source
 from stages.data.registry import SourceSpec
 from stages.data.resize import Resize
