@@ -75,12 +75,18 @@ def ours(precision: Precision, n_rows: int, folder: Path) -> Once:
         done = sorted(path.stat().st_mtime for path in place.glob("receipts/*.json"))
         return {
             **cost.facts(),
-            "at work": n_rows / (done[-1] - _computes_since(folder / "store")),
+            "at work": n_rows / seconds_at_work(folder / "store"),
             "first rows s": done[0] - began,
             "verify s": verified.wall_s,
         }
 
     return once
+
+
+def seconds_at_work(store: Path) -> float:
+    """Seconds from the first images to the last receipt of the only run of a store."""
+    receipts = store.glob("features/*/receipts/*.json")
+    return max(path.stat().st_mtime for path in receipts) - _computes_since(store)
 
 
 def _computes_since(store: Path) -> float:

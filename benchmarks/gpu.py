@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from benchmarks import head_training, images, machine, photographs
 from benchmarks.commands import INTRO_PIPE, cost_of
+from benchmarks.end_to_end import seconds_at_work
 from benchmarks.measuring import WrongNumbersError
 from pipeline.executors import LocalExecutor
 from pipeline.journal import Journal
@@ -141,10 +142,15 @@ def extracted(
 
 def stored(stage: Extraction, setting: Setting) -> FeatureSet:
     """The features of a stage, in a store of the device; every shard must have been computed."""
-    store = FeatureStore(str(setting.folder / f"store-{setting.device}"))
+    store = FeatureStore(str(store_of(setting)))
     journal = Journal.of(store.location, ["extract"])
     found: FeatureSet = extraction_job(store, stage, LocalExecutor()).run(journal).output
     return found
+
+
+def store_of(setting: Setting) -> Path:
+    """The folder of the store of a device."""
+    return setting.folder / f"store-{setting.device}"
 
 
 def head_predictions(setting: Setting) -> float:
@@ -180,7 +186,7 @@ def training_of_h(precision: Precision, setting: Setting) -> float:
 
     def loss(device: str, precision: Precision) -> float:
         params = HeadParams(seeds=(0, 1), precision=precision)
-        stage = HeadTraining(*vars(data).values(), data.spec, params, device)
+        stage = HeadTraining(data.features, data.logits, data.labels, data.spec, params, device)
         return stage.step(stage.start(), 0, silent)["loss"]
 
     return apart(loss(setting.device, precision), loss("cpu", "fp32"))
@@ -276,7 +282,10 @@ def verified_store(setting: Setting) -> float:
 
 
 def photographs_rate(setting: Setting) -> float:
-    """Seconds that reading JPEG files takes alone, over those of an extraction at 224 pixels."""
+    """Seconds that reading JPEG files takes alone, over those of an extraction at 224 pixels.
+
+    The time before the first image does not count.
+    """
     n_different, n_rows = setting.pick(2, 400), setting.pick(4, 8_000)
     folder = photographs.write_photographs(setting.folder / "photographs", n_different)
     for file in list(folder.rglob("*.jpg")):
@@ -285,13 +294,10 @@ def photographs_rate(setting: Setting) -> float:
     name = setting.pick("cnn2", "torchvision:resnet50")
     network = photographs.network_of(name)
     stage = photographs.stage_of(folder, network, name, setting.folder / "weights")
-    found: list[FeatureSet] = []
     reading_s = seconds_of(lambda: photographs.read_all(stage.source.open()), setting)
-    ours_s = seconds_of(
-        lambda: found.append(stored(replace(stage, device=setting.device), setting)), setting
-    )
-    photographs.check(found[0].read("logits", 0, 4), folder, network)
-    return reading_s / ours_s
+    found = stored(replace(stage, device=setting.device), setting)
+    photographs.check(found.read("logits", 0, 4), folder, network)
+    return reading_s / seconds_at_work(store_of(setting))
 
 
 # Speed
