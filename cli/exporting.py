@@ -68,8 +68,8 @@ class Chosen:
         str | None,
         typer.Option(
             "--images",
-            help="Folder of the images, or the beginning of their URLs, which a sample id "
-            "completes. Adds the column image.",
+            help="Folder of the images, or the part of their URLs before the sample id. Adds the "
+            "column image.",
             metavar="PLACE",
         ),
     ] = None

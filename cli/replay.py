@@ -127,9 +127,10 @@ def replayed(run: Run, location: str, named: Named) -> Again:
 
 
 def images_of(run: Run, name: str, n_rows: int) -> tuple[str, Path, int | None, tuple[str, ...]]:
-    """Where a run found a data set: its name or path, and the data root; and what it used of it.
+    """Where a run found a data set, and which part of it was used.
 
-    That is a number of rows, and the corruptions that were selected; all if empty.
+    Returns its name or path, the data root, the number of rows (``None`` for all), and the selected
+    corruptions (empty for all).
 
     Args:
         run: any run, also of an unknown command.

@@ -33,9 +33,9 @@ def limit_threads() -> None:
 def limit_spinning() -> None:
     """Let threads of OpenMP that wait for each other sleep soon; call it before importing torch.
 
-    By default they spin for milliseconds. If another program uses one of their cores, the thread
-    that works then waits for the core on which another one spins, at each of the network's layers.
-    The user's own ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` is kept.
+    By default they spin for milliseconds. If another program uses one of their cores, a spinning
+    thread occupies the core that the working thread needs, at each of the network's layers. The
+    user's own ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` is kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))

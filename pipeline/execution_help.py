@@ -6,8 +6,8 @@ EXECUTOR = (
 )
 GPUS = "Number of GPU workers; 0 for CPU workers. (default: all GPUs of the cluster or machine)"
 WORKERS = (
-    "Number of CPU workers. (default: one in this process that uses all cores; on Ray one for each "
-    "core but one, including those of nodes that join)"
+    "Number of CPU workers. (default: this process alone; on Ray one for each core but one, "
+    "including those of nodes that join)"
 )
 MEMORY = (
     "Memory of a worker, as in 2G; the batch size is reduced to fit. (default: an even share of "

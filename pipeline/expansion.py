@@ -106,15 +106,14 @@ class Expansion:
             if other == axis or not all(other in point for point in points):
                 axes = [each for each in points[0] if each != axis]
                 raise self.text.error(
-                    f"step {step.name}: {axis} is unlike '{other}', which is no other axis"
+                    f"step {step.name}: {axis}: unlike names '{other}', which is not another axis"
                     f"{hint(other, axes)}; there are: {', '.join(axes) or 'none'}",
                     *path,
                 )
             points = [point for point in points if point[axis] != point[other]]
             if not points:
                 raise self.text.error(
-                    f"step {step.name}: no value of {axis} is unlike that of {other}: give more "
-                    "values",
+                    f"step {step.name}: every value of {axis} equals that of {other}: add values",
                     *path,
                 )
         return points

@@ -44,7 +44,7 @@ class FeatureStore:
 
     Args:
         location: the folder, absolute or relative to the current one, or a URL that fsspec opens.
-            What is computed creates it if it does not exist; opening something in it does not.
+            It is created when something is first written; reading does not create it.
 
     Raises:
         FormatError: the store was made by a newer version of intro-pipe.

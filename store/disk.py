@@ -72,7 +72,7 @@ def spelled_out(path: str | Path) -> Path:
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside a file; what is written there replaces the file at the end.
 
-    If the block raises, the file stays as it was. Of a link, the target is replaced.
+    If the block raises, the file stays as it was. If the path is a link, its target is replaced.
     """
     target = path.resolve()
     partial = target.with_name(f".{target.name}.partial")

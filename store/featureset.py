@@ -204,7 +204,9 @@ class FeatureSet:
             is_wanted = frame[column].isin(list(values)).to_numpy()
             if not is_wanted.any():
                 known = ", ".join(map(str, sorted(frame[column].unique())[:MAX_SHOWN]))
-                raise FormatError(f"{self.name}: no row has {column} {wanted}; it has {known}")
+                raise FormatError(
+                    f"{self.name}: no row has {column} {wanted}; existing values: {known}"
+                )
             keep &= is_wanted
         if not keep.any():
             raise FormatError(f"{self.name}: no row matches all of {conditions}")

@@ -132,7 +132,7 @@ def test_options_set_the_resize_the_filter_and_the_crop(
 def test_a_resize_that_nobody_chose_is_mentioned(run: Run, intro_pipe: Command) -> None:
     _, said = intro_pipe(f"{EXTRACT} --dataset classes --dry-run")
 
-    assert "as their layout has it: bilinear-antialias ->32x32 (stretched); --resize and" in said
+    assert "how images are prepared: bilinear-antialias ->32x32 (stretched); --resize and" in said
     _, said = intro_pipe(f"{EXTRACT} --dataset classes --resize 40 --dry-run")
     assert "layout" not in said
 

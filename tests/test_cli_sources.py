@@ -177,7 +177,7 @@ def test_a_note_says_that_a_split_given_as_a_data_set_has_no_labels(
     assert not (tmp_path / "s").exists()
 
 
-def test_columns_of_a_manifest_stand_in_the_store(run: Run, home: Path, tmp_path: Path) -> None:
+def test_columns_of_a_manifest_are_stored(run: Run, home: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "mine.csv"
     paths = (
         home / "insects/test/bee/0.png",

@@ -465,8 +465,8 @@ def test_errors_in_a_derived_recipe_are_located_in_its_source(text, message):
         (
             "way: [plain, loud]",
             "way: {in: [1], unlike: numbr}",
-            "sums.yaml:13: step scaled: way is unlike 'numbr', which is no other axis (did you "
-            "mean 'number'?); there are: number",
+            "sums.yaml:13: step scaled: way: unlike names 'numbr', which is not another axis (did "
+            "you mean 'number'?); there are: number",
         ),
         (
             "way: [plain, loud]",

@@ -166,7 +166,10 @@ def test_images_of_the_size_of_the_files_are_not_cropped(spec: SourceSpec) -> No
     [
         ({"collection": "cure", "image_size": 64}, "cure: expected images of 32 pixels, found"),
         ({"collection": "imagenetc", "image_size": 32}, "expected images of 224 pixels, found"),
-        ({"collection": "imagenetc", "image_size": 64}, "which has the constants of tinyimagenetc"),
+        (
+            {"collection": "imagenetc", "image_size": 64},
+            "which uses the constants of tinyimagenetc",
+        ),
         ({"corruptions": ("salt_pepper",), "image_size": 96}, "'salt_pepper' is unknown; ima"),
     ],
 )

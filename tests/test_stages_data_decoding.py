@@ -62,7 +62,7 @@ def test_files_of_every_mode_become_rgb(
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
-def test_of_an_animation_the_first_frame_counts(tmp_path: Path, name: str) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path, name: str) -> None:
     frames = [filled("RGB", RGB), filled("RGB", BLUE)]
     options = {"lossless": True} if name == "a.webp" else {}
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
@@ -118,7 +118,7 @@ def test_values_that_are_not_finite_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
-def test_of_deeper_colour_the_upper_bits_count(tmp_path: Path, name: str) -> None:
+def test_colour_of_16_bits_keeps_its_upper_bits(tmp_path: Path, name: str) -> None:
     deep = np.full((*SIZE, 3), RGB[::-1], np.uint16) * 257  # OpenCV writes blue first
     cv2.imwrite(str(tmp_path / name), deep)
     rows = read(tmp_path / name, Decoding(value_range=(0, 4_095)))  # without effect on colour
@@ -157,5 +157,5 @@ def test_the_plan_and_the_fingerprint_follow_the_decoding(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("low_high", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
 def test_a_range_without_extent_is_refused(low_high: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match="expected a number and a larger one"):
+    with pytest.raises(InputError, match="expected LOW,HIGH with LOW below HIGH"):
         Decoding(value_range=low_high)

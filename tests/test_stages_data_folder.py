@@ -131,7 +131,7 @@ def test_a_set_may_have_none_of_the_usual_splits(tmp_path: Path) -> None:
         open_source(root)
 
 
-def test_a_test_folder_without_classes_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_test_folder_without_classes_is_ignored(tmp_path: Path) -> None:
     root = _write(tmp_path / "imagenet", ("train", "val"))
     _image(root / "test" / "0.png", 1)
     assert [open_source(root, split).n_rows for split in ("train", "val")] == [6, 6]

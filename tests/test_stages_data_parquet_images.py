@@ -129,7 +129,7 @@ def test_a_row_group_larger_than_memory_is_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.data.parquet_images.limit_bytes", lambda: 1_000)
-    with pytest.raises(InputError, match="write the tables with smaller ones, such as 100 rows"):
+    with pytest.raises(InputError, match="with smaller row groups, such as 100 rows"):
         open_source(home / "pets")
 
 

@@ -311,7 +311,7 @@ def test_an_older_file_stays_if_the_export_fails(
 REFUSALS: list[tuple[Callable[[FeatureSet], Exported], str, str]] = [
     (lambda found: Exported(found, where={"site": ["south"]}), "csv", "no row matches"),
     (Exported, "fiftyone", "--format fiftyone: expected --images"),
-    (lambda found: Exported(found, images="nowhere"), "csv", "--images nowhere: expected a folder"),
+    (lambda found: Exported(found, images="nowhere"), "csv", "--images nowhere: no such folder"),
     (lambda found: Exported(found, images="."), "csv", "has no file a b#1.png, the first sample"),
     (
         lambda found: Exported(found, sample_ids=frozenset(("x/1.png", "gone"))),

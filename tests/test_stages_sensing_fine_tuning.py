@@ -60,7 +60,7 @@ def test_a_training_starts_from_the_weights_with_a_new_classifier(five: Path) ->
     assert all(torch.equal(found[name], theirs[name]) for name in found if "linear" not in name)
     assert tuple(found["linear.weight"].shape) == (2, 64)
     assert stage.initial.notes[0].endswith(
-        "trained for 5 classes; the classifier 'linear' starts anew, with 2"
+        "trained for 5 classes; the last layer 'linear' is newly initialised, for 2"
     )
 
 
@@ -81,7 +81,7 @@ def test_weights_without_a_classifier_are_accepted(five: Path, tmp_path: Path) -
     torch.save({f"module.{name}": x for name, x in backbone.items()}, tmp_path / "none.pt")
     found = initial_weights("resnet18", str(tmp_path / "none.pt"), n_classes=2, image_size=16)
 
-    assert "no classifier found; 'linear' starts anew" in found.notes[0]
+    assert "has no last layer 'linear', which is newly initialised" in found.notes[0]
 
 
 def test_training_the_last_layer_equals_a_plain_loop(five: Path) -> None:
@@ -212,7 +212,7 @@ def test_weights_that_cannot_be_used_are_refused(
     assert reason in refused("train-sensing", "--dataset", "digits", *words)
 
 
-def test_a_start_from_nothing_says_nothing() -> None:
+def test_random_weights_give_no_notes() -> None:
     assert (RANDOM.notes, RANDOM.planned) == ((), {})
 
 
@@ -228,7 +228,7 @@ def test_both_layers_of_a_mean_start_anew(tmp_path: Path) -> None:
 
     state = stage.start()
     assert state.card.last_layer == "a+b"
-    assert "classifier 'a+b' starts anew, with 2" in str(stage.initial)
+    assert "last layer 'a+b' is newly initialised, for 2" in str(stage.initial)
     alone = dataclasses.replace(LAST, network=network)
     with pytest.raises(InputError, match=r"needs one linear layer, found 'a\+b' \(Conv2d\)"):
         training(tmp_path / "w.pt", alone).start()

@@ -122,8 +122,8 @@ def test_where_keeps_the_rows_with_these_values(
 @pytest.mark.parametrize(
     ("conditions", "why"),
     [
-        ({"corruption": "fogg"}, "no row has corruption fogg; it has fog, snow"),
-        ({"severity": [7, 9]}, r"no row has severity \[7, 9\]; it has 1, 2, 3, 4, 5"),
+        ({"corruption": "fogg"}, "no row has corruption fogg; existing values: fog, snow"),
+        ({"severity": [7, 9]}, r"no row has severity \[7, 9\]; existing values: 1, 2, 3, 4, 5"),
         ({"row": 0, "corruption": "fog"}, "no row matches all of"),
     ],
 )

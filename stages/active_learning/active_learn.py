@@ -238,7 +238,7 @@ class ActiveLearn(Stage):
         return curves_job(workspace.store, runs, workspace.workers, notes)
 
     def _require_labels(self, workspace: Workspace, pool: SourceSpec) -> None:
-        """Raise ``InputError`` for a folder of images that people have yet to label."""
+        """Raise ``InputError`` for a folder of images without labels; those need ``ask``."""
         try:
             n_classes = opened(workspace, replace(pool, split="test")).n_classes
         except InputError:  # it has training images alone, or none at all

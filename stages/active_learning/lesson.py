@@ -209,7 +209,7 @@ def renew(
 ) -> None:
     """Initialise all layers from the seed, except batch norms, which keep their state.
 
-    With given weights, all layers get these, and only a classifier of other classes is new.
+    With given weights, all layers get these; a last layer for other classes is initialised.
     """
     with _seeded(seed):
         fresh = build_network(card.network, card.n_classes)

@@ -31,7 +31,7 @@ def check_url(url: str) -> None:
     if not is_plain or "@" in place.split("/")[0] or ".." in place.split("/"):
         raise InputError(
             "that URL cannot hold a data set: expected scheme://bucket/..., found one with a user, "
-            "options, '..' or many schemes; credentials and options come from the environment"
+            "options, '..' or several schemes; credentials and options come from the environment"
         )
 
 

@@ -41,10 +41,10 @@ def _below_the_root(name: str) -> str:
 class Corrupt(Stage):
     """Write corrupted images of any labelled data set, in the layout of CIFAR-10-C or ImageNet-C.
 
-    Every image is corrupted in 19 ways at 5 severities. Images of 32x32 pixels become arrays, with
-    CIFAR-10-C's own constants; other collections have other levels. Images of any other size become
-    JPEG files, with the constants of Tiny-ImageNet-C (64x64) or ImageNet-C. Running the command
-    again computes only what is missing.
+    By default every image is corrupted in 19 ways at 5 severities. Images of 32x32 pixels are
+    written as arrays, with the constants of CIFAR-10-C; images of any other size as JPEG files,
+    with those of Tiny-ImageNet-C (64x64) or ImageNet-C. Running the command again computes only
+    what is missing.
     """
 
     verb = "corrupt"
@@ -76,10 +76,10 @@ class Corrupt(Stage):
     seed: NonNegativeInt = Field(0, description="Seed of the random numbers.")
     image_size: PositiveInt | None = Field(
         None,
-        description="Height and width of the corrupted images in pixels. 32: images of any shape "
-        "are resized to it. Any other size: the shorter side is resized to 8/7 of it, and the "
-        "centre is cut out, as in ImageNet-C. (default: 32, where larger images and those that are "
-        "not square are refused; 64 for tinyimagenetc, 224 for imagenetc)",
+        description="Height and width of the corrupted images in pixels. With 32, images of any "
+        "shape are resized to it. With any other size, the shorter side is resized to 8/7 of it "
+        "and the centre is cut out, as in ImageNet-C. (default: 32, but larger images and those "
+        "that are not square are refused; 64 for tinyimagenetc, 224 for imagenetc)",
     )
     classes: ClassNames = ()
     limit: Limit | None = None
@@ -115,14 +115,14 @@ class Corrupt(Stage):
         return corruption_job(workspace.store, work, folder, executor, plan, preview)
 
     def _work(self, workspace: Workspace, root: Path) -> CorruptionWork | CorruptedFiles:
-        """What writes arrays for images of 32 pixels, and files for others."""
+        """The work that writes arrays for images of 32 pixels, and files for other sizes."""
         side = self.image_size or SIDES[self.collection or "cifar10c"]
         usual = collection_for((side, side))
         collection = self.collection or usual
         if collection != usual and SIDES[collection] != side:
             raise InputError(
                 f"--collection {collection}: expected images of {SIDES[collection]} pixels, found "
-                f"--image-size {side}, which has the constants of {usual}; leave one of the two out"
+                f"--image-size {side}, which uses the constants of {usual}; omit one of the two"
             )
         spec = SourceSpec(
             self.dataset, self.split, str(root), limit=self.limit, classes=self.classes

@@ -43,7 +43,7 @@ class CorruptingReader:
 
     Attributes:
         reader: reads the clean images.
-        cells: what is done to them.
+        cells: corruptions and severities that are applied to them.
         n_images: number of clean images.
         size: ``(H, W)`` of the images, which determines the constants.
     """
@@ -154,5 +154,5 @@ def corrupting(source: ReaderSource, cells: Cells) -> ReaderSource:
 
 @cache
 def _at_once() -> BoundedSemaphore:
-    """Limits the threads that corrupt, each with its floats, while more may wait for storage."""
+    """Limits the threads that corrupt at once, since each holds its floats; others may read."""
     return BoundedSemaphore(n_cpus())

@@ -22,7 +22,7 @@ class Decoding:
     """How an image file becomes 8-bit RGB.
 
     Transparency is dropped, grey becomes three equal channels, palettes and CMYK are converted, and
-    of an animation the first frame counts, as ``Image.open(file).convert("RGB")`` does.
+    only the first frame of an animation is read, as by ``Image.open(file).convert("RGB")``.
 
     Attributes:
         is_upright: turn the image as the orientation in its EXIF data says.
@@ -40,7 +40,7 @@ class Decoding:
     def __post_init__(self) -> None:
         low, high = self.value_range or (0.0, 1.0)
         if not (low < high and np.isfinite([low, high]).all()):
-            raise InputError(f"value range {low:g},{high:g}: expected a number and a larger one")
+            raise InputError(f"value range {low:g},{high:g}: expected LOW,HIGH with LOW below HIGH")
 
     @property
     def words(self) -> str:
@@ -86,7 +86,7 @@ class Decoding:
 
 
 PLAIN = Decoding()
-"""As PIL decodes: not turned, and grey of more than eight bits refused."""
+"""The default, as PIL decodes: images are not turned, and grey of more than 8 bits is refused."""
 
 
 def decoding_of(rule: str) -> Decoding:

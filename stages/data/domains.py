@@ -17,13 +17,13 @@ OFFICE31_NAMES = (
     *("paper_notebook", "pen", "phone", "printer", "projector", "punchers", "ring_binder"),
     *("ruler", "scissors", "speaker", "stapler", "tape_dispenser", "trash_can"),
 )
-"""Classes of Office-31 in the order of its labels, which is that of the strings."""
+"""Classes of Office-31 in the order of its labels, which is string order."""
 
 VISDA_NAMES = (
     *("aeroplane", "bicycle", "bus", "car", "horse", "knife", "motorcycle", "person", "plant"),
     *("skateboard", "train", "truck"),
 )
-"""Classes of VisDA-2017 in the order of its labels, which is that of the strings."""
+"""Classes of VisDA-2017 in the order of its labels, which is string order."""
 
 
 def office31_source(folder: Path, domain: str, resizing: Resize) -> ReaderSource:

@@ -79,7 +79,7 @@ def folder_source(root: Path, name: str, split: str, resizing: Resize) -> Reader
 
     Files are taken in sorted order within the sorted classes. Anything else in ``root`` is left out
     and counted, except train and test. If ``resizing`` leaves it to the layout, images are
-    stretched. An orientation tag is not applied.
+    stretched.
 
     Args:
         root: folder of the splits, or of the classes if there are no splits.

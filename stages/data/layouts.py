@@ -30,8 +30,8 @@ class Layout:
 
     Attributes:
         name: what it is, in words.
-        fits: whether there is data in this layout at a path; the second argument is the split that
-            is wanted.
+        fits: whether there is data in this layout at a path; the second argument is the requested
+            split.
         splits: the splits that the data set at a path may have.
         opened: the source of a path, a name, a split, and how images are resized.
     """
@@ -108,7 +108,7 @@ def _corrupted(path: Path, name: str, split: str, resizing: Resize) -> ReaderSou
 
 
 def _loose(path: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
-    """Images without labels, or with the folders as classes if all are wanted."""
+    """Images without labels; for the split ``all``, their folders are the classes."""
     if split == ALL:
         return folder_source(path, name, split, resizing)
     if split != "test":
@@ -212,4 +212,4 @@ LAYOUTS = (
         folder_source,
     ),
 )
-"""All layouts; the first that fits counts."""
+"""All layouts; the first that fits is used."""

@@ -1,8 +1,8 @@
 """Manifests: tables, as CSV or Parquet, that name an image file in each row.
 
 The column ``path`` (or ``image``) has paths relative to the manifest, or absolute ones; ``label``
-has classes; ``split``, if there is one, tells the splits apart; and further columns become columns
-of the samples. Rows stay in the order of the manifest.
+has classes; ``split``, if there is one, has the name of each row's split; further columns become
+columns of the samples. Rows stay in the order of the manifest.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from stages.errors import DataNotFoundError, InputError
 
 SUFFIXES = (".csv", ".parquet")
 IMAGE_COLUMNS = ("path", "image")
-"""Columns of paths; the first that exists counts."""
+"""Names of the column of paths; the first that exists is used."""
 
 
 def manifest_source(path: Path, name: str, split: str, resizing: Resize) -> ReaderSource:
-    """A source over the image files that a manifest names; a file that is missing fails as a row.
+    """A source over the image files that a manifest names; a missing file is a failed row.
 
     If ``resizing`` leaves it to the layout, images are cropped.
 
@@ -101,7 +101,7 @@ def _unpacked_bytes(path: Path) -> int:
 
 
 def _files(column: pa.ChunkedArray, path: Path, name: str) -> tuple[str, ...]:
-    """The paths of a column, each of them once."""
+    """The paths in a column, checked to be distinct."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise InputError(f"{path}: its column '{name}' is {column.type}, expected paths as text")
     files = tuple(file or "" for file in column.to_pylist())

@@ -32,23 +32,23 @@ Dataset = Annotated[
     Written(metavar="DATA"),
     Field(
         description="Data set: a name from `intro-pipe datasets`, a name under the data root, a "
-        "path, or a URL of Parquet with images or tar archives."
+        "path, or a URL of Parquet files with images or of tar archives."
     ),
 ]
 Split = Annotated[
     str,
     Written(metavar="SPLIT"),
     Field(
-        description="Split of the data set: train, test, or the name of its folder, such as val; "
-        "all for a folder of class folders."
+        description="Split of the data set: train, test, or another name, such as val; all for "
+        "class folders without splits."
     ),
 ]
 Network = Annotated[str, Place.NETWORK, Written(metavar="NETWORK")]
 LastLayer = Annotated[
     str,
     Field(
-        description="Name of the last linear layer, if that is not obvious; NAME+NAME for the mean "
-        "of two."
+        description="Name of the last linear layer, if it cannot be found automatically; NAME+NAME "
+        "if the logits are the mean of two layers."
     ),
 ]
 Corruption = Annotated[str, OneOf(tuple(dict.fromkeys((*CORRUPTIONS, *CURE, ROTATION, *C_BAR))))]
@@ -67,8 +67,8 @@ CorruptionCell = Annotated[
 ExifOrientation = Annotated[
     bool,
     Field(
-        description="Turn photographs as their EXIF orientation says. torchvision's and "
-        "timm's loaders do not."
+        description="Rotate photographs according to their EXIF orientation, which the loaders of "
+        "torchvision and timm ignore."
     ),
 ]
 
@@ -84,7 +84,7 @@ ValueRange = Annotated[
     Written(metavar="LOW,HIGH"),
     Field(
         description="Values that become black and white in grey image files with more than 8 bits, "
-        "such as 0,65535 or 0,4095. (default: such files fail)"
+        "such as 0,65535 or 0,4095. (default: such files are failed rows)"
     ),
 ]
 Limit = Annotated[

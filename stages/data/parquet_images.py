@@ -42,7 +42,7 @@ class ParquetImages:
     Attributes:
         files: the files.
         column: name of the column of images.
-        versions: what tells versions of each file apart; not part of the content.
+        versions: text that identifies the version of each file; not part of the content.
         groups: file (its index) and row group, in the order of the rows.
         starts: first row of each row group, int64.
         group_bytes: unpacked size of the largest row group.
@@ -87,7 +87,7 @@ def _row_group(place: str, version: str, index: int, column: str) -> pa.ChunkedA
 
 @contextmanager
 def _parquet(place: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; what is read of it at a URL is requested at once."""
+    """Open a Parquet file; at a URL, all ranges of a read are requested at once."""
     if not is_url(place):
         require_regular(place)
         with pq.ParquetFile(place, metadata=metadata) as file:
@@ -111,7 +111,7 @@ def _metadata(place: str, version: str) -> pq.FileMetaData:
 def parquet_source(path: Path | str, name: str, split: str, resizing: Resize) -> ReaderSource:
     """A source over one split of a Parquet file, or of a folder of them; also at a URL.
 
-    In a folder the names of the files tell the splits: ``train-00000-of-00002.parquet``,
+    In a folder the names of the files have the splits: ``train-00000-of-00002.parquet``,
     ``test.parquet``, ``validation/0000.parquet``. If ``resizing`` leaves it to the layout, images
     are cropped.
 
@@ -212,7 +212,7 @@ def _image_column(schema: pa.Schema) -> str:
 
 
 def _split_of(file: str) -> str:
-    """The split that the name of a file tells; that of its folder if the name is a number."""
+    """The split in the name of a file, or the name of its folder if the file's is a number."""
     path = PurePosixPath(file)
     if path.stem.isdecimal():
         return path.parent.name
@@ -235,8 +235,8 @@ def _images(files: tuple[str, ...], column: str) -> ParquetImages:
     if _GROUPS_KEPT * largest > limit_bytes() // 2:
         raise InputError(
             f"{files[0]}: a row group has {largest:,} bytes and is read at once, expected "
-            f"at most {limit_bytes() // 2 // _GROUPS_KEPT:,}: write the tables with smaller ones, "
-            "such as 100 rows"
+            f"at most {limit_bytes() // 2 // _GROUPS_KEPT:,}: write the tables with smaller row "
+            "groups, such as 100 rows"
         )
     starts = np.cumsum([0, *n_rows[:-1]]).astype(np.int64)
     return ParquetImages(files, versions, column, tuple(groups), starts, largest)

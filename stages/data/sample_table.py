@@ -37,7 +37,7 @@ class SampleTable:
             type int64, float64 or string.
         class_names: name of each label; empty if no label is known.
         is_named: whether the table names its classes.
-        rows: position in the table that was read of each row, int64.
+        rows: position of each row in the table that was read, int64.
         left_out: reason and name of each column that is not read.
     """
 
@@ -172,7 +172,7 @@ def _class_names_in(schema: pa.Schema) -> tuple[str, ...]:
 
 
 def with_numbers(table: pa.Table, but: Collection[str]) -> pa.Table:
-    """The table, with columns of text as numbers if all values are; ``but`` these columns."""
+    """The table, with text columns as numbers if all their values are; not those in ``but``."""
     found = [
         None if name in but else _numbers(column)
         for name, column in zip(table.column_names, table.columns, strict=True)

@@ -31,7 +31,7 @@ from stages.errors import DataNotFoundError, InputError
 
 FURTHER_IMAGES = "further images of a sample"
 SLACK = 2**20
-"""Bytes between images that are read rather than skipped."""
+"""Bytes between images that are read rather than skipped, to save requests."""
 
 MAX_BESIDE = 2**20
 """Largest label or JSON of a sample, in bytes."""
@@ -100,10 +100,10 @@ def _members(place: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) ->
 def tar_source(path: Path | str, name: str, split: str, resizing: Resize) -> ReaderSource:
     """A source over one split of a tar archive, or of a folder of them; also at a URL.
 
-    In a folder the names of the archives, or of their folders, tell the splits:
+    In a folder the names of the archives, or of their folders, have the splits:
     ``train-000000.tar``, ``imagenet-val-17.tar``, ``test/000.tar``. If none of them has the usual
-    name of a split, all belong to the one that is wanted. Rows are in the order of the archives and
-    of their members. If ``resizing`` leaves it to the layout, images are cropped.
+    name of a split, all belong to the requested one. Rows are in the order of the archives and of
+    their members. If ``resizing`` leaves it to the layout, images are cropped.
 
     Raises:
         InputError: an archive is damaged or compressed, there are no images, or a label or column

@@ -1,4 +1,4 @@
-"""Corrupted sets that ``corrupt`` wrote, when they are read: are they complete, of what family?"""
+"""Corrupted sets that ``corrupt`` wrote: whether they are complete, and what their plans say."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from store.storage import LocalStorage
 
 
 def check_finished(folder: Path) -> None:
-    """Raise ``InputError`` if the folder is a set of ours that lacks receipts."""
+    """Raise ``InputError`` if ``corrupt`` wrote the folder and receipts are missing."""
     try:
         existing = find_set(LocalStorage(str(folder)))
     except FormatError:
-        return  # not a plan of ours: its other content is checked where it is read
+        return  # not one of our plans: its other content is checked where it is read
     if existing is not None and (missing := existing.missing()):
         raise InputError(
             f"{folder}: {len(missing)} of {len(existing.shards)} shards are not written "

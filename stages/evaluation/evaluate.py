@@ -47,15 +47,16 @@ class Evaluate(Stage):
     heads: Heads = None
     by: Several[str] = Field(
         (),
-        description="Sample columns whose values are the cells, such as label for the accuracy of "
-        "each class. (default: corruption and severity, if there are any)",
+        description="Sample columns whose values define the cells that metrics are averaged over, "
+        "such as label for the accuracy of each class. (default: corruption and severity, if the "
+        "set has them)",
     )
     resamples: Resamples = 1000
     seed: NonNegativeInt = Field(0, description="Seed of the bootstrap.")
     present_classes: bool = Field(
         False,
-        description="Evaluate each predictor also over the classes that occur among the labels, "
-        "such as 200 of 1,000 in ImageNet-A.",
+        description="Also evaluate each predictor over only the classes that occur among the "
+        "labels, such as 200 of 1,000 in ImageNet-A.",
     )
 
     def job(self, workspace: Workspace) -> ArtifactJob:

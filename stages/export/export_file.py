@@ -102,7 +102,7 @@ WRITERS: dict[str, Write] = {
     "label-studio": _tasks,
     "fiftyone": _samples,
 }
-"""By format."""
+"""Writers by format."""
 
 
 def _rows(tables: Tables) -> Iterator[dict[str, Any]]:  # Any: JSON

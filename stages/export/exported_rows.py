@@ -82,10 +82,10 @@ class Exported:
         return tuple(dict.fromkeys([*first, *image, "label", *self._added_columns(), *stored]))
 
     def check(self) -> None:
-        """Raise ``InputError`` if the rows cannot be exported as asked.
+        """Raise ``InputError`` if the rows cannot be exported.
 
-        The set has no labelled images, two columns would have one name, some of ``sample_ids`` are
-        not in the set, or ``images`` does not hold its images.
+        That is: the set has no column of labels, two columns would have the same name, some of
+        ``sample_ids`` are not in the set, or ``images`` does not hold its images.
         """
         name, columns = self.feature_set.name, [c for c, _ in self.feature_set.schema.columns]
         if missing := sorted({"sample_id", "label"} - set(columns)):

@@ -43,7 +43,8 @@ def check_images(images: str, sample_ids: Sequence[str], name: str) -> None:
     root = spelled_out(images)
     if not root.is_dir():
         raise InputError(
-            f"--images {images}: expected a folder or the beginning of URLs, no such folder"
+            f"--images {images}: no such folder, expected the folder of the images or the "
+            "beginning of their URLs"
         )
     if not any((root / sample_id).is_file() for sample_id in sample_ids[:_N_TRIED]):
         raise InputError(

@@ -60,7 +60,7 @@ class Ood(Stage):
     )
 
     inside: Annotated[str, Place.DATA, Written("--in", "DATA")] = Field(
-        description="In-distribution data set. Detectors that are fitted also need its split train."
+        description="In-distribution data set. Detectors that are fitted also need its train split."
     )
     split: Split = "test"
     outside: Annotated[Several[str], Place.DATA, Written("--out", "DATA")] = Field(

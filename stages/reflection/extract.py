@@ -121,7 +121,7 @@ class Extract(Stage):
         "fog for all severities, or all for 19 corruptions at 5 severities. Constants are those of "
         "CIFAR-10-C for 32x32 pixels, of Tiny-ImageNet-C for 64x64, else of ImageNet-C.",
     )
-    corruption_seed: NonNegativeInt = Field(0, description="Seed of these corruptions.")
+    corruption_seed: NonNegativeInt = Field(0, description="Seed of --corrupt.")
     model: ModelName | None = Field(
         None, description="Model of the store. (default: the one trained for this data set)"
     )

@@ -40,7 +40,7 @@ GPU_ROWS, GPU_PIXELS = 1024, 2**23
 """Limits of a batch on a GPU: 1,024 small images, 128 of 224x224 pixels.
 
 Each layer is launched once per batch, so batches should be large. But the GPU waits for the first
-one, which at most four threads decode, and a set of a few large ones keeps few threads busy.
+batch, which at most four threads decode, and a set of few large batches keeps few threads busy.
 """
 
 

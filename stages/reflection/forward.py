@@ -120,8 +120,8 @@ class Forward:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether GPU or host memory ran out.
 
-    torch has a type for its own allocator on a GPU. For memory of the host, of CUDA's libraries and
-    of the driver, only the message says so.
+    torch has an exception type only for its own allocator on a GPU. If the host, CUDA's libraries
+    or the driver run out of memory, only the message says so.
     """
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)

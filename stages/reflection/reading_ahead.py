@@ -1,4 +1,4 @@
-"""Reading images ahead, a few rows in each of many threads, where every file is waited for."""
+"""Read images ahead in many threads, a few rows in each, where reading waits for storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fetch = Callable[[int, int], Callable[[], Rows]]
 """Takes a range of rows and returns a function that returns these rows, now or when called."""
 
 SLOW_S = 0.005
-"""Time that reading one image waits, from which storage counts as slow: not a local disk."""
+"""Waiting time per image from which storage counts as slow; that of a local disk is shorter."""
 
 N_AHEAD = 4
 """Batches that are read while others are computed, if storage is slow."""

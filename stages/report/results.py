@@ -194,6 +194,6 @@ def _with_axes(frame: pd.DataFrame, axes: Axes) -> pd.DataFrame:
     frame = frame.copy()
     for at, (name, value) in enumerate(axes.items()):
         if name in frame.columns:
-            raise InputError(f"an axis cannot be called {name}: results have such a column")
+            raise InputError(f"an axis cannot be called {name}: results have a column of this name")
         frame.insert(at, name, value)
     return frame

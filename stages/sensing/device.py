@@ -12,7 +12,7 @@ from store.errors import first_line
 def require_device(device: str) -> None:
     """Check that torch can use a device; raises ``InputError``.
 
-    A GPU may be there although this build of torch has no CUDA, or although its driver is too old.
+    A GPU may exist although this build of torch has no CUDA, or although its driver is too old.
     """
     try:
         torch.empty(0, device=device)
@@ -38,7 +38,7 @@ def full_float32() -> Iterator[None]:
     """Convolve in float32 on a GPU, where torch by default rounds the inputs to TF32.
 
     TF32 has 10 bits of mantissa: features and logits would differ from those of a CPU by a
-    thousandth. The setting is that of the process, for all of its threads.
+    thousandth. The setting applies to all threads of the process.
     """
     enabled = torch.backends.cudnn.enabled
     with torch.backends.cudnn.flags(enabled=enabled, allow_tf32=False):

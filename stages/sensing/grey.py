@@ -27,7 +27,7 @@ def accepting_rgb(network: nn.Module) -> nn.Module:
     """The same network; if its first convolution has one input channel, RGB is converted to grey.
 
     Grey is luma, as in PIL's mode L but not rounded: for grey images it is exactly their value. A
-    network that makes one channel of three by itself is not changed.
+    network that converts RGB to grey itself is not changed.
     """
     convolutions = (each for each in network.modules() if isinstance(each, nn.Conv2d))
     first = next(convolutions, None)

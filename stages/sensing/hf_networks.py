@@ -48,7 +48,7 @@ def hf_network(network: str, n_classes: int | None) -> nn.Module:
         )
     except Exception as error:  # transformers raises anything
         raise InputError(
-            f"network {network}: transformers builds no image classifier from its {CONFIG} "
+            f"network {network}: transformers cannot build an image classifier from its {CONFIG} "
             f"({type(error).__name__}: {first_line(error)}); use a model for image classification"
         ) from error
     return built

@@ -73,8 +73,8 @@ PerChannel = Annotated[
 ImportedNetwork = Annotated[
     Network,
     Field(
-        description="Network to import: resnet18, torchvision:NAME, timm:NAME, either with "
-        "settings (timm:NAME,img_size=96), hf:FOLDER or hf:ID, file.py:factory or "
+        description="Network to import: resnet18; torchvision:NAME or timm:NAME, with settings "
+        "after commas (timm:NAME,img_size=96); hf:FOLDER or hf:OWNER/NAME; file.py:factory or "
         "package.module:factory."
     ),
 ]
@@ -84,8 +84,8 @@ Weights = Annotated[
     Written(metavar="FILE|pretrained"),
     Field(
         description="Weights of the network to import: .safetensors, a state dict saved by torch, "
-        "a folder or .index.json of shards, or 'pretrained' for those that torchvision or timm "
-        "publishes, or of a folder hf:FOLDER."
+        "a folder or .index.json of shards, or 'pretrained' for those that torchvision, timm or "
+        "the hf: folder or repository provides."
     ),
 ]
 WeightsKey = Annotated[
@@ -112,8 +112,8 @@ Std = Annotated[
 InputSize = Annotated[
     PositiveInt,
     Field(
-        description="Input size of the network in pixels; the size of a centre crop if images are "
-        f"resized first. (default: as published by torchvision or timm, else {DEFAULT_IMAGE_SIZE})"
+        description="Height and width of the network's input in pixels, and so of the centre crop. "
+        f"(default: as published for the network, else {DEFAULT_IMAGE_SIZE})"
     ),
 ]
 
@@ -311,7 +311,7 @@ class ImportModel(Stage):
         notes = []
         if card.resizing is None and source.n_rows and source.resize != "none":
             notes.append(
-                f"{self.network}: images are prepared as their layout has it: {source.resize}; "
+                f"{self.network}: the layout decides how images are prepared: {source.resize}; "
                 "--resize and --image-size set another way"
             )
         if not (self.mean and self.std) and (card.mean, card.std) == CIFAR10_NORMALISATION:

@@ -38,13 +38,13 @@ class _Trace:
 
 
 def find_last_layer(module: nn.Module, example: Tensor, name: str | None = None) -> str:
-    """Name of the layer whose output are the network's logits.
+    """Name of the layer whose output is the network's logits.
 
     A layer qualifies if replacing its output with random numbers makes the network return exactly
     these numbers, which shows whatever follows it (a softmax, an in-place ReLU, a second head). The
-    numbers of a 1x1 convolution are averaged over the image. If no layer qualifies, several may
-    together, if the network returns their mean: then their names have ``+`` between them. The
-    module runs in eval mode and is left unchanged.
+    numbers of a 1x1 convolution are averaged over the image. If no single layer qualifies, but the
+    network returns the mean of several, their names are returned, joined by ``+``. The module runs
+    in eval mode and is left unchanged.
 
     Args:
         module: the network.

@@ -4,7 +4,7 @@ Most networks end in one ``nn.Linear``: ``f`` is its input. There are two other 
 
 - A 1x1 convolution whose output is averaged over the image. The average of ``W x + b`` is ``W`` of
   the average plus ``b``, so ``f`` is its input, averaged over the image.
-- The mean of ``k`` layers, as of DeiT with a distillation token. ``W`` has their weights side by
+- The mean of ``k`` layers, as in DeiT with a distillation token. ``W`` has their weights side by
   side, and ``f`` their inputs divided by ``k``, so that ``dJ/dW`` is that of the layers themselves.
 """
 
@@ -18,11 +18,11 @@ from stages.errors import InputError
 LogitLayer = nn.Linear | nn.Conv2d
 
 TOGETHER = "+"
-"""Stands between the names of layers whose mean are the logits: ``head+head_dist``."""
+"""Joins the names of layers whose mean is the logits: ``head+head_dist``."""
 
 
 def is_logit_layer(layer: nn.Module) -> bool:
-    """Whether it is linear in the features: ``nn.Linear``, or a 1x1 convolution of all of them."""
+    """Whether a layer is linear in the features: ``nn.Linear``, or a 1x1 convolution of all."""
     if isinstance(layer, nn.Linear):
         return True
     return (

@@ -30,8 +30,8 @@ StartWeights = Annotated[
     BeforeValidator(_none_for_random),
     Field(
         description="Weights to start from: a file, as for import-model, 'pretrained' for those "
-        "that torchvision or timm publishes, or 'random'. The classifier starts anew if they were "
-        "trained for another number of classes. (default: random)"
+        "that the network's library publishes, or 'random'. The last layer is newly initialised "
+        "if they were trained for another number of classes. (default: random)"
     ),
 ]
 _OF_IMAGES = "(default: as published with the weights, else that of the training images)"
@@ -100,7 +100,7 @@ class Start:
 
 
 RANDOM = Start()
-"""Random weights, and images as their layout has them."""
+"""Random weights, and images that are prepared as their layout says."""
 
 
 def start_of(workspace: Workspace, options: StartOptions, source: ImageSource) -> Start:

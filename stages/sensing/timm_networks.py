@@ -95,7 +95,7 @@ def timm_preprocessing(network: str, image_size: int | None = None) -> tuple[Res
     return resizing, Normalisation(tuple(found["mean"]), tuple(found["std"]))
 
 
-def timm_config(network: str) -> Mapping[str, Any]:  # Any: of each entry its own type
+def timm_config(network: str) -> Mapping[str, Any]:  # Any: each entry has its own type
     """timm's configuration of the pretrained weights of a network; may be empty."""
     name, _ = parsed(network, _SETTINGS)
     config = _timm(network, name).get_pretrained_cfg(name)

@@ -80,7 +80,7 @@ _PRESET = TrainParams()
 
 
 class TrainSensing(Stage):
-    """Train the sensing network f by the paper's recipe.
+    """Train the sensing network f, from random or pretrained weights.
 
     A checkpoint is written after every epoch; running the command again resumes from the last one.
     """
@@ -88,7 +88,11 @@ class TrainSensing(Stage):
     verb = "train-sensing"
     makes = "model"
     runs_with = ("device", "data_root")
-    examples = ("train-sensing --dataset cifar10 --network resnet18",)
+    examples = (
+        "train-sensing --dataset cifar10 --network resnet18",
+        "train-sensing --dataset ./photos --network torchvision:resnet18 --weights pretrained "
+        "--preset fine-tune",
+    )
 
     dataset: Dataset
     split: Split = "train"
@@ -100,8 +104,8 @@ class TrainSensing(Stage):
     network: Network | None = Field(
         None,
         description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, cnn2, "
-        "torchvision:NAME, timm:NAME, file.py:factory or package.module:factory. (default: from "
-        "the preset)",
+        "torchvision:NAME, timm:NAME, hf:FOLDER, hf:OWNER/NAME, file.py:factory or "
+        "package.module:factory. (default: from the preset)",
     )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = Field(
         "paper",

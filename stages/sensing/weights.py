@@ -46,7 +46,7 @@ def load_checkpoint(module: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...
 
 
 def load_backbone(module: nn.Module, checkpoint: Checkpoint, classifier: str) -> tuple[str, ...]:
-    """Load a checkpoint into ``module``, in place, except a classifier of other classes.
+    """Load a checkpoint into ``module``, in place, except a last layer for other classes.
 
     Linear layers with another number of outputs than in the checkpoint keep their weights: the
     classifier and auxiliary classifiers. So does a classifier that the checkpoint lacks.
@@ -68,12 +68,15 @@ def load_backbone(module: nn.Module, checkpoint: Checkpoint, classifier: str) ->
     resized = _resized_linears(module, weights)
     if not own & weights.keys():
         resized += layers
-        notes += (f"weights {checkpoint.path}: no classifier found; {classifier!r} starts anew",)
+        notes += (
+            f"weights {checkpoint.path}: has no last layer {classifier!r}, which is newly "
+            "initialised",
+        )
     elif layers[0] in resized:
         n_theirs, n_ours = (len(each[f"{layers[0]}.weight"]) for each in (weights, wanted))
         notes += (
-            f"weights {checkpoint.path}: trained for {n_theirs:,} classes; the classifier "
-            f"{classifier!r} starts anew, with {n_ours:,}",
+            f"weights {checkpoint.path}: trained for {n_theirs:,} classes; the last layer "
+            f"{classifier!r} is newly initialised, for {n_ours:,}",
         )
     kept = {name for layer in resized for name in _parameters_of(layer, wanted)}
     weights = {**weights, **{name: wanted[name].clone() for name in kept}}

@@ -11,8 +11,8 @@ from stages.data.corruptions.draws import Generators
 from stages.data.corruptions.pixels import Images, bytes_from_unit, unit_from_bytes
 
 CACHED_MATRICES = 2
-"""One for each severity at a time, as rows are in the order of severities: at 224x224 pixels, the
-matrix of zoom blur takes up to 40 MB."""
+"""Few are kept, because rows are ordered by severity and each severity has its own matrix: at
+224x224 pixels, that of zoom blur takes up to 40 MB."""
 
 
 def gaussian_blur(images: Images, sigma: float) -> Images:

@@ -1,4 +1,4 @@
-"""Cells: corruptions at one severity or at all, written as ``fog:3``, ``fog`` or ``all``."""
+"""Cells, each a corruption at one severity, written as ``fog:3``; ``fog`` and ``all`` name many."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from stages.errors import InputError
 ALL = "all"
 SEVERITIES = range(1, N_SEVERITIES + 1)
 MAX_NAMED = 3
-"""Maximum number of words in the name of a set; of more, it gives the number of cells."""
+"""Maximum number of words in the name of a set; a set with more is named by the number of cells."""
 
 Cell = tuple[str, int]
 """A corruption and its severity."""

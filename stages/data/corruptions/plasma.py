@@ -13,8 +13,8 @@ def plasma_fractal(
 
     A new point is the mean of its four neighbours plus ``U(-w, w) * w``; ``w`` is 100, and is
     divided by ``decay`` at every halving of the grid. Source: Fournier, Fussell & Carpenter,
-    1982; the displacement, which is square in ``w``, is that of CIFAR-10-C and ImageNet-C, as are
-    maps whose side is a power of two, cut to size.
+    1982. As in CIFAR-10-C and ImageNet-C, the displacement is square in ``w``, and the side of a
+    map is a power of two before it is cut to size.
     """
     side = 1 << (max(size) - 1).bit_length()
     # Every point except the first corner is displaced once.
