@@ -170,7 +170,7 @@ def source_of(home: Path, name: str, split: str = "train") -> SourceSpec:
 
 def introspective(home: Path, factory: str, head: nn.Module | None = None, **options: str):
     network, card = network_of(home, factory)
-    facts = {"head": "h", "resize": None}
+    facts = {"model": "m", "head": "h", "resize": None}
     return Introspective(Sensing(network, card, **options), head or Halved(), facts)
 
 

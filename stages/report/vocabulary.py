@@ -19,6 +19,7 @@ TABLE_METRICS = ("accuracy", "ece", "mce", "brier")
 
 COLUMNS = (
     *("predictor", "other", "contender", "set", "seed", "n_seeds", "corruption", "severity"),
+    *("label", "class"),
     *("n_rows", "n_correct", "confidence_sum", "bin", "share", "confidence"),
     *("strategy", "kind", "test", "round", "labelled"),
     *("metric", "mean", "std", "low", "high", "min", "max", "difference", "verdict"),
