@@ -408,7 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (default: cuda)")
     parser.add_argument("--quick", action="store_true", help="small sizes; speed is not judged")
-    parser.add_argument("--only", action="append", choices=CHECKS, help="may be given again")
+    parser.add_argument("--only", action="append", choices=CHECKS, help="may be repeated")
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     parser.add_argument("--figure", action="store_true", help="only compute, in this process")
     asked = parser.parse_args(arguments)

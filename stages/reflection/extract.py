@@ -113,13 +113,14 @@ class Extract(Stage):
     )
     split: Split = "test"
     corruptions: Several[Corruption] = Field(
-        (), description="Corruptions of a corrupted set to use. (default: all)"
+        (), description="Corruptions to use of a set that is already corrupted. (default: all)"
     )
     corrupt: Several[CorruptionCell] = Field(
         (),
-        description="Corrupt the images when they are read, after resizing and cropping: fog:3, "
-        "fog for all severities, or all for 19 corruptions at 5 severities. Constants are those of "
-        "CIFAR-10-C for 32x32 pixels, of Tiny-ImageNet-C for 64x64, else of ImageNet-C.",
+        description="Corruptions to apply when images are read, after resizing and cropping, "
+        "separated by commas: fog:3, fog for all severities, or all for 19 corruptions at 5 "
+        "severities. Constants are those of CIFAR-10-C for 32x32 pixels, of Tiny-ImageNet-C for "
+        "64x64, else of ImageNet-C.",
     )
     corruption_seed: NonNegativeInt = Field(0, description="Seed of --corrupt.")
     model: ModelName | None = Field(
