@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import IO, TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,7 @@ MAX_TABLE_BYTES = 2**30
 A file of kilobytes can expand to gigabytes, since a repeated string is stored only once.
 """
 
-_OFFSET_BYTES = 4
+_OFFSET_BYTES, _MIN_ROW_BYTES = 4, 8
 
 
 def read_table(
@@ -43,6 +43,37 @@ def read_table(
         pa.ArrowException, OSError: not a Parquet file, or a page checksum mismatch.
     """
     return _read(data, pq.read_metadata(io.BytesIO(data)), columns, n_rows)
+
+
+def read_plain_columns(
+    source: str | IO[bytes], but: Collection[str] = (), *, pre_buffer: bool = False
+) -> pa.Table:
+    """The numbers, times and texts of any Parquet file, with the file's key-value metadata.
+
+    Columns of other types, whose size in memory is known only after they are read, are null.
+
+    Args:
+        source: path of the file, or the open file.
+        but: leave out these columns.
+        pre_buffer: request all bytes at once, for a file that is not on a disk.
+
+    Raises:
+        ValueError: a column occurs twice, the file contradicts itself, or the table would take
+            more than ``MAX_TABLE_BYTES``.
+        pa.ArrowException, OSError: not a Parquet file, or damaged.
+    """
+    metadata = pq.read_metadata(source)
+    found = metadata.schema.to_arrow_schema()
+    _check_distinct(found.names)
+    schema = pa.schema([each for each in found if each.name not in but], found.metadata)
+    plain = pa.schema([each for each in schema if _is_plain(each.type)])
+    table = _decoded(source, metadata, plain, pre_buffer=pre_buffer)
+    table.validate(full=True)
+    columns = [
+        table[each.name] if _is_plain(each.type) else pa.nulls(metadata.num_rows, each.type)
+        for each in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def read_frame(data: bytes) -> pd.DataFrame:
@@ -78,8 +109,7 @@ def _read(
     n_rows: int | None = None,
 ) -> pa.Table:
     schema = metadata.schema.to_arrow_schema().remove_metadata()
-    if twice := sorted(name for name, n in Counter(schema.names).items() if n > 1):
-        raise ValueError(f"expected columns of different names, found {', '.join(twice)} twice")
+    _check_distinct(schema.names)
     if columns is not None:
         if missing := set(columns) - set(schema.names):
             raise ValueError(f"there is no column {', '.join(sorted(missing))}")
@@ -87,14 +117,25 @@ def _read(
     if n_rows is not None and metadata.num_rows != n_rows:
         raise ValueError(f"expected {n_rows} rows, found {metadata.num_rows}")
     _check_kinds(schema)
-    _check_bytes(_stored_bytes(metadata, schema))
+    return _decoded(io.BytesIO(data), metadata, schema)
+
+
+def _decoded(
+    source: str | IO[bytes],
+    metadata: pq.FileMetaData,
+    schema: pa.Schema,
+    *,
+    pre_buffer: bool = False,
+) -> pa.Table:
+    """The columns of a schema, whose size is checked before strings are decoded."""
+    _check_bytes(max(_MIN_ROW_BYTES * metadata.num_rows, _stored_bytes(metadata, schema)))
     # Strings stay encoded until their total length is known.
     strings = [field.name for field in schema if _is_string(field.type)]
     # Without Arrow's threads: a thread that releases a Python buffer at exit aborts Python.
     file = pq.ParquetFile(
-        io.BytesIO(data),
+        source,
         metadata=metadata,
-        pre_buffer=False,
+        pre_buffer=pre_buffer,
         read_dictionary=strings,
         page_checksum_verification=True,
     )
@@ -104,13 +145,23 @@ def _read(
     return encoded.replace_schema_metadata().cast(schema)
 
 
+def _check_distinct(names: Sequence[str]) -> None:
+    if twice := sorted(name for name, n in Counter(names).items() if n > 1):
+        raise ValueError(f"expected columns of different names, found {', '.join(twice)} twice")
+
+
 def _check_kinds(schema: pa.Schema) -> None:
     """Refuse columns whose size in memory is known only after they are read."""
     for field in schema:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        is_simple = pa.types.is_primitive(kind) or pa.types.is_null(kind) or _is_string(kind)
-        if not is_simple:
-            raise ValueError(f"column {field.name} is {kind}: expected numbers, times or text")
+        if not _is_plain(field.type):
+            raise ValueError(
+                f"column {field.name} is {field.type}: expected numbers, times or text"
+            )
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_primitive(kind) or pa.types.is_null(kind) or _is_string(kind))
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -71,9 +71,13 @@ CLAIMS = {
         "stages_sensing_hf_networks:test_code_in_a_folder_is_not_run",
         "stages_sensing_timm_networks:test_what_timm_does_not_have_is_refused",
     ),
+    "The JSON files of an": (
+        "stages_sensing_hf_config:test_settings_that_run_code_or_read_other_files_are_refused",
+    ),
     "Only `--weights pretrained`": (
         "stages_sensing_pretrained:test_without_cache_and_connection_the_ways_out_are_named",
     ),
+    "The card of a model may name": ADVICE,
     "The types and shapes of stored arrays": (
         "hostile_files:test_array_metadata_is_never_obeyed",
         "hostile_files:test_an_invalid_plan_that_matches_its_folder_is_damaged",
@@ -198,7 +202,24 @@ CLAIMS = {
         "stages_sensing_checkpoint:test_storage_that_is_larger_than_its_member_is_refused",
         "stages_sensing_checkpoint:test_safetensors_header_that_promises_more_is_refused",
     ),
-    "A Parquet part must not": ("store_tables:test_a_small_file_of_a_large_table_is_refused",),
+    "A Parquet part must not": (
+        "store_tables:test_a_small_file_of_a_large_table_is_refused",
+        "stages_data_manifest:test_a_table_that_fills_the_memory_is_refused_before_it_is_unpacked",
+        "stages_data_parquet_images:"
+        "test_a_text_that_fills_the_memory_is_refused_before_it_is_unpacked",
+    ),
+    "Row groups with images": (
+        "stages_data_parquet_images:test_an_image_that_fills_the_memory_in_each_row_is_refused",
+    ),
+    "Headers, labels and JSON in": (
+        "stages_data_tar_images:test_sizes_that_lead_back_or_fill_the_memory_are_refused",
+        "stages_data_tar_images:test_links_and_huge_images_are_left_out_and_counted",
+    ),
+    "A data set has at most": (
+        "stages_data_manifest:test_too_many_columns_are_refused",
+        "stages_data_tar_images:test_a_json_that_no_table_can_hold_is_refused",
+    ),
+    "In the JSON files of": ("stages_sensing_hf_config:test_sizes_without_bounds_are_refused",),
     "Pillow refuses decompression bombs": (
         "hostile_files:test_an_image_that_unpacks_to_too_much_is_an_unreadable_row",
     ),

@@ -236,3 +236,18 @@ def test_the_list_shows_manifests_and_no_other_tables(home: Path) -> None:
     infos = {info.name: info for info in known_datasets(home)[len(KNOWN) :]}
     assert infos["mine.csv"].n_rows == {"train": 2, "val": 1}
     assert "notes.csv" not in infos
+
+
+def test_a_table_that_fills_the_memory_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    indexes = pa.array([0] * 2000, pa.int32())
+    text = pa.DictionaryArray.from_arrays(indexes, pa.array(["x" * 2**20]))
+    table = pa.table({"path": list(map(str, range(2000))), "t": text})
+    pq.write_table(table, tmp_path / "x.parquet", dictionary_pagesize_limit=2**24)
+    with pytest.raises(InputError, match=r"at most 1 GiB, found one of 2\.0 GiB"):
+        open_source(tmp_path / "x.parquet")
+
+
+def test_too_many_columns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("path" + ",a" * 1000)
+    with pytest.raises(InputError, match="has 1,001 columns, expected at most 1,000"):
+        open_source(tmp_path / "x.csv")

@@ -143,3 +143,65 @@ def test_images_are_cropped_and_decoded_like_files(tmp_path: Path) -> None:
     ours, theirs = (open_source(tmp_path / name) for name in ("mine.parquet", "files"))
     assert (ours.read(0, 1).images == theirs.read(0, 1).images).all()
     assert ours.resize == theirs.resize
+
+
+def repeated(value: Any) -> pa.Array:
+    """One value in 2,000 rows, which a file holds once."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array([value]))
+
+
+def write_bomb(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path, store_schema=False, dictionary_pagesize_limit=2**24)
+    return path
+
+
+def test_a_text_that_fills_the_memory_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = write_bomb(tmp_path / "x.parquet", image=[png(1)] * 2000, t=repeated("x" * 2**20))
+    with pytest.raises(InputError, match=r"at most 1 GiB, found one of 2\.0 GiB"):
+        open_source(path)
+
+
+def test_an_image_that_fills_the_memory_in_each_row_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_bomb(tmp_path / "x.parquet", image=repeated(b"x" * 2**14))
+    monkeypatch.setattr("stages.data.parquet_images.limit_bytes", lambda: 2**22)
+    with pytest.raises(InputError, match=r"row group 0 is .* too large .*more than 1,048,576"):
+        open_source(path).read(0, 1)
+
+
+BAD_TEXT = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")]
+)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": BAD_TEXT}, "Invalid UTF8"),
+        ({"split": [[1]]}, "its column 'split' is list<.*>, expected names of splits"),
+        ({str(at): [at] for at in range(1000)}, "has 1,001 columns, expected at most 1,000"),
+    ],
+)
+def test_columns_that_cannot_be_stored_are_refused(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
+    pq.write_table(pa.table({"image": [png(1)], **columns}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / "x.parquet")
+
+
+def test_two_columns_of_images_are_refused(tmp_path: Path) -> None:
+    images = pa.array([png(1)])
+    pq.write_table(pa.table([images, images], names=["image"] * 2), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="has two columns 'image'"):
+        open_source(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    "facts", ["[" * 100_000, '{"info": {"features": {"label": {"names": "\\ud800"}}}}']
+)
+def test_metadata_that_names_no_classes_is_ignored(tmp_path: Path, facts: str) -> None:
+    table = pa.table({"image": [png(1)], "label": [0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": facts}), tmp_path / "x.parquet")
+    assert open_source(tmp_path / "x.parquet").class_names == ("0",)

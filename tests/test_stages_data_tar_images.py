@@ -176,3 +176,65 @@ def test_the_fingerprint_follows_content_and_not_place(home: Path) -> None:
     assert open_source(home / "copy", "val").fingerprint() == before
     write(home / "copy" / "val-000000.tar", shard(8, 2))
     assert open_source(home / "copy", "val").fingerprint() != before
+
+
+def header(size: int, kind: bytes = tarfile.REGTYPE, name: str = "1.png") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (header(-512), "1.png has -512 bytes"),  # the next header would be the same one
+        (header(2**50, tarfile.GNUTYPE_LONGNAME), "a header or label has 1,125,899,906,842,624"),
+        (header(2**50, tarfile.XHDTYPE), "a header or label has 1,125,899,906,842,624"),
+    ],
+)
+def test_sizes_that_lead_back_or_fill_the_memory_are_refused(
+    tmp_path: Path, member: bytes, message: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(header(0, name="0.png") + member + bytes(1024))
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (b"[" * 100_000, "maximum recursion depth"),
+        (b'{"a": %d}' % 10**30, "expected one type of values for 'a'"),
+        (rb'{"a": "\ud800"}', "expected one type of values for 'a'"),
+        (rb'{"\ud800": 1}', "expected one type of values for"),
+        (json.dumps(dict.fromkeys(map(str, range(1001)))).encode(), "has 1,001 columns"),
+        (b'{"label": 2000000000}', "the label of row 0 is 2000000000, expected 0 to 65535"),
+        (b'{"label": -2}', "the label of row 0 is -2"),
+    ],
+)
+def test_a_json_that_no_table_can_hold_is_refused(
+    tmp_path: Path, facts: bytes, message: str
+) -> None:
+    write(tmp_path / "x.tar", {"0.png": png(0), "0.json": facts})
+    with pytest.raises(InputError, match=message):
+        open_source(tmp_path / "x.tar")
+
+
+def test_two_labels_of_a_sample_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "x.tar", {"0.png": png(0), "0.cls": b"0"})
+    write(tmp_path / "x.tar", {"0.cls": b"1"}, mode="a")
+    with pytest.raises(InputError, match=r"there are two members 0\.cls"):
+        open_source(tmp_path / "x.tar")
+
+
+def test_links_and_huge_images_are_left_out_and_counted(tmp_path: Path) -> None:
+    huge = header(2**28 + 1)
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.write(header(0, name="0.png") + header(0, tarfile.SYMTYPE, "2.png") + huge)
+        file.truncate(2**28 + 4096)  # takes no space on the disk
+    found = open_source(tmp_path / "x.tar")
+    assert found.n_rows == 1
+    assert [(each.reason, each.examples) for each in found.left_out] == [
+        ("links, sparse files and devices", ("x.tar/2.png",)),
+        ("images of more than 256 MiB", ("x.tar/1.png",)),
+    ]

@@ -19,9 +19,16 @@ from stages.data.folder import FolderReader
 from stages.data.listing import tally
 from stages.data.regular import refused, require_regular, size_of_regular
 from stages.data.resize import Resize
-from stages.data.sample_table import TableReader, sample_table, splits_in, with_numbers
+from stages.data.sample_table import (
+    TableReader,
+    check_columns,
+    sample_table,
+    splits_in,
+    with_numbers,
+)
 from stages.data.source import ReaderSource
 from stages.errors import DataNotFoundError, InputError
+from store.tables import read_plain_columns
 
 SUFFIXES = (".csv", ".parquet")
 IMAGE_COLUMNS = ("path", "image")
@@ -78,10 +85,13 @@ def _read(path: Path) -> pa.Table:
         require_regular(path)
         try:
             if path.suffix.lower() == ".csv":
+                check_memory(path.stat().st_size, path)
                 return _read_csv(path)
-            check_memory(_unpacked_bytes(path), path)
-            return pq.read_table(path, partitioning=None)
-        except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+            check_columns(pq.read_schema(path).names, str(path))
+            return read_plain_columns(str(path))
+        except InputError:
+            raise
+        except (pa.ArrowException, ValueError, MemoryError, csv.Error) as error:
             raise InputError(
                 f"{path}: expected a complete {path.suffix[1:]} table in UTF-8 "
                 f"({' '.join(str(error).split())})"
@@ -91,13 +101,9 @@ def _read(path: Path) -> pa.Table:
 def _read_csv(path: Path) -> pa.Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file), [])
+    check_columns(header, str(path))
     kinds = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
     return with_numbers(pa.csv.read_csv(path, convert_options=kinds), (*IMAGE_COLUMNS, "split"))
-
-
-def _unpacked_bytes(path: Path) -> int:
-    facts = pq.read_metadata(path)
-    return sum(facts.row_group(index).total_byte_size for index in range(facts.num_row_groups))
 
 
 def _files(column: pa.ChunkedArray, path: Path, name: str) -> tuple[str, ...]:

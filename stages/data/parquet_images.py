@@ -26,9 +26,10 @@ from stages.data.fingerprint import file_content
 from stages.data.listing import tally
 from stages.data.regular import refused, require_regular
 from stages.data.resize import Resize
-from stages.data.sample_table import TableReader, sample_table, splits_in
+from stages.data.sample_table import TableReader, check_columns, sample_table, splits_in
 from stages.data.source import ReaderSource
 from stages.errors import InputError
+from store.tables import read_plain_columns
 
 IMAGE_COLUMNS = ("image", "img")
 _GROUPS_KEPT = 2
@@ -80,9 +81,38 @@ class ParquetImages:
 @lru_cache(maxsize=_GROUPS_KEPT)  # blocks of rows are smaller than row groups
 def _row_group(place: str, version: str, index: int, column: str) -> pa.ChunkedArray:
     """The bytes of the images of a row group; the version invalidates the cache on a rewrite."""
-    with reached(place), _parquet(place, _metadata(place, version)) as file:
-        images = file.read_row_group(index, columns=[column])[column]
+    facts = _metadata(place, version)
+    with reached(place), refused(place), _parquet(place, facts) as file:
+        try:
+            images = _bounded(file, facts.row_group(index), index, column)
+        except (pa.ArrowException, ValueError, MemoryError) as error:
+            raise InputError(
+                f"{place}: its row group {index} is damaged or too large "
+                f"({' '.join(str(error).split())}): write the table again, with smaller ones"
+            ) from error
     return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
+
+
+def _bounded(
+    file: pq.ParquetFile, group: pq.RowGroupMetaData, index: int, column: str
+) -> pa.ChunkedArray:
+    """A column of a row group; a few bytes may stand for an image that is repeated in each row.
+
+    Raises:
+        ValueError: it takes more memory than row groups may take.
+    """
+    most, found, n_bytes = _most_bytes(), [], 0
+    n_rows = max(1, min(most // max(group.total_byte_size, 1), group.num_rows))
+    for batch in file.iter_batches(n_rows, row_groups=[index], columns=[column]):
+        found.append(batch.column(0))
+        if (n_bytes := n_bytes + batch.nbytes) > most:
+            raise ValueError(f"unpacks to more than {most:,} bytes")
+    return pa.chunked_array(found, file.schema_arrow.field(column).type)
+
+
+def _most_bytes() -> int:
+    """Largest size in memory of a row group."""
+    return limit_bytes() // 2 // _GROUPS_KEPT
 
 
 @contextmanager
@@ -176,7 +206,9 @@ def _tables(files: Sequence[str], *, is_folder: bool) -> tuple[str, pa.Table]:
                     splits = pa.array([_split_of(file)] * len(table), pa.string())
                     table = table.append_column("split", splits)
                 tables = [pa.concat_tables([*tables, table], promote_options="permissive")]
-            except pa.ArrowException as error:
+            except InputError:
+                raise
+            except (pa.ArrowException, ValueError, MemoryError) as error:
                 raise InputError(
                     f"{file}: expected a complete Parquet file with the columns of "
                     f"{PurePosixPath(files[0]).name} ({' '.join(str(error).split())})"
@@ -192,18 +224,20 @@ def _tables(files: Sequence[str], *, is_folder: bool) -> tuple[str, pa.Table]:
 def _columns_of(place: str) -> tuple[str, pa.Table]:
     """Name of the column of images of a file, and its other columns."""
     with _parquet(place) as file:
-        column = _image_column(file.schema_arrow)
-        others = [name for name in file.schema_arrow.names if name != column]
-        if not others:  # a table without columns has no rows
-            return column, pa.table({"label": pa.nulls(file.metadata.num_rows)})
-        return column, file.read(columns=others)
+        schema, n_rows = file.schema_arrow, file.metadata.num_rows
+    check_columns(schema.names, place)
+    column = _image_column(schema)
+    with open_file(place, reads_ahead=False) as raw:
+        others = read_plain_columns(raw, (column,), pre_buffer=is_url(place))
+    # A table without columns has no rows.
+    return column, others if others.num_columns else pa.table({"label": pa.nulls(n_rows)})
 
 
 def _image_column(schema: pa.Schema) -> str:
     """Name of the column of encoded images; empty if there is none."""
     for name in IMAGE_COLUMNS:
         if name in schema.names:
-            kind = schema.field(name).type
+            kind = schema.types[schema.names.index(name)]
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                 kind = kind.field("bytes").type
             if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -232,10 +266,10 @@ def _images(files: tuple[str, ...], column: str) -> ParquetImages:
             groups.append((at, index))
             n_rows.append(group.num_rows)
             largest = max(largest, group.total_byte_size)
-    if _GROUPS_KEPT * largest > limit_bytes() // 2:
+    if largest > _most_bytes():
         raise InputError(
             f"{files[0]}: a row group has {largest:,} bytes and is read at once, expected "
-            f"at most {limit_bytes() // 2 // _GROUPS_KEPT:,}: write the tables with smaller row "
+            f"at most {_most_bytes():,}: write the tables with smaller row "
             "groups, such as 100 rows"
         )
     starts = np.cumsum([0, *n_rows[:-1]]).astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stages.data.arrays import check_label_range
+from stages.data.arrays import MAX_UNNAMED_CLASSES, check_label_range
 from stages.data.class_names import numbers
 from stages.data.resize import Resize
 from stages.data.source import Reader, Rows
@@ -25,6 +26,7 @@ TAKEN = ("row", "sample_id", "prediction", "confidence", "status")
 
 OWN_NAMES = "columns with a name that the store uses itself"
 OTHER_TYPES = "columns that are neither numbers nor text"
+MAX_COLUMNS = 1_000
 _HASHED_ROWS = 65_536
 
 
@@ -98,7 +100,7 @@ def sample_table(table: pa.Table, images: str, split: str, where: str) -> Sample
     Raises:
         InputError: a label is invalid, two columns have the same name, or the split has no rows.
     """
-    _check_names(table.column_names, where)
+    check_columns(table.column_names, where)
     labels, class_names, is_named = _labels(table, where)
     rows = _rows_of(split, table, where)
     others = [name for name in table.column_names if name not in ("label", "split", images)]
@@ -115,24 +117,41 @@ def sample_table(table: pa.Table, images: str, split: str, where: str) -> Sample
     )
 
 
-def _check_names(names: list[str], where: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{where}: has two columns {name!r}, expected one: rename the other")
+def check_columns(names: Collection[str], where: str) -> None:
+    """Refuse too many columns, and two of the same name; call before a table is read.
+
+    Raises:
+        InputError: as the message says.
+    """
+    if len(names) > MAX_COLUMNS:
+        raise InputError(
+            f"{where}: has {len(names):,} columns, expected at most {MAX_COLUMNS:,}: leave some out"
+        )
+    if twice := [name for name, n in Counter(list(names)).items() if n > 1]:
+        raise InputError(f"{where}: has two columns {twice[0]!r}, expected one: rename the other")
 
 
 def splits_in(table: pa.Table) -> tuple[str, ...]:
     """The splits in the column ``split``; ``test`` if there is none."""
     if "split" not in table.column_names:
         return ("test",)
-    return tuple(sorted(set(table["split"].cast(pa.string()).drop_null().to_pylist())))
+    return tuple(sorted(set(_splits(table).to_pylist()) - {""}))
+
+
+def _splits(table: pa.Table, where: str = "the table") -> pa.ChunkedArray:
+    """The column ``split`` as text."""
+    text = _text(_plain(table["split"]))
+    if text is None:
+        kind = table.schema.field("split").type
+        raise InputError(f"{where}: its column 'split' is {kind}, expected names of splits as text")
+    return text
 
 
 def _rows_of(split: str, table: pa.Table, where: str) -> NDArray[np.int64]:
     """Positions of the rows of a split; all if the table has no column of splits."""
     if "split" not in table.column_names:
         return np.arange(table.num_rows)
-    rows = np.flatnonzero(pc.equal(table["split"].cast(pa.string()), split).fill_null(False))
+    rows = np.flatnonzero(pc.equal(_splits(table, where), split))
     if not len(rows):
         raise DataNotFoundError(
             f"{where}: its column 'split' has no {split!r}, only {', '.join(splits_in(table))}: "
@@ -150,8 +169,8 @@ def _labels(table: pa.Table, where: str) -> tuple[pa.Array, tuple[str, ...], boo
     values = _integers(column)
     if values is not None:
         labels = np.asarray(values.fill_null(-1))
+        check_label_range(labels, len(known) or MAX_UNNAMED_CLASSES, where)
         class_names = known or numbers(int(labels.max(initial=-1)) + 1)
-        check_label_range(labels, len(class_names), where)
         return pa.array(labels), class_names, bool(known)
     text = _text(column)
     if text is None:
@@ -165,9 +184,11 @@ def _labels(table: pa.Table, where: str) -> tuple[pa.Array, tuple[str, ...], boo
 
 def _class_names_in(schema: pa.Schema) -> tuple[str, ...]:
     """Class names that Hugging Face's `datasets` writes into the metadata of a Parquet file."""
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
         facts = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(map(str, facts["info"]["features"]["label"]["names"]))
+        names = tuple(map(str, facts["info"]["features"]["label"]["names"]))
+        "".join(names).encode()  # JSON may have halves of characters, which cannot be stored
+        return names
     return ()
 
 
@@ -229,7 +250,8 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     kind = column.type
     is_plain = _is_number(kind) or _is_text(kind) or pa.types.is_boolean(kind)
     if is_plain or pa.types.is_temporal(kind) or pa.types.is_null(kind):
-        return column.cast(pa.string()).fill_null("")
+        with suppress(pa.ArrowInvalid):  # such as an unknown time zone
+            return column.cast(pa.string()).fill_null("")
     return None
 
 

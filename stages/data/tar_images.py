@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,16 +25,21 @@ from stages.data.fingerprint import file_content
 from stages.data.listing import HIDDEN, NOT_IMAGES, image_suffixes, shown, tally
 from stages.data.regular import refused
 from stages.data.resize import Resize
-from stages.data.sample_table import TableReader, sample_table
+from stages.data.sample_table import TableReader, check_columns, sample_table
 from stages.data.source import SPLIT_NAMES, ReaderSource
 from stages.errors import DataNotFoundError, InputError
 
 FURTHER_IMAGES = "further images of a sample"
+LARGE_IMAGES = "images of more than 256 MiB"
+NOT_FILES = "links, sparse files and devices"
 SLACK = 2**20
 """Bytes between images that are read rather than skipped, to save requests."""
 
 MAX_BESIDE = 2**20
 """Largest label or JSON of a sample, in bytes."""
+
+MAX_IMAGE = 2**28
+"""Largest file of an image, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class _Sample:
     offset: int = -1
     size: int = 0
     columns: dict[str, Any] = field(default_factory=dict)  # Any: JSON
+    read: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +191,16 @@ def _index(place: str, version: str) -> _Index:
     left_out: list[tuple[str, str]] = []
     name = PurePosixPath(place).name
     try:
-        with open_file(place) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in (each for each in archive if each.isreg()):
+        with (
+            open_file(place) as file,
+            tarfile.open(fileobj=cast("IO[bytes]", _Headers(file)), mode="r:") as archive,
+        ):
+            for member in (each for each in archive if not each.isdir()):
+                if member.size < 0:  # the next header would be an earlier one
+                    raise ValueError(f"{shown(member.name)} has {member.size} bytes")
                 if reason := _take(member, samples, archive):
                     left_out.append((reason, f"{name}/{shown(member.name)}"))
-    except (tarfile.TarError, ValueError) as error:
+    except (tarfile.TarError, ValueError, RecursionError) as error:
         raise InputError(
             f"{place}: expected a complete tar archive without compression, with labels in UTF-8 "
             f"({' '.join(str(error).split())})"
@@ -198,8 +209,28 @@ def _index(place: str, version: str) -> _Index:
     return _Index(with_image, tuple(left_out))
 
 
+@dataclass(frozen=True, slots=True)
+class _Headers:
+    """An archive for tarfile, which would read a header of any size that the header claims."""
+
+    file: IO[bytes]
+
+    def read(self, n_bytes: int) -> bytes:
+        if not 0 <= n_bytes <= MAX_BESIDE:
+            raise ValueError(f"a header or label has {n_bytes:,} bytes")
+        return self.file.read(n_bytes)
+
+    def seek(self, place: int) -> int:
+        return self.file.seek(place)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
 def _take(member: tarfile.TarInfo, samples: dict[str, _Sample], archive: tarfile.TarFile) -> str:
     """Add a member to its sample; returns the reason if it is left out."""
+    if not member.isreg() or member.issparse():
+        return NOT_FILES
     place = PurePosixPath(member.name)
     stem, _, kind = place.name.partition(".")
     if not stem:
@@ -208,10 +239,15 @@ def _take(member: tarfile.TarInfo, samples: dict[str, _Sample], archive: tarfile
     if f".{kind}".lower().endswith(image_suffixes()):
         if sample.offset >= 0:
             return FURTHER_IMAGES
+        if member.size > MAX_IMAGE:
+            return LARGE_IMAGES
         sample.offset, sample.size = member.offset_data, member.size
     elif kind.lower() in ("cls", "json") and member.size <= MAX_BESIDE:
         content = archive.extractfile(member)
         assert content is not None  # it is a regular member
+        if kind.lower() in sample.read:
+            raise ValueError(f"there are two members {shown(member.name)}")
+        sample.read.add(kind.lower())
         _add_columns(sample.columns, kind.lower(), content.read().decode())
     else:
         return NOT_IMAGES
@@ -233,11 +269,13 @@ def _add_columns(columns: dict[str, Any], kind: str, text: str) -> None:  # Any:
 def _table(keys: Sequence[str], samples: Sequence[_Sample], path: Path | str) -> pa.Table:
     """The key and the columns of all samples."""
     names = dict.fromkeys(name for sample in samples for name in sample.columns if name != "key")
+    check_columns(names, str(path))
     columns = {"key": pa.array(map(shown, keys), pa.string())}
     for name in sorted(names):
         try:
+            name.encode()  # JSON may have halves of characters, which cannot be stored
             columns[name] = pa.array([sample.columns.get(name) for sample in samples])
-        except pa.ArrowException as error:
+        except (pa.ArrowException, ValueError, OverflowError) as error:
             raise InputError(
                 f"{path}: expected one type of values for {name!r} in all samples "
                 f"({' '.join(str(error).split())})"

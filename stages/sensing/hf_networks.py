@@ -14,6 +14,7 @@ from stages.data.resize import INTERPOLATIONS, Resize
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import Normalisation
 from stages.sensing.checkpoint import Checkpoint
+from stages.sensing.hf_config import check_config
 from stages.sensing.hub import file_on_hub
 from stages.sensing.torchvision_ops import define_missing_operators
 from stages.sensing.trust import HF
@@ -129,6 +130,7 @@ def hf_preprocessing(network: str) -> tuple[Resize, Normalisation]:
             supported.
     """
     file, transformers = hf_file(network, PROCESSOR), _transformers(network)
+    check_config(file, network)
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(
             str(file.parent), local_files_only=True, trust_remote_code=False, backend="pil"
@@ -193,6 +195,7 @@ def _are_equal(ours: Any, theirs: Any) -> bool:  # Any: arrays [H, W, 3]
 
 def _config(network: str) -> Any:  # Any: a class of transformers
     file = hf_file(network, CONFIG)
+    check_config(file, network)
     try:
         return _transformers(network).AutoConfig.from_pretrained(
             str(file.parent), local_files_only=True, trust_remote_code=False
