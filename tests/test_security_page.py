@@ -74,7 +74,7 @@ CLAIMS = {
     "The JSON files of an": (
         "stages_sensing_hf_config:test_settings_that_run_code_or_read_other_files_are_refused",
     ),
-    "Only `--weights pretrained`": (
+    "Networks are downloaded only": (
         "stages_sensing_pretrained:test_without_cache_and_connection_the_ways_out_are_named",
     ),
     "The card of a model may name": ADVICE,
@@ -95,7 +95,7 @@ CLAIMS = {
     "A manifest may name files": (
         "stages_data_manifest:test_a_file_elsewhere_is_only_decoded_as_an_image",
     ),
-    "Nothing is extracted from tar archives": (
+    "Tar archives are never extracted": (
         "stages_data_tar_images:test_nothing_is_extracted_whatever_the_names_of_members",
         "house:test_modules_that_can_run_code_are_only_imported_in_known_places",
     ),
