@@ -5,7 +5,7 @@ The files are made of scikit-learn's two photographs, each cut out at random, as
 and a DataLoader. With a ResNet-18 in fp32, ours is `extract`, in the same process; the tuned loop
 feeds the folded, channels-last network from a DataLoader, and takes the fastest of several numbers
 of threads and batch sizes. All pixels are equal, bit for bit. The weights are untrained. In the
-last row every file is waited for, 20 ms, as over a slow network.
+last row, opening a file takes 20 ms longer, as over a slow network.
 """
 
 from __future__ import annotations

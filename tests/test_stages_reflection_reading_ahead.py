@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_data import write_image_folder
 
-from stages.data import folder
+from stages.data import image_files
 from stages.data.folder import folder_source
 from stages.data.resize import Resize
 from stages.data.source import ReaderSource, Rows, read_each
@@ -42,10 +42,10 @@ def equal(one: Rows, other: Rows) -> bool:
 
 @pytest.fixture
 def slow_files(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let every file be waited for; the list gets the number of files waited for at once."""
+    """Make every file slow to open; the list gets the number of files that are opened at once."""
     waiting, lock = list[int](), threading.Lock()
     at_once = list[int]()
-    require_regular = folder.require_regular
+    require_regular = image_files.require_regular
 
     def slow(path: str) -> None:
         with lock:
@@ -56,7 +56,7 @@ def slow_files(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             waiting.pop()
         require_regular(path)
 
-    monkeypatch.setattr(folder, "require_regular", slow)
+    monkeypatch.setattr(image_files, "require_regular", slow)
     return at_once
 
 
@@ -68,7 +68,7 @@ def test_local_files_are_not_slow(tmp_path: Path) -> None:
     assert not is_slow(files(tmp_path))
 
 
-def test_slow_files_are_waited_for_together(tmp_path: Path, slow_files: list[int]) -> None:
+def test_slow_files_are_opened_at_the_same_time(tmp_path: Path, slow_files: list[int]) -> None:
     source = files(tmp_path)
     assert is_slow(source)
     assert max(slow_files) == 1

@@ -173,7 +173,9 @@ class TrainSensing(Stage):
         _ = self.params
         if self.weights is None and (self.weights_key or self.train != "all"):
             option = "--weights-key" if self.weights_key else f"--train {self.train}"
-            raise ValueError(f"{option} needs weights to start from: add --weights FILE")
+            raise ValueError(
+                f"{option} needs weights to start from: add --weights FILE, or --weights pretrained"
+            )
         return self
 
     @property
