@@ -88,7 +88,7 @@ def _row_group(place: str, version: str, index: int, column: str) -> pa.ChunkedA
         except (pa.ArrowException, ValueError, MemoryError) as error:
             raise InputError(
                 f"{place}: its row group {index} is damaged or too large "
-                f"({' '.join(str(error).split())}): write the table again, with smaller ones"
+                f"({' '.join(str(error).split())}): write the table again, with smaller row groups"
             ) from error
     return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 

@@ -187,7 +187,7 @@ def _class_names_in(schema: pa.Schema) -> tuple[str, ...]:
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         facts = json.loads((schema.metadata or {})[b"huggingface"])
         names = tuple(map(str, facts["info"]["features"]["label"]["names"]))
-        "".join(names).encode()  # JSON may have halves of characters, which cannot be stored
+        "".join(names).encode()  # JSON may have lone surrogates, which cannot be stored
         return names
     return ()
 

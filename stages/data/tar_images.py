@@ -273,7 +273,7 @@ def _table(keys: Sequence[str], samples: Sequence[_Sample], path: Path | str) ->
     columns = {"key": pa.array(map(shown, keys), pa.string())}
     for name in sorted(names):
         try:
-            name.encode()  # JSON may have halves of characters, which cannot be stored
+            name.encode()  # JSON may have lone surrogates, which cannot be stored
             columns[name] = pa.array([sample.columns.get(name) for sample in samples])
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise InputError(
