@@ -149,7 +149,7 @@ def only_corruptions(source: ReaderSource, names: tuple[str, ...]) -> ReaderSour
     if not isinstance(reader, CorruptedReader | CorruptedFolderReader):
         raise InputError(
             f"{source.name}: has no corruption {names[0]!r}: it is not a corrupted set; omit "
-            "--corruptions"
+            "--corruptions, or corrupt its images with --corrupt"
         )
     existing = reader.corruptions
     if missing := [name for name in names if name not in existing]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InitialWeights:
-    """Weights that fit a network, except a classifier of other classes.
+    """Weights that fit a network, except a last layer for other classes.
 
     Attributes:
         network: name of the network, with the settings that the weights determine.

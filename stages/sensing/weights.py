@@ -48,13 +48,13 @@ def load_checkpoint(module: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...
 def load_backbone(module: nn.Module, checkpoint: Checkpoint, classifier: str) -> tuple[str, ...]:
     """Load a checkpoint into ``module``, in place, except a last layer for other classes.
 
-    Linear layers with another number of outputs than in the checkpoint keep their weights: the
-    classifier and auxiliary classifiers. So does a classifier that the checkpoint lacks.
+    Linear layers with another number of outputs than in the checkpoint keep their own weights: the
+    last layer, and those of auxiliary outputs. So does a last layer that the checkpoint lacks.
 
     Args:
         module: the network.
         checkpoint: the weights.
-        classifier: name of the network's last layer, or names, as in a model card.
+        classifier: name of the network's last layer, or names joined by ``+``, as in a model card.
 
     Returns:
         Notes on what was used.
