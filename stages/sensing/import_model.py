@@ -207,7 +207,8 @@ class ImportModel(Stage):
         """
         source = self._source(workspace)
         found = self.imported(workspace, source)
-        preview, is_ordered = found.job.preview, bool(self.classes)
+        preview = found.job.preview
+        is_ordered = bool(self.classes) or self.dataset is None  # the network's own names
         notes = output_notes(source, found.card, is_ordered=is_ordered, is_new=True)
         mapping = listed_classes(source, found.card)
         shown = Preview(
