@@ -192,10 +192,11 @@ def test_imagenet_c_has_224_pixels_by_default(
         assert image.size == (224, 224)
 
 
-def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a/b", "..", "a" * 256])
+def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) -> None:
     images, labels = digits(2, 2)
-    np.savez(tmp_path / "few.npz", images=images, labels=labels, class_names=["a/b", "c"])
-    with pytest.raises(InputError, match="class 'a/b' cannot be the name of a folder"):
+    np.savez(tmp_path / "few.npz", images=images, labels=labels, class_names=[name, "c"])
+    with pytest.raises(InputError, match=r"class '.*' cannot be the name of a folder"):
         CorruptedFiles(SourceSpec("few.npz", "test", str(tmp_path), 40)).plan()
 
 

@@ -48,6 +48,9 @@ JPEG_QUALITY = 85
 MOST_FILES, MOST_PIXELS = 500, 2**25
 """Limits of a shard, whose files are made in memory."""
 
+MOST_NAME_BYTES = 255
+"""Longest name of a folder that file systems have."""
+
 READ_ROWS = 16
 
 
@@ -222,8 +225,10 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 
 
 def _check_folder(class_name: str, source: ReaderSource) -> None:
-    if "/" in class_name or class_name.startswith(".") or leads_out(class_name):
+    is_long = len(class_name.encode()) > MOST_NAME_BYTES
+    if is_long or "/" in class_name or class_name.startswith(".") or leads_out(class_name):
         raise InputError(
-            f"{source.name} {source.split}: class {class_name!r} cannot be the name of a folder; "
-            "expected a name without / that does not start with a dot"
+            f"{source.name} {source.split}: class {class_name[:80]!r} cannot be the name of a "
+            "folder; expected a name without / that does not start with a dot, of at most "
+            f"{MOST_NAME_BYTES} bytes"
         )

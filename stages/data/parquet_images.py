@@ -33,6 +33,7 @@ from store.tables import read_plain_columns
 
 IMAGE_COLUMNS = ("image", "img")
 _GROUPS_KEPT = 2
+_MOST_REPEATED = 16
 _SPLIT = re.compile(r"(.+?)(-\d+-of-\d+.*|-\d+)?")
 
 
@@ -99,9 +100,10 @@ def _bounded(
     """A column of a row group; a few bytes may stand for an image that is repeated in each row.
 
     Raises:
-        ValueError: it takes more memory than row groups may take.
+        ValueError: it takes more memory than row groups may take, or than this one says.
     """
-    most, found, n_bytes = _most_bytes(), [], 0
+    most = min(_most_bytes(), _MOST_REPEATED * group.total_byte_size + 2**26)
+    found, n_bytes = [], 0
     n_rows = max(1, min(most // max(group.total_byte_size, 1), group.num_rows))
     for batch in file.iter_batches(n_rows, row_groups=[index], columns=[column]):
         found.append(batch.column(0))
