@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,8 @@ from store.tables import read_plain_columns
 IMAGE_COLUMNS = ("image", "img")
 _GROUPS_KEPT = 2
 _MOST_REPEATED = 16
+_ONE_READS = Lock()
+"""Else each thread that needs rows of a row group would unpack it."""
 _SPLIT = re.compile(r"(.+?)(-\d+-of-\d+.*|-\d+)?")
 
 
@@ -64,7 +67,10 @@ class ParquetImages:
         for group in np.unique(group_of).tolist():
             at = np.flatnonzero(group_of == group)
             file, index = self.groups[group]
-            images = _row_group(self.files[file], self.versions[file], index, self.column)
+            with _ONE_READS:
+                images = _row_group(self.files[file], self.versions[file], index, self.column)
+            if isinstance(images, str):
+                raise InputError(images)
             values = images.take(numbers[at] - self.starts[group]).to_pylist()
             for row, value in zip(at.tolist(), values, strict=True):
                 found[row] = value or b""
@@ -80,17 +86,20 @@ class ParquetImages:
 
 
 @lru_cache(maxsize=_GROUPS_KEPT)  # blocks of rows are smaller than row groups
-def _row_group(place: str, version: str, index: int, column: str) -> pa.ChunkedArray:
-    """The bytes of the images of a row group; the version invalidates the cache on a rewrite."""
+def _row_group(place: str, version: str, index: int, column: str) -> pa.ChunkedArray | str:
+    """The bytes of the images of a row group, or why it is refused, which is found out once.
+
+    The version invalidates the cache on a rewrite.
+    """
     facts = _metadata(place, version)
     with reached(place), refused(place), _parquet(place, facts) as file:
         try:
             images = _bounded(file, facts.row_group(index), index, column)
         except (pa.ArrowException, ValueError, MemoryError) as error:
-            raise InputError(
+            return (
                 f"{place}: its row group {index} is damaged or too large "
                 f"({' '.join(str(error).split())}): write the table again, with smaller row groups"
-            ) from error
+            )
     return pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
 
 
