@@ -391,7 +391,7 @@ PLANS = {
         "model",
         "last_layer",
         "nowhere",
-        "model m: the network has no 'nowhere'",
+        "model m: the network has no layer 'nowhere'; the card belongs to another network",
     ),
     "a layer that is none": ("model", "last_layer", 5, f"model card: last_layer: {NO_STRING}"),
     "no deviation": ("model", "std", ["a"], f"model card: std.0: {NO_NUMBER}"),
