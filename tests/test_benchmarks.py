@@ -24,7 +24,7 @@ from benchmarks.page import MARK, shown, written
 from benchmarks.part import Figure
 
 REPOSITORY = Path(__file__).parents[1]
-BUSY = "import time\nwhile time.process_time() < 0.3: pass"
+BUSY = "import time\nwhile time.process_time() < 0.5: pass"
 
 
 def noting(name, log, folder):
