@@ -1,10 +1,17 @@
-"""Help of commands: paragraphs as wide as the terminal; N, X, TEXT or nothing in place of types."""
+"""Commands with plain help: paragraphs as wide as the terminal, short placeholders for types.
+
+A list that is given in two options is refused, because the first would be lost without a word.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperOption
+
+LIST = "separated by commas"
+"""Words in the help of every option that takes a list."""
 
 
 class PlainCommand(TyperCommand):
@@ -18,6 +25,13 @@ class PlainCommand(TyperCommand):
         """The options and arguments, ``--help`` included."""
         return with_placeholders(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: click's home varies
+        """Parse the arguments; refuses a list that is given in two options."""
+        if not ctx.resilient_parsing:  # that is, not for completion
+            given = self.make_parser(ctx).parse_args(args=[*args])[2]
+            _refuse_repeated(ctx, given)
+        return super().parse_args(ctx, args)
+
 
 def with_placeholders(params: list[Any]) -> list[Any]:  # Any: click's home varies
     """The same parameters: options with a placeholder, arguments without a type."""
@@ -27,6 +41,16 @@ def with_placeholders(params: list[Any]) -> list[Any]:  # Any: click's home vari
         elif isinstance(param, TyperArgument):
             param.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # noqa: ARG005 - typer's
     return params
+
+
+def _refuse_repeated(ctx: Any, given: list[Any]) -> None:  # Any: click's home varies
+    """Fail if one of the given options takes a list, as its help says, and is there twice.
+
+    Of other options the last one counts, as in most programs.
+    """
+    for param, n in Counter(given).items():
+        if n > 1 and not getattr(param, "multiple", False) and LIST in (param.help or ""):
+            ctx.fail(f"{param.opts[0]}: expected once, found {n} times; give A,B for A and B")
 
 
 def _unwrapped(text: str) -> str:

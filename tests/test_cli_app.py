@@ -331,3 +331,18 @@ def test_a_dry_run_with_a_foreign_network_leaves_no_model(
     weights = home / "store" / "models" / "cnn2" / "weights.safetensors"
     extract(f"pixels --network cnn2 --weights {weights} --model tried --dry-run")
     assert not (home / "store" / "models" / "tried").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("query photos@net --by corruption --by severity", "--by"),
+        ("evaluate --features photos@net --by label --by corruption", "--by"),
+        ("extract --dataset photos --corrupt fog:2 --corrupt snow:1", "--corrupt"),
+        ("export photos@net --out a.csv --scores entropy --scores energy", "--scores"),
+    ],
+)
+def test_an_option_whose_first_value_would_be_lost_is_refused(
+    intro_pipe: Command, words: str, option: str
+) -> None:
+    assert f"{option}: expected once, found 2 times" in intro_pipe(words, code=2)[1]

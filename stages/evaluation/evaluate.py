@@ -47,9 +47,9 @@ class Evaluate(Stage):
     heads: Heads = None
     by: Several[str] = Field(
         (),
-        description="Sample columns whose values define the cells that metrics are averaged over, "
-        "such as label for the accuracy of each class. (default: corruption and severity, if the "
-        "set has them)",
+        description="Sample columns, separated by commas, whose values define the cells that "
+        "metrics are averaged over, such as label for the accuracy of each class. (default: "
+        "corruption and severity, if the set has them)",
     )
     resamples: Resamples = 1000
     seed: NonNegativeInt = Field(0, description="Seed of the bootstrap.")
