@@ -11,6 +11,7 @@ import typer
 from cli import options
 from cli.completion import completing, names_in_store
 from cli.output import emit, note
+from cli.plain_help import LIST
 from stages.csv_text import ESCAPE_FORMULAS
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Chosen:
         str | None,
         typer.Option(
             "--scores",
+            metavar=LIST,
             help="Scores to add to the confidence, separated by commas: entropy, margin, msp, "
             "energy, max-logit, gradnorm.",
         ),

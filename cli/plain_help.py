@@ -10,8 +10,8 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
-LIST = "separated by commas"
-"""Words in the help of every option that takes a list."""
+LIST = "LIST"
+"""Placeholder of the value of every option that takes a list, separated by commas."""
 
 
 class PlainCommand(TyperCommand):
@@ -44,12 +44,12 @@ def with_placeholders(params: list[Any]) -> list[Any]:  # Any: click's home vari
 
 
 def _refuse_repeated(ctx: Any, given: list[Any]) -> None:  # Any: click's home varies
-    """Fail if one of the given options takes a list, as its help says, and is there twice.
+    """Fail if one of the given options takes a list and is there twice.
 
     Of other options the last one counts, as in most programs.
     """
     for param, n in Counter(given).items():
-        if n > 1 and not getattr(param, "multiple", False) and LIST in (param.help or ""):
+        if n > 1 and isinstance(param, TyperOption) and param.metavar == LIST:
             ctx.fail(f"{param.opts[0]}: expected once, found {n} times; give A,B for A and B")
 
 

@@ -10,6 +10,7 @@ from cli import options
 from cli.completion import completing, names_in_store
 from cli.frames import TableOptions
 from cli.output import emit, note
+from cli.plain_help import LIST
 from pipeline.terminal import size
 
 
@@ -32,7 +33,10 @@ def query(
         ),
     ],
     by: Annotated[
-        str | None, typer.Option("--by", help="Columns to group the rows by, separated by commas.")
+        str | None,
+        typer.Option(
+            "--by", metavar=LIST, help="Columns to group the rows by, separated by commas."
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,

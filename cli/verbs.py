@@ -18,7 +18,7 @@ from typer.models import CommandInfo
 from cli import options
 from cli.completion import completing, data_sets, names_in_store
 from cli.output import emit, note
-from cli.plain_help import PlainCommand, with_placeholders
+from cli.plain_help import LIST, PlainCommand, with_placeholders
 from cli.remedies import with_remedy
 from pipeline.terminal import printable_line
 from stages.verbs import MODULES, stage_of, summary_of
@@ -232,7 +232,7 @@ def _is_list(annotation: Any) -> bool:  # Any: a type
 def _metavar(field: FieldInfo, kind: type) -> str:
     """Placeholder of a value in the help."""
     if _is_list(field.annotation):
-        return "LIST"
+        return LIST
     return {int: "N", float: "X"}.get(kind, "WORD" if _words(field) else "TEXT")
 
 

@@ -338,6 +338,8 @@ def test_a_dry_run_with_a_foreign_network_leaves_no_model(
     [
         ("query photos@net --by corruption --by severity", "--by"),
         ("evaluate --features photos@net --by label --by corruption", "--by"),
+        ("train-head --features photos@net --seeds 0 --seeds 1", "--seeds"),
+        ("ood --in photos --out svhn --out textures", "--out"),
         ("extract --dataset photos --corrupt fog:2 --corrupt snow:1", "--corrupt"),
         ("export photos@net --out a.csv --scores entropy --scores energy", "--scores"),
     ],

@@ -62,7 +62,7 @@ def _cell(word: str) -> str:
 CorruptionCell = Annotated[
     str,
     AfterValidator(_cell),
-    Written(metavar="CORRUPTION[:SEVERITY]", words=lambda: (ALL, *CORRUPTIONS)),
+    Written(words=lambda: (ALL, *CORRUPTIONS)),
 ]
 ExifOrientation = Annotated[
     bool,

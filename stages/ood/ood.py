@@ -63,7 +63,7 @@ class Ood(Stage):
         description="In-distribution data set. Detectors that are fitted also need its train split."
     )
     split: Split = "test"
-    outside: Annotated[Several[str], Place.DATA, Written("--out", "DATA")] = Field(
+    outside: Annotated[Several[str], Place.DATA, Written("--out", "LIST")] = Field(
         description="Other data sets, separated by commas: svhn, svhn-10k, textures, places365, "
         "lsun-c, lsun-r, isun, patches, uniform-noise, gaussian-noise, any other, or a folder."
     )
