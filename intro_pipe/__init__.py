@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.stage import Made, Stage
     from pipeline.workspace import Execution, Workspace
     from stages.active_learning.active_learn import ActiveLearn
+    from stages.active_learning.keep_model import KeepModel
     from stages.analysis.analyse import Analyse
     from stages.data.corrupt import Corrupt
     from stages.data.registry import known_datasets, open_source
@@ -71,6 +72,7 @@ _HOMES = {
     "stages.ood.ood": ("Ood",),
     "stages.ood.detect": ("Detect",),
     "stages.active_learning.active_learn": ("ActiveLearn",),
+    "stages.active_learning.keep_model": ("KeepModel",),
     "stages.analysis.analyse": ("Analyse",),
     "stages.report.report": ("Report",),
     "stages.recipes.run": ("Reproduce", "Run"),
@@ -91,6 +93,7 @@ __all__ = [
     "FitTemperature",
     "ImportModel",
     "InputError",
+    "KeepModel",
     "Made",
     "ModelCard",
     "Ood",

@@ -24,6 +24,7 @@ MODULES: dict[str, str] = {
     "evaluate": "stages.evaluation.evaluate",
     "ood": "stages.ood.ood",
     "active-learn": "stages.active_learning.active_learn",
+    "keep-model": "stages.active_learning.keep_model",
     "analyse": "stages.analysis.analyse",
     "report": "stages.report.report",
     "run": "stages.recipes.run",

@@ -19,6 +19,7 @@ from pipeline.make import ArtifactJob, Output
 from pipeline.parts import Parts, make_parts
 from pipeline.stage import Preview
 from stages.active_learning.lesson import ENOUGH, VERSION, Kind, LessonParams
+from stages.active_learning.result_names import CURVES_STAGE, RUN_STAGE
 from stages.active_learning.rounds import ActiveLearning, RoundParams, RunCard
 from stages.data.classes import check_same_classes
 from stages.data.registry import SourceSpec
@@ -87,7 +88,7 @@ class ActiveRuns:
 
     def run_plan(self, lesson: LessonParams) -> Plan:
         """Everything that determines a run."""
-        return lesson.plan("active-learning", asdict(self.rounds), self.inputs)
+        return lesson.plan(RUN_STAGE, asdict(self.rounds), self.inputs)
 
     def run_of(self, store: FeatureStore, lesson: LessonParams) -> Artifact:
         """The result of a run, which may not exist yet."""
@@ -99,7 +100,7 @@ class ActiveRuns:
         """Everything that determines the curves of all runs."""
         plans = [self.run_plan(lesson) for lesson in self.lessons]
         return {
-            "stage": {"name": "active-learning-curves", "version": VERSION},
+            "stage": {"name": CURVES_STAGE, "version": VERSION},
             "inputs": {
                 **self.inputs,
                 "runs": [fingerprint(plan) for plan in plans],

@@ -30,7 +30,7 @@ from stages.active_learning.lesson import (
     train_f,
     train_h,
 )
-from stages.active_learning.rounds import WEIGHTS
+from stages.active_learning.result_names import ASKING_STAGE, WEIGHTS
 from stages.active_learning.strategies import Query, at_random
 from stages.data.folder import FolderReader
 from stages.data.near_equal import near_hint
@@ -100,7 +100,7 @@ class Asking:
             "source": source_facts(self.source),
             "labels": {"count": len(self.labels), "sha256": labels},
         }
-        return self.lesson.plan("ask-for-labels", params, inputs)
+        return self.lesson.plan(ASKING_STAGE, params, inputs)
 
     def result_of(self, store: FeatureStore) -> Artifact:
         """The result of that plan, which may not exist yet."""

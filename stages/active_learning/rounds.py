@@ -34,6 +34,7 @@ from stages.active_learning.lesson import (
     train_f,
     train_h,
 )
+from stages.active_learning.result_names import WEIGHTS
 from stages.errors import InputError, StageError
 from stages.introspection.head import Head
 from stages.introspection.head_spec import HeadSpec
@@ -50,7 +51,7 @@ from store.artifacts import Artifact
 LEFT_OUT, ON, PREFIXES = "left out of ", " on ", ("", "head_")
 """Parts of the names of a round's metrics: see ``Round.metrics``."""
 
-WEIGHTS, HEAD, LABELLED = "weights.safetensors", "head.safetensors", "labelled.parquet"
+HEAD, LABELLED = "head.safetensors", "labelled.parquet"
 
 
 @dataclass(frozen=True, slots=True)

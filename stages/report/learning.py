@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.stage import stage_name
 from stages.active_learning.active_runs import CurvesCard, means_of, read_curves, with_interval
+from stages.active_learning.result_names import CURVES_STAGE
 from stages.active_learning.rounds import RoundParams, RunCard
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
@@ -32,8 +33,7 @@ from store.catalog import FeatureStore
 
 CURVES = "learning-curves"
 METRICS = ("accuracy",)
-PLAN_NAME = "active-learning-curves"
-"""The only metric, and the stage name of the results."""
+"""The only metric."""
 
 PAPER_ROUNDS = RoundParams(rounds=20, query=1000, start=100)
 PAPER_TESTS = {"clean": "cifar10", "gaussian_noise": "cifar10c"}
@@ -48,7 +48,7 @@ STATISTICS = {
 
 def is_learning(result: Artifact) -> bool:
     """Whether a result is from active learning."""
-    return stage_name(result.plan()) == PLAN_NAME
+    return stage_name(result.plan()) == CURVES_STAGE
 
 
 def learning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame | None]:
