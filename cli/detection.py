@@ -17,7 +17,7 @@ def detection_table(found: Sequence[Detection]) -> str:
     from cli.comparison import gain_of, with_std
     from stages.metrics.bootstrap import MIN_RESAMPLES
     from stages.metrics.definitions import DETECTION, STATISTICS
-    from stages.ood.detect import SHOWN
+    from stages.report.vocabulary import DETECTION_METRICS
 
     lines = []
     for each in found:
@@ -29,13 +29,13 @@ def detection_table(found: Sequence[Detection]) -> str:
                 "detector": each.card.detector,
                 "predictor": label,
                 "seeds": len(seeds),
-                **{name: with_std(means[label, name]) for name in SHOWN},
+                **{name: with_std(means[label, name]) for name in DETECTION_METRICS},
                 "gain in auroc": gain_of(means[label, "auroc"]),
             }
             for label, seeds in each.card.seeds.items()
         ]
     first = found[0].card
-    told = {name: DETECTION[name] for name in SHOWN} | {"gain": STATISTICS["gain"]}
+    told = {name: DETECTION[name] for name in DETECTION_METRICS} | {"gain": STATISTICS["gain"]}
     told |= _definitions(found)
     if first.n_resamples >= MIN_RESAMPLES:
         told["[low, high]"] = f"{STATISTICS['interval']}; {first.n_resamples:,} resamples"

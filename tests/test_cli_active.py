@@ -55,7 +55,7 @@ def test_a_benchmark_gives_means_and_curves_and_a_page(run, folder: Path) -> Non
     (one, *_) = (
         each["name"] for each in json.loads(run("ls --json")) if "margin-f" in each["name"]
     )
-    assert "a single run or a request for labels has no table" in run(f"report {one}", 2)
+    assert "which has no page" in run(f"report {one}", 2)
 
 
 def test_people_are_given_a_list_and_a_sheet(run, folder: Path) -> None:

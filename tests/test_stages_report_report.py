@@ -21,9 +21,10 @@ from stages.errors import InputError
 from stages.evaluation.evaluate import Evaluate
 from stages.metrics.definitions import DEFINITIONS
 from stages.report.figures import FIGURES
+from stages.report.judged import figures_for
 from stages.report.report import Report
 from stages.report.results import Entry
-from stages.report.writing import copy_report, figures_for
+from stages.report.writing import copy_report
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError, PlanMismatchError

@@ -15,6 +15,7 @@ from judged_cells import CONTROL, result_of_cells
 from stages.errors import InputError
 from stages.introspection.comparison_card import Cells, Dataset
 from stages.report.comparison import comparison_of, sentences, strong_one, verdict_of
+from stages.report.kinds import kind_of
 from stages.report.page import comparison_grid, table_grid
 from stages.report.results import Entry, Judged, entries_of, find_result, frame_over, read_entries
 from stages.report.tables import TableSpec, table_of
@@ -248,8 +249,8 @@ def test_an_analysis_is_refused(place: FeatureStore) -> None:
     plan = {"stage": {"name": "analyse"}}
     analysis.claim(plan)
     analysis.write({"by-group.parquet": b""}, {"features": ["shapes-test@net"]}, plan=plan)
-    with pytest.raises(InputError, match=r"an analysis.* has no table"):
-        read_entries(place, [Entry({}, analysis)])
+    with pytest.raises(InputError, match="found one of 'analyse', which has no page"):
+        kind_of(analysis)
 
 
 def test_an_analysis_does_not_make_a_prefix_ambiguous(

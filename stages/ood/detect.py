@@ -24,8 +24,6 @@ from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
 
 VERSION = 1
-SHOWN = ("fpr95", "detection_error", "auroc")
-"""The columns of the paper's tables."""
 
 DetectorName = Annotated[str, OneOf(tuple(DETECTORS))]
 Rows = Annotated[

@@ -21,6 +21,7 @@ from stages.metrics.definitions import DEFINITIONS
 from stages.report.comparison import BETTER, EQUAL, UNKNOWN, WORSE, interval, signed, verdict_of
 from stages.report.content import Content
 from stages.report.drawing import draw_line, legend_above, name_scales, panels_of, sheet
+from stages.report.kinds import PageKind
 from stages.report.page import Cell, Drawing, Grid, Line, Page
 from stages.report.palette import SETTINGS, styles_of
 from stages.report.paper import paper_number
@@ -28,7 +29,6 @@ from stages.report.provenance import ENOUGH_SEEDS, Row
 from stages.report.results import Entry, varying
 from stages.report.svg import svg_of
 from stages.report.tables import TableSpec
-from store.artifacts import Artifact
 from store.catalog import FeatureStore
 
 CURVES = "learning-curves"
@@ -44,11 +44,6 @@ STATISTICS = {
     "gain": "H minus f for the same strategy and seed, each averaged over its rounds",
     "interval": "95 % interval of Student's t over the seeds; none for a single seed",
 }
-
-
-def is_learning(result: Artifact) -> bool:
-    """Whether a result is from active learning."""
-    return stage_name(result.plan()) == CURVES_STAGE
 
 
 def learning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame | None]:
@@ -116,7 +111,7 @@ def _paper(paper: str | None, row: pd.Series[Any], contender: str) -> float:
 
 def _check(entries: Sequence[Entry], table: TableSpec | None, figures: Sequence[str]) -> None:
     for entry in entries:
-        if not is_learning(entry.result):
+        if stage_name(entry.result.plan()) != CURVES_STAGE:
             raise InputError(
                 f"result {entry.result.name} is not from active learning, but others are: use "
                 "separate reports"
@@ -293,3 +288,11 @@ def _runs(store: FeatureStore, entries: Sequence[Entry]) -> list[Row]:
                 }
             )
     return rows
+
+
+def _figures(store: FeatureStore, entries: Sequence[Entry]) -> tuple[str, ...]:
+    del store, entries
+    return (CURVES,)
+
+
+LEARNING = PageKind(METRICS, learning_page_of, _figures)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
@@ -79,7 +79,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Page:
-    """Content of a page."""
+    """Content of a page.
+
+    ``tables`` are further tables by their headings, for pages that need more than one.
+    """
 
     title: str
     about: str
@@ -93,6 +96,7 @@ class Page:
     provenance: dict[str, list[Row]]
     versions: dict[str, str]
     command: str
+    tables: Mapping[str, Grid] = field(default_factory=dict)
 
 
 def html_of(page: Page) -> str:

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.fields import LabelledList, OneOf, Place, Ref, Written
 from pipeline.make import ArtifactJob, Output
-from pipeline.stage import Preview, Several, Stage, stage_name
+from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import EscapeFormulas, OutputName
 from stages.metrics.definitions import DEFINITIONS, DETECTION
+from stages.report.kinds import kind_of
 from stages.report.vocabulary import (
     COLUMNS,
     FIGURES,
-    LEARNING_FIGURES,
     PAPER_TABLES,
     TABLE_METRICS,
 )
@@ -38,7 +38,7 @@ Results = Annotated[
 ]
 PaperTable = Annotated[str, OneOf(PAPER_TABLES)]
 Metric = Annotated[str, OneOf((*DEFINITIONS, *DETECTION))]
-Figure = Annotated[str, OneOf((*FIGURES, *LEARNING_FIGURES))]
+Figure = Annotated[str, OneOf(FIGURES)]
 
 
 class Table(BaseModel):
@@ -138,24 +138,19 @@ class Report(Stage):
 
     def content(self, store: FeatureStore, command: str) -> Content:
         """Content of the page; options that are not given are derived from the results."""
-        from stages.ood.detect import SHOWN as DETECTED
         from stages.report.content import Content
-        from stages.report.learning import CURVES, METRICS, is_learning
         from stages.report.tables import TableSpec
-        from stages.report.writing import figures_for
 
         entries = self._entries(store)
-        first = entries[0].result
-        is_of_learning = is_learning(first)
+        kind = kind_of(entries[0].result)
         figures = self.figures
         if figures is None:
-            figures = (CURVES,) if is_of_learning else tuple(figures_for(store, entries))
+            figures = tuple(kind.figures(store, entries))
         metrics, paper = self.metrics, self.paper
         if self.table is not None:
             metrics, paper = self.table.metrics, self.table.paper
         if metrics is None:
-            is_detection = stage_name(first.plan()) == "ood"
-            metrics = METRICS if is_of_learning else DETECTED if is_detection else TABLE_METRICS
+            metrics = kind.metrics
         return Content(
             title=_title(entries) if self.title is None else self.title,
             about=self.about,
@@ -201,9 +196,7 @@ def _title(entries: Sequence[Entry]) -> str:
 
 
 def _written(store: FeatureStore, content: Content) -> Output:
-    from stages.report.learning import is_learning, learning_page_of
-    from stages.report.writing import output_of, page_of
+    from stages.report.writing import output_of
 
-    build = learning_page_of if is_learning(content.entries[0].result) else page_of
-    page, numbers = build(store, content)
+    page, numbers = kind_of(content.entries[0].result).build(store, content)
     return output_of(page, numbers, content)

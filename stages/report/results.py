@@ -13,6 +13,7 @@ from stages.errors import InputError
 from stages.introspection.comparison_card import ComparisonCard
 from stages.introspection.head_card import HeadCard
 from stages.reflection.feature_plan import FeaturePlan, ModelFacts
+from stages.report.vocabulary import PAGES
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import AmbiguousNameError, NotFoundError, StoreError
@@ -87,8 +88,10 @@ def find_result(store: FeatureStore, name: str) -> Artifact:
             return exact
     existing = store.artifacts("result")
     matches = [found for found in existing if found.name.startswith(name)]
-    if len(matches) > 1:  # analyses are results too, but have no such tables
-        matches = [found for found in matches if found.name == name or is_judged(found)]
+    if len(matches) > 1:  # analyses are results too, but have no page
+        matches = [
+            found for found in matches if found.name == name or stage_name(found.plan()) in PAGES
+        ]
     for found in matches:
         if found.name == name or len(matches) == 1:
             return found
@@ -165,9 +168,8 @@ def _read(store: FeatureStore, entry: Entry) -> Judged:
     files = result.files()
     if not is_judged(result):
         raise InputError(
-            f"result {result.name}: expected an evaluation, a detection or the curves of active "
-            "learning; an analysis, a single run or a request for labels has no table: "
-            "`intro-pipe ls` lists the others"
+            f"result {result.name}: expected an evaluation or a detection, as the first result of "
+            "this page: use separate reports for others"
         )
     tables = [f"{part}.parquet" for part in ("by-group", "average", "differences", "bins")]
     frames = (

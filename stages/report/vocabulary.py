@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from stages.metrics.definitions import DEFINITIONS, DETECTION
 
+PAGES: dict[str, str] = {
+    "evaluate": "stages.report.judged:EVALUATION",
+    "ood": "stages.report.judged:DETECTION",
+    "active-learning-curves": "stages.report.learning:LEARNING",
+}
+"""Stage name in a result's plan -> module and name of its `PageKind`. A new kind of page is
+one line here."""
+
 PAPER_TABLES = ("table-1", "table-2", "table-3", "table-5", "table-7", "table-8", "table-11")
 FIGURES = (
+    # of evaluations and detections
     "accuracy-vs-ece",
     "gain-by-corruption",
     "gain-by-level",
@@ -13,9 +22,13 @@ FIGURES = (
     "accuracy-by-class",
     "reliability",
     "by-epoch",
+    # of active learning
+    "learning-curves",
 )
-LEARNING_FIGURES = ("learning-curves",)
+"""All figures that reports may have; the modules in `PAGES` draw them."""
 TABLE_METRICS = ("accuracy", "ece", "mce", "brier")
+DETECTION_METRICS = ("fpr95", "detection_error", "auroc")
+"""Default columns of the tables of evaluations and detections, those of the paper's tables."""
 
 COLUMNS = (
     *("predictor", "other", "contender", "set", "seed", "n_seeds", "corruption", "severity"),

@@ -1,0 +1,106 @@
+"""The pages of evaluations and detections: f and heads in a table, compared, and in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from stages.report.comparison import comparison_of, sentences, strong_one
+from stages.report.content import Content
+from stages.report.figures import FIGURES, draw_figure, fitting_figures
+from stages.report.kinds import PageKind
+from stages.report.page import Drawing, Page, comparison_grid, table_grid
+from stages.report.provenance import (
+    heads_used,
+    networks_used,
+    results_used,
+    shortcomings,
+    versions_used,
+)
+from stages.report.results import Entry, Judged, frame_over, read_entries
+from stages.report.svg import svg_of
+from stages.report.tables import table_of
+from stages.report.vocabulary import DETECTION_METRICS, TABLE_METRICS
+from store.catalog import FeatureStore
+
+
+def figures_for(store: FeatureStore, entries: Sequence[Entry]) -> list[str]:
+    """Figures that are informative for the results of these entries."""
+    judged = read_entries(store, entries)
+    return fitting_figures(frame_over(judged, "by_group"), tuple(entries[0].axes))
+
+
+def page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame | None]:
+    """The page, and the numbers of its table if it has one.
+
+    Raises:
+        InputError: entries, metrics or figures are incompatible.
+        NotFoundError: a result is not finished.
+    """
+    judged = read_entries(store, content.entries)
+    axes = tuple(content.entries[0].axes)
+    numbers = None if content.table is None else table_of(judged, content.table)
+    page = Page(
+        title=content.title,
+        about=content.about,
+        **_compared(judged, numbers, axes),
+        table=None if numbers is None else table_grid(numbers, axes),
+        shortcomings=[*shortcomings(store, judged, numbers), *content.notes],
+        drawings=_drawings(judged, content.figures, axes),
+        definitions=_definitions(judged, numbers, content.figures),
+        provenance={
+            "Results": results_used(judged),
+            "Sensing networks": networks_used(store, judged),
+            "Heads": heads_used(store, judged),
+        },
+        versions=versions_used(judged),
+        command=content.command,
+    )
+    return page, numbers
+
+
+def _compared(
+    judged: Sequence[Judged], numbers: pd.DataFrame | None, axes: tuple[str, ...]
+) -> dict[str, Any]:  # Any: fields of a Page
+    """Comparison by the table's metrics; empty if f stands alone or there is no table."""
+    strong = strong_one([label for found in judged for label in ("f", *found.heads)])
+    if numbers is None or strong is None:
+        return {"strong": strong or "f", "sentences": [], "comparison": None}
+    metrics = list(numbers["metric"].unique())
+    comparison = comparison_of(frame_over(judged, "differences"), metrics, axes)
+    return {
+        "strong": strong,
+        "sentences": sentences(comparison, axes, n_entries=len(judged)),
+        "comparison": comparison_grid(comparison, axes),
+    }
+
+
+def _drawings(
+    judged: Sequence[Judged], figures: Sequence[str], axes: tuple[str, ...]
+) -> list[Drawing]:
+    frames = {part: frame_over(judged, part) for part in ("by_group", "bins")}
+    drawings = []
+    for name in dict.fromkeys(figures):
+        figure = draw_figure(name, frames, axes)
+        kind = FIGURES[name]
+        drawings.append(Drawing(name, kind.title, kind.caption, svg_of(figure, name, kind.title)))
+    return drawings
+
+
+def _definitions(
+    judged: Sequence[Judged], numbers: pd.DataFrame | None, figures: Sequence[str]
+) -> dict[str, str]:
+    """Definitions of the metrics shown, and how cells, seeds and resamples are combined."""
+    shown = [] if numbers is None else list(numbers["metric"].unique())
+    shown += [metric for name in figures for metric in FIGURES[name].shows]
+    cards = [found.card for found in judged]
+    definitions = cards[0].defined(shown)
+    for card in cards:
+        definitions |= card.defined([card.detector] if card.detector else [])
+    return {**definitions, **cards[0].statistics}
+
+
+EVALUATION = PageKind(TABLE_METRICS, page_of, figures_for)
+DETECTION = PageKind(DETECTION_METRICS, page_of, figures_for)
