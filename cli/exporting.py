@@ -49,8 +49,8 @@ class Chosen:
         typer.Option(
             "--scores",
             metavar=LIST,
-            help="Scores to add to the confidence, separated by commas: entropy, margin, msp, "
-            "energy, max-logit, gradnorm.",
+            help="Scores to add to the confidence, separated by commas: msp, energy, "
+            "max-logit, gradnorm, margin, entropy, exgrad, gradtrust.",
         ),
     ] = None
     where: Annotated[
@@ -165,9 +165,9 @@ def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
     from pipeline.fields import LabelledList
     from stages.active_learning.labels import cells_of
     from stages.export.exported_rows import Exported, last_layers
-    from stages.export.scores import checked_scores
+    from stages.scores.kinds import plain_scores
 
-    scores = checked_scores(options.names(chosen.scores))
+    scores = plain_scores(("confidence", *options.names(chosen.scores)))
     feature_set = store.open(features)
     where = conditions(chosen.where or [], feature_set.schema)
     sample_ids = None

@@ -14,9 +14,9 @@ from cli.app import commands
 from cli.exporting import FORMS
 from stages.active_learning.labels import read_labels
 from stages.export.export_file import WRITERS
-from stages.export.scores import SCORES
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
+from stages.scores.kinds import PLAIN
 from store.catalog import FeatureStore
 
 
@@ -87,7 +87,7 @@ def test_the_help_lists_all_formats_and_scores() -> None:
 
     assert tuple(WRITERS) == FORMS
     assert [form for form in WRITERS if form not in options["--format"]] == []
-    assert [score for score in SCORES if score not in options["--scores"]] == []
+    assert [score for score in PLAIN if score not in options["--scores"]] == []
 
 
 @pytest.mark.parametrize(

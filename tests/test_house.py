@@ -35,6 +35,7 @@ STAGE_LAYERS = (
     ("sensing",),
     ("reflection",),
     ("introspection",),
+    ("scores",),
     APPLICATIONS,
     ("export", "report"),
     ("recipes",),

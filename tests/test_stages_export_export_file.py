@@ -18,8 +18,8 @@ from stages.export.export_file import WRITERS, write_rows
 from stages.export.exported_rows import Exported
 from stages.export.image_paths import image_path
 from stages.export.label_studio import labeling_interface
-from stages.export.scores import SCORES, checked_scores
 from stages.introspection.predictors import divided
+from stages.scores.kinds import PLAIN, plain_scores
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, encode_rows
 from store.errors import DamagedSetError
@@ -130,17 +130,21 @@ def slow_scores(f: np.ndarray, z: np.ndarray) -> dict[str, float]:
         "energy": np.log(sum(np.exp(z))),
         "max-logit": max(z),
         "gradnorm": sum(abs((each - 1 / 3) * x) for each in p for x in f),
+        "exgrad": sum(
+            p[c] * abs((p[j] - (j == c)) * x) for c in range(3) for j in range(3) for x in f
+        ),
+        "gradtrust": max((z - 1 / 3) ** 4) / np.mean((z - 1 / 3) ** 4),
     }
 
 
 def test_scores_of_f_and_heads_equal_a_loop_over_rows(photos: FeatureSet) -> None:
-    found = frame_of(Exported(photos, HEADS, checked_scores(tuple(SCORES))))
+    found = frame_of(Exported(photos, HEADS, plain_scores(tuple(PLAIN))))
     features, logits = (photos.read(name).astype(float) for name in ("features", "logits"))
 
     for row in range(photos.n_rows):
         for prefix, z in (("", logits[row]), ("H_", logits[row] / 2)):
             expected = slow_scores(features[row], z)
-            assert expected.keys() == SCORES.keys()
+            assert expected.keys() == PLAIN.keys()
             for name, value in expected.items():
                 score = found[f"{prefix}{name}"][row]
                 assert score == pytest.approx(value, rel=1e-6, nan_ok=True), name
@@ -357,5 +361,5 @@ def test_names_of_columns_that_clash_are_refused(
 
 
 def test_an_unknown_score_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown score 'odin': choose from confidence, entropy"):
-        checked_scores(("odin",))
+    with pytest.raises(InputError, match="unknown score 'odin': choose from confidence, msp"):
+        plain_scores(("odin",))

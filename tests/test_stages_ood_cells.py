@@ -30,9 +30,10 @@ from stages.metrics.definitions import DETECTION
 from stages.metrics.detection import detection_summary
 from stages.ood.detect import Detect
 from stages.ood.detection_result import open_detection
-from stages.ood.detectors import DETECTORS, max_softmax
 from stages.ood.ood import Ood
 from stages.reflection.extract import Extract
+from stages.scores.confidences import max_softmax
+from stages.scores.kinds import DETECTORS
 from stages.sensing.model import Sensing
 from store.catalog import FeatureStore
 

@@ -16,14 +16,14 @@ from pipeline.fields import Labelled
 from stages.data.class_names import numbers
 from stages.errors import InputError
 from stages.export.image_paths import check_images, image_path
-from stages.export.scores import SCORES
 from stages.introspection.contenders import check_contenders, contenders_of
 from stages.introspection.preparation import check_preparation
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.finite import finite_rows
-from stages.ood.detectors import Rows
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.reduction import each_shard, matching
+from stages.scores.factors import Rows
+from stages.scores.kinds import PLAIN
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.shards import Shard
@@ -42,7 +42,7 @@ class Exported:
     Attributes:
         feature_set: a complete feature set.
         heads: label -> last layer of a head; see `last_layers`.
-        scores: names in `SCORES`.
+        scores: names in `PLAIN`.
         where: column -> values of the rows to export.
         sample_ids: samples to export; all if ``None``.
         images: folder of the images or beginning of their URLs; without it there are no paths.
@@ -168,7 +168,7 @@ class Exported:
         columns = {"prediction": pa.array(prediction), "prediction_name": self._named(prediction)}
         for name in self.scores:
             values = np.full(len(finite), np.nan)
-            values[finite] = SCORES[name](hidden[finite], logits[finite])
+            values[finite] = PLAIN[name](hidden[finite], logits[finite])
             columns[name] = pa.array(values)
         return {column_of(label, name): column for name, column in columns.items()}
 

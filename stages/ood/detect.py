@@ -16,9 +16,9 @@ from stages.data.option_types import FeatureSetName, Resamples
 from stages.introspection.contenders import Contender, contenders_of, planned_heads
 from stages.introspection.heads import Heads
 from stages.ood.comparable import check_comparable
-from stages.ood.detectors import DETECTORS
 from stages.ood.sides import Sides, check_heads, check_sides, plan_of
 from stages.reflection.extract import Extract
+from stages.scores.kinds import DETECTORS
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint

@@ -29,8 +29,9 @@ from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import DETECTION, REFERENCE, STATISTICS
 from stages.metrics.detection import CURVE_METRICS, Scores, curve_of, detection_summary
 from stages.metrics.finite import finite_rows
-from stages.ood.detectors import DETECTORS
 from stages.ood.sides import Sides, plan_of
+from stages.scores.factors import TrainingRows
+from stages.scores.kinds import DETECTORS
 from stages.versions import versions
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
@@ -150,9 +151,10 @@ class _Data:
         if detector.fit is not None:
             assert self.training is not None  # checked by check_sides
             (training, of_training), labels = self.training
-            score = detector.fit(*turn(training, of_training), labels)
+            score = detector.fit(TrainingRows.of(*turn(training, of_training), labels))
         assert score is not None  # a detector has a score or is fitted
-        return score(*turn(*self.inside)), score(*turn(*self.outside))
+        inside, outside = (score(*turn(*each)) for each in (self.inside, self.outside))
+        return detector.certain(inside), detector.certain(outside)
 
     def resampled(self, inside: Scores, outside: Scores) -> NDArray[np.float64]:
         """The metrics of `DETECTION` in each resample; NaN for those that are not resampled."""

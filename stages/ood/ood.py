@@ -23,7 +23,6 @@ from stages.introspection.contenders import Contender, contenders_of
 from stages.introspection.heads import Heads
 from stages.ood.comparable import check_comparable
 from stages.ood.detect import DEFAULT_ROWS, Detect, DetectorName, Rows
-from stages.ood.detectors import DETECTORS
 from stages.ood.sides import Planned, Sides, check_heads
 from stages.reflection.extract import (
     N_PGD_STEPS,
@@ -35,13 +34,14 @@ from stages.reflection.extract import (
     Steps,
 )
 from stages.reflection.feature_plan import planned_model
+from stages.scores.kinds import DETECTORS
 from stages.sensing.card import Precision
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan
 
-NOT_FITTED = tuple(name for name, each in DETECTORS.items() if each.fit is None)
-FITTED = tuple(name for name in DETECTORS if name not in NOT_FITTED)
+DEFAULT_DETECTORS = ("msp", "odin", "energy", "max-logit", "gradnorm")
+FITTED = tuple(name for name, each in DETECTORS.items() if each.fit is not None)
 
 
 class Ood(Stage):
@@ -70,7 +70,7 @@ class Ood(Stage):
     detectors: Annotated[
         Several[DetectorName], Field(min_length=1), Written("--detector", "LIST")
     ] = Field(
-        NOT_FITTED,
+        DEFAULT_DETECTORS,
         description=f"Detectors, separated by commas: {', '.join(DETECTORS)}. "
         f"{' and '.join(FITTED)} also need features of the training images.",
     )

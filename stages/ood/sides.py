@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from stages.errors import InputError
 from stages.introspection.contenders import Contender, check_contenders
 from stages.introspection.preparation import OfModel, check_preparation, models_differ
-from stages.ood.detectors import DETECTORS
 from stages.reflection.feature_plan import FeaturePlan
+from stages.scores.kinds import DETECTORS
 from store.catalog import FeatureStore
 from store.plan import Plan, fingerprint
 

@@ -1,8 +1,7 @@
-"""Detectors compared with autograd, scikit-learn and plain loops; and rounding."""
+"""Detectors that are fitted, compared with scikit-learn; and the factors of heads."""
 
 import numpy as np
 import pytest
-import torch
 from cells import cells, small_head
 from made import make_in
 from pydantic import ValidationError
@@ -14,17 +13,13 @@ from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
 from stages.introspection.head import predict_probabilities
 from stages.introspection.predictors import factors, open_head
-from stages.ood import detectors
-from stages.ood.detectors import (
-    DETECTORS,
-    energy,
-    fit_mahalanobis,
-    fit_neighbours,
-    gradnorm,
-    max_softmax,
-)
 from stages.ood.ood import Ood
 from stages.reflection.losses import softmax
+from stages.scores import nearest
+from stages.scores.factors import TrainingRows
+from stages.scores.kinds import SCORES
+from stages.scores.mahalanobis import fit_mahalanobis
+from stages.scores.nearest import fit_neighbours
 
 RNG = np.random.default_rng(5)
 F, Z = (
@@ -33,41 +28,7 @@ F, Z = (
 )
 TRAIN, LABELS = np.abs(RNG.normal(size=(90, 6))), RNG.integers(0, 4, 90)
 TRAIN_Z = RNG.normal(size=(90, 4))
-
-
-@pytest.mark.parametrize("temperature", [1.0, 1000.0])
-def test_msp_is_the_largest_probability_by_its_logarithm(temperature):
-    expected = softmax(Z.astype(np.float64) / temperature).max(axis=1)
-
-    assert np.exp(max_softmax(F, Z, temperature)) == pytest.approx(expected, rel=1e-12)
-
-
-def test_msp_separates_rows_whose_probability_is_one():
-    sure = np.array([[50.0, 0.0], [60.0, 0.0], [700.0, 0.0]])
-    scores = max_softmax(sure, sure)
-
-    assert (softmax(sure).max(axis=1) == 1.0).all()
-    assert (np.diff(scores) > 0).all()
-
-
-def test_the_energy_is_that_of_torch():
-    expected = torch.logsumexp(torch.from_numpy(Z).double(), dim=1).numpy()
-
-    assert energy(F, Z) == pytest.approx(expected, rel=1e-6)
-
-
-def test_gradnorm_is_the_norm_that_autograd_finds():
-    """One image at a time: the gradient at the last layer's weights, against the uniform target."""
-    layer = torch.nn.Linear(6, 4).double()
-    features = torch.from_numpy(F).double()
-    logits = layer(features).detach()
-    expected = []
-    for row in features:
-        log_p = torch.log_softmax(layer(row), dim=0)
-        loss = torch.nn.functional.kl_div(log_p, torch.full((4,), 0.25).double(), reduction="sum")
-        expected.append(float(torch.autograd.grad(loss, layer.weight)[0].abs().sum()))
-
-    assert gradnorm(features.numpy(), logits.numpy()) == pytest.approx(expected, rel=1e-12)
+TRAINING = TrainingRows.of(TRAIN, TRAIN_Z, LABELS)
 
 
 def test_the_mahalanobis_distance_is_that_of_scikit_learn():
@@ -75,24 +36,24 @@ def test_the_mahalanobis_distance_is_that_of_scikit_learn():
     shared = EmpiricalCovariance(assume_centered=True).fit(TRAIN - means[LABELS])
     expected = np.min([shared.mahalanobis(F - mean) for mean in means], axis=0)
 
-    assert fit_mahalanobis(TRAIN, TRAIN_Z, LABELS)(F, Z) == pytest.approx(-expected, rel=1e-9)
+    assert fit_mahalanobis(TRAINING)(F, Z) == pytest.approx(-expected, rel=1e-9)
 
 
 def test_a_constant_feature_does_not_affect_the_covariance():
     dead = np.pad(TRAIN, ((0, 0), (0, 1)))
-    scores = fit_mahalanobis(dead, TRAIN_Z, LABELS)(np.pad(F, ((0, 0), (0, 1))), Z)
+    scores = fit_mahalanobis(TrainingRows.of(dead, TRAIN_Z, LABELS))(np.pad(F, ((0, 0), (0, 1))), Z)
 
-    assert scores == pytest.approx(fit_mahalanobis(TRAIN, TRAIN_Z, LABELS)(F, Z), rel=1e-6)
+    assert scores == pytest.approx(fit_mahalanobis(TRAINING)(F, Z), rel=1e-6)
 
 
 def test_the_neighbour_is_that_of_scikit_learn(monkeypatch):
-    monkeypatch.setattr(detectors, "_QUERY_ROWS", 7)
-    monkeypatch.setattr(detectors, "_TRAINING_ROWS", 11)
+    monkeypatch.setattr(nearest, "_QUERY_ROWS", 7)
+    monkeypatch.setattr(nearest, "_TRAINING_ROWS", 11)
     unit = TRAIN / np.linalg.norm(TRAIN, axis=1, keepdims=True)
     queries = F / np.linalg.norm(F, axis=1, keepdims=True)
     distances, _ = NearestNeighbors(n_neighbors=13, algorithm="brute").fit(unit).kneighbors(queries)
 
-    scores = fit_neighbours(TRAIN, TRAIN_Z, LABELS, k=13)(F, Z)
+    scores = fit_neighbours(TRAINING, k=13)(F, Z)
 
     assert scores == pytest.approx(-distances[:, -1], abs=1e-6)
 
@@ -101,36 +62,36 @@ def test_unreadable_rows_are_not_training_rows():
     damaged, z = np.vstack([TRAIN, [[np.nan] * 6]]), np.vstack([TRAIN_Z, [[np.nan] * 4]])
     labels = np.append(LABELS, 0)
     for fit in (fit_mahalanobis, fit_neighbours):
-        assert (fit(damaged, z, labels)(F, Z) == fit(TRAIN, TRAIN_Z, LABELS)(F, Z)).all()
+        assert (fit(TrainingRows.of(damaged, z, labels))(F, Z) == fit(TRAINING)(F, Z)).all()
 
 
 @pytest.mark.parametrize(
     ("fit", "labels", "message"),
     [
-        (fit_mahalanobis, np.full(30, -1), "expected labelled rows without NaN, found none among"),
+        (fit_mahalanobis, np.full(30, -1), "expected labelled rows without NaN, found none"),
         (fit_neighbours, np.zeros(30, int), "knn: expected at least 50 training rows, found 30"),
     ],
 )
 def test_too_few_training_rows_are_refused(fit, labels, message):
     with pytest.raises(InputError, match=message):
-        fit(F, Z, labels)
+        fit(TrainingRows.of(F, Z, labels))
 
 
 def test_features_too_wide_for_a_covariance_are_refused():
     with pytest.raises(InputError, match="expected at most 8,192 features"):
-        fit_mahalanobis(np.zeros((1, 8193)), np.zeros((1, 2)), np.zeros(1, int))
+        fit_mahalanobis(TrainingRows.of(np.zeros((1, 8193)), np.zeros((1, 2)), np.zeros(1, int)))
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [((), "at least 1 item"), (("vim",), "expected one of msp, odin, energy")]
+    ("names", "message"), [((), "at least 1 item"), (("vom",), "expected one of msp, odin, energy")]
 )
 def test_detectors_are_known_and_at_least_one(names, message):
     with pytest.raises(ValidationError, match=message):
         Ood(inside="few", outside=("other",), detectors=names)
 
 
-def test_every_detector_scores_or_is_fitted():
-    assert all((each.score is None) != (each.fit is None) for each in DETECTORS.values())
+def test_every_score_is_plain_or_fitted():
+    assert all((each.score is None) != (each.fit is None) for each in SCORES.values())
 
 
 def test_a_head_has_its_own_factors(store):
