@@ -165,7 +165,7 @@ def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
     from pipeline.fields import LabelledList
     from stages.active_learning.labels import cells_of
     from stages.export.exported_rows import Exported, last_layers
-    from stages.scores.kinds import plain_scores
+    from stages.scores.known_scores import plain_scores
 
     scores = plain_scores(("confidence", *options.names(chosen.scores)))
     feature_set = store.open(features)

@@ -16,7 +16,7 @@ from stages.active_learning.labels import read_labels
 from stages.export.export_file import WRITERS
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
-from stages.scores.kinds import PLAIN
+from stages.scores.known_scores import PLAIN
 from store.catalog import FeatureStore
 
 

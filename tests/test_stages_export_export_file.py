@@ -19,7 +19,7 @@ from stages.export.exported_rows import Exported
 from stages.export.image_paths import image_path
 from stages.export.label_studio import labeling_interface
 from stages.introspection.predictors import divided
-from stages.scores.kinds import PLAIN, plain_scores
+from stages.scores.known_scores import PLAIN, plain_scores
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, encode_rows
 from store.errors import DamagedSetError

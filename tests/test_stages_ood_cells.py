@@ -33,7 +33,7 @@ from stages.ood.detection_result import open_detection
 from stages.ood.ood import Ood
 from stages.reflection.extract import Extract
 from stages.scores.confidences import max_softmax
-from stages.scores.kinds import DETECTORS
+from stages.scores.known_scores import DETECTORS
 from stages.sensing.model import Sensing
 from store.catalog import FeatureStore
 

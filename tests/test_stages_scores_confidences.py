@@ -6,7 +6,7 @@ import torch
 
 from stages.reflection.losses import softmax
 from stages.scores.confidences import energy, exgrad, gradnorm, gradtrust, margin, max_softmax
-from stages.scores.kinds import DETECTORS, PLAIN, SCORES
+from stages.scores.known_scores import DETECTORS, PLAIN, SCORES
 
 RNG = np.random.default_rng(5)
 F, Z = (

@@ -17,7 +17,7 @@ from stages.ood.ood import Ood
 from stages.reflection.losses import softmax
 from stages.scores import nearest
 from stages.scores.factors import TrainingRows
-from stages.scores.kinds import SCORES
+from stages.scores.known_scores import SCORES
 from stages.scores.mahalanobis import fit_mahalanobis
 from stages.scores.nearest import fit_neighbours
 

@@ -23,7 +23,7 @@ from stages.metrics.finite import finite_rows
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.reduction import each_shard, matching
 from stages.scores.factors import Rows
-from stages.scores.kinds import PLAIN
+from stages.scores.known_scores import PLAIN
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.shards import Shard

@@ -18,7 +18,7 @@ from stages.introspection.heads import Heads
 from stages.ood.comparable import check_comparable
 from stages.ood.sides import Sides, check_heads, check_sides, plan_of
 from stages.reflection.extract import Extract
-from stages.scores.kinds import DETECTORS
+from stages.scores.known_scores import DETECTORS
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint

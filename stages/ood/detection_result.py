@@ -31,7 +31,7 @@ from stages.metrics.detection import CURVE_METRICS, Scores, curve_of, detection_
 from stages.metrics.finite import finite_rows
 from stages.ood.sides import Sides, plan_of
 from stages.scores.factors import TrainingRows
-from stages.scores.kinds import DETECTORS
+from stages.scores.known_scores import DETECTORS
 from stages.versions import versions
 from store.artifacts import Artifact
 from store.featureset import FeatureSet

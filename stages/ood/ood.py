@@ -34,7 +34,7 @@ from stages.reflection.extract import (
     Steps,
 )
 from stages.reflection.feature_plan import planned_model
-from stages.scores.kinds import DETECTORS
+from stages.scores.known_scores import DETECTORS
 from stages.sensing.card import Precision
 from store.artifacts import Artifact
 from store.catalog import FeatureStore

@@ -9,7 +9,7 @@ from stages.errors import InputError
 from stages.introspection.contenders import Contender, check_contenders
 from stages.introspection.preparation import OfModel, check_preparation, models_differ
 from stages.reflection.feature_plan import FeaturePlan
-from stages.scores.kinds import DETECTORS
+from stages.scores.known_scores import DETECTORS
 from store.catalog import FeatureStore
 from store.plan import Plan, fingerprint
 

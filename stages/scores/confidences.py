@@ -1,6 +1,6 @@
 """Scores of a row that need nothing but its features and logits.
 
-Whether high or low values are confident is said in `stages.scores.kinds`.
+Whether high or low values are confident is said in `stages.scores.known_scores`.
 """
 
 from __future__ import annotations
