@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from stages.errors import InputError
 from stages.report.drawing import over_seeds, spread, with_gain
 from stages.report.figures import FIGURES, draw_figure, fitting_figures
-from stages.report.palette import VARIABLES, styles_of
+from stages.report.palette import styles_of
 from stages.report.reliability import pooled
 from stages.report.svg import standalone, svg_of
+from stages.sheets.theme import VARIABLES
 
 PREDICTORS = {"f": 1, "H": 3, "H on <b>$x$ & y</b>": 2}
 NEEDS_CELLS = ["gain-by-corruption", "gain-by-level", "ece-by-level"]

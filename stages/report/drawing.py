@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from stages.errors import InputError
-from stages.report.palette import INK, PAPER, SOFT, Style
+from stages.report.palette import Style
+from stages.sheets.theme import INK, PAPER, SOFT
 
 WIDTH = 7.0
 """Width in inches: 504 drawing units, shown at about 700 pixels."""

@@ -35,9 +35,10 @@ from stages.report.drawing import (
     with_gain,
     zero_line,
 )
-from stages.report.palette import INK, SETTINGS, SOFT, Style, styles_of
+from stages.report.palette import SETTINGS, Style, styles_of
 from stages.report.reliability import draw_reliability
 from stages.report.results import varying
+from stages.sheets.theme import INK, SOFT
 
 EPOCH = "epoch"
 _SPREAD = "Bands and whiskers run from the lowest to the highest seed."

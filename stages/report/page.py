@@ -26,8 +26,8 @@ from stages.report.comparison import (
 )
 from stages.report.provenance import Row
 from stages.report.results import varying
-from stages.report.svg import css_variables
 from stages.report.tables import sign_of
+from stages.sheets.theme import page_style
 
 MARKS = {BETTER: "✓", WORSE: "✗", EQUAL: "≈"}
 """Verdict -> mark beside a difference; there is none without an interval."""
@@ -101,9 +101,9 @@ class Page:
 
 def html_of(page: Page) -> str:
     """The page as one HTML file with embedded style and figures, without scripts or links."""
-    style = css_variables(":root") + _text("page.css")
+    style = page_style(_text("page.css"))
     svgs = {drawing.name: Markup(drawing.svg) for drawing in page.drawings}  # our own, escaped
-    return _template("page.html.jinja").render(page=page, style=Markup(style), svgs=svgs)
+    return _template("page.html.jinja").render(page=page, style=style, svgs=svgs)
 
 
 def markdown_of(page: Page) -> str:

@@ -12,26 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.report.comparison import strong_one
-
-INK, SOFT, GRID, PAPER = "#1f2329", "#5c6570", "#dfe3e8", "#ffffff"
-SENSING, STRONG = "#4a525c", "#c2410c"
-MUTED = ("#3f7fb5", "#3d9483", "#9b6fb3", "#a3862d", "#7486a6", "#b3688a")
-
-VARIABLES = {
-    "ink": (INK, "#e8eaed"),
-    "soft": (SOFT, "#a3acb8"),
-    "grid": (GRID, "#353b44"),
-    "paper": (PAPER, "#15181c"),
-    "sensing": (SENSING, "#c3cad3"),
-    "strong": (STRONG, "#ff8b4d"),
-    "muted-1": (MUTED[0], "#6fb0e6"),
-    "muted-2": (MUTED[1], "#5fc0ad"),
-    "muted-3": (MUTED[2], "#c49adb"),
-    "muted-4": (MUTED[3], "#d1b455"),
-    "muted-5": (MUTED[4], "#9fb0cf"),
-    "muted-6": (MUTED[5], "#dd94b4"),
-}
-"""CSS variable -> (light colour, dark colour)."""
+from stages.sheets.theme import GRID, INK, MUTED, SENSING, SOFT, STRONG
 
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p")
 _DASHES = ((4.0, 1.6), (1.4, 1.4), (6.0, 1.6, 1.4, 1.6))

@@ -17,7 +17,8 @@ from stages.report.drawing import (
     panels_of,
     sheet,
 )
-from stages.report.palette import PAPER, SOFT, Style, styles_of
+from stages.report.palette import Style, styles_of
+from stages.sheets.theme import PAPER, SOFT
 
 FEW = 0.005
 """Share of the rows below which a bin is drawn hollow."""

@@ -11,7 +11,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pipeline.terminal import printable
-from stages.report.palette import SETTINGS, VARIABLES
+from stages.report.palette import SETTINGS
+from stages.sheets.theme import VARIABLES, css_variables
 
 _SVG = "http://www.w3.org/2000/svg"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -23,7 +24,7 @@ def svg_of(figure: Figure, name: str, description: str) -> str:
     """The figure as an ``<svg>`` element that can be embedded in a page with others.
 
     Args:
-        figure: figure drawn in the colours of ``palette``.
+        figure: figure drawn in the light colours of the theme.
         name: prefix of the ids of this figure, so that they do not collide with those of others.
         description: text for screen readers.
     """
@@ -43,15 +44,6 @@ def standalone(svg: str) -> str:
     style = f"<style>{css_variables('svg')}svg{{background:var(--paper)}}</style>"
     head, _, rest = svg.partition(">")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}>{style}{rest}\n'
-
-
-def css_variables(selector: str) -> str:
-    """The colours of ``palette`` as CSS variables of a selector; light when printed."""
-    light, dark = (
-        ";".join(f"--{name}:{colours[at]}" for name, colours in VARIABLES.items()) for at in (0, 1)
-    )
-    in_the_dark = f"@media screen and (prefers-color-scheme:dark){{{selector}{{{dark}}}}}"
-    return f"{selector}{{{light}}}{in_the_dark}"
 
 
 def _strip(root: ElementTree.Element) -> None:
