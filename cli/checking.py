@@ -264,7 +264,7 @@ def _has_failed(artifact: Artifact) -> bool:
 def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
     """Verify every file of these sets, or of the whole store if none is named."""
     from pipeline.progress import Progress
-    from stages.contents import ARTIFACT_KINDS
+    from stages.contents import ARTIFACT_KINDS, SET_KINDS, resolved_set
     from store.shardset import RECEIPTS, ShardSet
     from store.storage import LocalStorage
     from store.verify import (
@@ -278,12 +278,14 @@ def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
     if not features:
         place.require()
     folders = [name for name in features if (Path(name) / RECEIPTS).is_dir()]
-    named = [place.resolve(name) for name in features if name not in folders]
-    sets = named if features else list(place.feature_sets())
+    named = [resolved_set(place, name) for name in features if name not in folders]
+    sets = named if features else [each for kind in SET_KINDS for each in place.sets(kind)]
     kinds = () if features else ARTIFACT_KINDS
     artifacts = [place.artifact(kind, name) for kind in kinds for name in place.begun(f"{kind}s")]
     checked: list[tuple[str, ShardSet | None, list[Problem]]] = [
-        (problem.set_name, None, [problem]) for problem in ([] if features else verify_plans(place))
+        (problem.set_name, None, [problem])
+        for kind in (() if features else SET_KINDS)
+        for problem in verify_plans(place, kind)
     ]
     for folder in folders:
         written = ShardSet.open(LocalStorage(str(Path(folder).absolute())))
@@ -299,7 +301,10 @@ def _check(place: FeatureStore, features: Sequence[str]) -> _Checked:
 
 def _probed(place: FeatureStore, checked: _Checked) -> _Checked:
     """Add the problems that the probe of each feature set finds."""
-    names = [name for name, found, _ in checked.sets if found and "schema" in found.plan]
+    from store.catalog import FEATURES
+
+    folders = {name: Path(found.storage.location) for name, found, _ in checked.sets if found}
+    names = [name for name, folder in folders.items() if folder.parent.name == FEATURES]
     runs = _commands_of(place, names)
     probed = {name: _probe_problems(place, name, runs.get(name)) for name in names}
     sets = [

@@ -23,13 +23,14 @@ def names_in_store(*kinds: str) -> Callable[[], list[str]]:
     def names() -> list[str]:
         from os import environ
 
-        from stages.contents import ARTIFACT_KINDS
+        from stages.contents import ARTIFACT_KINDS, SET_KINDS
         from store.catalog import FeatureStore
         from store.errors import StoreError
 
         try:
             store = FeatureStore(environ.get("INTRO_PIPE_STORE", options.DEFAULT_STORE))
-            found = [each.name for each in store.feature_sets()] if "features" in kinds else []
+            sets = [kind for kind in kinds if kind in SET_KINDS]
+            found = [each.name for kind in sets for each in store.sets(kind)]
             others = [kind for kind in kinds if kind in ARTIFACT_KINDS]
             return found + [each.name for kind in others for each in store.artifacts(kind)]
         except (StoreError, OSError):

@@ -43,6 +43,7 @@ def _remedy(error: BaseException | None) -> str:
             "choose one with --store or INTRO_PIPE_STORE, or create one with `intro-pipe extract`"
         ),
         errors.FeatureSetNotFoundError: "create one with `intro-pipe extract`",
+        errors.SetNotFoundError: "`intro-pipe ls` lists what exists",
         errors.ArtifactNotFoundError: "`intro-pipe ls` lists what exists",
         errors.IncompleteError: "run the same extract command again, or `intro-pipe resume`",
         errors.RetryableRowsError: (

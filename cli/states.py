@@ -32,7 +32,7 @@ def states(store: FeatureStore) -> list[Row]:
     its data set is no longer the planned one, by the fast fingerprint.
     """
     from pipeline.journal import newest_at
-    from stages.contents import contents
+    from stages.contents import SET_KINDS, contents
 
     newest = newest_at(store.location)
     # The last two parts of a place: the store may have been moved.
@@ -41,7 +41,7 @@ def states(store: FeatureStore) -> list[Row]:
         by_tail.setdefault("/".join(Path(place).parts[-2:]), run)
     rows = contents(store)
     for row in rows:
-        folder = row["kind"] if row["kind"] == "features" else f"{row['kind']}s"
+        folder = row["kind"] if row["kind"] in SET_KINDS else f"{row['kind']}s"
         place = f"{folder}/{row['name']}"
         _explain(row, by_tail.get(place), _plan_in(store.storage.child(place)))
         if row["kind"] == "model" and row["state"] == "complete":

@@ -8,7 +8,7 @@ from pipeline.terminal import counted
 from stages.stale import why_stale
 from store.artifacts import Artifact
 from store.catalog import FEATURES, FeatureStore
-from store.errors import DamagedError, StoreError
+from store.errors import DamagedError, SetNotFoundError, StoreError
 from store.failures import failures_of
 from store.featureset import FeatureSet
 from store.lease import holder_of
@@ -23,6 +23,9 @@ N_NAMED = 4
 INTACT_STATES = ("complete", "partial", "failed")
 """States of a set whose existing rows are intact."""
 
+SET_KINDS = (FEATURES, "maps")
+"""Kinds of sets of rows; each has a folder of its own in the store."""
+
 ARTIFACT_KINDS = ("model", "head", "result", "report")
 """In the order in which they are made; each has a folder of its own in the store."""
 
@@ -33,7 +36,7 @@ Row = dict[str, Any]  # Any: names and numbers side by side
 
 
 def contents(store: FeatureStore) -> list[Row]:
-    """List the feature sets and artifacts of a store: kind, name, state, rows, bytes, and why.
+    """List the sets and artifacts of a store: kind, name, state, rows, bytes, and why.
 
     ``progress`` says how much exists ("3 of 5 shards"), ``detail`` also what is wrong, ``failed``
     maps the reasons of failed rows to their numbers.
@@ -48,8 +51,10 @@ def contents(store: FeatureStore) -> list[Row]:
     - stale: an input was deleted or recreated.
     - complete.
     """
-    rows = [_feature_set_row(store, found) for found in store.feature_sets()]
-    rows += [_damaged_set_row(store, name) for name in store.damaged_sets()]
+    rows = []
+    for kind in SET_KINDS:
+        rows += [_set_row(store, found, kind) for found in store.sets(kind)]
+        rows += [_damaged_set_row(store, name, kind) for name in store.damaged_sets(kind)]
     for kind in ARTIFACT_KINDS:
         rows += [_artifact_row(store, artifact) for artifact in store.artifacts(kind)]
     return rows
@@ -97,8 +102,16 @@ def spans(shards: Sequence[Shard]) -> str:
     return ", ".join(named + ["..."] * (len(found) > N_NAMED))
 
 
-def _feature_set_row(store: FeatureStore, found: FeatureSet) -> Row:
-    row = row_of_set(found.shard_set, "features", found.name)
+def resolved_set(store: FeatureStore, name: str) -> FeatureSet:
+    """The set of any kind that matches a name, feature sets first; see `FeatureStore.resolve`."""
+    for kind in SET_KINDS:
+        with suppress(SetNotFoundError):
+            return store.resolve(name, kind)
+    return store.resolve(name)  # raises the error for feature sets
+
+
+def _set_row(store: FeatureStore, found: FeatureSet, kind: str) -> Row:
+    row = row_of_set(found.shard_set, kind, found.name)
     try:
         why = why_stale(store, found.plan) if row["state"] in INTACT_STATES else ""
     except StoreError as error:
@@ -125,10 +138,10 @@ def _damage(shard_set: ShardSet, sizes: Mapping[str, int]) -> tuple[str, dict[in
     return "", failed
 
 
-def _damaged_set_row(store: FeatureStore, name: str) -> Row:
-    detail = "plan.json is missing or was altered: running the same extract command rewrites it"
-    sizes = store.storage.child(f"{FEATURES}/{name}").sizes()
-    return _row("features", name, "damaged", detail, sum(sizes.values()))
+def _damaged_set_row(store: FeatureStore, name: str, kind: str) -> Row:
+    detail = "plan.json is missing or was altered: running the command that made it rewrites it"
+    sizes = store.storage.child(f"{kind}/{name}").sizes()
+    return _row(kind, name, "damaged", detail, sum(sizes.values()))
 
 
 def _artifact_row(store: FeatureStore, artifact: Artifact) -> Row:

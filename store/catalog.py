@@ -15,6 +15,7 @@ from store.errors import (
     FeatureSetNotFoundError,
     FormatError,
     NotFoundError,
+    SetNotFoundError,
     StoreError,
     StoreNotFoundError,
     WriteError,
@@ -32,7 +33,7 @@ FORMAT = 1
 
 STORE_KEY = "store.json"
 FEATURES = "features"
-"""Folder that holds the feature sets."""
+"""Kind of the feature sets, and the folder that holds them."""
 
 MAX_NAME_BYTES = 200
 """File systems allow 255; fingerprints and the suffixes of unfinished writes need the rest."""
@@ -101,31 +102,31 @@ class FeatureStore:
         self.storage.drop(self.storage.stage("writable", b""))
         return self
 
-    def create(self, plan: Plan) -> FeatureSet:
-        """Create the feature set of a plan, or open it if it exists.
+    def create(self, plan: Plan, kind: str = FEATURES) -> FeatureSet:
+        """Create the set of a plan, or open it if it exists.
 
         The folder is named by the plan's hash. A ``plan.json`` there with any other content was
         altered, and is rewritten.
         """
         folder = _folder_of(plan)
-        storage = self.storage.child(f"{FEATURES}/{folder}")
-        if storage.size(PLAN_KEY) is not None and self._set_in(folder) is None:
+        storage = self.storage.child(f"{kind}/{folder}")
+        if storage.size(PLAN_KEY) is not None and self._set_in(folder, kind) is None:
             storage.write(PLAN_KEY, readable_json(plan))
         return create_feature_set(storage, plan)
 
-    def find(self, plan: Plan) -> FeatureSet | None:
-        """The feature set of a plan, or ``None`` if it does not exist or its plan is damaged."""
-        return self._set_in(_folder_of(plan))
+    def find(self, plan: Plan, kind: str = FEATURES) -> FeatureSet | None:
+        """The set of a plan, or ``None`` if it does not exist or its plan is damaged."""
+        return self._set_in(_folder_of(plan), kind)
 
-    def preview(self, plan: Plan) -> dict[str, Any]:
-        """What remains to be done for the feature set of a plan: location, rows, shards, bytes."""
-        existing = self.find(plan)
+    def preview(self, plan: Plan, kind: str = FEATURES) -> dict[str, Any]:
+        """What remains to be done for the set of a plan: location, rows, shards, bytes."""
+        existing = self.find(plan, kind)
         shards = shards_of(plan["n_rows"], plan["shard_rows"])
         missing = shards if existing is None else existing.shard_set.missing()
         row_bytes = sum(spec.row_bytes for spec in Schema.from_json(plan["schema"]).arrays)
         chunk_rows = min(plan["shard_rows"], plan["n_rows"])
         return {
-            "location": f"{self.location}/{FEATURES}/{_folder_of(plan)}",
+            "location": f"{self.location}/{kind}/{_folder_of(plan)}",
             "n_rows": plan["n_rows"],
             "rows_to_do": sum(shard.n_rows for shard in missing),
             "shards_to_do": len(missing),
@@ -143,21 +144,26 @@ class FeatureStore:
 
     def feature_sets(self) -> Iterator[FeatureSet]:
         """Every feature set, complete or not, sorted by name, except ``damaged_sets``."""
-        for folder in self._folders(FEATURES):
-            if (found := self._set_in(folder)) is not None:
+        return self.sets(FEATURES)
+
+    def sets(self, kind: str) -> Iterator[FeatureSet]:
+        """Every set of a kind, complete or not, sorted by name, except ``damaged_sets``."""
+        for folder in self._folders(kind):
+            if (found := self._set_in(folder, kind)) is not None:
                 yield found
 
-    def damaged_sets(self) -> list[str]:
-        """Names of the feature sets whose ``plan.json`` is missing or altered."""
-        return [folder for folder in self.begun(FEATURES) if self._set_in(folder) is None]
+    def damaged_sets(self, kind: str = FEATURES) -> list[str]:
+        """Names of the sets of a kind whose ``plan.json`` is missing or altered."""
+        return [folder for folder in self.begun(kind) if self._set_in(folder, kind) is None]
 
-    def open(self, name: str) -> FeatureSet:
-        """Open the complete feature set that matches ``name``.
+    def open(self, name: str, kind: str = FEATURES) -> FeatureSet:
+        """Open the complete set of a kind that matches ``name``.
 
         Args:
             name: ``cifar10c@resnet18``, ``cifar10c-test@resnet18`` or
                 ``cifar10c-test@resnet18-1f2e``. The split may be omitted and the fingerprint
                 shortened as long as only one set matches.
+            kind: kind of the set, which is also its folder in the store.
 
         Raises:
             NotFoundError: there is no store, or no set matches.
@@ -165,28 +171,29 @@ class FeatureStore:
             IncompleteError: shards are missing.
             DamagedError: the plan of the set is missing or altered.
         """
-        return self.resolve(name).require_complete()
+        return self.resolve(name, kind).require_complete()
 
-    def resolve(self, name: str) -> FeatureSet:
+    def resolve(self, name: str, kind: str = FEATURES) -> FeatureSet:
         """Like ``open``, but also accepts an incomplete set."""
-        if "-" in name and "/" not in name and (exact := self._set_in(name)) is not None:
+        if "-" in name and "/" not in name and (exact := self._set_in(name, kind)) is not None:
             return exact  # a full name: the other sets need not be read
-        sets = tuple(self.feature_sets())
+        sets = tuple(self.sets(kind))
         matches = [found for found in sets if _matches(found, name)]
         if len(matches) == 1:
             return matches[0]
         if not matches:
-            if damaged := [folder for folder in self.damaged_sets() if folder.startswith(name)]:
+            if damaged := [each for each in self.damaged_sets(kind) if each.startswith(name)]:
                 raise DamagedError(
-                    f"{self.location}/{FEATURES}/{damaged[0]}/{PLAN_KEY} is missing or was "
+                    f"{self.location}/{kind}/{damaged[0]}/{PLAN_KEY} is missing or was "
                     "altered: running the command that made the set rewrites it"
                 )
             if not sets:
                 self.require()
             existing = ", ".join(found.name for found in sets) or "none yet"
-            raise FeatureSetNotFoundError(
-                f"no feature set '{name}' in {self.location} (existing: {existing})"
-            )
+            is_features = kind == FEATURES
+            error = FeatureSetNotFoundError if is_features else SetNotFoundError
+            what = "feature set" if is_features else kind
+            raise error(f"no {what} '{name}' in {self.location} (existing: {existing})")
         raise AmbiguousNameError(_ambiguous(name, matches))
 
     def artifact(self, kind: str, name: str) -> Artifact:
@@ -224,9 +231,9 @@ class FeatureStore:
         except (StoreError, OSError):  # a folder of someone else's
             return False
 
-    def _set_in(self, folder: str) -> FeatureSet | None:
+    def _set_in(self, folder: str, kind: str) -> FeatureSet | None:
         """The set in a folder, or ``None`` if its plan is missing or does not match its name."""
-        storage = self.storage.child(f"{FEATURES}/{folder}")
+        storage = self.storage.child(f"{kind}/{folder}")
         if storage.size(PLAN_KEY) is None:
             return None
         if not is_plan(storage.read(PLAN_KEY), folder.rpartition("-")[2]):

@@ -13,7 +13,11 @@ class StoreNotFoundError(NotFoundError):
     """There is no store at that location."""
 
 
-class FeatureSetNotFoundError(NotFoundError):
+class SetNotFoundError(NotFoundError):
+    """No set of that kind has that name."""
+
+
+class FeatureSetNotFoundError(SetNotFoundError):
     """No feature set has that name."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from store.artifacts import CHECKPOINTS, FAILED_KEY, Artifact
-from store.catalog import STORE_KEY, FeatureStore, store_file
+from store.catalog import FEATURES, STORE_KEY, FeatureStore, store_file
 from store.encoding import chunk_key, metadata_files, samples_key
 from store.errors import DamagedError, StoreError
 from store.failures import ACCEPTED_KEY, n_accepted
@@ -99,9 +99,9 @@ def verify_feature_set(
     yield from _litter(feature_set.name, shard_set.storage)
 
 
-def verify_plans(store: FeatureStore) -> Iterator[Problem]:
-    """Yield a problem for each feature set whose plan was altered, so that it cannot be opened."""
-    for name in store.damaged_sets():
+def verify_plans(store: FeatureStore, kind: str = FEATURES) -> Iterator[Problem]:
+    """Yield a problem for each set whose plan was altered, so that it cannot be opened."""
+    for name in store.damaged_sets(kind):
         yield _altered_plan(name)
 
 

@@ -68,7 +68,8 @@ class Forward:
             if start + n < stop:
                 todo.appendleft((start + n, stop))
             try:
-                found = self._vectors(images[start : start + n])
+                into = {name: values[start : start + n] for name, values in out.items()}
+                self.compute(into, images[start : start + n])
             except Exception as error:  # a network may raise anything for an image
                 traceback.clear_frames(error.__traceback__)  # their variables hold the batch
                 if is_out_of_memory(error):
@@ -83,23 +84,28 @@ class Forward:
                 half = start + (n + 1) // 2
                 todo.extendleft([(half, start + n), (start, half)])
                 continue
-            for name, values in found.items():
-                out[name][start : start + n] = values
         if len(failed) == len(images) > 1 and first is not None:
             raise first
         return failed
 
-    def _vectors(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        on_device = torch.from_numpy(images)
-        if self.sensing.mean.is_cuda:
-            on_device = on_device.pin_memory().to(self.sensing.mean.device, non_blocking=True)
+    def compute(self, out: Arrays, images: NDArray[np.uint8]) -> None:
+        """Write the vectors of images into ``out``, in one forward pass."""
+        on_device = self.on_device(images)
         for move in self._moves:
             on_device = move(on_device)
         features, logits = self.sensing(on_device)
         found = {"features": features, "logits": logits}
         if self.layer is not None:
             found[ARRAY] = self._gradients(self.layer, on_device)
-        return {name: values.cpu().numpy() for name, values in found.items()}
+        for name, values in found.items():
+            out[name][...] = values.cpu().numpy()
+
+    def on_device(self, images: NDArray[np.uint8]) -> Tensor:
+        """The images on the device of the network."""
+        found = torch.from_numpy(images)
+        if self.sensing.mean.is_cuda:
+            found = found.pin_memory().to(self.sensing.mean.device, non_blocking=True)
+        return found
 
     def _gradients(self, layer: NamedLayer, images: Tensor) -> Tensor:
         pixels = normalised(images, self.sensing.mean, self.sensing.scale)

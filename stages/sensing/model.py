@@ -228,6 +228,7 @@ def sensing_of(
     precision: Precision = "fp32",
     *,
     is_new: bool = False,
+    keeps_layers: bool = False,
 ) -> Sensing:
     """The network rearranged for speed, on its device, checked to give the same output.
 
@@ -241,6 +242,7 @@ def sensing_of(
         precision: precision of the returned module.
         is_new: also check that the output for an image depends only on the image, unless the card
             accepts otherwise.
+        keeps_layers: merge no layers, so that each is called under its name, with its hooks.
 
     Raises:
         InputError: the logits are not ``W f + b`` of the last layer, every rearrangement gives
@@ -259,7 +261,7 @@ def sensing_of(
         check_head(network, layer, answer, name)
         if is_new and not card.accepts_unstable:
             check_stable(network, layer, pixels, answer, name)
-        sensing = _rearranged(network, card, pixels, answer)
+        sensing = _rearranged(network, card, pixels, answer, keeps_layers=keeps_layers)
         if precision == "fp32":
             return sensing
         sensing.round_to(precision)
@@ -281,9 +283,13 @@ def check_twin(sensing: Sensing, twin: Sensing, images: Tensor) -> None:
         )
 
 
-def _rearranged(network: nn.Module, card: ModelCard, pixels: Tensor, answer: Answer) -> Sensing:
+def _rearranged(
+    network: nn.Module, card: ModelCard, pixels: Tensor, answer: Answer, *, keeps_layers: bool
+) -> Sensing:
     """The first arrangement of a network that gives the same output for normalised pixels."""
     for arrangement in ARRANGEMENTS:
+        if keeps_layers and arrangement.is_folded:
+            continue
         try:
             sensing = Sensing(network, card, "fp32", arrangement).to(pixels.device)
             with redirect_stderr(io.StringIO()):  # if traced code fails, torch prints it
@@ -349,6 +355,7 @@ def load_sensing(
     *,
     images: Tensor | None = None,
     is_new: bool = False,
+    keeps_layers: bool = False,
 ) -> Sensing:
     """The model of ``card`` with the weights from a file, on ``device``, in eval mode.
 
@@ -362,7 +369,9 @@ def load_sensing(
     require_device(device)
     network = load_network(card, weights_path).to(device)
     images = noise_images((card.image_size, card.image_size)) if images is None else images
-    return sensing_of(network, card, images, precision, is_new=is_new)
+    return sensing_of(
+        network, card, images, precision, is_new=is_new, keeps_layers=keeps_layers
+    )
 
 
 def load_network(card: ModelCard, weights_path: str | Path) -> nn.Module:
