@@ -13,6 +13,7 @@ from cli.completion import completing, names_in_store
 from cli.output import emit, note
 from cli.plain_help import LIST
 from stages.csv_text import ESCAPE_FORMULAS
+from stages.reflection.conditions import WHERE
 
 if TYPE_CHECKING:
     from stages.export.exported_rows import Exported
@@ -55,7 +56,7 @@ class Chosen:
     ] = None
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", help="Filter rows by COLUMN=VALUE, or COLUMN=VALUE,VALUE."),
+        typer.Option("--where", help=WHERE),
     ] = None
     samples: Annotated[
         str | None,
@@ -161,10 +162,10 @@ def export(
 def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
     from pydantic import TypeAdapter
 
-    from cli.conditions import conditions
     from pipeline.fields import LabelledList
     from stages.active_learning.labels import cells_of
     from stages.export.exported_rows import Exported, last_layers
+    from stages.reflection.conditions import conditions
     from stages.scores.known_scores import plain_scores
 
     scores = plain_scores(("confidence", *options.names(chosen.scores)))

@@ -12,6 +12,7 @@ from cli.frames import TableOptions
 from cli.output import emit, note
 from cli.plain_help import LIST
 from pipeline.terminal import size
+from stages.reflection.conditions import WHERE
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,16 +45,16 @@ def query(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", help="Filter rows by COLUMN=VALUE, or COLUMN=VALUE,VALUE."),
+        typer.Option("--where", help=WHERE),
     ] = None,
     *,
     shown: TableOptions,
     store: options.Store = options.DEFAULT_STORE,
 ) -> None:
     """Compute metrics of f by groups of rows, in threads, one shard per thread at a time."""
-    from cli.conditions import conditions
     from pipeline.progress import Progress
     from stages.evaluation.recognition import query
+    from stages.reflection.conditions import conditions
     from store.catalog import FeatureStore
     from store.failures import failures_of, is_failed
 

@@ -45,6 +45,22 @@ def extract(stage: Extract, made: Made, workspace: Workspace) -> Summary:
     return text, {"feature_set": found.name, **_shard_facts(made)}
 
 
+def explain(_: Stage, made: Made, __: Workspace) -> Summary:
+    """Number of rows and maps, and how they were computed."""
+    found: FeatureSet = made.output
+    n_maps = found.schema.array("maps").row_shape[0]
+    facts = {key: made.job.preview.facts[key] for key in ("layer", "grid", "in_closed_form")}
+    text = (
+        f"maps {found.name}: {counted(found.n_rows, 'row')} of {counted(n_maps, 'map')}, "
+        f"{'x'.join(map(str, facts['grid']))} places of layer {facts['layer']}; "
+        f"{_work_done(made, 'shard')}"
+    )
+    failures = failures_of(found.shard_set)
+    if failures.n_failed:
+        text += f"; {failures}; see the column `status`"
+    return text, {"maps": found.name, **facts, **_shard_facts(made)}
+
+
 def _rows_recovered(found: FeatureSet) -> str:
     from stages.reflection.retry import retried_rows
 
@@ -201,6 +217,7 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "ood": ood,
     "active-learn": active_learn,
     "analyse": analyse,
+    "explain": explain,
     "report": report,
     "run": summary_of_recipe,
     "reproduce": summary_of_recipe,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stages.data.registry import known_datasets, open_source
     from stages.errors import InputError, StageError
     from stages.evaluation.evaluate import Evaluate
+    from stages.explanation.explain import Explain
     from stages.introspection.fit_neighbours import FitNeighbours
     from stages.introspection.fit_temperature import FitTemperature
     from stages.introspection.predictors import open_head, predictors
@@ -74,6 +75,7 @@ _HOMES = {
     "stages.active_learning.active_learn": ("ActiveLearn",),
     "stages.active_learning.keep_model": ("KeepModel",),
     "stages.analysis.analyse": ("Analyse",),
+    "stages.explanation.explain": ("Explain",),
     "stages.report.report": ("Report",),
     "stages.recipes.run": ("Reproduce", "Run"),
 }
@@ -86,6 +88,7 @@ __all__ = [
     "Detect",
     "Evaluate",
     "Execution",
+    "Explain",
     "Extract",
     "FeatureSet",
     "FeatureStore",

@@ -26,6 +26,7 @@ MODULES: dict[str, str] = {
     "active-learn": "stages.active_learning.active_learn",
     "keep-model": "stages.active_learning.keep_model",
     "analyse": "stages.analysis.analyse",
+    "explain": "stages.explanation.explain",
     "report": "stages.report.report",
     "run": "stages.recipes.run",
     "reproduce": "stages.recipes.run",

@@ -13,10 +13,10 @@ import pytest
 from cells import cells
 
 from cli.app import main
-from cli.conditions import conditions
 from cli.frames import TableOptions
 from stages.csv_text import csv_of
 from stages.errors import InputError
+from stages.reflection.conditions import conditions
 from store.catalog import FeatureStore
 from store.schema import Schema
 

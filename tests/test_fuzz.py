@@ -26,7 +26,6 @@ from safetensors.torch import save
 from squares import plan_of
 from tiny_recipe import TINY
 
-from cli.conditions import conditions
 from cli.replay import Named, replayed
 from pipeline.activity import activity_of, costs_of
 from pipeline.errors import PipelineError
@@ -46,6 +45,7 @@ from stages.introspection.head import load_head
 from stages.introspection.head_spec import HeadSpec
 from stages.recipes.shipped import shipped_texts
 from stages.recipes.steps import kinds
+from stages.reflection.conditions import conditions
 from stages.reflection.layers import weight_of
 from stages.sensing.card import ModelCard
 from stages.sensing.checkpoint import read_checkpoint

@@ -10,6 +10,7 @@ from stages.errors import InputError
 from stages.evaluation.recognition import query
 from stages.metrics.calibration import METRICS
 from stages.metrics.sums import sums
+from stages.reflection.conditions import Condition
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.errors import IncompleteError
@@ -83,7 +84,7 @@ def test_missing_values_of_several_shards_are_one_group_and_come_last(store: Fea
 
 
 def test_where_leaves_other_rows_out(store: FeatureStore) -> None:
-    table = query(cells(store), by=("severity",), where={"severity": [2, 3]})
+    table = query(cells(store), by=("severity",), where=[Condition("severity", (2, 3))])
     assert table["severity"].tolist() == [2, 3]
 
 
@@ -94,7 +95,7 @@ def test_unknown_names_and_empty_answers_are_refused(store: FeatureStore) -> Non
     with pytest.raises(InputError, match=r"unknown metric 'f1'.*accuracy"):
         query(found, metrics=("f1",))
     with pytest.raises(InputError, match="no row"):
-        query(found, where={"corruption": ["rain"]})
+        query(found, where=[Condition("corruption", ("rain",))])
 
 
 def test_an_incomplete_set_is_not_queried(store: FeatureStore) -> None:

@@ -19,6 +19,7 @@ from stages.export.exported_rows import Exported
 from stages.export.image_paths import image_path
 from stages.export.label_studio import labeling_interface
 from stages.introspection.predictors import divided
+from stages.reflection.conditions import Condition
 from stages.scores.known_scores import PLAIN, plain_scores
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, encode_rows
@@ -269,10 +270,13 @@ def test_samples_have_the_form_of_fiftyone(photos: FeatureSet, tmp_path: Path) -
 
 
 def test_rows_are_selected_by_values_and_by_samples(photos: FeatureSet) -> None:
-    assert frame_of(Exported(photos, where={"site": ["north"]}))["row"].tolist() == [0, 6]
+    assert frame_of(Exported(photos, where=[Condition("site", ("north",))]))["row"].tolist() == [
+        0,
+        6,
+    ]
     some = frozenset((IDS[6], IDS[2]))
     assert frame_of(Exported(photos, sample_ids=some))["row"].tolist() == [2, 6]
-    both = Exported(photos, where={"site": ["north"]}, sample_ids=some)
+    both = Exported(photos, where=[Condition("site", ("north",))], sample_ids=some)
     assert frame_of(both)["row"].tolist() == [6]
 
 
@@ -313,7 +317,7 @@ def test_an_older_file_stays_if_the_export_fails(
 
 
 REFUSALS: list[tuple[Callable[[FeatureSet], Exported], str, str]] = [
-    (lambda found: Exported(found, where={"site": ["south"]}), "csv", "no row matches"),
+    (lambda found: Exported(found, where=[Condition("site", ("south",))]), "csv", "no row matches"),
     (Exported, "fiftyone", "--format fiftyone: expected --images"),
     (lambda found: Exported(found, images="nowhere"), "csv", "--images nowhere: no such folder"),
     (lambda found: Exported(found, images="."), "csv", "has no file a b#1.png, the first sample"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,9 @@ import pandas as pd
 from stages.errors import InputError
 from stages.metrics.calibration import METRICS
 from stages.metrics.sums import CalibrationSums, merged, sums
+from stages.reflection.conditions import Condition, columns_of, matching
 from stages.reflection.losses import softmax
-from stages.reflection.reduction import Group, each_shard, matching, rows_by_group
+from stages.reflection.reduction import Group, each_shard, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
 
@@ -24,7 +24,7 @@ def query(
     *,
     by: Sequence[str] = (),
     metrics: Sequence[str] = ("accuracy",),
-    where: Mapping[str, Sequence[Any]] | None = None,
+    where: Sequence[Condition] = (),
     tick: Callable[[int], None] = lambda _: None,
 ) -> pd.DataFrame:
     """Compute metrics of f in each group of rows from the logits, one shard per thread at a time.
@@ -33,7 +33,7 @@ def query(
         feature_set: a complete feature set.
         by: sample columns to group the rows by; empty for a single group.
         metrics: names from ``stages.metrics.calibration.METRICS``.
-        where: column -> values of the rows to use.
+        where: conditions that the rows to use satisfy.
         tick: called with the number of rows of each finished shard.
 
     Returns:
@@ -43,16 +43,18 @@ def query(
     Raises:
         InputError: a column or metric is unknown, or no row remains.
     """
-    _check_names("column", [*by, *(where or {})], [name for name, _ in feature_set.schema.columns])
+    _check_names(
+        "column", [*by, *columns_of(where)], [name for name, _ in feature_set.schema.columns]
+    )
     _check_names("metric", metrics, list(METRICS))
     by, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
-    job = _Job(feature_set, by, dict(where or {}))
+    job = _Job(feature_set, by, tuple(where))
     found: dict[Group, CalibrationSums] = {}
     for part in each_shard(feature_set, job.sums_of, tick):
         for group, more in part.items():
             found[group] = merged([found[group], more] if group in found else [more])
     if not found:
-        raise InputError(f"no row of {feature_set.name} matches {dict(where or {})}")
+        raise InputError(f"no row of {feature_set.name} matches {' and '.join(map(str, where))}")
     groups = sorted(found, key=lambda group: [(value is nan, value) for value in group])
     table = table_of({group: found[group] for group in groups}, by=by, metrics=metrics)
     table.attrs["n_left_out"] = n_left_out(found)
@@ -83,11 +85,11 @@ def table_of(
 class _Job:
     feature_set: FeatureSet
     by: tuple[str, ...]
-    where: dict[str, Sequence[Any]]
+    where: tuple[Condition, ...]
 
     def sums_of(self, shard: Shard) -> dict[Group, CalibrationSums]:
         """The sums of the groups that have rows in a shard."""
-        columns = list(dict.fromkeys(["label", *self.by, *self.where]))
+        columns = list(dict.fromkeys(["label", *self.by, *columns_of(self.where)]))
         samples = self.feature_set.read_samples(shard, columns).to_pandas()
         keep = matching(samples, self.where)
         if not keep.any():

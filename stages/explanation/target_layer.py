@@ -47,7 +47,8 @@ class TargetLayer:
         if self.layout == "channels-last":
             return output.permute(0, 3, 1, 2)
         height, width = self.grid
-        return output[:, -height * width :].unflatten(1, self.grid).permute(0, 3, 1, 2)
+        places = output[:, -height * width :]
+        return places.reshape(len(places), height, width, -1).permute(0, 3, 1, 2)
 
     def first(self, output: object) -> Tensor:
         """The output itself, or the first of several; raises ``InputError`` for no tensor."""
@@ -72,9 +73,7 @@ def layers_in(network: nn.Module, last_layer: str, pixels: Tensor) -> list[Targe
     return [each for each in _called(network, last_layer, pixels) if each is not None]
 
 
-def _called(
-    network: nn.Module, last_layer: str, pixels: Tensor
-) -> Iterator[TargetLayer | None]:
+def _called(network: nn.Module, last_layer: str, pixels: Tensor) -> Iterator[TargetLayer | None]:
     outputs: list[tuple[str, nn.Module, Tensor]] = []
     is_over: list[bool] = []
 

@@ -20,8 +20,9 @@ from stages.introspection.contenders import check_contenders, contenders_of
 from stages.introspection.preparation import check_preparation
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.finite import finite_rows
+from stages.reflection.conditions import Condition, columns_of, matching
 from stages.reflection.feature_plan import FeaturePlan
-from stages.reflection.reduction import each_shard, matching
+from stages.reflection.reduction import each_shard
 from stages.scores.factors import Rows
 from stages.scores.known_scores import PLAIN
 from store.catalog import FeatureStore
@@ -43,7 +44,7 @@ class Exported:
         feature_set: a complete feature set.
         heads: label -> last layer of a head; see `last_layers`.
         scores: names in `PLAIN`.
-        where: column -> values of the rows to export.
+        where: conditions that the rows to export satisfy.
         sample_ids: samples to export; all if ``None``.
         images: folder of the images or beginning of their URLs; without it there are no paths.
     """
@@ -51,7 +52,7 @@ class Exported:
     feature_set: FeatureSet
     heads: Mapping[str, LastLayer] = field(default_factory=dict)
     scores: Sequence[str] = ("confidence",)
-    where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    where: Sequence[Condition] = ()
     sample_ids: frozenset[str] | None = None
     images: str | None = None
 
@@ -143,10 +144,11 @@ class Exported:
         return pa.table(self._columns(samples.take(rows), *arrays))
 
     def _is_selected(self, samples: pa.Table) -> NDArray[np.bool_]:
-        by_id = {} if self.sample_ids is None else {"sample_id": self.sample_ids}
-        columns = dict.fromkeys(("label", *self.where, *by_id))  # at least one, to have rows
-        frame = samples.select([*columns]).to_pandas()
-        return matching(frame, self.where) & matching(frame, by_id)
+        where = [*self.where]
+        if self.sample_ids is not None:
+            where.append(Condition("sample_id", tuple(self.sample_ids)))
+        columns = dict.fromkeys(("label", *columns_of(where)))  # at least one, to have rows
+        return matching(samples.select([*columns]).to_pandas(), where)
 
     def _columns(self, samples: pa.Table, features: Rows, logits: Rows) -> dict[str, Any]:
         """The columns of some rows by name; Arrow arrays."""

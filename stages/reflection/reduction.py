@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -57,14 +57,6 @@ def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArr
     groups = [tuple(nan if value != value else value for value in first) for first in firsts]
     rows_of = np.split(order, starts[1:])[: len(counts)]
     return dict(zip(groups if by else [()] * len(counts), rows_of, strict=True))
-
-
-def matching(samples: pd.DataFrame, where: Mapping[str, Collection[Any]]) -> NDArray[np.bool_]:
-    """Flag the rows that have one of the given values in each of these columns, shape ``(n,)``."""
-    keep = np.ones(len(samples), dtype=bool)
-    for column, values in where.items():
-        keep &= samples[column].isin(list(values)).to_numpy()
-    return keep
 
 
 def _ticked(work: Callable[[Shard], _T], tick: Callable[[int], None], shard: Shard) -> _T:

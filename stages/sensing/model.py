@@ -369,9 +369,7 @@ def load_sensing(
     require_device(device)
     network = load_network(card, weights_path).to(device)
     images = noise_images((card.image_size, card.image_size)) if images is None else images
-    return sensing_of(
-        network, card, images, precision, is_new=is_new, keeps_layers=keeps_layers
-    )
+    return sensing_of(network, card, images, precision, is_new=is_new, keeps_layers=keeps_layers)
 
 
 def load_network(card: ModelCard, weights_path: str | Path) -> nn.Module:

@@ -1,0 +1,45 @@
+"""Some rows of a source, in ascending order, as a source of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.resize import Resize
+from stages.data.source import Reader, ReaderSource, Rows, joined
+
+
+@dataclass(frozen=True, eq=False)
+class PickedReader:
+    """Reads some rows of another reader; neighbouring rows are read together.
+
+    Attributes:
+        reader: reads all rows.
+        rows: the rows to read, ascending, shape ``(n,)``.
+    """
+
+    reader: Reader
+    rows: NDArray[np.int64]
+
+    def read(self, start: int, stop: int, resizing: Resize) -> Rows:
+        """Rows ``[start, stop)`` of the picked ones, resized."""
+        picked = self.rows[start:stop]
+        if not len(picked):
+            return self.reader.read(0, 0, resizing)
+        runs = np.split(picked, np.flatnonzero(np.diff(picked) != 1) + 1)
+        return joined([self.reader.read(int(run[0]), int(run[-1]) + 1, resizing) for run in runs])
+
+    def held_bytes(self) -> int:
+        """Memory in bytes that the data takes while a process reads from it."""
+        return self.reader.held_bytes() + self.rows.nbytes
+
+    def content(self) -> str:
+        """Hash of the data, hex: that of all rows."""
+        return self.reader.content()
+
+
+def picked(source: ReaderSource, rows: NDArray[np.int64]) -> ReaderSource:
+    """The source with these rows alone, which ascend; row ``i`` is row ``rows[i]`` of all."""
+    return replace(source, reader=PickedReader(source.reader, rows), n_rows=len(rows))

@@ -1,0 +1,146 @@
+"""The stage explain: maps of the places that speak for a class, or against it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from pipeline.fields import OneOf, Place, Ref, Written
+from pipeline.make import ShardJob
+from pipeline.stage import Several, Stage
+from pipeline.workspace import Workspace
+from stages.data.option_types import FeatureSetName, OutputName
+from stages.errors import InputError
+from stages.explanation.questions import LABEL, PREDICTION, RUNNER_UP, TITLES, Method
+from stages.reflection.conditions import WHERE
+
+if TYPE_CHECKING:
+    from stages.explanation.chosen_rows import Choice
+
+
+def _listed(value: Any) -> Any:  # Any: from YAML, JSON or the command line
+    """A single word as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+class Explain(Stage):
+    """Compute maps of the places in an image that speak for a class, or against it.
+
+    The images of a feature set are sent through its network again, and the maps of each chosen row
+    are stored. Where the network ends in global average pooling and a linear layer, all maps follow
+    from one forward pass; elsewhere each takes a backward pass. Running the command again computes
+    only what is missing.
+    """
+
+    verb = "explain"
+    makes = "maps"
+    runs_with = ("data_root", "executor", "gpus", "workers", "memory", "address", "device")
+    examples = (
+        'explain --features cifar10c@resnet18 --where "prediction!=label" --top 50',
+        "explain --features cifar10c@resnet18 --disagree --method contrast-cam --contrast top-3",
+    )
+
+    features: Annotated[FeatureSetName, Field(description="Feature set whose rows are explained.")]
+    method: Annotated[Several[Annotated[str, OneOf(tuple(TITLES))]], BeforeValidator(_listed)] = (
+        Field(
+            ("grad-cam", "counterfactual-cam", "contrast-cam"),
+            description="Maps: grad-cam (Why P?), counterfactual-cam (What if not P?), "
+            "contrast-cam (Why P, rather than Q?), voice (variance of the contrasts over all Q).",
+        )
+    )
+    of_class: Annotated[str, Written("--class", "CLASS")] = Field(
+        PREDICTION,
+        description="Explained class P: prediction, label, or a class by name or number.",
+    )
+    contrast: Annotated[Several[str], BeforeValidator(_listed), Written(metavar="CLASS,...")] = (
+        Field(
+            (RUNNER_UP,),
+            description="Contrast classes Q of contrast-cam: classes by name or number, runner-up "
+            "(the most probable class other than P), or top-K (the K most probable ones).",
+        )
+    )
+    layer: str | None = Field(
+        None,
+        description="Layer that maps are made of. (default: the one in front of the pooling)",
+    )
+    where: Annotated[
+        Several[str], BeforeValidator(_listed), Written(is_repeated=True, metavar="CONDITION")
+    ] = Field((), description=WHERE)
+    rows: Annotated[Several[str], BeforeValidator(_listed)] = Field(
+        (), description="Rows to explain, by sample id or row number. (default: all)"
+    )
+    head: Annotated[str, Ref(("head",)), Written(metavar="HEAD")] | None = Field(
+        None,
+        description="Head H whose predictions are stored too. (with --disagree: the model's only "
+        "head)",
+    )
+    disagree: bool = Field(False, description="Explain the rows where f and H disagree.")
+    top: PositiveInt | None = Field(None, description="Explain only so many rows, chosen by --by.")
+    by: str = Field(
+        "confidence",
+        description="Column or score of f by which --top chooses: confidence, entropy, energy, "
+        "margin, ...",
+    )
+    order: Annotated[str, OneOf(("lowest", "highest"))] = Field(
+        "lowest", description="End of --by that --top keeps: lowest or highest."
+    )
+    dataset: Annotated[str, Place.DATA, Written(metavar="DATA")] | None = Field(
+        None,
+        description="Images of the feature set, by name or path. (default: the data set of that "
+        "name)",
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="Images per forward pass. (default: fitted to the network and memory)"
+    )
+    shard_rows: PositiveInt | None = Field(
+        None,
+        description="Rows per shard, the unit of writing and resuming. (default: at most 1,024, "
+        "and 64 MB)",
+    )
+    name: OutputName | None = Field(
+        None, description="Name of the maps. (default: the name of the features)"
+    )
+
+    def check_given(self, options: Collection[str]) -> None:
+        """Raise ``InputError`` for an option that has no effect beside the others."""
+        for option in ("by", "order"):
+            if option in options and self.top is None:
+                raise InputError(f"--{option} has no effect without --top")
+        if "contrast" in options and "contrast-cam" not in self.method:
+            raise InputError("--contrast has no effect without --method contrast-cam")
+
+    def check(self, workspace: Workspace, needs: Mapping[str, Stage]) -> None:
+        """Raise ``InputError`` if no method is given."""
+        del workspace, needs
+        if not self.method:
+            raise InputError(f"--method: expected one or more of {', '.join(TITLES)}")
+
+    def job(self, workspace: Workspace) -> ShardJob:
+        """The extraction of maps.
+
+        Raises:
+            InputError: a class, a layer or a row does not exist, the images were perturbed or are
+                not found, or the network is not the one of the features.
+        """
+        from stages.explanation.explanation_job import explanation_job
+
+        self.check(workspace, {})
+        return explanation_job(self, workspace)
+
+    def choice(self, conditions: tuple[Any, ...]) -> Choice:  # Any: see Choice
+        """The rows to explain; unlabelled rows are left out if the label is explained."""
+        from stages.explanation.chosen_rows import Choice
+        from stages.reflection.conditions import Condition
+
+        if self.of_class == LABEL:
+            conditions = (*conditions, Condition("label", (-1,), "!="))
+        found = Choice(conditions, self.rows, self.disagree, self.top, self.by)
+        return replace(found, order="highest") if self.order == "highest" else found
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods, each once."""
+        return tuple(dict.fromkeys(self.method))  # type: ignore[arg-type]  # checked by OneOf
