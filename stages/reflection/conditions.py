@@ -83,9 +83,9 @@ class Condition:
             return flags & is_known
         found = compare(ours, samples[self.other]).to_numpy(bool)
         for name in self.columns:
-            found &= samples[name].notna().to_numpy()
+            found = found & samples[name].notna().to_numpy()
             if name in CLASSES:
-                found &= (samples[name] != -1).to_numpy()
+                found = found & (samples[name] != -1).to_numpy()
         return found
 
 
