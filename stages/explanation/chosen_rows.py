@@ -130,10 +130,8 @@ class _Chooser:
         }
         keep &= self._judged(shard, keep, samples["prediction"].to_numpy(), columns)
         frame = pd.DataFrame({**columns, "keep": keep})
-        if choice.top is None:
-            return frame[keep | named]
-        best = _at_the_end(frame[keep], choice)
-        return pd.concat([best, frame[named & ~keep]])
+        found: pd.DataFrame = frame.loc[keep | named]
+        return found if choice.samples else _at_the_end(found, choice)
 
     def _judged(
         self,

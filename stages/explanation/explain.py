@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveInt
@@ -14,11 +13,11 @@ from pipeline.stage import Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
-from stages.explanation.questions import LABEL, PREDICTION, RUNNER_UP, TITLES, Method
+from stages.explanation.questions import PREDICTION, RUNNER_UP, TITLES, Method
 from stages.reflection.conditions import WHERE
 
 if TYPE_CHECKING:
-    from stages.explanation.chosen_rows import Choice
+    from stages.explanation.chosen_rows import Order
 
 
 def _listed(value: Any) -> Any:  # Any: from YAML, JSON or the command line
@@ -125,20 +124,26 @@ class Explain(Stage):
             InputError: a class, a layer or a row does not exist, the images were perturbed or are
                 not found, or the network is not the one of the features.
         """
-        from stages.explanation.explanation_job import explanation_job
+        from stages.explanation.chosen_rows import Choice
+        from stages.explanation.explanation_job import Asked, explanation_job
 
         self.check(workspace, {})
-        return explanation_job(self, workspace)
-
-    def choice(self, conditions: tuple[Any, ...]) -> Choice:  # Any: see Choice
-        """The rows to explain; unlabelled rows are left out if the label is explained."""
-        from stages.explanation.chosen_rows import Choice
-        from stages.reflection.conditions import Condition
-
-        if self.of_class == LABEL:
-            conditions = (*conditions, Condition("label", (-1,), "!="))
-        found = Choice(conditions, self.rows, self.disagree, self.top, self.by)
-        return replace(found, order="highest") if self.order == "highest" else found
+        order: Order = "highest" if self.order == "highest" else "lowest"
+        asked = Asked(
+            self.features,
+            self.methods,
+            self.contrast,
+            self.of_class,
+            self.layer,
+            self.head,
+            self.where,
+            Choice((), self.rows, self.disagree, self.top, self.by, order),
+            self.dataset,
+            self.batch_size,
+            self.shard_rows,
+            self.name,
+        )
+        return explanation_job(asked, workspace)
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,15 +19,15 @@ from pipeline.workspace import Workspace
 from stages.data.class_names import numbers
 from stages.data.planned_images import planned_images
 from stages.errors import InputError
-from stages.explanation.chosen_rows import ChosenRows, chosen_rows
+from stages.explanation.chosen_rows import Choice, ChosenRows, chosen_rows
 from stages.explanation.layer_choice import chosen_layer, is_pooled
 from stages.explanation.map_extraction import Explanation, check_questions
-from stages.explanation.questions import LABEL, PREDICTION, class_of, questions_of
+from stages.explanation.questions import LABEL, PREDICTION, Method, class_of, questions_of
 from stages.explanation.target_layer import TargetLayer
 from stages.introspection.contenders import Contender, choose_head, planned_heads
 from stages.introspection.predictors import predictors
 from stages.introspection.preparation import check_preparation
-from stages.reflection.conditions import conditions
+from stages.reflection.conditions import Condition, conditions
 from stages.reflection.feature_plan import FeaturePlan, planned_model
 from stages.reflection.footprint import footprint
 from stages.sensing.card import ModelCard
@@ -36,16 +36,52 @@ from stages.sensing.models import require_trusted_code, weights_path
 from stages.sensing.probe import evaluating, noise_images
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
+from store.schema import Schema
 from store.shardset import ShardSet
-
-if TYPE_CHECKING:
-    from stages.explanation.explain import Explain
 
 MAPS = "maps"
 """Kind of the sets, and their folder in the store."""
 
 MAX_SHARD_ROWS, MAX_SHARD_BYTES = 1024, 64 * 2**20
 """Limits of the default size of a shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to explain, as the options of the stage `explain` say.
+
+    Attributes:
+        features: name of the feature set.
+        methods: the maps, with the words of ``contrasts`` for Q.
+        contrasts: see `questions.questions_of`.
+        of_class: the explained class as a word.
+        layer: name of a layer; None for the default.
+        head: name of a head; None for none, or the only one if f and H must disagree.
+        where: conditions as text.
+        choice: which rows, but for ``where``.
+        dataset: name or path of the images, if not those of the plan's name.
+        batch_size, shard_rows, name: None for the defaults.
+    """
+
+    features: str
+    methods: tuple[Method, ...]
+    contrasts: tuple[str, ...]
+    of_class: str
+    layer: str | None
+    head: str | None
+    where: tuple[str, ...]
+    choice: Choice
+    dataset: str | None = None
+    batch_size: int | None = None
+    shard_rows: int | None = None
+    name: str | None = None
+
+    def complete_choice(self, schema: Schema) -> Choice:
+        """Which rows; unlabelled ones are left out if the label is explained."""
+        where = conditions(self.where, schema)
+        if self.of_class == LABEL:
+            where = (*where, Condition("label", (-1,), "!="))
+        return replace(self.choice, where=where)
 
 
 @dataclass(frozen=True)
@@ -65,12 +101,12 @@ class _Inputs:
         return next((n for n in named if len(n) == self.card.n_classes), counted_names)
 
 
-def explanation_job(stage: Explain, workspace: Workspace) -> ShardJob:
-    """The job of a stage; raises what `Explain.job` says."""
-    inputs = _inputs(stage, workspace)
+def explanation_job(asked: Asked, workspace: Workspace) -> ShardJob:
+    """The job of a stage; raises what `Explain.job` does."""
+    inputs = _inputs(asked, workspace)
     executor, device = workspace.workers()
-    explanation = replace(_explanation(stage, workspace, inputs), device=device)
-    store, plan = workspace.store, _plan(stage, explanation, inputs)
+    explanation = replace(_explanation(asked, workspace, inputs), device=device)
+    store, plan = workspace.store, _plan(asked, explanation, inputs)
     name = f"{plan['name']}-{fingerprint(plan)}"
 
     def find() -> ShardSet | None:
@@ -97,9 +133,9 @@ def explanation_job(stage: Explain, workspace: Workspace) -> ShardJob:
     )
 
 
-def _inputs(stage: Explain, workspace: Workspace) -> _Inputs:
+def _inputs(asked: Asked, workspace: Workspace) -> _Inputs:
     store = workspace.store
-    feature_set = store.open(stage.features)
+    feature_set = store.open(asked.features)
     if FeaturePlan.of(feature_set.plan).perturbations:
         raise InputError(
             f"{feature_set.name}: its images were perturbed before the network saw them, and are "
@@ -107,29 +143,29 @@ def _inputs(stage: Explain, workspace: Workspace) -> _Inputs:
         )
     card = planned_model(feature_set.plan)
     require_trusted_code(card)
-    if stage.head is None and not stage.disagree:
+    if asked.head is None and not asked.choice.disagree:
         return _Inputs(feature_set, card, None)
-    head = choose_head(store, feature_set, stage.head)
+    head = choose_head(store, feature_set, asked.head)
     check_preparation(store, feature_set, head)
     return _Inputs(feature_set, card, Contender("H", head))
 
 
-def _explanation(stage: Explain, workspace: Workspace, inputs: _Inputs) -> Explanation:
+def _explanation(asked: Asked, workspace: Workspace, inputs: _Inputs) -> Explanation:
     feature_set, card = inputs.feature_set, inputs.card
-    questions = questions_of(stage.methods, stage.contrast, inputs.names)
+    questions = questions_of(asked.methods, asked.contrasts, inputs.names)
     check_questions(questions, card.n_classes)
-    is_column = stage.of_class in (PREDICTION, LABEL) and stage.of_class not in inputs.names
-    of_class = stage.of_class if is_column else class_of(stage.of_class, inputs.names, "--class")
+    is_column = asked.of_class in (PREDICTION, LABEL) and asked.of_class not in inputs.names
+    of_class = asked.of_class if is_column else class_of(asked.of_class, inputs.names, "--class")
     weights = weights_path(workspace.store, card.name)
-    key = ("explained", card.name, card.weights_sha256, stage.layer)
-    layer, in_closed_form = workspace.once(key, lambda: _layer_of(card, weights, stage.layer))
+    key = ("explained", card.name, card.weights_sha256, asked.layer)
+    layer, in_closed_form = workspace.once(key, lambda: _layer_of(card, weights, asked.layer))
     source = planned_images(
         workspace,
         feature_set.plan["inputs"]["source"],
-        stage.dataset,
+        asked.dataset,
         lambda: tuple(sorted(set(feature_set.samples()["corruption"]))),
     )
-    chosen = _chosen(stage, workspace, inputs)
+    chosen = _chosen(asked, workspace, inputs)
     row_bytes = 4 * len(questions) * layer.grid[0] * layer.grid[1]
     fitting = max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // row_bytes))
     return Explanation(
@@ -143,14 +179,14 @@ def _explanation(stage: Explain, workspace: Workspace, inputs: _Inputs) -> Expla
         of_class,
         layer,
         in_closed_form,
-        stage.shard_rows or fitting,
-        batch_rows=stage.batch_size or 0,
+        asked.shard_rows or fitting,
+        batch_rows=asked.batch_size or 0,
     )
 
 
-def _chosen(stage: Explain, workspace: Workspace, inputs: _Inputs) -> ChosenRows:
+def _chosen(asked: Asked, workspace: Workspace, inputs: _Inputs) -> ChosenRows:
     feature_set = inputs.feature_set
-    choice = stage.choice(conditions(stage.where, feature_set.schema))
+    choice = asked.complete_choice(feature_set.schema)
     predict = None
     if inputs.head is not None:
         found = predictors(workspace.store, inputs.head.head)
@@ -170,13 +206,13 @@ def _layer_of(card: ModelCard, weights: str, name: str | None) -> tuple[TargetLa
         return layer, is_pooled(sensing, layer, pixels)
 
 
-def _plan(stage: Explain, explanation: Explanation, inputs: _Inputs) -> Plan:
+def _plan(asked: Asked, explanation: Explanation, inputs: _Inputs) -> Plan:
     """Everything that determines the maps."""
     feature_set, theirs = inputs.feature_set, inputs.feature_set.plan
-    choice = stage.choice(conditions(stage.where, feature_set.schema))
+    choice = asked.complete_choice(feature_set.schema)
     heads = {"heads": planned_heads([inputs.head])} if inputs.head else {}
     return {
-        "name": stage.name or theirs["name"],
+        "name": asked.name or theirs["name"],
         "stage": {
             "name": Explanation.name,
             "version": Explanation.version,
