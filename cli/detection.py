@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cli.output import note, table
+from pipeline.terminal import counted
 
 if TYPE_CHECKING:
     from stages.ood.detection_result import Detection
@@ -47,7 +48,7 @@ def detection_table(found: Sequence[Detection]) -> str:
     left_out = {each.card.dataset.name: each.card.left_out_rows["f"] for each in found}
     n_left_out = sum(left_out.values())
     if n_left_out:
-        note(f"{n_left_out:,} rows left out whose image could not be read: see `status`")
+        note(f"{counted(n_left_out, 'row')} left out whose image could not be read: see `status`")
     place = found[0].artifact.storage.location.rpartition("/")[0]
     return f"{title}\n{table(lines)}\n{definitions}\nresults: {place}"
 

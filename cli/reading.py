@@ -11,7 +11,7 @@ from cli.completion import completing, names_in_store
 from cli.frames import TableOptions
 from cli.output import emit, note
 from cli.plain_help import LIST
-from pipeline.terminal import size
+from pipeline.terminal import counted, size
 from stages.reflection.conditions import WHERE
 
 
@@ -71,7 +71,10 @@ def query(
             tick=progress.advance,
         )
     if frame.attrs["n_left_out"]:
-        note(f"{frame.attrs['n_left_out']:,} rows left out: no label, or failed (see `status`)")
+        note(
+            f"{counted(frame.attrs['n_left_out'], 'row')} left out: no label, or failed (see "
+            "`status`)"
+        )
     shown.write(frame)
 
 

@@ -290,8 +290,17 @@ def _matches(found: FeatureSet, name: str) -> bool:
     )
 
 
+MAX_LISTED = 4
+"""Feature sets that a message lists."""
+_UNTOLD = ("inputs.source.fingerprint", "schema")
+"""What follows from other images, and says nothing to a reader."""
+
+
 def _ambiguous(name: str, matches: Sequence[FeatureSet]) -> str:
-    first, second = matches[:2]
-    fields = "; ".join(list(differences(first.plan, second.plan))[:4])
-    names = ", ".join(found.name for found in matches)
-    return f"'{name}' matches {names} (they differ in {fields}): use one of these names"
+    """One line: the sets, and the first inputs or parameters in which two of them differ."""
+    first, second = (found.plan for found in matches[:2])
+    telling = (each for each in differences(first, second) if not each.startswith(_UNTOLD))
+    names = ", ".join(found.name for found in matches[:MAX_LISTED])
+    more = f" and {len(matches) - MAX_LISTED} more" if len(matches) > MAX_LISTED else ""
+    what = next(telling, "their images")
+    return f"'{name}' matches {names}{more} (they differ in {what}): use one of these names"

@@ -101,7 +101,8 @@ def test_a_note_says_which_constants_are_used(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--corrupt haze:3", "--corrupt: expected all, or one of brightness"),
+        ("--corrupt fogg:3", "no corruption 'fogg' (did you mean fog:3?): expected all, or one of"),
+        ("--corrupt fog:9", "severity '9' of fog: expected 1 to 5, such as fog:3, or fog for all"),
         ("--corruption-seed 3", "--corruption-seed has no effect without --corrupt"),
     ],
 )

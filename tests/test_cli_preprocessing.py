@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command
+from model_of_before import import_as_before
 from PIL import Image
 from small_data import CLASSES, digits, write_npz_set
 
+from pipeline.workspace import Workspace
 from stages.data.registry import SourceSpec
 from stages.sensing.build import build_network
+from stages.sensing.train_sensing import TrainSensing
 from store.catalog import FeatureStore
 
 Run = Callable[..., str]
@@ -54,9 +57,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = rng.integers(0, 25, (len(images), *size, 3), np.uint8)
         pixels += 25 * labels.astype(np.uint8).reshape(-1, 1, 1, 1)
         np.savez(root / f"{name}.npz", images=pixels, labels=labels)
-    torch.manual_seed(0)
-    torch.save(build_network("cnn2", 3).state_dict(), root / "w3.pt")
-    torch.save(build_network("cnn2", 10).state_dict(), root / "w10.pt")
+    for classes in (3, 10):
+        torch.manual_seed(0)
+        torch.save(build_network("cnn2", classes).state_dict(), root / f"w{classes}.pt")
     return root
 
 
@@ -157,15 +160,16 @@ def ood(inside: str, outside: str) -> str:
     ("inside", "outside"), [("photos", "loose-photos"), ("photos", "loose-squares,loose-photos")]
 )
 def test_stretched_photographs_are_not_compared_with_cropped_ones(
-    run: Run, store: FeatureStore, made: Path, inside: str, outside: str
+    run: Run, store: FeatureStore, inside: str, outside: str
 ) -> None:
-    prepared(run, made, inside)
+    import_as_before(store, sorted(CLASSES))
+    run(f"extract --executor local --dataset {inside} --model net")
     before = files_in(store.location)
     for more in ("", " --dry-run"):
         said = run(ood(inside, outside) + more, code=2)
         assert f"images of {inside} are stretched (bilinear-antialias ->32x32 (stretched))" in said
         assert "those of loose-photos are cropped (bilinear-antialias shorter side ->32" in said
-        assert "bring them into one layout (test/<class>/<file> is stretched" in said
+        assert "import or train the model again under another name, which then has one rule" in said
     assert files_in(store.location) == before
 
 
@@ -173,7 +177,8 @@ def test_stretched_photographs_are_not_compared_with_cropped_ones(
     ("inside", "outside", "classes"),
     [
         ("photos", "loose-squares", 3),  # squares are the same by either rule
-        ("photos", "other-photos", 3),  # both are stretched
+        ("photos", "other-photos", 3),
+        ("photos", "loose-photos", 3),  # one rule for all layouts
         ("squares", "loose-photos", 3),
         ("native.npz", "loose-photos", 10),  # the published protocol: CIFAR against textures
         ("digits8", "loose-photos", 10),
@@ -245,11 +250,14 @@ def test_a_result_that_exists_is_read_although_a_new_one_would_be_refused(
     assert run(f"{words} --head h --resamples 5 --dry-run", code=2) == refused
 
 
-def test_data_sets_resized_by_two_rules_have_their_own_remedy(run: Run, made: Path) -> None:
-    run(extract("photos", "--split train --model net", 3, str(made)))
-    run(extract("loose-photos", "--model net", 3, str(made)))
+def test_data_sets_resized_by_two_rules_have_their_own_remedy(
+    run: Run, store: FeatureStore
+) -> None:
+    import_as_before(store, sorted(CLASSES))
+    run("extract --executor local --dataset photos --split train --model net")
+    run("extract --executor local --dataset loose-photos --model net")
     run(f"train-head --features photos-train@net --name h {SHORT}")
-    remedy = "bring them into one layout (test/<class>/<file> is stretched"
+    remedy = "import or train the model again under another name, which then has one rule for all"
     for more in ("", " --dry-run"):
         pair = "--features photos-train@net --against loose-photos@net"
         refused = run(f"analyse {pair} {more}", code=2)
@@ -309,7 +317,7 @@ def test_predict_resizes_as_the_training_images_were(run: Run, made: Path) -> No
 @pytest.mark.parametrize(
     ("dataset", "note"),
     [
-        ("digits8", "4 of 4 images are not 8x8, as the training images of head 'h': they are str"),
+        ("digits8", "4 of 4 images are not 8x8, as the training images of head 'h': they are crop"),
         ("native.npz", "4 of 4 images are not 32x32, as the training images of head 'h'"),
     ],
 )
@@ -330,7 +338,8 @@ def test_predict_notes_nothing_for_images_of_the_size_of_the_arrays(run: Run, ma
 
 
 def test_predict_notes_an_unknown_resize_rule(run: Run, store: FeatureStore, made: Path) -> None:
-    run(extract("photos", "--model net", 3, str(made)))
+    import_as_before(store, sorted(CLASSES))
+    run("extract --executor local --dataset photos --model net")
     run(f"train-head --features photos@net --name h {SHORT}")
     for found in store.feature_sets():
         shutil.rmtree(found.shard_set.storage.location)
@@ -341,16 +350,63 @@ def test_predict_notes_an_unknown_resize_rule(run: Run, store: FeatureStore, mad
     assert "are not" not in run(f"predict --head h {made}/squares/test/{CLASSES[0]}")
 
 
-def test_predictions_equal_those_of_the_stored_features(run: Run, made: Path) -> None:
-    run(extract("photos", "--split test --model net", 3, str(made)))
+@pytest.mark.parametrize("is_old", [False, True])
+def test_predictions_equal_those_of_the_stored_features(
+    run: Run, store: FeatureStore, made: Path, is_old: bool
+) -> None:
+    if is_old:
+        import_as_before(store, sorted(CLASSES))
+        run("extract --executor local --dataset photos --model net")
+    else:
+        run(extract("photos", "--split test --model net", 3, str(made)))
     run(f"train-head --features photos@net --name h {SHORT}")
-    found = FeatureStore(str(Path.cwd() / "store")).open("photos@net")
-    source = SourceSpec("photos", "test", str(made)).open()
-    assert source.resize == found.plan["inputs"]["source"]["resize"]
+    found = store.open("photos@net")
     files = " ".join(str(made / "photos" / "test" / name) for name in sorted(CLASSES))
     rows = json.loads(_list(run(f"predict --head h {files} --json")))
     stored = found.samples()["confidence"].to_numpy()
     assert np.allclose([row["f_confidence"] for row in rows], stored, atol=1e-5)
+    old, new = "->32x32 (stretched)", "shorter side ->32, centre 32x32"
+    rule = found.plan["inputs"]["source"]["resize"]
+    assert rule == f"bilinear-antialias {old if is_old else new}"
+    assert (rule == SourceSpec("photos", "test", str(made)).open().resize) == is_old
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes"), [("photos", 3), ("digits8", 10), ("native.npz", 10)]
+)
+def test_a_model_of_before_keeps_its_plans_when_it_is_imported_again(
+    run: Run, store: FeatureStore, made: Path, dataset: str, classes: int
+) -> None:
+    names = sorted(CLASSES) if classes == 3 else [str(n) for n in range(classes)]
+    import_as_before(store, names)
+    run(f"extract --executor local --dataset {dataset} --model net")
+    (before,) = store.feature_sets()
+    again = run(extract(dataset, "--model net --json", classes, str(made)))
+    assert '"n_computed": 0' in again
+    assert [each.name for each in store.feature_sets()] == [before.name]
+    assert "resizing" in run(extract(dataset, "--model net --resize 40", classes, str(made)), 2)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "old", "new"),
+    [
+        ("photos", "->32x32 (stretched)", "shorter side ->32, centre 32x32"),
+        ("digits8", "8x8->32x32", "8x8->32x32"),
+    ],
+)
+def test_a_training_goes_on_with_the_rule_with_which_it_was_begun(
+    store: FeatureStore, made: Path, dataset: str, old: str, new: str
+) -> None:
+    """Version 0.6 planned class folders as if their images had been stretched on request."""
+    stage = TrainSensing(dataset=dataset, network="cnn2", preset="quick", name="net")
+    before = stage.model_copy(update={"resize": (32, 32)}).plan(Workspace(store, str(made)))
+    fresh = stage.plan(Workspace(store, str(made)))
+    store.prepare().artifact("model", "net").claim(before)
+    again = stage.plan(Workspace(store, str(made)))
+
+    rules = [each["inputs"]["source"]["resize"] for each in (before, fresh)]
+    assert rules == [f"bilinear-antialias {old}", f"bilinear-antialias {new}"]
+    assert again == before
 
 
 def _list(text: str) -> str:

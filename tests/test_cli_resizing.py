@@ -132,9 +132,10 @@ def test_options_set_the_resize_the_filter_and_the_crop(
 def test_a_resize_that_nobody_chose_is_mentioned(run: Run, intro_pipe: Command) -> None:
     _, said = intro_pipe(f"{EXTRACT} --dataset classes --dry-run")
 
-    assert "how images are prepared: bilinear-antialias ->32x32 (stretched); --resize and" in said
+    rule = "bilinear-antialias shorter side ->32, centre 32x32"
+    assert f"images are prepared by {rule}; --resize and --image-size set another way" in said
     _, said = intro_pipe(f"{EXTRACT} --dataset classes --resize 40 --dry-run")
-    assert "layout" not in said
+    assert "another way" not in said
 
 
 def test_a_stored_model_keeps_its_resize_and_refuses_another(run: Run) -> None:

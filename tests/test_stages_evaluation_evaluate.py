@@ -126,7 +126,7 @@ def test_a_result_keeps_its_tables_and_its_card_in_the_store(store: FeatureStore
     assert card["versions"].keys() == {"intro-pipe", "python", "numpy", "torch"}
     assert card["left_out_rows"] == {"f": 1, "H": 1}
     assert (card["n_bins"], card["n_resamples"], card["rows"]) == (10, 100, 84)
-    assert "mean over 6 groups of corruption and severity; 1 rows left out" in card["title"]
+    assert "mean over 6 groups of corruption and severity; 1 row left out" in card["title"]
 
 
 def test_an_existing_result_is_read_and_not_computed(store: FeatureStore) -> None:

@@ -131,22 +131,6 @@ def test_sets_that_share_images_are_refused_before_the_first_step(store, root):
     assert not list(root.parent.glob("store/*"))
 
 
-def test_stretched_and_cropped_photographs_are_refused_before_the_first_step(store, root):
-    rng = np.random.default_rng(3)
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            place = root / "photos" / split / name
-            place.mkdir(parents=True)
-            for number in range(3):
-                pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(place / f"{number}.png")
-    run = tiny_run(store, root, TEXT.replace("dataset: few", "dataset: photos"))
-    with pytest.raises(RecipeError, match=r"images of photos are stretched .* of outside are crop"):
-        run.run(None)
-
-    assert not list(root.parent.glob("store/*"))
-
-
 def test_fractions_are_numbers():
     params = Extract(model="f", dataset="few", attack="uniform", epsilon="2/255", odin=0.5)
 

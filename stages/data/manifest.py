@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 
 from stages.data.arrays import check_memory
 from stages.data.folder import FolderReader
-from stages.data.listing import tally
 from stages.data.regular import refused, require_regular, size_of_regular
 from stages.data.resize import Resize
 from stages.data.sample_table import (
-    TableReader,
     check_columns,
     sample_table,
     splits_in,
+    table_source,
     with_numbers,
 )
 from stages.data.source import ReaderSource
@@ -53,19 +52,9 @@ def manifest_source(path: Path, name: str, split: str, resizing: Resize) -> Read
         )
     found = sample_table(table, column, split, str(path))
     files = _files(table[column].take(found.rows), path, column)
-    return ReaderSource(
-        name=name,
-        split=split,
-        family=name,
-        class_names=found.class_names,
-        resizing=resizing.in_layout(stretches=False),
-        native=None,
-        n_rows=len(files),
-        reader=TableReader(FolderReader(path.parent, files, (-1,) * len(files)), found.columns),
-        extra_columns=found.extra_columns,
-        is_named=found.is_named,
-        left_out=tally(found.left_out),
-        how_to_label="" if found.class_names else f"add a column 'label' to {path.name}",
+    reader = FolderReader(path.parent, files, (-1,) * len(files))
+    return table_source(
+        found, reader, name, split, resizing, how_to_label=f"add a column 'label' to {path.name}"
     )
 
 

@@ -24,10 +24,9 @@ from pipeline.memory import limit_bytes
 from stages.data.anywhere import files_at, is_url, open_file, reached, version_of
 from stages.data.encoded import EncodedReader
 from stages.data.fingerprint import file_content
-from stages.data.listing import tally
 from stages.data.regular import refused, require_regular
 from stages.data.resize import Resize
-from stages.data.sample_table import TableReader, check_columns, sample_table, splits_in
+from stages.data.sample_table import check_columns, sample_table, splits_in, table_source
 from stages.data.source import ReaderSource
 from stages.errors import InputError
 from store.tables import read_plain_columns
@@ -169,19 +168,9 @@ def parquet_source(path: Path | str, name: str, split: str, resizing: Resize) ->
         files = tuple(file for file in files if _split_of(file) == split)
         numbers = np.arange(len(found.rows))
     images = _images(files, column)
-    return ReaderSource(
-        name=name,
-        split=split,
-        family=name,
-        class_names=found.class_names,
-        resizing=resizing.in_layout(stretches=False),
-        native=None,
-        n_rows=len(found.rows),
-        reader=TableReader(EncodedReader(images, numbers, split), found.columns),
-        extra_columns=found.extra_columns,
-        is_named=found.is_named,
-        left_out=tally(found.left_out),
-        how_to_label="" if found.class_names else "add a column 'label' to the tables",
+    reader = EncodedReader(images, numbers, split)
+    return table_source(
+        found, reader, name, split, resizing, how_to_label="add a column 'label' to the tables"
     )
 
 

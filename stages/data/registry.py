@@ -190,10 +190,12 @@ def existing_path(name: str, root: Path) -> Path:
             if place.exists():
                 return place.absolute()
     looked = " and ".join(str(place.absolute()) for place in places)
-    near = "".join(f" (did you mean {known}?)" for known in get_close_matches(name, KNOWN, n=1))
+    here = [each.name for each in root.iterdir()] if root.is_dir() else []
+    near = " or ".join(get_close_matches(name, {*KNOWN, *here}, n=2))
+    hint = f" (did you mean {near}?)" if near else ""
     raise DataNotFoundError(
-        f"{name}: no such data set{near}, expected one of {', '.join(KNOWN)}, or a path; looked at "
-        f"{looked}; `intro-pipe datasets` lists what exists, --data-root sets another location"
+        f"{name}: no such data set{hint}; looked at {looked}; `intro-pipe datasets` lists all, "
+        "--data-root sets another location"
     )
 
 

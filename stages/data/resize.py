@@ -20,8 +20,7 @@ Shape = Literal["kept", "stretched", "cropped"]
 """What resizing does to the shape of an image."""
 
 ONE_LAYOUT = (
-    "bring them into one layout (test/<class>/<file> is stretched, a folder without classes is "
-    "cropped)"
+    "import or train the model again under another name, which then has one rule for all layouts"
 )
 """Remedy if images of one data set are stretched and those of another are cropped."""
 
@@ -36,9 +35,9 @@ class Resize:
     Attributes:
         size: ``(H, W)`` of the result, in pixels.
         resize: length of the shorter side before the crop, or ``(H, W)`` to which images are
-            stretched; ``None`` follows the layout of the data set: class folders and arrays are
-            stretched to ``size``; of other images, the shorter side is resized to the longer side
-            of ``size``.
+            stretched. ``None``, for models of older versions, follows the layout of the data set:
+            class folders and arrays are stretched to ``size``; of other images, the shorter side is
+            resized to the longer side of ``size``.
         interpolation: one of PIL's filters.
         decoding: how image files become 8-bit RGB first; without effect on arrays.
 

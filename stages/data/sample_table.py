@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from stages.data.arrays import MAX_UNNAMED_CLASSES, check_label_range
 from stages.data.class_names import numbers
+from stages.data.listing import tally
 from stages.data.resize import Resize
-from stages.data.source import Reader, Rows
+from stages.data.source import Reader, ReaderSource, Rows
 from stages.errors import DataNotFoundError, InputError
 
 TAKEN = ("row", "sample_id", "prediction", "confidence", "status")
@@ -114,6 +115,43 @@ def sample_table(table: pa.Table, images: str, split: str, where: str) -> Sample
         is_named,
         rows,
         tuple(sorted(left_out)),
+    )
+
+
+def table_source(
+    table: SampleTable,
+    reader: Reader,
+    name: str,
+    split: str,
+    resizing: Resize,
+    *,
+    how_to_label: str,
+    left_out: Sequence[tuple[str, str]] = (),
+) -> ReaderSource:
+    """A source over images with a table; images are cropped if the layout decides.
+
+    Args:
+        table: one row per image.
+        reader: reads the images in the order of the table.
+        name: name of the source, and of its family.
+        split: the split.
+        resizing: how images become those of ``read``.
+        how_to_label: where labels are expected, for a table without them.
+        left_out: reason and name of what is left out beside columns.
+    """
+    return ReaderSource(
+        name=name,
+        split=split,
+        family=name,
+        class_names=table.class_names,
+        resizing=resizing.in_layout(stretches=False),
+        native=None,
+        n_rows=len(table.rows),
+        reader=TableReader(reader, table.columns),
+        extra_columns=table.extra_columns,
+        is_named=table.is_named,
+        left_out=tally([*left_out, *table.left_out]),
+        how_to_label="" if table.class_names else how_to_label,
     )
 
 

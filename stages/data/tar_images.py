@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from stages.data.anywhere import files_at, open_file, ranges, version_of
 from stages.data.encoded import EncodedReader
 from stages.data.fingerprint import file_content
-from stages.data.listing import HIDDEN, NOT_IMAGES, image_suffixes, shown, tally
+from stages.data.listing import HIDDEN, NOT_IMAGES, image_suffixes, shown
 from stages.data.regular import refused
 from stages.data.resize import Resize
-from stages.data.sample_table import TableReader, check_columns, sample_table
+from stages.data.sample_table import check_columns, sample_table, table_source
 from stages.data.source import SPLIT_NAMES, ReaderSource
 from stages.errors import DataNotFoundError, InputError
 
@@ -129,19 +129,15 @@ def tar_source(path: Path | str, name: str, split: str, resizing: Resize) -> Rea
         np.array([sample.size for sample in samples]),
     )
     left_out = [entry for index in indexes for entry in index.left_out]
-    return ReaderSource(
-        name=name,
-        split=split,
-        family=name,
-        class_names=found.class_names,
-        resizing=resizing.in_layout(stretches=False),
-        native=None,
-        n_rows=len(samples),
-        reader=TableReader(EncodedReader(images, found.rows, split), found.columns),
-        extra_columns=found.extra_columns,
-        is_named=found.is_named,
-        left_out=tally([*left_out, *found.left_out]),
-        how_to_label="" if found.class_names else "add a member <key>.cls to each sample",
+    reader = EncodedReader(images, found.rows, split)
+    return table_source(
+        found,
+        reader,
+        name,
+        split,
+        resizing,
+        how_to_label="add a member <key>.cls to each sample",
+        left_out=left_out,
     )
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.make import Output
+from pipeline.terminal import counted
 from stages.evaluation.judgement import Judgement, Predictor, cell_columns, judged
 from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
@@ -155,7 +156,7 @@ def _title(feature_set: FeatureSet, cells: Sequence[str], n_cells: int, n_left_o
     if cells:
         title += f", mean over {n_cells} groups of {' and '.join(cells)}"
     if n_left_out:
-        title += f"; {n_left_out:,} rows left out: no label, or not read"
+        title += f"; {counted(n_left_out, 'row')} left out: no label, or not read"
     return title
 
 

@@ -37,5 +37,5 @@ def _check_shapes(inside: ImageSource, outsides: Sequence[ImageSource]) -> None:
             raise InputError(
                 f"ood: images of {inside.name} are {ours} ({inside.resize}), those of "
                 f"{outside.name} are {theirs} ({outside.resize}), expected one rule for both: "
-                f"{ONE_LAYOUT}, use a model with --resize, or make the images square first"
+                f"{ONE_LAYOUT}, or make the images square first"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
@@ -13,9 +14,11 @@ from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
 from stages.data.opened import opened
 from stages.data.option_types import FeatureSetName, Resamples
+from stages.data.registry import DEFAULT_IMAGE_SIZE
+from stages.data.resize import Resize
 from stages.introspection.contenders import Contender, contenders_of, planned_heads
 from stages.introspection.heads import Heads
-from stages.ood.comparable import check_comparable
+from stages.ood.overlap import check_apart
 from stages.ood.sides import Sides, check_heads, check_sides, plan_of
 from stages.reflection.extract import Extract
 from stages.scores.known_scores import DETECTORS
@@ -24,6 +27,8 @@ from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
 
 VERSION = 1
+_INPUT = Resize((DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)).in_layout(stretches=False)
+"""How images are compared before there is a model."""
 
 DetectorName = Annotated[str, OneOf(tuple(DETECTORS))]
 Rows = Annotated[
@@ -71,19 +76,19 @@ class Detect(Stage):
         return self
 
     def check(self, workspace: Workspace, needs: Mapping[str, Stage]) -> None:
-        """Raise ``InputError`` if the sets share images, or only one of them is cropped.
+        """Raise ``InputError`` if the sets share images.
 
         The images of a corrupted set, which may not exist yet, are not checked.
         """
         sources = [
-            each.source(workspace)
+            replace(each.source(workspace), image_size=_INPUT)
             for key, each in needs.items()
             if key in ("features", "against") and isinstance(each, Extract) and each.dataset
         ]
         if len(sources) == 2:
             inside, outside = (opened(workspace, each) for each in sources)
-            key = ("comparable", *sources)  # the same for each detector and network
-            workspace.once(key, lambda: check_comparable(inside, [outside]))
+            key = ("apart", *sources)  # the same for each detector and network
+            workspace.once(key, lambda: check_apart(inside, [outside]))
 
     def job(self, workspace: Workspace) -> ArtifactJob:
         """The comparison.

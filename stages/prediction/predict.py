@@ -84,11 +84,12 @@ def resizing(introspective: Introspective, files: Sequence[Path]) -> str:
     """A note if files are resized differently from the training images.
 
     Empty if they are resized by the same rule. Images of a data set in arrays had one size: a
-    file of another size is stretched.
+    file of another size is cropped, or stretched for a model of an older version.
     """
-    size, rule, last = introspective.card.image_size, introspective.resize, introspective.last
+    card, rule, last = introspective.card, introspective.resize, introspective.last
+    size = card.image_size
     wanted = None if rule is None else native_size(rule, (size, size))
-    if introspective.card.resizing or (rule is not None and wanted is None):
+    if wanted is None and (card.resizing or rule is not None):
         return ""  # each file is stretched or cropped like the training images
     sizes = sizes_of(files)
     if wanted is not None:
@@ -99,7 +100,8 @@ def resizing(introspective: Introspective, files: Sequence[Path]) -> str:
         what = f"are not square, and the resize rule of {last} is not known"
     if not n_other:
         return ""
-    return f"{n_other:,} of {len(files):,} images {what}: they are stretched to {size}x{size}"
+    how = "cropped" if card.input.crops else "stretched"
+    return f"{n_other:,} of {len(files):,} images {what}: they are {how} to {size}x{size}"
 
 
 def _files_at(place: Path) -> tuple[list[Path], list[tuple[str, str]]]:

@@ -271,11 +271,11 @@ class Extract(Stage):
             sized = replace(spec, image_size=stage.resizing(workspace))
             found = stage.imported(workspace, opened(workspace, sized))
             return found.card, found.job
-        if any(getattr(self, name) is not None for name in OF_IMPORTS):
+        if given := [name for name in OF_IMPORTS if getattr(self, name) is not None]:
+            shown = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise InputError(
-                "--weights, --weights-key, --last-layer, --mean, --std, --image-size, --resize and "
-                "--interpolation describe a network from elsewhere: give --network too, or omit "
-                "them for a model of the store"
+                f"{shown}: expected only with --network, for a network from elsewhere; a model of "
+                "the store keeps what it was imported or trained with"
             )
         card = choose_model(workspace.store, opened(workspace, spec).family, self.model)
         if self.accept_unstable:

@@ -71,7 +71,8 @@ class ModelCard:
     called where a network is described or requested, not here, so that cards of older versions can
     still be read. ``M`` is the mean over the training images of the largest logit.
     ``weights_sha256`` identifies the weights by content. ``resizing`` says how images become the
-    input; None leaves it to the layout of the data set, and is not part of the JSON form.
+    input; None, in cards of older versions, leaves it to the layout of the data set, and is not
+    part of the JSON form.
     """
 
     name: str

@@ -132,7 +132,7 @@ ResizeBy = Annotated[
     Written(metavar="N|HxW", read=_sides),
     Field(
         description="Shorter side of an image before its centre is cut out, or HxW to stretch it. "
-        "(default: as published; else images of class folders are stretched, others cropped)"
+        "(default: as published, else the input size)"
     ),
 ]
 Filter = Annotated[
@@ -236,7 +236,8 @@ class ImportModel(Stage):
         if artifact is not None and artifact.is_complete():
             there = model_card(artifact)
         card, network, notes = self._described(workspace, source, there)
-        artifact = artifact or self._found(workspace, card)
+        if artifact is None:
+            artifact, card = self._found(workspace, card)
         card = replace(card, name=artifact.name)
         plan = _plan_of(card)
         if exists := artifact.is_complete():
@@ -260,14 +261,18 @@ class ImportModel(Stage):
     def resizing(self, workspace: Workspace) -> Resize:
         """How images become the network's input.
 
-        What is not given is that of the stored model of the same name, or is as published.
+        What is not given is that of the stored model of the same name, or is as published; else the
+        shorter side is resized to the input size and the centre is cut out. A stored model of an
+        older version may leave it to the layout of the data set.
         """
         artifact, known = self._named(workspace), Resize((DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))
+        is_fixed = True
         if artifact is not None and artifact.is_complete():
-            known = model_card(artifact).input
+            known, is_fixed = model_card(artifact).input, model_card(artifact).resizing is not None
         elif (found := self._published(workspace)) and found.preprocessing:
             known = found.preprocessing.resizing
-        return changed_resizing(known, self.image_size, self.resize, self.interpolation)
+        chosen = changed_resizing(known, self.image_size, self.resize, self.interpolation)
+        return chosen.in_layout(stretches=False) if is_fixed else chosen
 
     def _published(self, workspace: Workspace) -> Published | None:
         """What the library of the network publishes for it, or beside its own weights."""
@@ -296,8 +301,20 @@ class ImportModel(Stage):
             return None
         return workspace.store.artifact("model", self.name or model_name(self.network))
 
-    def _found(self, workspace: Workspace, card: ModelCard) -> Artifact:
-        """The model of a step of a recipe, which is named after its plan."""
+    def _found(self, workspace: Workspace, card: ModelCard) -> tuple[Artifact, ModelCard]:
+        """The model of a step of a recipe, which is named after its plan, and its card.
+
+        A model that an older version imported without a rule for photographs is used as it is.
+        """
+        found = self._planned(workspace, card)
+        before = replace(card, resizing=None)
+        if not (self.resize or found.is_complete()):
+            of_before = self._planned(workspace, before)
+            if of_before.is_complete():
+                return of_before, before
+        return found, card
+
+    def _planned(self, workspace: Workspace, card: ModelCard) -> Artifact:
         plain = model_name(self.network)
         name = workspace.output_name("model", None, plain, plain, _plan_of(card))
         return workspace.store.artifact("model", name)
@@ -305,15 +322,15 @@ class ImportModel(Stage):
     def _preparation_notes(
         self, workspace: Workspace, card: ModelCard, source: ImageSource
     ) -> tuple[str, ...]:
-        """Notes on what was chosen: the published preprocessing, or the layout's and CIFAR-10's."""
+        """Notes on what was chosen: the published preprocessing, or a crop and CIFAR-10's."""
         found = self._published(workspace)
         if found and found.preprocessing and card.resizing == found.preprocessing.resizing:
             return (f"{self.network}: {found.of}: {card.input.rule(None)}",)
         notes = []
-        if card.resizing is None and source.n_rows and source.resize != "none":
+        if not self.resize and source.n_rows and source.resize != "none":
             notes.append(
-                f"{self.network}: the layout decides how images are prepared: {source.resize}; "
-                "--resize and --image-size set another way"
+                f"{self.network}: images are prepared by {source.resize}; --resize and "
+                "--image-size set another way"
             )
         if not (self.mean and self.std) and (card.mean, card.std) == CIFAR10_NORMALISATION:
             chosen = "CIFAR-10's normalisation is used; --mean and --std set another"
@@ -364,7 +381,7 @@ class ImportModel(Stage):
             last_layer=self.last_layer,
         )
         resizing = self.resizing(workspace)
-        if resizing != Resize(resizing.size):  # otherwise the layout decides
+        if resizing != Resize(resizing.size):  # of an older version: the layout decides
             card = replace(card, resizing=resizing)
         if self.accept_unstable:
             card = card.with_facts(ACCEPTS_UNSTABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,14 @@ from pydantic import BeforeValidator, Field
 from pipeline.fields import PRETRAINED
 from pipeline.workspace import Workspace
 from stages.data.registry import DEFAULT_IMAGE_SIZE
-from stages.data.resize import Interpolation, Resize
-from stages.data.source import ImageSource
+from stages.data.resize import Interpolation, Resize, shape_after
+from stages.data.source import ImageSource, planned_source
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, check_normalisation
 from stages.sensing.import_model import Mean, Std, Weights, changed_resizing, weights_file
 from stages.sensing.initial_weights import InitialWeights, initial_weights
+from store.artifacts import Artifact
+from store.errors import StoreError
 
 if TYPE_CHECKING:
     from stages.sensing.published import Preprocessing
@@ -70,7 +73,8 @@ class Start:
     Attributes:
         weights: pretrained weights.
         normalisation: normalisation of the pixels; None for that of the training images.
-        resizing: how images become the network's input; None leaves it to the layout.
+        resizing: how images become the network's input; None leaves it to the layout, as in older
+            versions.
     """
 
     weights: InitialWeights | None = None
@@ -100,7 +104,7 @@ class Start:
 
 
 RANDOM = Start()
-"""Random weights, and images that are prepared as their layout says."""
+"""Random weights, and images that are prepared as their layout says; for tests and programs."""
 
 
 def start_of(workspace: Workspace, options: StartOptions, source: ImageSource) -> Start:
@@ -111,19 +115,37 @@ def start_of(workspace: Workspace, options: StartOptions, source: ImageSource) -
         InputError: it cannot be read or does not fit the network, or of mean and standard deviation
             only one is known.
     """
-    resizing = resizing_of(workspace, options)
     return Start(
         _initial_weights(workspace, options, source),
         _normalisation(workspace, options),
-        resizing if resizing != Resize(resizing.size) else None,
+        resizing_of(workspace, options),
     )
 
 
 def resizing_of(workspace: Workspace, options: StartOptions) -> Resize:
-    """How images become the network's input: as given, or as published with the weights."""
+    """How images become the network's input: as given, or as published with the weights.
+
+    Else the shorter side is resized to the input size, and the centre is cut out.
+    """
     found = _published(workspace, options)
     known = found.resizing if found else Resize((DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))
-    return changed_resizing(known, options.image_size, options.resize, options.interpolation)
+    chosen = changed_resizing(known, options.image_size, options.resize, options.interpolation)
+    return chosen.in_layout(stretches=False)
+
+
+def stretched_before(model: Artifact) -> tuple[int, int] | None:
+    """``(H, W)`` to which the training that made or began a model stretches images; else ``None``.
+
+    Older versions stretched images of class folders by default. Such a training goes on as it was
+    begun.
+    """
+    with suppress(StoreError, InputError):
+        inputs = model.plan().get("inputs", {})
+        planned = planned_source(inputs.get("source"))
+        if shape_after(planned.resize) == "stretched":
+            resize = planned.resizing.resize
+            return resize if isinstance(resize, tuple) else None
+    return None
 
 
 def _normalisation(workspace: Workspace, options: StartOptions) -> Normalisation | None:

@@ -56,6 +56,7 @@ from stages.sensing.start import (
     StartWeights,
     resizing_of,
     start_of,
+    stretched_before,
 )
 from stages.sensing.train_params import (
     PRESETS,
@@ -201,7 +202,7 @@ class TrainSensing(Stage):
             self.dataset,
             self.split,
             workspace.data_root,
-            resizing_of(workspace, self._options),
+            resizing_of(workspace, self._options(workspace)),
             self.limit,
             classes=self.classes,
             decoding=Decoding(self.exif_orientation, self.value_range),
@@ -297,17 +298,20 @@ class TrainSensing(Stage):
             },
         }
 
-    @property
-    def _options(self) -> StartOptions:
+    def _options(self, workspace: Workspace) -> StartOptions:
         names = [each.name for each in dataclasses.fields(StartOptions)]
         given = {name: value for name, value in self if name in names}
+        if self.resize is None and (self.name or workspace.recipe is None):
+            name = self.name or model_name(self.params.network)
+            before = stretched_before(workspace.store.artifact("model", name))
+            given["resize"] = before if before and min(before) >= (self.image_size or 0) else None
         return StartOptions(**{**given, "network": self.params.network})
 
     def _start(self, workspace: Workspace) -> Start:
         """Weights that the training starts from, and how images are prepared."""
         train, _ = self.sources(workspace)
         require_trust(self.params.network, workspace.named_by)
-        return start_of(workspace, self._options, opened(workspace, train))
+        return start_of(workspace, self._options(workspace), opened(workspace, train))
 
     def _trusted(self, workspace: Workspace) -> TrainParams:
         """The parameters, with the full path of the network's file and the settings of the weights.

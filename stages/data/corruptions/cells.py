@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import groupby
 
 from stages.data.corruptions.names import CORRUPTIONS, N_SEVERITIES
@@ -66,9 +67,15 @@ def _cells(word: str) -> Iterator[Cell]:
     name, colon, level = word.partition(":")
     severities = [each for each in SEVERITIES if level in ("", str(each))]
     names = CORRUPTIONS if word == ALL else [each for each in CORRUPTIONS if each == name]
-    if not names or not severities or (colon and not level):
+    if not names:
+        near = get_close_matches(name, (*CORRUPTIONS, ALL), n=1)
+        hint = f" (did you mean {near[0]}{colon}{level}?)" if near else ""
         raise InputError(
-            f"expected {ALL}, or one of {', '.join(CORRUPTIONS)}, alone or with a severity from 1 "
-            f"to {N_SEVERITIES}, such as fog:3"
+            f"no corruption {name!r}{hint}: expected {ALL}, or one of {', '.join(CORRUPTIONS)}"
+        )
+    if not severities or (colon and not level):
+        raise InputError(
+            f"severity {level!r} of {name}: expected 1 to {N_SEVERITIES}, such as {name}:3, or "
+            f"{name} for all"
         )
     yield from ((each, severity) for each in names for severity in severities)
