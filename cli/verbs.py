@@ -124,7 +124,7 @@ def make_and_print(asked: Stage, workspace: Workspace, *, dry_run: bool, as_json
     """Make the output of a stage, or print what would be made."""
     job = asked.job(workspace)
     preview = job.preview
-    for line in preview.notes:
+    for line in dict.fromkeys(preview.notes):
         note(printable_line(line))
     if dry_run:
         job.refuse()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.sensing.build import build_network
+from stages.sensing.card import CIFAR10_MEAN, CIFAR10_STD
 from stages.sensing.models import models_of
 from stages.sensing.torchvision_ops import import_torchvision
 from store.catalog import FeatureStore
@@ -136,6 +137,32 @@ def test_a_resize_that_nobody_chose_is_mentioned(run: Run, intro_pipe: Command) 
     assert f"images are prepared by {rule}; --resize and --image-size set another way" in said
     _, said = intro_pipe(f"{EXTRACT} --dataset classes --resize 40 --dry-run")
     assert "another way" not in said
+
+
+def test_photographs_are_cropped_in_every_layout_by_default(
+    run: Run, store: FeatureStore, tmp_path: Path
+) -> None:
+    import_torchvision()
+    from torchvision import transforms
+
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(32),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD),
+        ]
+    )
+    rows = [f"loose/{number}.jpg,a" for number in range(len(SIZES))]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+    run(f"{EXTRACT} --dataset classes")
+    for dataset in ("loose", "table.csv"):
+        run(f"extract --executor local --dataset {dataset} --model resnet18")
+
+    expected = plain_logits(tmp_path, prepare).numpy()
+    for name in ("classes", "loose", "table"):
+        found = logits_of(store, f"{name}-test@resnet18")
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_a_stored_model_keeps_its_resize_and_refuses_another(run: Run) -> None:

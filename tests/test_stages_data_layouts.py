@@ -14,6 +14,7 @@ from PIL import Image
 from stages.data.layouts import LAYOUTS, layout_of
 from stages.data.registry import open_source
 from stages.data.resize import Resize
+from stages.errors import InputError
 
 FILES = ("ant/0.jpg", "ant/1.jpg", "bee/0.jpg")
 LABELS = ("ant", "ant", "bee")
@@ -97,6 +98,37 @@ def test_every_layout_gives_the_same_rows(
     assert source.class_names == ("ant", "bee")
     assert rows.columns["label"].tolist() == [0, 0, 1]
     assert source.resize == HOW.rule(None)
+
+
+def tiny_imagenet(root: Path, photographs: list[bytes]) -> Path:
+    """As published: ids in another order than the labels, and a table with boxes."""
+    for at, (name, content) in enumerate(zip(FILES, photographs, strict=True)):
+        label, file = name.split("/")
+        for place in (
+            root / "val" / "images" / f"{at}.JPEG",
+            root / f"train/{label}/images/{file}",
+        ):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+    lines = [f"{at}.JPEG\t{label}\t0\t32\t44\t62\n" for at, label in enumerate(LABELS)]
+    (root / "val" / "val_annotations.txt").write_text("".join(reversed(lines)))
+    (root / "wnids.txt").write_text("bee\nant\n")
+    return root
+
+
+def test_tiny_imagenet_is_read_as_published(tmp_path: Path, photographs: list[bytes]) -> None:
+    root = tiny_imagenet(tmp_path / "tiny", photographs)
+    val, train = (open_source(root, split, image_size=HOW) for split in ("val", "train"))
+
+    assert val.class_names == train.class_names == ("ant", "bee")
+    assert val.read(0, 3).columns["label"].tolist() == [0, 0, 1]
+    assert (val.read(0, 3).images == train.read(0, 3).images).all()
+    assert train.read(0, 3).columns["label"].tolist() == [0, 0, 1]
+    with pytest.raises(InputError, match="expected --split train or val, found 'test'"):
+        open_source(root, "test")
+    (root / "val" / "images" / "3.JPEG").write_bytes(photographs[0])
+    with pytest.raises(InputError, match=r"gives '3\.JPEG' the class None"):
+        open_source(root, "val")
 
 
 def test_a_path_has_at_most_one_layout_and_hidden_ones_have_none(

@@ -45,9 +45,13 @@ def test_a_missing_data_set_is_refused_with_a_way_to_get_it(tmp_path: Path, name
     assert "\n" not in message
 
 
-def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(DataNotFoundError, match="expected one of digits, cifar10, cifar10c"):
-        open_source("cifar11", data_root=tmp_path)
+def test_an_unknown_name_leads_with_the_nearest_ones(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    for name, near in (("cifar11", "cifar10 or cifar10c"), ("photograph", "photographs")):
+        with pytest.raises(DataNotFoundError) as caught:
+            open_source(name, data_root=tmp_path)
+        start = f"{name}: no such data set (did you mean {near}?); looked at {tmp_path}/{name}"
+        assert str(caught.value).startswith(start)
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

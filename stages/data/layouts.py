@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stages.data import corrupted
+from stages.data import corrupted, tiny_imagenet
 from stages.data.anywhere import check_url
 from stages.data.arrays import array_source
 from stages.data.corrupted_folders import corrupted_folder_source, corruptions_below
@@ -19,6 +19,7 @@ from stages.data.regular import require_regular
 from stages.data.resize import Resize
 from stages.data.source import SPLIT_NAMES, SPLITS, ReaderSource
 from stages.data.tar_images import archives_in, tar_source, tar_splits
+from stages.data.tiny_imagenet import is_tiny_imagenet, tiny_imagenet_source
 from stages.errors import DataNotFoundError, InputError
 
 _ARRAY_SUFFIXES = (".npz", ".npy")
@@ -148,6 +149,10 @@ def _only_test(_: Path) -> tuple[str, ...]:
     return ("test",)
 
 
+def _tiny_splits(_: Path) -> tuple[str, ...]:
+    return tiny_imagenet.SPLITS
+
+
 def _both(_: Path) -> tuple[str, ...]:
     return SPLITS
 
@@ -174,6 +179,9 @@ LAYOUTS = (
         lambda path, _: bool(corrupted.corruptions_in(path)),
         _only_test,
         _corrupted,
+    ),
+    Layout(
+        "Tiny ImageNet", lambda path, _: is_tiny_imagenet(path), _tiny_splits, tiny_imagenet_source
     ),
     Layout(
         "image folder",

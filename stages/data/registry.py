@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -189,9 +190,11 @@ def existing_path(name: str, root: Path) -> Path:
         with refused(place):
             if place.exists():
                 return place.absolute()
+    here = {*KNOWN}
     looked = " and ".join(str(place.absolute()) for place in places)
-    here = [each.name for each in root.iterdir()] if root.is_dir() else []
-    near = " or ".join(get_close_matches(name, {*KNOWN, *here}, n=2))
+    with suppress(OSError):
+        here |= {each.name for each in root.iterdir()}
+    near = " or ".join(get_close_matches(name, sorted(here), n=2))
     hint = f" (did you mean {near}?)" if near else ""
     raise DataNotFoundError(
         f"{name}: no such data set{hint}; looked at {looked}; `intro-pipe datasets` lists all, "
