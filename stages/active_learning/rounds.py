@@ -218,7 +218,7 @@ class ActiveLearning:
         """
         lesson, seed = self.lesson, seed_of(self.lesson.seed, "round", unit)
         labelled, names = torch.from_numpy(state.rows).to(self.device), self._names(state.rows)
-        images, labels = self._data.images[labelled], self._data.labels[labelled]
+        images, labels = self._data.take(labelled), self._data.labels[labelled]
         fit = train_f(state.network, self._card, images, labels, lesson, seed, tick, names)
         fits = [fit]
         sensing = sensing_of(state.network, self._card, images[:N_ROWS], is_new=True)

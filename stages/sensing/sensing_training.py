@@ -1,4 +1,4 @@
-"""Train a sensing network: a loop of epochs over a data set that is kept on the device."""
+"""Train a sensing network: a loop of epochs over a data set that is kept decoded."""
 
 import dataclasses
 import math
@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.progress import Progress
 from pipeline.work import Tick
 from stages.data.source import ImageSource
 from stages.errors import InputError, TrainingFailedError
@@ -125,17 +126,17 @@ class SensingTraining:
         """
         require_device(self.device)
         source = self.train.open()
-        data = read_labelled(source)
+        data = _read(source)
         kept = self._kept(data, source.n_rows)
         network = self._network(source.n_classes)
-        card = self._described(network, source, data.images[kept])
+        card = self._described(network, source, data.images, kept)
         if weights := self.initial.weights:
             load_initial(network, weights, card.last_layer)
         is_frozen = self.params.train == "last-layer"
         check_round_trip(network, card, is_trained=not is_frozen)
         network.to(self.device)
         precision = self.params.precision if is_frozen else "fp32"
-        sensing = sensing_of(network, card, data.images[kept[:N_ROWS]], precision, is_new=True)
+        sensing = sensing_of(network, card, data.take(kept[:N_ROWS]), precision, is_new=True)
         memory_format = sensing.arrangement.memory_format
         lay_out(network, memory_format)
         trained = _classifier(network, card) if is_frozen else network
@@ -163,9 +164,11 @@ class SensingTraining:
         with self._seeded(self.params.seed):
             return build_network(self.params.network, n_classes)
 
-    def _described(self, network: nn.Module, source: ImageSource, images: Tensor) -> ModelCard:
+    def _described(
+        self, network: nn.Module, source: ImageSource, images: Tensor, rows: Tensor
+    ) -> ModelCard:
         """The card of the network, with the normalisation of the training images by default."""
-        pixels, origin = normalisation(images, source.family)
+        pixels, origin = normalisation(images, source.family, rows)
         if given := self.initial.normalisation:
             pixels, origin = given, "that of the weights"
         card = describe(
@@ -196,7 +199,7 @@ class SensingTraining:
         if state.frozen is None:
             state.network.train()
         elif self.params.augmentation == "none" and state.features is None:
-            state.features = _features(state.frozen, state.data.images)
+            state.features = _features(state.frozen, state.data)
         with self._seeded(self.params.seed + 1_000_003 * (unit + 1)):
             for start in range(0, n_rows, self.params.batch):
                 stop = min(start + self.params.batch, n_rows)
@@ -236,7 +239,7 @@ class SensingTraining:
 
     def _pixels(self, state: TrainState, draws: EpochDraws, places: slice) -> Tensor:
         """The augmented and normalised input for some positions in the order of an epoch."""
-        images = state.data.images[draws.order[places]]
+        images = state.data.take(draws.order[places])
         images = augmented(
             images, draws.flip[places], draws.shift[places], self.params.augmentation
         )
@@ -304,6 +307,8 @@ class SensingTraining:
 
     def finish(self, state: TrainState) -> tuple[dict[str, bytes], dict[str, Any]]:  # Any: JSON
         """The weights and facts of the model after the last epoch; see ``model_after``."""
+        if self.test and state.test is None:
+            state.test = _read(self.test.open()).to(self.device)
         files, model = self.model_after(state, self.params.epochs)
         return files, model.to_dict()
 
@@ -318,7 +323,7 @@ class SensingTraining:
         sha256 = weights_hash(state.network)
         card = dataclasses.replace(state.card, name=self.model_name, weights_sha256=sha256)
         rows = self._rows_in(state, epoch - 1)
-        sensing = sensing_of(state.network, card, state.data.images[rows[:N_ROWS]], is_new=True)
+        sensing = sensing_of(state.network, card, state.data.take(rows[:N_ROWS]), is_new=True)
         train_accuracy, M, n_train_failed = _evaluated(sensing, state.data, rows)
         if self.test and state.test is None:
             state.test = read_labelled(self.test.open()).to(self.device)
@@ -370,10 +375,17 @@ def _all_of(data: LabelledImages) -> Tensor:
     return torch.arange(len(data.labels), device=data.labels.device)
 
 
+def _read(source: ImageSource) -> LabelledImages:
+    """The readable, labelled images of a source, with a progress bar of its own."""
+    with Progress(f"read {source.name}-{source.split}", source.n_rows) as progress:
+        return read_labelled(source, progress.advance, progress.note)
+
+
 @full_float32()
-def _features(frozen: Sensing, images: Tensor) -> Tensor:
+def _features(frozen: Sensing, data: LabelledImages) -> Tensor:
     """Input of the last layer for all images, ``[n, d]`` float32."""
-    return torch.cat([frozen(batch)[0] for batch in torch.split(images, EVALUATION_BATCH)])
+    batches = torch.split(_all_of(data), EVALUATION_BATCH)
+    return torch.cat([frozen(data.take(batch))[0] for batch in batches])
 
 
 @full_float32()
@@ -385,7 +397,7 @@ def _evaluated(sensing: Sensing, data: LabelledImages, rows: Tensor) -> tuple[fl
     """
     n_right, n_counted, sum_max = 0, 0, 0.0
     for batch in torch.split(rows, EVALUATION_BATCH):
-        features, logits = sensing(data.images[batch])
+        features, logits = sensing(data.take(batch))
         is_finite = finite_rows(features, logits)
         kept, logits = batch[is_finite], logits[is_finite]
         if len(kept):
