@@ -1,9 +1,11 @@
 """From uint8 images to features and logits, as whole commands: ResNet-18, untrained, noise images.
 
-Ours is `intro-pipe extract` on Ray into a new store, which `intro-pipe verify` then checks. The
-usual loop has a torchvision data set, a DataLoader of two processes, ToTensor, Normalize and
-batches of 128, and saves arrays at the end; the tuned loops are the fastest forward pass that we
-know how to write, and store nothing. Ray Data runs our network in `map_batches` and writes with
+Ours is `intro-pipe extract --executor ray` into a new store, which `intro-pipe verify` then checks:
+Ray is what several workers and machines use. One worker on one machine runs without it by default,
+and the seconds before its first rows are in docs/explanation/performance.md. The usual loop has a
+torchvision data set, a DataLoader of two processes, ToTensor, Normalize and batches of 128, and
+saves arrays at the end; the tuned loops are the fastest forward pass that we know how to write, and
+store nothing. Ray Data runs our network in `map_batches` and writes with
 `write_parquet`.
 
 `at work` is images per second from the first batch to the last receipt, file or batch, without
