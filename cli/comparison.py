@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cli.output import table
@@ -11,13 +11,12 @@ from cli.output import table
 if TYPE_CHECKING:
     from stages.evaluation.evaluation import Evaluation
 
-_GAINS = ("accuracy", "ece")
+GAINS = {"gain in accuracy": "accuracy", "gain in ece": "ece"}
+"""Name of a column -> the metric whose gain over f it shows."""
 
 
 def shown(result: Evaluation) -> str:
-    """The averages as a table, their definitions, and the location of the files."""
-    from stages.metrics.bootstrap import MIN_RESAMPLES
-    from stages.metrics.definitions import DEFINITIONS, STATISTICS
+    """The averages as a table, and where definitions and files are."""
     from stages.report.vocabulary import TABLE_METRICS
 
     card = result.card
@@ -27,20 +26,19 @@ def shown(result: Evaluation) -> str:
             "predictor": label,
             "seeds": len(seeds),
             **{name: with_std(means[label, name]) for name in TABLE_METRICS},
-            **{f"gain in {name}": gain_of(means[label, name]) for name in _GAINS},
+            **{name: gain_of(means[label, metric]) for name, metric in GAINS.items()},
         }
         for label, seeds in card.seeds.items()
     ]
-    told = {name: DEFINITIONS[name] for name in TABLE_METRICS}
-    told |= {"mean": STATISTICS["mean"], "gain": STATISTICS["gain"]}
-    if any(len(seeds) > 1 for seeds in card.seeds.values()):
-        told["±"] = STATISTICS["std"]
-    if card.n_resamples >= MIN_RESAMPLES:
-        told["[low, high]"] = f"{STATISTICS['interval']}; {card.n_resamples:,} resamples"
-    definitions = "\n".join(f"  {name}: {definition}" for name, definition in told.items())
     place = result.artifact.storage.location
     files = f"tables: {place}/{{by-group,average,differences,bins}}.parquet"
-    return f"{card.title}\n{table(rows)}\n{definitions}\n{files}"
+    page = f"page with figures and definitions: intro-pipe report {result.artifact.name}"
+    return f"{card.title}\n{table(rows, _columns(rows))}\n{files}\n{page}"
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:  # Any: numbers and text
+    """The columns to print: gains only if there is a predictor beside f."""
+    return [name for name in rows[0] if len(rows) > 1 or name not in GAINS]
 
 
 def with_std(row: Mapping[Hashable, Any]) -> str:  # Any: numbers

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 N_RUNS = 10
 WATCH_EVERY_S = 2.0
+COMPLETED = "a later run completed its output"
+OF_SEVERAL = ("run", "reproduce", "ood", "demo")
+"""Verbs that make several outputs; a killed run may not have begun all of them."""
+
 MAX_ERROR = 160
 """Characters of an error that are shown; `status --shards` and the journal have the rest."""
 
@@ -26,9 +30,10 @@ def runs_report(location: str) -> tuple[list[dict[str, Any]], str]:
         {
             "outcome": run.outcome,
             "command": "intro-pipe " + " ".join(run.command),
-            "why": ending_of(run),
+            "why": f"{why}; {COMPLETED}" if why and is_completed_by(found[:at], run) else why,
         }
-        for run in found
+        for at, run in enumerate(found)
+        for why in (ending_of(run),)
     ]
     lines = [
         {"outcome": outcome, "command": text}
@@ -41,6 +46,20 @@ def runs_report(location: str) -> tuple[list[dict[str, Any]], str]:
     if activity:
         text += "\n\nrunning\n" + "\n".join(activity)
     return past, text
+
+
+def is_completed_by(newer: Sequence[Run], run: Run) -> bool:
+    """Whether one of the newer runs did the same to its end, or completed the same output."""
+    done = [each for each in newer if each.outcome == "done"]
+    if any(each.identities & run.identities for each in done):
+        return True
+    completed = {place for each in done for place in _places(each)}
+    return run.verb not in OF_SEVERAL and bool(_places(run)) and _places(run) <= completed
+
+
+def _places(run: Run) -> set[str]:
+    """The places that a run worked on."""
+    return {event["place"] for event in run.events if event["event"] == "work"}
 
 
 def ending_of(run: Run) -> str:

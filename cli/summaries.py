@@ -159,6 +159,7 @@ def evaluate(_: Stage, made: Made, __: Workspace) -> Summary:
         "result": made.name,
         "location": made.output.storage.location,
         "title": result.card.title,
+        "definitions": {**result.card.definitions, **result.card.statistics},
         "average": result.average.to_dict(orient="records"),
         "by_group": result.by_group.to_dict(orient="records"),
     }

@@ -1,5 +1,6 @@
 """A small corrupted set without images: three overlapping clouds, with shards across cells."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,13 @@ def cells(
     has_cells: bool = True,
     has_labels: bool = True,
     corruptions: tuple[str, str] = ("fog", "snow"),
+    source: Mapping[str, Any] | None = None,
+    net: Mapping[str, Any] | None = None,
 ) -> FeatureSet:
-    """Rows of two corruptions at three severities in turn: six cells of the same images."""
+    """Rows of two corruptions at three severities in turn: six cells of the same images.
+
+    ``source`` and ``net`` are further facts of the data set and the network for the plan.
+    """
     rng = np.random.default_rng([7, n_rows])
     labels = rng.integers(0, N_CLASSES, n_rows)
     centres = np.eye(N_CLASSES, WIDTH) * 2
@@ -55,7 +61,10 @@ def cells(
         "n_rows": n_rows,
         "shard_rows": shard_rows,
         "schema": schema.to_json(),
-        "inputs": {"source": {"name": name}, "model": {**model, "weights_sha256": weights}},
+        "inputs": {
+            "source": {"name": name, **(source or {})},
+            "model": {**model, "weights_sha256": weights, **(net or {})},
+        },
     }
     found = store.create(plan)
     for shard in found.shard_set.shards:

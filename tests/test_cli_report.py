@@ -82,6 +82,14 @@ def test_two_results_are_one_report(run) -> None:
     assert "of 2 (" in said["shows"][0]
 
 
+def test_two_results_of_one_set_are_told_apart_by_their_cells(run) -> None:
+    found = as_json(run("evaluate --features shapes@net --head none --by label --json"))
+    said = run("report shapes-test@net", code=2)
+    assert "matches 2 results, expected one: " in said
+    assert f"{found['result']} (f by label)" in said
+    assert " by corruption,severity)" in said
+
+
 def test_another_table_is_another_report(run) -> None:
     names = [
         as_json(run(f"report shapes --figures reliability --json {words}"))["report"]

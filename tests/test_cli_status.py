@@ -175,6 +175,26 @@ def test_the_last_runs_have_reasons_for_their_failure(store: FeatureStore, statu
     assert why.strip() == f"RunFailedError: {'no luck ' * 40}"[:160] + "..."
 
 
+@pytest.mark.parametrize(
+    ("verb", "why"),
+    [
+        ("extract", "ValueError: no luck; a later run completed its output"),
+        ("run", "ValueError: no luck"),
+    ],
+)
+def test_a_run_whose_output_another_one_completed_says_so(
+    store: FeatureStore, status: Status, verb: str, why: str
+) -> None:
+    first = Journal.of(store.location, [verb, "--features", "numbers"]).begin()
+    first.note("work", title="t", place="/store/numbers", unit="shards", units=2)
+    with pytest.raises(ValueError, match="no luck"), first.outcome():
+        raise ValueError("no luck")
+    later = Journal.of(store.location, ["extract", "--features", "numbers", "--workers", "2"])
+    with later.begin().outcome():
+        later.note("work", title="t", place="/store/numbers", unit="shards", units=1)
+    assert [run["why"] for run in json.loads(status("--json"))["runs"]] == ["", why]
+
+
 def test_feature_sets_and_corrupted_sets_are_stale_after_their_data_changed(
     store: FeatureStore, status: Status, tmp_path: Path
 ) -> None:

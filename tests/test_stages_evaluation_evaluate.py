@@ -11,10 +11,12 @@ from made import CPU, make_in
 
 from pipeline.journal import Journal
 from pipeline.make import make
+from pipeline.stage import Stage
 from pipeline.workspace import Workspace
 from stages.errors import InputError
 from stages.evaluation.evaluate import Evaluate
 from stages.evaluation.evaluation import Evaluation, open_evaluation
+from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
 from stages.introspection.head import predict_probabilities
 from stages.introspection.predictors import open_head
@@ -94,7 +96,16 @@ def test_columns_in_place_of_corruptions_define_the_cells(store: FeatureStore) -
 
     assert result.by_group["accuracy"].tolist() == pytest.approx(accuracy.tolist())
     assert "mean over 3 groups of label" in result.card.title
+    assert result.card.statistics["mean"].startswith("plain mean over cells (label) of ")
     assert "by" not in make_in(store, plain).output.plan()["stage"]["params"]
+
+
+def test_class_is_the_label_by_name(store: FeatureStore) -> None:
+    found = cells(store, source={"class_names": ["cat", "dog", "ant"]})
+    stage = Evaluate(features=found.name, heads={}, resamples=0, by=("class",))
+    result = make_in(store, stage)
+    assert make_in(store, stage.model_copy(update={"by": ("label",)})).name == result.name
+    assert open_evaluation(result.output).by_group["class"].tolist() == ["cat", "dog", "ant"]
 
 
 @pytest.mark.parametrize(
@@ -257,3 +268,16 @@ def test_heads_are_the_only_one_none_or_those_that_are_named(
     card = make_in(store, stage).output.card()
     assert list(card["seeds"]) == labels
     assert Evaluate(**{k: v for k, v in stage.to_json().items() if k != "stage"}) == stage
+
+
+@pytest.mark.parametrize(
+    ("fit", "label"),
+    [(FitTemperature, "T"), (FitNeighbours, "kNN")],
+)
+def test_a_lone_head_that_is_no_network_has_a_label_of_its_own(
+    store: FeatureStore, fit: type[Stage], label: str
+) -> None:
+    found = cells(store)
+    make_in(store, fit(features=found.name))
+    card = make_in(store, Evaluate(features=found.name, resamples=0)).output.card()
+    assert list(card["seeds"]) == ["f", label]

@@ -72,7 +72,7 @@ class Evaluate(Stage):
         store = workspace.store
         feature_set = store.open(self.features)
         feature_set.require_complete()
-        _check_columns(feature_set, self.by)
+        by = self._columns(feature_set)
         contenders = contenders_of(store, feature_set, self.heads)
         plan, title = self.plan(feature_set, contenders), feature_set.plan["name"]
         result = store.artifact("result", f"{title}-{fingerprint(plan)}")
@@ -86,7 +86,7 @@ class Evaluate(Stage):
                     store,
                     feature_set,
                     contenders,
-                    by=self.by,
+                    by=by,
                     classes=classes_in(feature_set) if self.present_classes else None,
                     resampling=Resampling(self.resamples, self.seed),
                     tick=progress.advance,
@@ -120,12 +120,30 @@ class Evaluate(Stage):
                 "params": {
                     "n_bins": N_BINS,
                     "bootstrap": bootstrap,
-                    **({"by": list(self.by)} if self.by else {}),
+                    **({"by": list(by)} if (by := self._columns(feature_set)) else {}),
                     **({"present_classes": True} if self.present_classes else {}),
                 },
             },
             "inputs": {"features": feature_set.plan, "heads": planned_heads(contenders)},
         }
+
+    def _columns(self, feature_set: FeatureSet) -> tuple[str, ...]:
+        """The sample columns of ``by``; ``class`` is the label by name.
+
+        Raises ``InputError`` if one does not exist, or is named twice.
+        """
+        from stages.evaluation.recognition import stored_column
+
+        known = [name for name, _ in feature_set.schema.columns]
+        by = tuple(stored_column(feature_set, name) for name in self.by)
+        if unknown := [name for name in by if name not in known]:
+            raise InputError(
+                f"evaluate {feature_set.name}: unknown column '{unknown[0]}' in --by; there are: "
+                f"{', '.join(known)}"
+            )
+        if len(set(by)) < len(by):
+            raise InputError(f"evaluate: --by {','.join(self.by)} names a column twice")
+        return by
 
     def _check(
         self, store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender]
@@ -148,18 +166,6 @@ class Evaluate(Stage):
         for each in contenders:
             check_preparation(store, feature_set, each.head)
         feature_set.require_usable()
-
-
-def _check_columns(feature_set: FeatureSet, by: Sequence[str]) -> None:
-    """Raise ``InputError`` if a sample column does not exist, or is named twice."""
-    known = [name for name, _ in feature_set.schema.columns]
-    if unknown := [name for name in by if name not in known]:
-        raise InputError(
-            f"evaluate {feature_set.name}: unknown column '{unknown[0]}' in --by; there are: "
-            f"{', '.join(known)}"
-        )
-    if len(set(by)) < len(by):
-        raise InputError(f"evaluate: --by {','.join(by)} names a column twice")
 
 
 def classes_in(feature_set: FeatureSet) -> NDArray[np.int64]:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from pipeline.make import Output
 from pipeline.terminal import counted
 from stages.evaluation.judgement import Judgement, Predictor, cell_columns, judged
+from stages.evaluation.recognition import class_names_of
 from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import head_card
 from stages.introspection.predictors import predictors, sensing_probabilities
 from stages.metrics.bootstrap import Resampling
-from stages.metrics.definitions import DEFINITIONS, REFERENCE, STATISTICS
+from stages.metrics.definitions import DEFINITIONS, REFERENCE, statistics_of
 from stages.metrics.sums import N_BINS
 from stages.reflection.feature_plan import FeaturePlan
 from stages.versions import versions
@@ -85,7 +86,7 @@ def evaluated(
 
 def _with_class_names(feature_set: FeatureSet, by_group: pd.DataFrame) -> pd.DataFrame:
     """The table with a column ``class`` after ``label``; it is empty where there is no name."""
-    names = dict(enumerate(FeaturePlan.of(feature_set.plan).source.class_names or ()))
+    names = class_names_of(feature_set)
     table = by_group.copy()
     classes = [names.get(label, "") for label in table["label"]]
     table.insert(list(table.columns).index("label") + 1, "class", classes)
@@ -145,7 +146,7 @@ def _card(
         n_resamples=resampling.n_resamples,
         bootstrap_seed=resampling.seed,
         definitions=DEFINITIONS,
-        statistics=STATISTICS,
+        statistics=statistics_of(cells),
         versions=versions(),
         seconds=0.0,
     )

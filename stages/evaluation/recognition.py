@@ -13,10 +13,13 @@ from stages.errors import InputError
 from stages.metrics.calibration import METRICS
 from stages.metrics.sums import CalibrationSums, merged, sums
 from stages.reflection.conditions import Condition, columns_of, matching
+from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.losses import softmax
 from stages.reflection.reduction import Group, each_shard, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
+
+CLASS, LABEL = "class", "label"
 
 
 def query(
@@ -31,7 +34,8 @@ def query(
 
     Args:
         feature_set: a complete feature set.
-        by: sample columns to group the rows by; empty for a single group.
+        by: sample columns to group the rows by, or ``class``, the name of the label; empty for a
+            single group.
         metrics: names from ``stages.metrics.calibration.METRICS``.
         where: conditions that the rows to use satisfy.
         tick: called with the number of rows of each finished shard.
@@ -43,11 +47,15 @@ def query(
     Raises:
         InputError: a column or metric is unknown, or no row remains.
     """
-    _check_names(
-        "column", [*by, *columns_of(where)], [name for name, _ in feature_set.schema.columns]
+    stored, class_names = (
+        [name for name, _ in feature_set.schema.columns],
+        class_names_of(feature_set),
     )
+    _check_names("column", by, [*stored, *([CLASS] if class_names else [])])
+    _check_names("column", columns_of(where), stored)
     _check_names("metric", metrics, list(METRICS))
-    by, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
+    asked, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
+    by = tuple(dict.fromkeys(stored_column(feature_set, name) for name in asked))
     job = _Job(feature_set, by, tuple(where))
     found: dict[Group, CalibrationSums] = {}
     for part in each_shard(feature_set, job.sums_of, tick):
@@ -57,8 +65,22 @@ def query(
         raise InputError(f"no row of {feature_set.name} matches {' and '.join(map(str, where))}")
     groups = sorted(found, key=lambda group: [(value is nan, value) for value in group])
     table = table_of({group: found[group] for group in groups}, by=by, metrics=metrics)
+    if by != asked:
+        table[CLASS] = [class_names.get(label, "") for label in table[LABEL]]
+        table = table[[*asked, "n_rows", *metrics]]
     table.attrs["n_left_out"] = n_left_out(found)
     return table
+
+
+def class_names_of(feature_set: FeatureSet) -> dict[int, str]:
+    """Label -> name of the class; empty if the data set does not name its classes."""
+    return dict(enumerate(FeaturePlan.of(feature_set.plan).source.class_names))
+
+
+def stored_column(feature_set: FeatureSet, name: str) -> str:
+    """The sample column of a name to group by: ``label`` for ``class``, unless that is stored."""
+    is_stored = name in (column for column, _ in feature_set.schema.columns)
+    return LABEL if name == CLASS and not is_stored else name
 
 
 def n_left_out(sums: Mapping[Group, CalibrationSums]) -> int:

@@ -16,6 +16,9 @@ from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan
 
+LABELS = {"temperature": "T", "neighbours": "kNN"}
+"""Kind of a head -> its label where it is the only head; H for a network."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contender:
@@ -33,7 +36,8 @@ def contenders_of(
     Raises as `choose_head`.
     """
     if heads is None:
-        return [Contender("H", choose_head(store, feature_set, None))]
+        head = choose_head(store, feature_set, None)
+        return [Contender(LABELS.get(head_card(head).kind, "H"), head)]
     if [(each.label, each.name) for each in heads] == [("none", "none")]:
         return []
     return [Contender(each.label, choose_head(store, feature_set, each.name)) for each in heads]

@@ -37,10 +37,11 @@ Heads = Annotated[
     Written("--head", "[LABEL=]NAME", is_repeated=True),
     Field(
         description="Head of the store as [LABEL=]NAME, where LABEL is its name in the tables; may "
-        "be repeated. none for f alone. (default: the model's only head, as H)"
+        "be repeated. none for f alone. (default: the model's only head, as H, or as T if it "
+        "is a temperature)"
     ),
 ]
-"""Heads to compare with f; none for f alone, None for the only head of the model, as H."""
+"""Heads to compare with f; none for f alone, None for the model's only head."""
 
 
 def model_name(feature_set: FeatureSet) -> str:

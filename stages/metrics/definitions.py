@@ -1,5 +1,7 @@
 """What each metric is, in one line: printed with every result, because papers differ."""
 
+from collections.abc import Sequence
+
 DEFINITIONS: dict[str, str] = {
     "accuracy": "share of rows whose most probable class is the label",
     "ece": (
@@ -61,7 +63,7 @@ REFERENCE = "f"
 """Label of the network itself in results; gains are relative to it."""
 
 STATISTICS: dict[str, str] = {
-    "mean": "plain mean over cells (corruption, severity) of the cell's metric, then over seeds",
+    "mean": "plain mean over cells of the cell's metric, then over seeds",
     "std": "standard deviation over seeds, n - 1 in the denominator",
     "gain": "mean of the predictor less that of f, on the same rows",
     "interval": (
@@ -72,3 +74,13 @@ STATISTICS: dict[str, str] = {
     ),
 }
 """How a result puts cells, seeds and resamples together."""
+
+
+def statistics_of(cells: Sequence[str]) -> dict[str, str]:
+    """`STATISTICS` with the sample columns whose values are the cells; empty for a single cell.
+
+    >>> statistics_of(["label"])["mean"]
+    "plain mean over cells (label) of the cell's metric, then over seeds"
+    """
+    over = f"cells ({', '.join(cells)}) of the cell's metric, then over seeds"
+    return STATISTICS | {"mean": f"plain mean over {over if cells else 'seeds'}"}

@@ -26,7 +26,7 @@ from stages.introspection.predictors import LastLayer, divided, factors
 from stages.introspection.preparation import OfModel
 from stages.metrics.averages import average_table, difference_table
 from stages.metrics.bootstrap import Resampling
-from stages.metrics.definitions import DETECTION, REFERENCE, STATISTICS
+from stages.metrics.definitions import DETECTION, REFERENCE, statistics_of
 from stages.metrics.detection import CURVE_METRICS, Scores, curve_of, detection_summary
 from stages.metrics.finite import finite_rows
 from stages.ood.sides import Sides, plan_of
@@ -228,7 +228,7 @@ def _card(
         n_resamples=comparison.n_resamples,
         bootstrap_seed=comparison.seed,
         definitions={detector: DETECTORS[detector].definition, **DETECTION},
-        statistics=STATISTICS,
+        statistics=statistics_of(()),
         versions=versions(),
         seconds=round(time.monotonic() - started, 1),
     )

@@ -22,6 +22,8 @@ class SourceFacts:
     Attributes:
         name: name of the data set.
         split: "train" or "test".
+        family: name that a data set shares with its corrupted copies; ``None`` if the plan does not
+            record it.
         fingerprint: hash of the images.
         class_names: names in the order of the labels.
         resize: rule by which images were brought to the network's size, or "none"; ``None`` if the
@@ -30,6 +32,7 @@ class SourceFacts:
 
     name: str = ""
     split: str | None = None
+    family: str | None = None
     fingerprint: str | None = None
     class_names: tuple[str, ...] = ()
     resize: str | None = None

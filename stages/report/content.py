@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from stages.planned import PlannedResult
+from stages.report.clean import Clean
 from stages.report.results import Entry
 from stages.report.tables import TableSpec
 from stages.typed import typed
 from store.artifacts import Artifact
 from store.plan import Plan, fingerprint
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the page for the same content changes."""
 
 
@@ -61,6 +62,7 @@ class Content:
         figures: names of figures.
         notes: further limitations to list.
         command: command that reproduces the report.
+        clean: for each entry, where its accuracy on clean images comes from.
     """
 
     title: str
@@ -70,6 +72,7 @@ class Content:
     figures: Sequence[str]
     notes: Sequence[str] = ()
     command: str = ""
+    clean: Sequence[Clean] = ()
 
     @property
     def plan(self) -> Plan:
@@ -87,7 +90,10 @@ class Content:
         }
         return {
             "stage": {"name": "report", "version": VERSION, "params": params},
-            "inputs": {"results": [asdict(result) for result in self.results]},
+            "inputs": {
+                "results": [asdict(result) for result in self.results],
+                **({"clean": [asdict(each) for each in self.clean]} if any(self.clean) else {}),
+            },
         }
 
     @property

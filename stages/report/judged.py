@@ -7,10 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from stages.metrics.definitions import statistics_of
+from stages.report.clean import clean_accuracies, with_clean
 from stages.report.comparison import comparison_of, sentences, strong_one
 from stages.report.content import Content
 from stages.report.figures import FIGURES, draw_figure, fitting_figures
 from stages.report.kinds import PageKind
+from stages.report.legend import legend_of
 from stages.report.page import Drawing, Page, comparison_grid, table_grid
 from stages.report.provenance import (
     heads_used,
@@ -42,11 +45,15 @@ def page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame |
     judged = read_entries(store, content.entries)
     axes = tuple(content.entries[0].axes)
     numbers = None if content.table is None else table_of(judged, content.table)
+    if numbers is not None and any(content.clean):
+        pairs = zip(content.clean, judged, strict=True)
+        numbers = with_clean(numbers, [clean_accuracies(store, *pair) for pair in pairs], axes)
     page = Page(
         title=content.title,
         about=content.about,
         **_compared(judged, numbers, axes),
-        table=None if numbers is None else table_grid(numbers, axes),
+        legend=legend_of(judged),
+        table=None if numbers is None else table_grid(numbers, axes, _clean_note(content)),
         shortcomings=[*shortcomings(store, judged, numbers), *content.notes],
         drawings=_drawings(judged, content.figures, axes),
         definitions=_definitions(judged, numbers, content.figures),
@@ -77,6 +84,14 @@ def _compared(
     }
 
 
+def _clean_note(content: Content) -> str:
+    """Note on the column of accuracies on clean images; empty without one."""
+    sets = [each.features for each in dict.fromkeys(content.clean) if each]
+    if not sets:
+        return ""
+    return f"“clean accuracy”: on the same images without corruption, {', '.join(sets)}."
+
+
 def _drawings(
     judged: Sequence[Judged], figures: Sequence[str], axes: tuple[str, ...]
 ) -> list[Drawing]:
@@ -99,7 +114,10 @@ def _definitions(
     definitions = cards[0].defined(shown)
     for card in cards:
         definitions |= card.defined([card.detector] if card.detector else [])
-    return {**definitions, **cards[0].statistics}
+    statistics = dict(cards[0].statistics)
+    if "mean" in statistics:  # older cards name the same columns whatever the cells are
+        statistics["mean"] = statistics_of(cards[0].cells.columns)["mean"]
+    return {**definitions, **statistics}
 
 
 EVALUATION = PageKind(TABLE_METRICS, page_of, figures_for)

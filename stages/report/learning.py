@@ -22,6 +22,7 @@ from stages.report.comparison import BETTER, EQUAL, UNKNOWN, WORSE, interval, si
 from stages.report.content import Content
 from stages.report.drawing import draw_line, legend_above, name_scales, panels_of, sheet
 from stages.report.kinds import PageKind
+from stages.report.legend import GRADIENTS
 from stages.report.page import Cell, Drawing, Grid, Line, Page
 from stages.report.palette import SETTINGS, styles_of
 from stages.report.paper import paper_number
@@ -38,6 +39,11 @@ METRICS = ("accuracy",)
 PAPER_ROUNDS = RoundParams(rounds=20, query=1000, start=100)
 PAPER_TESTS = {"clean": "cifar10", "gaussian_noise": "cifar10c"}
 """Test -> data set to which the paper's numbers refer."""
+
+LEGEND = {
+    "f": "the network, trained on the images that were labelled so far; it selects the next ones",
+    "H": f"{GRADIENTS}; it is trained on the same labels, after f, and selects in place of f",
+}
 
 STATISTICS = {
     "mean": "plain mean over the rounds of a run, including the first, then over seeds",
@@ -62,6 +68,7 @@ def learning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
         title=content.title,
         about=content.about,
         strong="H",
+        legend=LEGEND,
         sentences=_sentences(numbers),
         comparison=None,
         table=_grid(numbers, axes) if table else None,

@@ -81,7 +81,8 @@ class Drawing:
 class Page:
     """Content of a page.
 
-    ``tables`` are further tables by their headings, for pages that need more than one.
+    ``tables`` are further tables by their headings, for pages that need more than one; ``legend``
+    explains the names that tables and figures use.
     """
 
     title: str
@@ -97,6 +98,7 @@ class Page:
     versions: dict[str, str]
     command: str
     tables: Mapping[str, Grid] = field(default_factory=dict)
+    legend: Mapping[str, str] = field(default_factory=dict)
 
 
 def html_of(page: Page) -> str:
@@ -111,15 +113,17 @@ def markdown_of(page: Page) -> str:
     return _template("page.md.jinja").render(page=page)
 
 
-def table_grid(table: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
+def table_grid(table: pd.DataFrame, axes: tuple[str, ...], clean_note: str = "") -> Grid:
     """The table as shown: one line per entry and contender, one column per metric.
 
-    A metric's column is followed by the paper's numbers if there are any.
+    A metric's column is followed by the paper's numbers if there are any, and the accuracy by that
+    on clean images, which ``clean_note`` explains.
     """
     metrics = list(table["metric"].unique())
     with_paper = {
         name for name in metrics if table.loc[table["metric"] == name, "paper"].notna().any()
     }
+    has_clean = "clean" in table and bool(table["clean"].notna().any())
     strong = strong_one(table["contender"].unique())
     shown = varying(table, axes)
     lines = []
@@ -128,15 +132,21 @@ def table_grid(table: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
         cells = []
         for metric in metrics:
             cells.append(_cell(by_metric.loc[metric], metric))
+            if has_clean and metric == "accuracy":
+                cells.append(Cell(_number(by_metric.loc[metric, "clean"])))
             if metric in with_paper:
                 cells.append(_paper_cell(by_metric.loc[metric]))
         lines.append(Line(tuple(map(str, key)), tuple(cells), key[-1] == strong))
     heads = [
         head
         for metric in metrics
-        for head in (spoken(metric), *(("paper",) if metric in with_paper else ()))
+        for head in (
+            spoken(metric),
+            *(("clean accuracy",) if has_clean and metric == "accuracy" else ()),
+            *(("paper",) if metric in with_paper else ()),
+        )
     ]
-    notes = (*_constant_axes(table, axes), *_notes(table))
+    notes = (*_constant_axes(table, axes), *_notes(table), *([clean_note] if has_clean else []))
     return Grid((*shown, "contender"), tuple(heads), tuple(lines), notes)
 
 

@@ -138,6 +138,7 @@ class Report(Stage):
 
     def content(self, store: FeatureStore, command: str) -> Content:
         """Content of the page; options that are not given are derived from the results."""
+        from stages.report.clean import clean_of
         from stages.report.content import Content
         from stages.report.tables import TableSpec
 
@@ -159,6 +160,7 @@ class Report(Stage):
             figures=figures,
             notes=self.notes,
             command=command,
+            clean=[clean_of(store, entry) for entry in entries],
         )
 
     def _entries(self, store: FeatureStore) -> list[Entry]:

@@ -12,7 +12,7 @@ from pipeline.stage import stage_name
 from stages.errors import InputError
 from stages.introspection.comparison_card import ComparisonCard
 from stages.introspection.head_card import HeadCard
-from stages.reflection.feature_plan import FeaturePlan, ModelFacts
+from stages.reflection.feature_plan import FeaturePlan, ModelFacts, SourceFacts
 from stages.report.vocabulary import PAGES
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -44,7 +44,8 @@ class Judged:
         axes: axes of the entry.
         name: name of the result.
         card: card of the result.
-        model: f as the features record it; only its name if they are gone.
+        model, source: f and the images as the features record them; only their names if the
+            features are gone.
         by_group: one row per predictor, seed and cell.
         average: one row per predictor and metric.
         differences: one row per pair of predictors and metric.
@@ -55,6 +56,7 @@ class Judged:
     name: str
     card: ComparisonCard
     model: ModelFacts
+    source: SourceFacts
     by_group: pd.DataFrame
     average: pd.DataFrame
     differences: pd.DataFrame
@@ -101,8 +103,19 @@ def find_result(store: FeatureStore, name: str) -> Artifact:
             f"no result '{name}' in {store.location} (existing: {names}): `intro-pipe evaluate`, "
             "`ood` and `active-learn` make results, `intro-pipe ls` lists them"
         )
-    names = ", ".join(found.name for found in matches)
-    raise AmbiguousNameError(f"'{name}' matches {names}: use more of the name")
+    names = "; ".join(_with_contents(found) for found in matches)
+    raise AmbiguousNameError(
+        f"'{name}' matches {len(matches)} results, expected one: {names}; use more of the name"
+    )
+
+
+def _with_contents(result: Artifact) -> str:
+    """The name of a result; for an evaluation with its contenders and the columns of its cells."""
+    if stage_name(result.plan()) != "evaluate" or not result.is_complete():
+        return result.name
+    card = ComparisonCard.of(result)
+    by = f" by {','.join(card.cells.columns)}" if card.cells.columns else ""
+    return f"{result.name} ({', '.join(['f', *card.contenders])}{by})"
 
 
 def is_judged(result: Artifact) -> bool:
@@ -181,14 +194,15 @@ def _read(store: FeatureStore, entry: Entry) -> Judged:
         for table in tables
     )
     card = ComparisonCard.of(result)
-    return Judged(entry.axes, result.name, card, _model(store, card), *frames)
+    return Judged(entry.axes, result.name, card, *_inputs(store, card), *frames)
 
 
-def _model(store: FeatureStore, card: ComparisonCard) -> ModelFacts:
+def _inputs(store: FeatureStore, card: ComparisonCard) -> tuple[ModelFacts, SourceFacts]:
     try:
-        return FeaturePlan.of(store.resolve(card.features).plan).model
+        plan = FeaturePlan.of(store.resolve(card.features).plan)
     except NotFoundError:  # the features may have been deleted since
-        return ModelFacts(card.model)
+        return ModelFacts(card.model), SourceFacts(card.dataset.name)
+    return plan.model, plan.source
 
 
 def _with_axes(frame: pd.DataFrame, axes: Axes) -> pd.DataFrame:

@@ -1,0 +1,90 @@
+"""What the names on a page mean: f and its input, each contender, and a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from stages.introspection.head_card import FittedTemperature, HeadCard, TrainedNetwork, Votes
+from stages.report.results import Judged
+
+GRADIENTS = (
+    "introspective network: a small network that predicts the class again, from the gradients of "
+    "f's last layer that would turn f's prediction into each of the classes"
+)
+
+
+def legend_of(judged: Sequence[Judged]) -> dict[str, str]:
+    """The names in the tables and figures of a page, each with its meaning in plain English."""
+    found = {"f": _joined(map(_network_of, judged))}
+    for label in dict.fromkeys(label for each in judged for label in each.heads):
+        heads = [(each, each.heads[label]) for each in judged if label in each.heads]
+        found[label] = _joined(_head_of(each, head) for each, head in heads)
+    if cells := _joined(map(_cells_of, judged)):
+        found["cell"] = cells
+    return found
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(filter(None, texts)))
+
+
+def _network_of(found: Judged) -> str:
+    """The network, and how images become its input."""
+    model, source = found.model, found.source
+    text = f"the network {found.network}, as model {found.card.model}"
+    if model.image_size is None:
+        return text
+    text += f"; its input: images of {model.image_size}x{model.image_size} pixels"
+    if source.resize:
+        text += (
+            ", as stored" if source.resize == "none" else f", resized: {_spelled(source.resize)}"
+        )
+    if model.mean and model.std:
+        mean, std = (
+            ", ".join(f"{value:.4g}" for value in each) for each in (model.mean, model.std)
+        )
+        text += f", minus the mean {mean} and divided by the std {std} of each channel"
+    return text
+
+
+def _spelled(rule: str) -> str:
+    """A rule of resizing with words in place of its signs.
+
+    >>> _spelled("bicubic-antialias shorter side ->256, centre 224x224")
+    'bicubic, antialiased, shorter side to 256, centre 224x224'
+    """
+    return rule.replace("-antialias", ", antialiased,").replace("->", " to ").replace("  ", " ")
+
+
+def _head_of(found: Judged, head: HeadCard) -> str:
+    """How a contender predicts, and what it was trained on or fitted to."""
+    same = ", the images that are evaluated here" if head.features == found.card.features else ""
+    match head.predictor:
+        case FittedTemperature(temperature):
+            return (
+                f"f with its logits divided by a temperature, {temperature:.4g}, fitted on "
+                f"{head.features}{same}; it changes confidences, not predictions"
+            )
+        case Votes(k):
+            return f"the {k} nearest rows of {head.features}{same} vote for the class"
+        case TrainedNetwork(spec):
+            reads = spec.reading.reads
+            what = (
+                GRADIENTS
+                if reads == "reflection"
+                else f"control: a small network that predicts the class from f's {reads}"
+            )
+            return f"{what}; trained on {head.features}{same}"
+
+
+def _cells_of(found: Judged) -> str:
+    """What the mean of an evaluation is taken over; empty for a detection."""
+    card = found.card
+    if card.detector is not None:
+        return ""
+    if not card.cells.columns:
+        return f"all {card.rows:,} rows are one group"
+    return (
+        f"the rows of one value of {' and '.join(card.cells.columns)}; each of the "
+        f"{card.cells.count:,} cells counts equally in a mean"
+    )

@@ -1,0 +1,93 @@
+"""What a page says about its names, and the accuracy on clean images beside the corrupted mean."""
+
+import io
+import math
+
+import pandas as pd
+import pytest
+from cells import cells, small_head
+from made import make_in
+
+from pipeline.fields import Labelled
+from stages.evaluation.evaluate import Evaluate
+from stages.evaluation.recognition import query
+from stages.introspection.fit_temperature import FitTemperature
+from stages.report.clean import clean_of
+from stages.report.report import Report
+from stages.report.results import Entry
+from store.artifacts import Artifact
+from store.catalog import FeatureStore
+
+SOURCE = {"family": "shapes", "split": "test", "resize": "bilinear-antialias 8x8->32x32"}
+NET = {"network": "cnn2", "image_size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+
+@pytest.fixture
+def result(store: FeatureStore) -> Artifact:
+    """f and H at a temperature on corrupted cells."""
+    corrupted = cells(store, "shapes-c", source=SOURCE, net=NET)
+    small_head(store, corrupted)
+    make_in(store, FitTemperature(features=corrupted.name, name="t"))
+    stage = Evaluate(features=corrupted.name, heads={"H": "h", "T": "t"}, resamples=0)
+    return make_in(store, stage).output
+
+
+def page_of(store: FeatureStore, result: Artifact) -> tuple[str, pd.DataFrame]:
+    asked = (Labelled(label="", name=result.name),)
+    report = make_in(store, Report(results=asked, figures=())).output
+    return report.read("report.md").decode(), pd.read_csv(io.BytesIO(report.read("table.csv")))
+
+
+def clean_set(store: FeatureStore, **changes: object) -> str:
+    facts = {"source": SOURCE, "net": NET, "has_cells": False, **changes}
+    return cells(store, "shapes", n_rows=60, **facts).name
+
+
+def test_a_page_says_what_its_names_mean(store: FeatureStore, result: Artifact) -> None:
+    markdown, table = page_of(store, result)
+    features = result.card()["features"]
+
+    assert "images of 32x32 pixels, resized: bilinear, antialiased, 8x8 to 32x32" in markdown
+    assert "minus the mean 0.5, 0.5, 0.5 and divided by the std 0.25, 0.25, 0.25" in markdown
+    assert f"fitted on {features}, the images that are evaluated here" in markdown
+    assert "the gradients of f's last layer" in markdown
+    assert "**cell**: the rows of one value of corruption and severity; each of the 6 " in markdown
+    assert "clean" not in table
+
+
+def test_the_accuracy_on_clean_images_stands_beside_the_mean(
+    store: FeatureStore, result: Artifact
+) -> None:
+    before = page_of(store, result)[0]
+    clean = clean_set(store)
+    markdown, table = page_of(store, result)
+    accuracy = query(store.open(clean))["accuracy"].iloc[0]
+    found = table[table["metric"] == "accuracy"].set_index("contender")["clean"]
+    assert found["f"] == pytest.approx(accuracy)
+    assert math.isnan(found["H"])
+    assert f"“clean accuracy”: on the same images without corruption, {clean}." in markdown
+    assert before != markdown
+
+    heads = {"H": "h", "f at T": "t"}
+    evaluated = make_in(store, Evaluate(features=clean, heads=heads, resamples=0)).output
+    table = page_of(store, result)[1]
+    found = table[table["metric"] == "accuracy"].set_index("contender")["clean"]
+    average = evaluated.read_frame("average.parquet")
+    theirs = average[average["metric"] == "accuracy"].set_index("predictor")["mean"]
+    assert found.tolist() == pytest.approx(theirs[["f", "H", "f at T"]].tolist())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": "w2"},
+        {"source": {**SOURCE, "family": "others"}},
+        {"source": {**SOURCE, "split": "train"}},
+        {"has_cells": True},
+    ],
+)
+def test_other_images_and_other_networks_are_not_its_clean_set(
+    store: FeatureStore, result: Artifact, changes: dict[str, object]
+) -> None:
+    clean_set(store, **changes)
+    assert not clean_of(store, Entry({}, result))
