@@ -53,6 +53,14 @@ STEPS = (
         "verify every file against its checksum",
         "verify",
     ),
+    (
+        "explain the corrupted digits on which f and H disagree and f is least sure ...",
+        "explain --features digits-c@cnn2 --disagree --top 24 --contrast top-3",
+    ),
+    (
+        "... on a page: why P, what if not P, and why P rather than Q",
+        "draw-maps --maps digits-c@cnn2 --name explained",
+    ),
 )
 
 

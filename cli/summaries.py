@@ -9,6 +9,7 @@ from cli.analysis import analyse
 from cli.learning import active_learn
 from cli.output import note
 from cli.recipes import summary_of_recipe
+from cli.tested_maps import draw_maps, evaluate_maps
 from pipeline.runner import RunReport
 from pipeline.stage import Made, Stage
 from pipeline.terminal import counted
@@ -219,6 +220,8 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "active-learn": active_learn,
     "analyse": analyse,
     "explain": explain,
+    "draw-maps": draw_maps,
+    "evaluate-maps": evaluate_maps,
     "report": report,
     "run": summary_of_recipe,
     "reproduce": summary_of_recipe,

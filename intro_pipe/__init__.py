@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stages.data.registry import known_datasets, open_source
     from stages.errors import InputError, StageError
     from stages.evaluation.evaluate import Evaluate
+    from stages.explanation.draw_maps import DrawMaps
+    from stages.explanation.evaluate_maps import EvaluateMaps
     from stages.explanation.explain import Explain
     from stages.introspection.fit_neighbours import FitNeighbours
     from stages.introspection.fit_temperature import FitTemperature
@@ -76,6 +78,8 @@ _HOMES = {
     "stages.active_learning.keep_model": ("KeepModel",),
     "stages.analysis.analyse": ("Analyse",),
     "stages.explanation.explain": ("Explain",),
+    "stages.explanation.draw_maps": ("DrawMaps",),
+    "stages.explanation.evaluate_maps": ("EvaluateMaps",),
     "stages.report.report": ("Report",),
     "stages.recipes.run": ("Reproduce", "Run"),
 }
@@ -86,7 +90,9 @@ __all__ = [
     "Analyse",
     "Corrupt",
     "Detect",
+    "DrawMaps",
     "Evaluate",
+    "EvaluateMaps",
     "Execution",
     "Explain",
     "Extract",

@@ -27,6 +27,8 @@ MODULES: dict[str, str] = {
     "keep-model": "stages.active_learning.keep_model",
     "analyse": "stages.analysis.analyse",
     "explain": "stages.explanation.explain",
+    "draw-maps": "stages.explanation.draw_maps",
+    "evaluate-maps": "stages.explanation.evaluate_maps",
     "report": "stages.report.report",
     "run": "stages.recipes.run",
     "reproduce": "stages.recipes.run",

@@ -15,8 +15,10 @@ N_INSTANCES = {
     "table-9": 121,  # f, features and four heads of three domains, two sets of six pairs
     "table-10": 10,
     "table-11": 25,
+    "figure-1": 6,  # f, features, maps, a sheet, their faithfulness, a report
     "figure-2": 42,
     "figure-3": 42,
+    "figure-4": 6,
     "figure-6": 42,
     "figure-7": 42,
     "figure-8": 42,

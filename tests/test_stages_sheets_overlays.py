@@ -6,7 +6,8 @@ import pytest
 import torch
 from skimage.color import rgb2lab
 
-from stages.sheets.overlays import COLOUR_MAPS, coloured, dimmed, overlay, resized
+from stages.sheets.colour_maps import COLOUR_MAPS
+from stages.sheets.overlays import coloured, dimmed, overlay, resized
 
 PERCEPTUAL = [name for name in COLOUR_MAPS if name != "jet"]
 RNG = np.random.default_rng(0)

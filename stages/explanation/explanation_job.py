@@ -16,13 +16,13 @@ from pipeline.space import check_space
 from pipeline.stage import Preview
 from pipeline.terminal import counted, size
 from pipeline.workspace import Workspace
-from stages.data.class_names import numbers
 from stages.data.planned_images import planned_images
 from stages.errors import InputError
 from stages.explanation.chosen_rows import Choice, ChosenRows, chosen_rows
 from stages.explanation.layer_choice import chosen_layer, is_pooled
 from stages.explanation.map_extraction import Explanation, check_questions
 from stages.explanation.questions import LABEL, PREDICTION, Method, class_of, questions_of
+from stages.explanation.stored_maps import names_of_outputs
 from stages.explanation.target_layer import TargetLayer
 from stages.introspection.contenders import Contender, choose_head, planned_heads
 from stages.introspection.predictors import predictors
@@ -95,10 +95,7 @@ class _Inputs:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the network's classes, else of the data set's, else numbers."""
-        plan = FeaturePlan.of(self.feature_set.plan)
-        named = (self.card.class_names, plan.source.class_names)
-        counted_names = numbers(self.card.n_classes)
-        return next((n for n in named if len(n) == self.card.n_classes), counted_names)
+        return names_of_outputs(self.card, FeaturePlan.of(self.feature_set.plan))
 
 
 def explanation_job(asked: Asked, workspace: Workspace) -> ShardJob:
@@ -158,7 +155,7 @@ def _explanation(asked: Asked, workspace: Workspace, inputs: _Inputs) -> Explana
     of_class = asked.of_class if is_column else class_of(asked.of_class, inputs.names, "--class")
     weights = weights_path(workspace.store, card.name)
     key = ("explained", card.name, card.weights_sha256, asked.layer)
-    layer, in_closed_form = workspace.once(key, lambda: _layer_of(card, weights, asked.layer))
+    layer, in_closed_form = workspace.once(key, lambda: layer_of(card, weights, asked.layer))
     source = planned_images(
         workspace,
         feature_set.plan["inputs"]["source"],
@@ -195,7 +192,7 @@ def _chosen(asked: Asked, workspace: Workspace, inputs: _Inputs) -> ChosenRows:
     return workspace.once(key, lambda: chosen_rows(feature_set, choice, predict))
 
 
-def _layer_of(card: ModelCard, weights: str, name: str | None) -> tuple[TargetLayer, bool]:
+def layer_of(card: ModelCard, weights: str, name: str | None) -> tuple[TargetLayer, bool]:
     """The layer of a network, and whether f is its mean; found with images of noise."""
     images = noise_images((card.image_size, card.image_size))
     images = torch.cat([images, 255 - images])[:2]

@@ -106,8 +106,8 @@ def replaced_scores(
 def area(scores: Numbers) -> Numbers:
     """Area under scores ``(n, K + 1)`` at even steps from 0 to 1, by the trapezoidal rule."""
     n_steps = scores.shape[1] - 1
-    ends: Numbers = (scores[:, 0] + scores[:, -1]) / 2
-    return (scores.sum(axis=1) - ends) / n_steps
+    found: Numbers = (scores.sum(axis=1) - (scores[:, 0] + scores[:, -1]) / 2) / n_steps
+    return found
 
 
 def drop_and_increase(full: Numbers, masked: Numbers) -> tuple[Numbers, Numbers]:

@@ -66,7 +66,8 @@ def rank_correlations(maps: Numbers, others: Numbers) -> NDArray[np.float64]:
     scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
     product = (first * second).sum(axis=1)
     found: NDArray[np.float64] = np.full(len(maps), np.nan)
-    return np.divide(product, scale, out=found, where=scale > 0)
+    np.divide(product, scale, out=found, where=scale > 0)
+    return found
 
 
 def structural_similarities(maps: Numbers, others: Numbers) -> NDArray[np.float64]:

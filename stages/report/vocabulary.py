@@ -8,6 +8,7 @@ PAGES: dict[str, str] = {
     "evaluate": "stages.report.judged:EVALUATION",
     "ood": "stages.report.judged:DETECTION",
     "active-learning-curves": "stages.report.learning:LEARNING",
+    "evaluate-maps": "stages.report.faithfulness_page:FAITHFULNESS",
 }
 """Stage name in a result's plan -> module and name of its `PageKind`. A new kind of page is
 one line here."""

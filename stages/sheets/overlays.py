@@ -13,14 +13,6 @@ Pixels = NDArray[np.uint8]
 """RGB, shape ``(height, width, 3)``."""
 Numbers = NDArray[np.floating[Any]]
 
-COLOUR_MAPS = {
-    "viridis": cv2.COLORMAP_VIRIDIS,
-    "inferno": cv2.COLORMAP_INFERNO,
-    "cividis": cv2.COLORMAP_CIVIDIS,
-    "jet": cv2.COLORMAP_JET,
-}
-"""Lightness rises evenly along all of them but jet, which is the one of the paper."""
-
 _OPACITY = 0.62
 """Weight of the colours over the grey image, except for jet."""
 
@@ -49,7 +41,7 @@ def overlay(image: Pixels, values: Numbers, colour_map: str = "viridis") -> Pixe
     Args:
         image: RGB, shape ``(height, width, 3)``.
         values: the map, in [0, 1], of any size ``(h, w)``.
-        colour_map: one of ``COLOUR_MAPS``.
+        colour_map: a name in `stages.sheets.colour_maps`.
 
     Returns:
         RGB of the shape of the image.
@@ -80,5 +72,7 @@ def _grey(image: Pixels) -> NDArray[np.float32]:
 def _colours(colour_map: str) -> Pixels:
     """The 256 colours of a map, RGB, shape ``(256, 3)``."""
     ramp = np.arange(256, dtype=np.uint8)[:, None]
-    colours: Pixels = cv2.applyColorMap(ramp, COLOUR_MAPS[colour_map])[:, 0, ::-1]
+    colours: Pixels = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colour_map.upper()}"))[
+        :, 0, ::-1
+    ]
     return colours

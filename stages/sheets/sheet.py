@@ -69,7 +69,7 @@ def map_tile(heading: str, image: Pixels, values: Numbers, colour_map: str = "vi
         heading: what the map is: "Why cat?".
         image: RGB, shape ``(height, width, 3)``.
         values: the map, finite, shape ``(h, w)``.
-        colour_map: one of ``COLOUR_MAPS``.
+        colour_map: a name in `stages.sheets.colour_maps`.
     """
     low, high = float(values.min()), float(values.max())
     if low == high:
