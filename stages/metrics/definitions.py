@@ -59,6 +59,29 @@ DETECTION: dict[str, str] = {
 }
 """Keys are those of `stages.metrics.detection.detection_summary`."""
 
+SELECTIVE: dict[str, str] = {
+    "error_rate": "share of rows whose prediction is wrong: the risk at full coverage",
+    "aurc": (
+        "area under the risk-coverage curve: mean over k = 1..n of the share of errors among the k "
+        "most confident rows; equal confidences averaged over all their orders"
+    ),
+    "augrc": (
+        "area under the generalised risk-coverage curve: mean over k = 1..n of the errors among "
+        "the k most confident rows divided by n; equal confidences averaged over all their orders"
+    ),
+    "e_aurc": "aurc less that of the order that ranks every error below every correct row",
+    "auroc_f": (
+        "chance that a correct row has a higher confidence than a wrong one, equal confidences "
+        "counted half; failures are the negative class"
+    ),
+    "risk_at_50": "share of errors among the 50 % most confident rows",
+    "risk_at_80": "share of errors among the 80 % most confident rows",
+    "risk_at_90": "share of errors among the 90 % most confident rows",
+    "coverage_at_1": "largest share of rows that a threshold keeps with at most 1 % errors",
+    "coverage_at_5": "largest share of rows that a threshold keeps with at most 5 % errors",
+}
+"""Keys are those of `stages.metrics.selective.SELECTIVE_METRICS`."""
+
 REFERENCE = "f"
 """Label of the network itself in results; gains are relative to it."""
 
