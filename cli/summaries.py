@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Summary = tuple[str, Any]  # Any: JSON
 
+PRIOR_FROM = {
+    "given": "as given",
+    "evidence": "by the marginal likelihood",
+    "validation": "by the likelihood of the validation rows",
+}
+
 
 def corrupt(_: Stage, made: Made, __: Workspace) -> Summary:
     """Number of images of the set, and of computed corruptions or shards of files."""
@@ -129,7 +135,13 @@ def import_model(_: Stage, made: Made, __: Workspace) -> Summary:
 
 def head(_: Stage, made: Made, __: Workspace) -> Summary:
     """How well a network was trained, or what a temperature or nearest neighbours consist of."""
-    from stages.introspection.head_card import FittedTemperature, TrainedNetwork, Votes, head_card
+    from stages.introspection.head_card import (
+        FittedLaplace,
+        FittedTemperature,
+        TrainedNetwork,
+        Votes,
+        head_card,
+    )
 
     card = head_card(made.output)
     match card.predictor:
@@ -147,6 +159,13 @@ def head(_: Stage, made: Made, __: Workspace) -> Summary:
             )
         case Votes(k, reading):
             text = f"the {k} nearest of {card.train_rows:,} rows vote, by their {reading.reads}"
+        case FittedLaplace() as fit:
+            facts = card_facts(made.output)
+            text = (
+                f"{fit.structure} posterior of {facts['n_parameters']:,} weights from "
+                f"{counted(card.train_rows, 'row')}, prior precision {fit.prior:.4g} "
+                f"({PRIOR_FROM[fit.prior_from]}), log marginal likelihood {fit.evidence:,.1f}"
+            )
     return f"head {made.name}: {text}", {"head": made.name, **card_facts(made.output)}
 
 
@@ -215,6 +234,7 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "train-head": head,
     "fit-temperature": head,
     "fit-neighbours": head,
+    "fit-laplace": head,
     "evaluate": evaluate,
     "ood": ood,
     "active-learn": active_learn,

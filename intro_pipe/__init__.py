@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.explanation.draw_maps import DrawMaps
     from stages.explanation.evaluate_maps import EvaluateMaps
     from stages.explanation.explain import Explain
+    from stages.introspection.fit_laplace import FitLaplace
     from stages.introspection.fit_neighbours import FitNeighbours
     from stages.introspection.fit_temperature import FitTemperature
     from stages.introspection.predictors import open_head, predictors
@@ -70,6 +71,7 @@ _HOMES = {
     "stages.reflection.extract": ("Extract",),
     "stages.introspection.train_head": ("TrainHead",),
     "stages.introspection.fit_temperature": ("FitTemperature",),
+    "stages.introspection.fit_laplace": ("FitLaplace",),
     "stages.introspection.fit_neighbours": ("FitNeighbours",),
     "stages.evaluation.evaluate": ("Evaluate",),
     "stages.ood.ood": ("Ood",),
@@ -98,6 +100,7 @@ __all__ = [
     "Extract",
     "FeatureSet",
     "FeatureStore",
+    "FitLaplace",
     "FitNeighbours",
     "FitTemperature",
     "ImportModel",

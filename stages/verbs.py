@@ -21,6 +21,7 @@ MODULES: dict[str, str] = {
     "train-head": "stages.introspection.train_head",
     "fit-temperature": "stages.introspection.fit_temperature",
     "fit-neighbours": "stages.introspection.fit_neighbours",
+    "fit-laplace": "stages.introspection.fit_laplace",
     "evaluate": "stages.evaluation.evaluate",
     "ood": "stages.ood.ood",
     "active-learn": "stages.active_learning.active_learn",

@@ -81,7 +81,7 @@ class FitNeighbours(Stage):
             usable = feature_set.require_usable()
             found = neighbours_in(usable, self.reading(feature_set), self.k, "cpu")
             spec = {"k": self.k, **found.reading.to_dict()}
-            return len(found), {"predictor": "neighbours", "reads": self.reads, "spec": spec}
+            return Fit(len(found), {"predictor": "neighbours", "reads": self.reads, "spec": spec})
 
         return fit_job(store, name, plan, feature_set, fit)
 

@@ -44,7 +44,7 @@ class FitTemperature(Stage):
         def fit() -> Fit:
             labels = labels_of(feature_set.require_usable())
             found = temperature.fit(feature_set.read("logits"), labels)
-            return found.n_rows, {
+            facts = {
                 "predictor": "temperature",
                 "reads": "logits",
                 "split": FeaturePlan.of(feature_set.plan).source.split,
@@ -52,6 +52,7 @@ class FitTemperature(Stage):
                 "nll_before": found.nll_before,
                 "nll_after": found.nll_after,
             }
+            return Fit(found.n_rows, facts)
 
         return fit_job(store, name, plan, feature_set, fit)
 

@@ -52,11 +52,31 @@ class Votes:
     reading: Reading
 
 
-Predictor = TrainedNetwork | FittedTemperature | Votes
+@dataclass(frozen=True, slots=True)
+class FittedLaplace:
+    """A Gaussian over the weights of f's last layer.
+
+    Attributes:
+        structure: "full" or "kfac".
+        prior: precision of the prior.
+        prior_from: "given", "evidence" or "validation".
+        has_bias: whether the layer has a bias.
+        evidence: log marginal likelihood of the training rows; NaN if it was not computed.
+    """
+
+    structure: str
+    prior: Annotated[FiniteFloat, Field(gt=0)]
+    prior_from: str = "given"
+    has_bias: bool = True
+    evidence: float = math.nan
+
+
+Predictor = TrainedNetwork | FittedTemperature | Votes | FittedLaplace
 KINDS: Mapping[str, type[Predictor]] = {
     "mlp": TrainedNetwork,
     "temperature": FittedTemperature,
     "neighbours": Votes,
+    "laplace": FittedLaplace,
 }
 
 
@@ -66,7 +86,7 @@ class HeadCard:
 
     Attributes:
         name: name of the head.
-        kind: "mlp", "temperature" or "neighbours".
+        kind: "mlp", "temperature", "neighbours" or "laplace".
         predictor: how it predicts, according to its kind.
         features: feature set that it was fitted to.
         model, model_weights_sha256: the sensing network of these features.
@@ -97,6 +117,9 @@ class HeadCard:
                 facts = {"temperature": temperature}
             case Votes(k, reading):
                 facts = {"spec": {"k": k, **reading.to_dict()}}
+            case FittedLaplace(structure, prior, prior_from, has_bias):
+                facts = {"structure": structure, "prior": prior}
+                facts |= {"prior_from": prior_from, "has_bias": has_bias}
         return {"head": self.name, "predictor": self.kind, "features": self.features, **facts}
 
     @classmethod

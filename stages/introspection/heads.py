@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,20 +55,24 @@ def labels_of(feature_set: FeatureSet) -> NDArray[np.int64]:
     return feature_set.samples()["label"].to_numpy(np.int64)
 
 
-Fit = tuple[int, Mapping[str, Any]]
-"""Number of rows that a head was fitted to, and facts of its card."""
+class Fit(NamedTuple):
+    """Number of rows that a head was fitted to, facts of its card, and its files by key."""
+
+    n_rows: int
+    facts: Mapping[str, Any]  # Any: JSON
+    files: Mapping[str, bytes] = MappingProxyType({})
 
 
 def fit_job(
     store: FeatureStore, name: str, plan: Plan, feature_set: FeatureSet, fit: Callable[[], Fit]
 ) -> ArtifactJob:
-    """The job of a head without weights, which is fitted before anything is written."""
+    """The job of a head that is fitted in one call, before anything is written."""
     fitted = cache(fit)
 
     def compute() -> Output:
-        n_rows, facts = fitted()
+        n_rows, facts, files = fitted()
         of_rows = {"train_rows": n_rows, "excluded_rows": feature_set.n_rows - n_rows}
-        return {}, {**facts, **origin_of(feature_set), "seeds": [0], **of_rows}
+        return files, {**facts, **origin_of(feature_set), "seeds": [0], **of_rows}
 
     what = f"fit {name} on {feature_set.n_rows:,} rows of {feature_set.name}"
     return ArtifactJob(

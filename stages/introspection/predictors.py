@@ -12,15 +12,24 @@ from numpy.typing import NDArray
 from stages.errors import InputError
 from stages.introspection import temperature
 from stages.introspection.head import Head, head_factors, load_head, predict_probabilities
-from stages.introspection.head_card import FittedTemperature, TrainedNetwork, Votes, head_card
+from stages.introspection.head_card import (
+    FittedLaplace,
+    FittedTemperature,
+    TrainedNetwork,
+    Votes,
+    head_card,
+)
 from stages.introspection.head_training import WEIGHTS_KEY
 from stages.introspection.heads import labels_of
+from stages.introspection.laplace import Posterior, probit_logits, read_posterior
 from stages.introspection.neighbours import Neighbours
 from stages.introspection.reading import Reading
 from stages.reflection.losses import softmax
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
+
+_LAPLACE_ROWS = 1024
 
 Predict = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """Maps features ``[n, d]`` and logits ``[n, N]`` to probabilities ``[n, N]``."""
@@ -67,7 +76,8 @@ def predictors(
 ) -> dict[int, Predict]:
     """A prediction function for each seed of a finished head; thread-safe.
 
-    A temperature and nearest neighbours are deterministic, and have the seed 0.
+    A temperature, nearest neighbours and a Laplace approximation (`probit_logits`) are
+    deterministic, and have the seed 0.
 
     Args:
         store: store of the head and, for nearest neighbours, of the features that vote.
@@ -89,6 +99,9 @@ def predictors(
         case Votes(k, reading):
             feature_set = store.open(card.features)
             return {0: neighbours_in(feature_set, reading, k, device).probabilities}
+        case FittedLaplace(structure, has_bias=has_bias):
+            posterior = read_posterior(artifact, structure, has_bias=has_bias)
+            return {0: partial(_marginalised, posterior)}
         case TrainedNetwork(params=params):
             return {
                 seed: partial(predict_probabilities, open_head(artifact, seed, device=device))
@@ -99,18 +112,20 @@ def predictors(
 def factors(artifact: Artifact) -> dict[int, LastLayer]:
     """Input and output of the last layer of a finished head, for each of its seeds.
 
-    A temperature has the features of f, and its logits divided by the temperature. Raises
-    ``InputError`` for a head without a last layer.
+    A temperature and a Laplace approximation have the features of f, and its logits divided by the
+    temperature or as `probit_logits`. Raises ``InputError`` for a head without a last layer.
     """
     card = head_card(artifact)
     match card.predictor:
         case FittedTemperature(temperature=value):
             return {0: partial(divided, value)}
+        case FittedLaplace(structure, has_bias=has_bias):
+            return {0: partial(scaled, read_posterior(artifact, structure, has_bias=has_bias))}
         case TrainedNetwork(params=params):
             return {seed: partial(head_factors, open_head(artifact, seed)) for seed in params.seeds}
     raise InputError(
-        f"head '{artifact.name}': expected a trained network or a temperature, which have "
-        f"logits, found {card.kind}; omit it"
+        f"head '{artifact.name}': expected a trained network, a temperature or a Laplace "
+        f"approximation, which have logits, found {card.kind}; omit it"
     )
 
 
@@ -119,6 +134,25 @@ def divided(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Features, and logits divided by a temperature."""
     return features, logits / value
+
+
+def scaled(
+    posterior: Posterior, features: NDArray[Any], logits: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Features, and the logits of the probit approximation, in blocks of rows."""
+    found = np.empty(logits.shape)
+    for start in range(0, len(logits), _LAPLACE_ROWS):
+        rows = slice(start, start + _LAPLACE_ROWS)
+        variances = posterior.variances(features[rows])
+        found[rows] = probit_logits(logits[rows].astype(np.float64), variances)
+    return features, found
+
+
+def _marginalised(
+    posterior: Posterior, features: NDArray[Any], logits: NDArray[Any]
+) -> NDArray[np.float64]:
+    _, z = scaled(posterior, features, logits)
+    return softmax(z).astype(np.float64, copy=False)
 
 
 def _tempered(

@@ -9,7 +9,13 @@ from typing import Any
 import pandas as pd
 
 from pipeline.loop import History, history_of
-from stages.introspection.head_card import FittedTemperature, HeadCard, TrainedNetwork, Votes
+from stages.introspection.head_card import (
+    FittedLaplace,
+    FittedTemperature,
+    HeadCard,
+    TrainedNetwork,
+    Votes,
+)
 from stages.introspection.reading import Reading
 from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.report.paper import other_data
@@ -220,6 +226,8 @@ def _kind_of(head: HeadCard) -> str:
     match head.predictor:
         case FittedTemperature(temperature):
             return f"f's logits divided by {temperature:.4f}"
+        case FittedLaplace(structure, prior):
+            return f"{structure} Laplace approximation of f's last layer, prior {prior:.4g}"
         case Votes(k, reading):
             return f"{k} nearest neighbours on {_reading_of(reading)}"
         case TrainedNetwork(spec):
