@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cli.output import table
 
 if TYPE_CHECKING:
-    from stages.evaluation.evaluation import Evaluation
+    from stages.judging.judged_result import Evaluation
 
 GAINS = {"gain in accuracy": "accuracy", "gain in ece": "ece"}
 """Name of a column -> the metric whose gain over f it shows."""

@@ -172,7 +172,7 @@ def head(_: Stage, made: Made, __: Workspace) -> Summary:
 def evaluate(_: Stage, made: Made, __: Workspace) -> Summary:
     """The averages of f and of the heads."""
     from cli.comparison import shown
-    from stages.evaluation.evaluation import open_evaluation
+    from stages.judging.judged_result import open_evaluation
 
     result = open_evaluation(made.output)
     return shown(result), {

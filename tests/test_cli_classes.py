@@ -15,7 +15,7 @@ from test_stages_data_classes import NUMBERS, write_folders
 
 from cli.classes import note_names
 from cli.states import states
-from stages.evaluation.evaluation import open_evaluation
+from stages.judging.judged_result import open_evaluation
 from stages.sensing.build import build_network
 from stages.sensing.models import models_of
 from stages.sensing.weights import save_weights

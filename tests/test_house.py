@@ -36,7 +36,7 @@ STAGE_LAYERS = (
     ("sensing",),
     ("reflection",),
     ("introspection",),
-    ("scores",),
+    ("scores", "judging"),
     APPLICATIONS,
     ("export", "report"),
     ("recipes",),

@@ -15,11 +15,11 @@ from pipeline.stage import Stage
 from pipeline.workspace import Workspace
 from stages.errors import InputError
 from stages.evaluation.evaluate import Evaluate
-from stages.evaluation.evaluation import Evaluation, open_evaluation
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
 from stages.introspection.head import predict_probabilities
 from stages.introspection.predictors import open_head
+from stages.judging.judged_result import Evaluation, open_evaluation
 from stages.metrics.calibration import METRICS
 from store.catalog import FeatureStore
 from store.errors import NotFoundError

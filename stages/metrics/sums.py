@@ -118,6 +118,12 @@ class JudgedRows:
     columns: Values
     fine_bins: NDArray[np.int64]
 
+    @property
+    def is_counted(self) -> NDArray[np.bool_]:
+        """Flags the rows that have a prediction and a label, shape ``(n,)``."""
+        flags: NDArray[np.bool_] = self.columns[:, -2:].sum(axis=1) == 0
+        return flags
+
     def take(self, rows: NDArray[np.int64]) -> JudgedRows:
         """Select rows."""
         return JudgedRows(self.n_classes, self.columns[rows], self.fine_bins[rows])

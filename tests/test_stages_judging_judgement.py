@@ -9,9 +9,9 @@ from cells import UNREAD, cells
 
 from stages.errors import InputError
 from stages.evaluation.evaluate import VERSION
-from stages.evaluation.judgement import Judgement, Predictor, images_of, judged
 from stages.evaluation.recognition import query
 from stages.introspection.predictors import sensing_probabilities
+from stages.judging.judgement import Judgement, Predictor, images_of, judged
 from stages.metrics.bootstrap import Resampling, interval
 from stages.metrics.calibration import METRICS, summary
 from stages.metrics.sums import sums

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,19 +22,63 @@ from stages.introspection.predictors import Predict
 from stages.metrics.averages import average_table, difference_table
 from stages.metrics.bootstrap import Resampling, resample
 from stages.metrics.calibration import METRICS, summary
-from stages.metrics.sums import CalibrationSums, judge
+from stages.metrics.sums import CalibrationSums, JudgedRows, judge
 from stages.reflection.reduction import Group, each_shard, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
 
 
+class Rows(NamedTuple):
+    """The rows of a shard: their range, features ``[n, d]`` and logits ``[n, N]`` of f."""
+
+    shard: Shard
+    features: NDArray[Any]
+    logits: NDArray[Any]
+
+
+class Predictions(NamedTuple):
+    """What a judge says about rows.
+
+    Attributes:
+        probabilities: shape ``(n, N)``.
+        information: mutual information between label and weights in nats, shape ``(n,)``; ``None``
+            for a judge with one set of weights.
+    """
+
+    probabilities: NDArray[Any]
+    information: NDArray[np.float64] | None = None
+
+
+class Judge(Protocol):
+    """A predictor to evaluate: the label of its contender, one of its seeds, and its answers."""
+
+    @property
+    def label(self) -> str:
+        """Label in tables."""
+
+    @property
+    def seed(self) -> int:
+        """One of the seeds of the contender."""
+
+    def answer(self, rows: Rows) -> Predictions:
+        """Predict rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A network to evaluate: the label of its contender, one of its seeds, and its predictions."""
+    """A judge that is a function of features and logits."""
 
     label: str
     seed: int
     predict: Predict
+
+    def answer(self, rows: Rows) -> Predictions:
+        """Predict rows; they have no mutual information."""
+        return Predictions(self.predict(rows.features, rows.logits))
+
+
+INFORMATION = "mutual_information"
+"""Metric of judges with several sets of weights; see `stages.metrics.definitions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +109,7 @@ def cell_columns(feature_set: FeatureSet) -> tuple[str, ...]:
 
 def judged(
     feature_set: FeatureSet,
-    predictors: Sequence[Predictor],
+    predictors: Sequence[Judge],
     resampling: Resampling,
     by: tuple[str, ...] | None = None,
     *,
@@ -73,7 +117,8 @@ def judged(
 ) -> Judgement:
     """Evaluate predictors on every row, by cell; the first one is the reference for gains.
 
-    The cells are the values of the sample columns ``by``, by default those of `cell_columns`.
+    The cells are the values of the sample columns ``by``, by default those of `cell_columns`. The
+    tables have the metric `INFORMATION` if a judge gives it; it is 0 for the others.
 
     Raises:
         InputError: resamples are requested, but the source images of the rows are unknown.
@@ -112,24 +157,38 @@ def images_of(samples: pd.DataFrame, shard: Shard) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """Sums of a predictor over some rows of a cell, and over its resamples."""
+    """Sums of a predictor over some rows of a cell, and over its resamples.
+
+    ``information`` is the sum over the rows, then that of each resample; ``None`` without any.
+    """
 
     n_rows: int
     plain: CalibrationSums
     resampled: CalibrationSums
+    information: NDArray[np.float64] | None = None
 
     def __add__(self, other: _Sums) -> _Sums:
+        both = self.information, other.information
         return _Sums(
             self.n_rows + other.n_rows,
             self.plain + other.plain,
             self.resampled + other.resampled,
+            None if both[0] is None or both[1] is None else both[0] + both[1],
         )
+
+    def mean_information(self) -> NDArray[np.float64]:
+        """Mean over the counted rows, then over those of each resample; NaN without any."""
+        n_rows = np.append(self.plain.n_rows, self.resampled.n_rows)
+        if self.information is None:
+            return np.where(n_rows > 0, 0.0, np.nan)
+        with np.errstate(invalid="ignore"):
+            return self.information / n_rows
 
 
 @dataclass(frozen=True)
 class _Job:
     feature_set: FeatureSet
-    predictors: tuple[Predictor, ...]
+    predictors: tuple[Judge, ...]
     by: tuple[str, ...]
     resampling: Resampling
 
@@ -143,24 +202,36 @@ class _Job:
     def sums_of(self, shard: Shard) -> dict[Group, list[_Sums]]:
         """Sums of the cells that have rows in a shard, in the order of the predictors."""
         samples = self.feature_set.read_samples(shard).to_pandas()
-        features = self.feature_set.read_chunk("features", shard)
-        logits = self.feature_set.read_chunk("logits", shard)
+        arrays = (self.feature_set.read_chunk(name, shard) for name in ("features", "logits"))
+        here = Rows(shard, *arrays)
         labels, weights = samples["label"].to_numpy(), self._weights(samples, shard)
         rows_of = rows_by_group(samples, self.by)
         weights_of = {group: weights[rows] for group, rows in rows_of.items()}
         sums: dict[Group, list[_Sums]] = {group: [] for group in rows_of}
         for predictor in self.predictors:  # one at a time, to free the predictions of each
-            judged_rows = judge(predictor.predict(features, logits), labels)
+            found = predictor.answer(here)
+            judged_rows = judge(found.probabilities, labels)
             for group, rows in rows_of.items():
                 own = judged_rows.take(rows)
                 resampled = resample(own, weights_of[group])
-                sums[group].append(_Sums(len(rows), own.sums(), resampled))
+                told = None
+                if found.information is not None:
+                    told = _sums_of(found.information[rows], own, weights_of[group])
+                sums[group].append(_Sums(len(rows), own.sums(), resampled, told))
         return sums
 
     def _weights(self, samples: pd.DataFrame, shard: Shard) -> NDArray[np.uint8]:
         if self.resampling.n_resamples == 0:
             return np.empty((len(samples), 0), np.uint8)
         return self.resampling.weights(images_of(samples, shard))
+
+
+def _sums_of(
+    values: NDArray[np.float64], judged_rows: JudgedRows, weights: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Sum of values over the rows that count, then over those of each resample."""
+    counted = np.where(judged_rows.is_counted, values, 0.0)
+    return np.append(counted.sum(), counted @ weights.astype(np.float64))
 
 
 @dataclass
@@ -175,9 +246,8 @@ class _Tables:
     n_left_out: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        shape = (len(METRICS), self.job.resampling.n_resamples)
-        labels = {each.label for each in self.job.predictors}
-        self.means = {label: _RunningMean(shape) for label in labels}
+        self.means: dict[str, _RunningMean] = {}
+        self.metrics: tuple[str, ...] = ()
 
     def take(self, part: Mapping[Group, list[_Sums]]) -> None:
         """Add a shard's sums; complete cells become numbers."""
@@ -202,7 +272,7 @@ class _Tables:
 
         by_group = sorted_by_predictor(pd.DataFrame(self.by_group))
         bins = sorted_by_predictor(pd.concat(self.bins, ignore_index=True))
-        by_seed = by_group.groupby(["predictor", "seed"], sort=False)[list(METRICS)].mean()
+        by_seed = by_group.groupby(["predictor", "seed"], sort=False)[list(self.metrics)].mean()
         resampled = {label: mean.value for label, mean in self.means.items()}
         average, differences = (
             average_table(by_seed, resampled),
@@ -212,14 +282,20 @@ class _Tables:
 
     def _finish(self, group: Group, sums: list[_Sums]) -> None:
         cell = dict(zip(self.job.by, group, strict=True))
+        is_informed = any(found.information is not None for found in sums)
         for each, found in zip(self.job.predictors, sums, strict=True):
             names = {"predictor": each.label, "seed": each.seed, **cell}
-            total = found.plain
-            self.by_group.append({**names, "n_rows": int(total.n_rows), **summary(total)})
+            total, values = found.plain, summary(found.plain)
+            resampled = [metric(found.resampled) for metric in METRICS.values()]
+            if is_informed:
+                values[INFORMATION], *told = found.mean_information()
+                resampled.append(np.array(told))
+            self.metrics = tuple(values)
+            self.by_group.append({**names, "n_rows": int(total.n_rows), **values})
             self.bins.append(_bins(total).assign(**names)[[*names, *_BIN_COLUMNS]])
             self.n_left_out[each.label] += total.n_failed + total.n_unlabelled
-            values = [metric(found.resampled) for metric in METRICS.values()]
-            self.means[each.label].add(np.stack(values))
+            of_cell = np.stack(resampled)
+            self.means.setdefault(each.label, _RunningMean(of_cell.shape)).add(of_cell)
 
 
 _BIN_COLUMNS = ("bin", "low", "high", "n_rows", "n_correct", "confidence_sum")

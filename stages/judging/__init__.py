@@ -1,0 +1,1 @@
+"""f beside heads on the cells of a feature set: metrics, bins, resamples, and the card of a result."""
