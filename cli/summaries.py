@@ -185,6 +185,40 @@ def evaluate(_: Stage, made: Made, __: Workspace) -> Summary:
     }
 
 
+def uncertainty(_: Stage, made: Made, __: Workspace) -> Summary:
+    """The averages of all predictors."""
+    from cli.comparison import shown
+    from stages.judging.judged_result import open_evaluation
+    from stages.report.vocabulary import UNCERTAINTY_METRICS
+
+    result = open_evaluation(made.output)
+    gains = ("nll", "ece")
+    return shown(result, UNCERTAINTY_METRICS, gains), _facts_of_tables(made, result.card.title)
+
+
+def detect_failures(_: Stage, made: Made, __: Workspace) -> Summary:
+    """The confidences of each predictor, the best first."""
+    from cli.failures import failure_table
+    from stages.failures.failure_result import open_failures
+
+    result = open_failures(made.output)
+    return failure_table(result), _facts_of_tables(made, result.card.title)
+
+
+def _facts_of_tables(made: Made, title: str) -> dict[str, Any]:
+    """Name, place and tables of a result that compares predictors, as JSON."""
+    frames = {
+        name: made.output.read_frame(f"{name.replace('_', '-')}.parquet")
+        for name in ("average", "by_group")
+    }
+    return {
+        "result": made.name,
+        "location": made.output.storage.location,
+        "title": title,
+        **{name: frame.to_dict(orient="records") for name, frame in frames.items()},
+    }
+
+
 def ood(_: Stage, made: Made, __: Workspace) -> Summary:
     """A line for each set, detector and predictor."""
     from cli.detection import detection_facts, detection_table
@@ -236,6 +270,8 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "fit-neighbours": head,
     "fit-laplace": head,
     "evaluate": evaluate,
+    "uncertainty": uncertainty,
+    "detect-failures": detect_failures,
     "ood": ood,
     "active-learn": active_learn,
     "analyse": analyse,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.explanation.draw_maps import DrawMaps
     from stages.explanation.evaluate_maps import EvaluateMaps
     from stages.explanation.explain import Explain
+    from stages.failures.detect_failures import DetectFailures
     from stages.introspection.fit_laplace import FitLaplace
     from stages.introspection.fit_neighbours import FitNeighbours
     from stages.introspection.fit_temperature import FitTemperature
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from stages.sensing.model import load_sensing
     from stages.sensing.models import models_of, weights_path
     from stages.sensing.train_sensing import TrainSensing
+    from stages.uncertainty.uncertainty import Uncertainty
     from store.catalog import FeatureStore
     from store.errors import StoreError
     from store.featureset import FeatureSet, Selection
@@ -74,6 +76,8 @@ _HOMES = {
     "stages.introspection.fit_laplace": ("FitLaplace",),
     "stages.introspection.fit_neighbours": ("FitNeighbours",),
     "stages.evaluation.evaluate": ("Evaluate",),
+    "stages.uncertainty.uncertainty": ("Uncertainty",),
+    "stages.failures.detect_failures": ("DetectFailures",),
     "stages.ood.ood": ("Ood",),
     "stages.ood.detect": ("Detect",),
     "stages.active_learning.active_learn": ("ActiveLearn",),
@@ -92,6 +96,7 @@ __all__ = [
     "Analyse",
     "Corrupt",
     "Detect",
+    "DetectFailures",
     "DrawMaps",
     "Evaluate",
     "EvaluateMaps",
@@ -120,6 +125,7 @@ __all__ = [
     "StoreError",
     "TrainHead",
     "TrainSensing",
+    "Uncertainty",
     "Workspace",
     "known_datasets",
     "last_layer_gradient",

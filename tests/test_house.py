@@ -27,7 +27,16 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 # The last two are side by side: no package imports the public API `intro_pipe`.
 LAYERS = ("store", "pipeline", "stages", "intro_pipe", "cli")
 # What features are used for, each in a separate package that imports none of the others.
-APPLICATIONS = ("evaluation", "ood", "active_learning", "analysis", "explanation", "prediction")
+APPLICATIONS = (
+    "evaluation",
+    "ood",
+    "active_learning",
+    "analysis",
+    "explanation",
+    "prediction",
+    "uncertainty",
+    "failures",
+)
 # The order of the packages of `stages`: one imports those before it. Those that serve all of them,
 # and what lies in `stages` itself, import none of them.
 SERVING = ("metrics", "sheets")

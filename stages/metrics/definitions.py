@@ -29,6 +29,14 @@ DEFINITIONS: dict[str, str] = {
 }
 """Keys are those of `stages.metrics.calibration.METRICS`."""
 
+INFORMATION: dict[str, str] = {
+    "mutual_information": (
+        "mean information in nats that a label would give about the weights: entropy of the mean "
+        "prediction less the mean entropy of the predictions; 0 for a single set of weights"
+    ),
+}
+"""The metric of predictors with several sets of weights."""
+
 DETECTION: dict[str, str] = {
     "fpr95": (
         "share of out-of-distribution (OOD) rows accepted by the threshold that accepts nearest to "

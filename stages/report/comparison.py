@@ -10,7 +10,7 @@ import pandas as pd
 from stages.report.tables import sign_of
 
 BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "no clear difference", "no interval"
-SPOKEN_METRICS = ("accuracy", "ece", "auroc", "fpr95")
+SPOKEN_METRICS = ("accuracy", "nll", "ece", "auroc", "fpr95")
 """Metrics described in sentences: those of recognition and calibration, or of detection."""
 
 HOW = "Differences are paired: both contenders use the same resampled images, 95 % intervals."
@@ -147,6 +147,15 @@ SPOKEN = {
     "auroc_sweep": "AUROC, sweep",
     "aupr_in": "AUPR, ID positive",
     "aupr_out": "AUPR, OOD positive",
+    "aurc": "AURC",
+    "augrc": "AUGRC",
+    "e_aurc": "E-AURC",
+    "auroc_f": "AUROC of errors",
+    "risk_at_50": "risk at 50 %",
+    "risk_at_80": "risk at 80 %",
+    "risk_at_90": "risk at 90 %",
+    "coverage_at_1": "coverage at 1 %",
+    "coverage_at_5": "coverage at 5 %",
 }
 
 

@@ -40,7 +40,7 @@ from stages.report.reliability import draw_reliability
 from stages.report.results import varying
 from stages.sheets.theme import INK, SOFT
 
-EPOCH = "epoch"
+EPOCH, INFORMATION = "epoch", "mutual_information"
 _SPREAD = "Bands and whiskers run from the lowest to the highest seed."
 
 
@@ -332,6 +332,29 @@ FIGURES: dict[str, Kind] = {
         _by_level("ece", spoken("ece"), of_gain=False),
         needs=("severity", "ece"),
         shows=("ece",),
+    ),
+    "nll-by-level": Kind(
+        "Likelihood by severity",
+        f"Mean over corruptions of the negative log-likelihood in nats; lower is better. {_SPREAD}",
+        _by_level("nll", spoken("nll"), of_gain=False),
+        needs=("severity", "nll", INFORMATION),
+        shows=("nll",),
+    ),
+    "entropy-by-level": Kind(
+        "Entropy by severity",
+        "Mean over corruptions of the predictive entropy in nats: it should rise with the severity "
+        f"as accuracy falls. {_SPREAD}",
+        _by_level("entropy", "entropy", of_gain=False),
+        needs=("severity", "entropy", INFORMATION),
+        shows=("entropy",),
+    ),
+    "information-by-level": Kind(
+        "Mutual information by severity",
+        "Mean over corruptions, in nats: the part of the entropy that comes from not knowing the "
+        f"weights. Predictors with one set of weights have none. {_SPREAD}",
+        _by_level(INFORMATION, "mutual information", of_gain=False),
+        needs=("severity", INFORMATION),
+        shows=(INFORMATION,),
     ),
     "accuracy-by-class": Kind(
         "Accuracy by class",

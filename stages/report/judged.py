@@ -25,7 +25,7 @@ from stages.report.provenance import (
 from stages.report.results import Entry, Judged, frame_over, read_entries
 from stages.report.svg import svg_of
 from stages.report.tables import table_of
-from stages.report.vocabulary import DETECTION_METRICS, TABLE_METRICS
+from stages.report.vocabulary import DETECTION_METRICS, TABLE_METRICS, UNCERTAINTY_METRICS
 from store.catalog import FeatureStore
 
 
@@ -122,3 +122,4 @@ def _definitions(
 
 EVALUATION = PageKind(TABLE_METRICS, page_of, figures_for)
 DETECTION = PageKind(DETECTION_METRICS, page_of, figures_for)
+UNCERTAINTY = PageKind(UNCERTAINTY_METRICS, page_of, figures_for)

@@ -15,7 +15,7 @@ from pipeline.make import ArtifactJob, Output
 from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import EscapeFormulas, OutputName
-from stages.metrics.definitions import DEFINITIONS, DETECTION
+from stages.metrics.definitions import DEFINITIONS, DETECTION, INFORMATION, SELECTIVE
 from stages.report.kinds import kind_of
 from stages.report.vocabulary import (
     COLUMNS,
@@ -37,7 +37,7 @@ Results = Annotated[
     Written(option="", metavar="RESULTS", is_repeated=True),
 ]
 PaperTable = Annotated[str, OneOf(PAPER_TABLES)]
-Metric = Annotated[str, OneOf((*DEFINITIONS, *DETECTION))]
+Metric = Annotated[str, OneOf((*DEFINITIONS, *DETECTION, *INFORMATION, *SELECTIVE))]
 Figure = Annotated[str, OneOf(FIGURES)]
 
 
@@ -74,14 +74,12 @@ class Report(Stage):
     metrics: Several[Metric] | None = Field(
         None,
         description="Columns of the table, separated by commas, or none for no table. (default: "
-        "accuracy,ece,mce,brier; accuracy for active learning; fpr95,detection_error,auroc for "
-        "ood)",
+        "those of the kind of result, such as accuracy,ece,mce,brier for evaluate)",
     )
     paper: PaperTable | None = Field(None, description="Table of the paper to show for comparison.")
     figures: Several[Figure] | None = Field(
         None,
-        description="Figures, separated by commas; learning-curves for active learning. (default: "
-        "all that the results allow)",
+        description="Figures, separated by commas. (default: all that the results allow)",
     )
     table: Annotated[Table | None, Written(is_hidden=True)] = Field(
         None, description="Metrics and paper together, as recipes write them."

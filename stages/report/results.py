@@ -101,7 +101,8 @@ def find_result(store: FeatureStore, name: str) -> Artifact:
         names = ", ".join(found.name for found in existing) or "none yet"
         raise NotFoundError(
             f"no result '{name}' in {store.location} (existing: {names}): `intro-pipe evaluate`, "
-            "`ood` and `active-learn` make results, `intro-pipe ls` lists them"
+            "`uncertainty`, `detect-failures`, `ood` and `active-learn` make results, `intro-pipe ls` "
+            "lists them"
         )
     names = "; ".join(_with_contents(found) for found in matches)
     raise AmbiguousNameError(
@@ -119,8 +120,8 @@ def _with_contents(result: Artifact) -> str:
 
 
 def is_judged(result: Artifact) -> bool:
-    """Whether a result compares f with heads: an evaluation or a detection."""
-    return stage_name(result.plan()) in ("evaluate", "ood")
+    """Whether a result compares f with heads in the tables of `Judged`."""
+    return stage_name(result.plan()) in ("evaluate", "uncertainty", "ood")
 
 
 def entries_of(results: Sequence[Artifact]) -> list[Entry]:

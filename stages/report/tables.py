@@ -9,13 +9,23 @@ from dataclasses import dataclass
 import pandas as pd
 
 from stages.errors import InputError
-from stages.metrics.definitions import DEFINITIONS, DETECTION
+from stages.metrics.definitions import DEFINITIONS, DETECTION, INFORMATION, SELECTIVE
 from stages.report.paper import check_paper_table, in_cell, other_data, paper_number, paper_row
 from stages.report.results import Judged
 from stages.report.vocabulary import TABLE_METRICS
 
-HIGHER_IS_BETTER = ("accuracy", "log_likelihood", "auroc", "auroc_sweep", "aupr_in", "aupr_out")
-NEITHER_IS_BETTER = ("entropy",)
+HIGHER_IS_BETTER = (
+    "accuracy",
+    "log_likelihood",
+    "auroc",
+    "auroc_sweep",
+    "aupr_in",
+    "aupr_out",
+    "auroc_f",
+    "coverage_at_1",
+    "coverage_at_5",
+)
+NEITHER_IS_BETTER = ("entropy", "mutual_information")
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class TableSpec:
 
     def __post_init__(self) -> None:
         check_paper_table(self.paper)
-        known = [*DEFINITIONS, *DETECTION]
+        known = [*DEFINITIONS, *DETECTION, *INFORMATION, *SELECTIVE]
         if unknown := [name for name in self.metrics if name not in known]:
             raise InputError(f"no metric '{unknown[0]}': choose from {', '.join(known)}")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from stages.metrics.definitions import DEFINITIONS, DETECTION
+from stages.metrics.definitions import DEFINITIONS, DETECTION, INFORMATION, SELECTIVE
 
 PAGES: dict[str, str] = {
     "evaluate": "stages.report.judged:EVALUATION",
     "ood": "stages.report.judged:DETECTION",
+    "uncertainty": "stages.report.judged:UNCERTAINTY",
+    "detect-failures": "stages.report.failure_page:FAILURES",
     "active-learning-curves": "stages.report.learning:LEARNING",
     "evaluate-maps": "stages.report.faithfulness_page:FAITHFULNESS",
 }
@@ -23,6 +25,13 @@ FIGURES = (
     "accuracy-by-class",
     "reliability",
     "by-epoch",
+    # of uncertainty
+    "nll-by-level",
+    "entropy-by-level",
+    "information-by-level",
+    # of failure detection
+    "risk-coverage",
+    "confidence-ranking",
     # of active learning
     "learning-curves",
 )
@@ -30,6 +39,9 @@ FIGURES = (
 TABLE_METRICS = ("accuracy", "ece", "mce", "brier")
 DETECTION_METRICS = ("fpr95", "detection_error", "auroc")
 """Default columns of the tables of evaluations and detections, those of the paper's tables."""
+UNCERTAINTY_METRICS = ("accuracy", "nll", "brier_sum", "ece", "entropy", "mutual_information")
+FAILURE_METRICS = ("aurc", "augrc", "auroc_f", "risk_at_80", "coverage_at_5")
+"""Default columns of the tables of uncertainty and of failure detection."""
 
 COLUMNS = (
     *("predictor", "other", "contender", "set", "seed", "n_seeds", "corruption", "severity"),
@@ -40,5 +52,8 @@ COLUMNS = (
     *("gain", "gain_low", "gain_high", "paper", "paper_gain", "paper_dataset", "paper_note"),
     *DEFINITIONS,
     *DETECTION,
+    *INFORMATION,
+    *SELECTIVE,
+    *("coverage", "risk"),
 )
 """Columns of results and reports: an axis cannot have one of these names."""

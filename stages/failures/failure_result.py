@@ -1,0 +1,181 @@
+"""Results of the stage detect-failures.
+
+A result has ``by-group``, ``average`` and ``curves.parquet``, the tables of
+`stages.failures.ranked.RankedTables`; its card records inputs, parameters and versions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.make import Output
+from stages.failures.ranked import BASELINE, Confidence, Ranked, RankedTables, ranked
+from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
+from stages.introspection.contenders import Contender
+from stages.introspection.head_card import head_card
+from stages.introspection.heads import labels_of
+from stages.introspection.predictors import LastLayer, factors
+from stages.judging.judgement import cell_columns
+from stages.metrics.bootstrap import Resampling
+from stages.metrics.definitions import REFERENCE, SELECTIVE, STATISTICS
+from stages.reflection.feature_plan import FeaturePlan
+from stages.scores.factors import Block, TrainingRows
+from stages.scores.known_scores import SCORES, Kind
+from stages.versions import versions
+from store.artifacts import Artifact
+from store.featureset import FeatureSet
+
+TABLES = ("by_group", "average", "curves")
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """A stored result; the tables are those of `stages.failures.ranked`."""
+
+    artifact: Artifact
+    card: ComparisonCard
+    by_group: pd.DataFrame
+    average: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def open_failures(result: Artifact) -> Failures:
+    """Open a finished result; raises ``NotFoundError``, ``DamagedError``."""
+    card = ComparisonCard.of(result)
+    return Failures(result, card, *(result.read_frame(_key(name)) for name in TABLES))
+
+
+def failures_found(
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    names: Sequence[str],
+    training: FeatureSet | None,
+    resampling: Resampling,
+    tick: Callable[[int], None],
+) -> Output:
+    """The tables and the card.
+
+    Args:
+        feature_set: labelled rows.
+        contenders: heads beside f.
+        names: scores that are confidences.
+        training: features of training rows, for scores that are fitted.
+        resampling: the bootstrap over images.
+        tick: called with the number of rows of each finished shard.
+    """
+    started, cells = time.monotonic(), cell_columns(feature_set)
+    networks = _networks(contenders, names, training)
+    found = ranked(feature_set, networks, resampling, cells, tick=tick)
+    card = _card(feature_set, contenders, names, training, resampling, found)
+    files = {_key(name): getattr(found, name).to_parquet(index=False) for name in TABLES}
+    return files, {**card.to_dict(), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _networks(
+    contenders: Sequence[Contender], names: Sequence[str], training: FeatureSet | None
+) -> list[Ranked]:
+    layers: list[tuple[str, int, LastLayer | None]] = [(REFERENCE, 0, None)]
+    for each in contenders:
+        layers += [(each.label, seed, layer) for seed, layer in factors(each.head).items()]
+    return [
+        Ranked(
+            label,
+            seed,
+            layer,
+            {name: _confidence(SCORES[name], layer, training) for name in names},
+        )
+        for label, seed, layer in layers
+    ]
+
+
+def _confidence(kind: Kind, layer: LastLayer | None, training: FeatureSet | None) -> Confidence:
+    """A score, fitted to the training rows of a network if needed, high for certain rows."""
+    score = kind.score
+    if kind.fit is not None:
+        assert training is not None  # checked by the stage
+        score = kind.fit(_training_rows(training, layer))
+    assert score is not None  # a kind has a score or is fitted
+    return partial(_oriented, kind, score)
+
+
+def _oriented(
+    kind: Kind,
+    score: Confidence,
+    features: NDArray[Any],
+    logits: NDArray[Any],
+) -> NDArray[np.float64]:
+    return kind.certain(score(features, logits))
+
+
+def _training_rows(training: FeatureSet, layer: LastLayer | None) -> TrainingRows:
+    """The training rows as the last layer of a network sees them, shard by shard."""
+
+    def read() -> Any:
+        labels = labels_of(training)
+        for shard in training.shard_set.shards:
+            f, z = (training.read_chunk(name, shard) for name in ("features", "logits"))
+            f, z = (f, z) if layer is None else layer(f, z)
+            yield Block(f, z, labels[shard.start : shard.stop])
+
+    return TrainingRows(read)
+
+
+def _card(
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    names: Sequence[str],
+    training: FeatureSet | None,
+    resampling: Resampling,
+    found: RankedTables,
+) -> ComparisonCard:
+    plan, cells = FeaturePlan.of(feature_set.plan), cell_columns(feature_set)
+    heads = {each.label: head_card(each.head) for each in contenders}
+    title = f"{feature_set.plan['name']}, {feature_set.n_rows:,} rows"
+    if cells:
+        title += f", mean over {found.n_cells} groups of {' and '.join(cells)}"
+    return ComparisonCard(
+        title=title,
+        features=feature_set.name,
+        model=plan.model.name,
+        dataset=Dataset(plan.source.name, plan.source.split, plan.source.fingerprint),
+        rows=feature_set.n_rows,
+        cells=Cells(cells, found.n_cells),
+        contenders=heads,
+        seeds={REFERENCE: (0,), **{label: head.seeds for label, head in heads.items()}},
+        left_out_rows={REFERENCE: found.n_left_out},
+        n_resamples=resampling.n_resamples,
+        bootstrap_seed=resampling.seed,
+        definitions={**SELECTIVE, **_definitions(names, list(heads), training)},
+        statistics={**STATISTICS, "gain": GAIN},
+        versions=versions(),
+        seconds=0.0,
+    )
+
+
+GAIN = f"mean less that of f ranked by {BASELINE}, on the same rows"
+
+
+def _definitions(
+    names: Sequence[str], labels: Sequence[str], training: FeatureSet | None
+) -> Mapping[str, str]:
+    told = {}
+    for name in names:
+        fitted = f"; fitted to {training.name}" if training and SCORES[name].fit else ""
+        told[name] = SCORES[name].definition + fitted
+    of_heads = {
+        label: f"as a confidence in f: probability that {label} gives to the class that f predicts"
+        for label in labels
+    }
+    return told | of_heads
+
+
+def _key(table: str) -> str:
+    return f"{table.replace('_', '-')}.parquet"

@@ -1,0 +1,1 @@
+"""Predictive uncertainty of f, heads, Laplace approximations, MC dropout and ensembles."""
