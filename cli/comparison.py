@@ -1,4 +1,4 @@
-"""The table that `evaluate` prints: f, and below it the heads."""
+"""The table that `evaluate` and `uncertainty` print: f, and below it the others."""
 
 from __future__ import annotations
 
@@ -11,34 +11,42 @@ from cli.output import table
 if TYPE_CHECKING:
     from stages.judging.judged_result import Evaluation
 
-GAINS = {"gain in accuracy": "accuracy", "gain in ece": "ece"}
-"""Name of a column -> the metric whose gain over f it shows."""
+GAINS = ("accuracy", "ece")
+"""Metrics whose gain over f `evaluate` prints."""
 
 
-def shown(result: Evaluation) -> str:
-    """The averages as a table, and where definitions and files are."""
+def shown(
+    result: Evaluation, metrics: Sequence[str] | None = None, gains: Sequence[str] = GAINS
+) -> str:
+    """The averages as a table, and where definitions and files are.
+
+    Args:
+        result: the result.
+        metrics: columns; by default those of an evaluation.
+        gains: metrics whose gain over f is shown too, if there is a predictor beside it.
+    """
     from stages.report.vocabulary import TABLE_METRICS
 
-    card = result.card
+    card, metrics = result.card, TABLE_METRICS if metrics is None else metrics
     means = result.average.set_index(["predictor", "metric"]).to_dict(orient="index")
+    gains = gains if len(card.seeds) > 1 else ()
     rows = [
         {
             "predictor": label,
             "seeds": len(seeds),
-            **{name: with_std(means[label, name]) for name in TABLE_METRICS},
-            **{name: gain_of(means[label, metric]) for name, metric in GAINS.items()},
+            **{name: with_std(means[label, name]) for name in metrics},
+            **{f"gain in {name}": gain_of(means[label, name]) for name in gains},
         }
         for label, seeds in card.seeds.items()
     ]
     place = result.artifact.storage.location
     files = f"tables: {place}/{{by-group,average,differences,bins}}.parquet"
-    page = f"page with figures and definitions: intro-pipe report {result.artifact.name}"
-    return f"{card.title}\n{table(rows, _columns(rows))}\n{files}\n{page}"
+    return f"{card.title}\n{table(rows)}\n{files}\n{page_of(result.artifact.name)}"
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:  # Any: numbers and text
-    """The columns to print: gains only if there is a predictor beside f."""
-    return [name for name in rows[0] if len(rows) > 1 or name not in GAINS]
+def page_of(name: str) -> str:
+    """Where the figures and definitions of a result are."""
+    return f"page with figures and definitions: intro-pipe report {name}"
 
 
 def with_std(row: Mapping[Hashable, Any]) -> str:  # Any: numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cli.comparison import gain_of, with_std
+from cli.comparison import gain_of, page_of, with_std
 from cli.output import table
 
 if TYPE_CHECKING:
@@ -15,15 +15,13 @@ GAINS = ("aurc", "auroc_f")
 
 
 def failure_table(found: Failures) -> str:
-    """The averages as a table, their definitions, and the location of the files."""
+    """The averages as a table, and where definitions and files are."""
     from stages.failures.ranked import BASELINE
-    from stages.metrics.bootstrap import MIN_RESAMPLES
-    from stages.metrics.definitions import SELECTIVE
 
     card = found.card
-    means = found.average.set_index(["predictor", "confidence", "metric"])
-    numbers = means.to_dict(orient="index")
-    keys = list(dict.fromkeys(each[:2] for each in numbers))
+    records = found.average.to_dict(orient="records")
+    numbers = {(row["predictor"], row["confidence"], row["metric"]): row for row in records}
+    keys = list(dict.fromkeys((predictor, confidence) for predictor, confidence, _ in numbers))
     predictors = list(dict.fromkeys(predictor for predictor, _ in keys))
     keys.sort(key=lambda key: (predictors.index(key[0]), numbers[*key, "aurc"]["mean"]))
     rows = [
@@ -35,12 +33,7 @@ def failure_table(found: Failures) -> str:
         }
         for predictor, confidence in keys
     ]
-    told = {name: SELECTIVE[name] for name in SHOWN} | {"gain": card.statistics["gain"]}
-    told |= {name: card.definitions[name] for name in card.contenders}
-    if card.n_resamples >= MIN_RESAMPLES:
-        told["[low, high]"] = f"{card.statistics['interval']}; {card.n_resamples:,} resamples"
-    definitions = "\n".join(f"  {name}: {text}" for name, text in told.items())
     place = found.artifact.storage.location
     files = f"tables: {place}/{{by-group,average,curves}}.parquet"
     order = f"the lowest aurc first; gains are over f ranked by {BASELINE}"
-    return f"{card.title}; {order}\n{table(rows)}\n{definitions}\n{files}"
+    return f"{card.title}; {order}\n{table(rows)}\n{files}\n{page_of(found.artifact.name)}"

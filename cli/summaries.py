@@ -18,6 +18,7 @@ from store.failures import failures_of
 from store.featureset import FeatureSet
 
 if TYPE_CHECKING:
+    from stages.introspection.comparison_card import ComparisonCard
     from stages.reflection.extract import Extract
     from store.artifacts import Artifact
 
@@ -175,14 +176,7 @@ def evaluate(_: Stage, made: Made, __: Workspace) -> Summary:
     from stages.judging.judged_result import open_evaluation
 
     result = open_evaluation(made.output)
-    return shown(result), {
-        "result": made.name,
-        "location": made.output.storage.location,
-        "title": result.card.title,
-        "definitions": {**result.card.definitions, **result.card.statistics},
-        "average": result.average.to_dict(orient="records"),
-        "by_group": result.by_group.to_dict(orient="records"),
-    }
+    return shown(result), _facts_of_tables(made, result.card)
 
 
 def uncertainty(_: Stage, made: Made, __: Workspace) -> Summary:
@@ -193,7 +187,7 @@ def uncertainty(_: Stage, made: Made, __: Workspace) -> Summary:
 
     result = open_evaluation(made.output)
     gains = ("nll", "ece")
-    return shown(result, UNCERTAINTY_METRICS, gains), _facts_of_tables(made, result.card.title)
+    return shown(result, UNCERTAINTY_METRICS, gains), _facts_of_tables(made, result.card)
 
 
 def detect_failures(_: Stage, made: Made, __: Workspace) -> Summary:
@@ -202,11 +196,11 @@ def detect_failures(_: Stage, made: Made, __: Workspace) -> Summary:
     from stages.failures.failure_result import open_failures
 
     result = open_failures(made.output)
-    return failure_table(result), _facts_of_tables(made, result.card.title)
+    return failure_table(result), _facts_of_tables(made, result.card)
 
 
-def _facts_of_tables(made: Made, title: str) -> dict[str, Any]:
-    """Name, place and tables of a result that compares predictors, as JSON."""
+def _facts_of_tables(made: Made, card: ComparisonCard) -> dict[str, Any]:
+    """Name, place, definitions and tables of a result that compares predictors, as JSON."""
     frames = {
         name: made.output.read_frame(f"{name.replace('_', '-')}.parquet")
         for name in ("average", "by_group")
@@ -214,7 +208,8 @@ def _facts_of_tables(made: Made, title: str) -> dict[str, Any]:
     return {
         "result": made.name,
         "location": made.output.storage.location,
-        "title": title,
+        "title": card.title,
+        "definitions": {**card.definitions, **card.statistics},
         **{name: frame.to_dict(orient="records") for name, frame in frames.items()},
     }
 

@@ -16,6 +16,7 @@ from pipeline.journal import Journal
 from stages.data.listing import in_words
 from stages.data.registry import SourceSpec
 from stages.errors import DataNotFoundError, InputError
+from stages.introspection.fit_laplace import FitLaplace
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
 from stages.introspection.head import Head
@@ -65,6 +66,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_in(store, head)
     make_in(store, FitTemperature(features=found.name, name="temperature"))
     make_in(store, FitNeighbours(features=found.name, name="neighbours", k=3))
+    for structure in ("full", "kfac"):
+        make_in(store, FitLaplace(features=found.name, structure=structure, name=structure))
     return folder
 
 
@@ -91,7 +94,7 @@ def test_f_alone_predicts_as_beside_a_head(home: Path) -> None:
     pd.testing.assert_frame_equal(alone, beside.drop(columns=["H_label", "H_confidence"]))
 
 
-HEADS = ["h-reflection", "h-features", "h-features+logits", "temperature"]
+HEADS = ["h-reflection", "h-features", "h-features+logits", "temperature", "full", "kfac"]
 
 
 @pytest.mark.parametrize("head", HEADS)

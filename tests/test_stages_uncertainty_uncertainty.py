@@ -1,13 +1,11 @@
-"""Laplace heads, uncertainty and failures on a small real network, without forward passes."""
-
-from pathlib import Path
+"""Laplace heads, uncertainty and failures of small networks, without forward passes."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from linear_nets import a_network
 from made import make_in
-from small_data import write_npz_set
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -21,30 +19,30 @@ from stages.introspection.predictors import factors, predictors, sensing_probabi
 from stages.introspection.prior_precision import log_marginal_likelihood
 from stages.introspection.train_head import TrainHead
 from stages.judging.judged_result import Evaluation, open_evaluation
-from stages.reflection.extract import Extract
 from stages.reflection.losses import softmax
 from stages.sensing.stored_layer import stored_layer
-from stages.sensing.train_sensing import TrainSensing
 from stages.uncertainty.uncertainty import Uncertainty
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 
-TRAIN, TEST = "tiny-train@cnn2", "tiny-test@cnn2"
+TRAIN, TEST = "clouds-train@net", "clouds-test@net"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """Two networks of small digits, their features, and heads of the first."""
-    root: Path = tmp_path_factory.mktemp("uncertainty")
-    write_npz_set(root / "data" / "tiny", 200, 60)
-    store = FeatureStore(str(root / "store")).prepare()
-    for name, seed in (("cnn2", 0), ("twin", 1)):
-        train = TrainSensing(dataset="tiny", preset="quick", epochs=2, name=name, seed=seed)
-        make_in(store, train, root / "data")
-        for split in ("train", "test"):
-            stage = Extract(dataset="tiny", split=split, model=name, shard_rows=70)
-            make_in(store, stage, root / "data")
-    head = TrainHead(features=TRAIN, name="h", layers=(8,), epochs=2, seeds=(0, 1))
+    """Two networks, their features of the same rows, and heads of the first."""
+    store = FeatureStore(str(tmp_path_factory.mktemp("uncertainty") / "store")).prepare()
+    for name, seed in (("net", 0), ("twin", 1)):
+        a_network(store, name, seed)
+    head = TrainHead(
+        features=TRAIN,
+        name="h",
+        layers=(8,),
+        epochs=20,
+        weight_decay=0.0,
+        batch_size=8,
+        seeds=(0, 1),
+    )
     make_in(store, head)
     make_in(store, FitTemperature(features=TEST, name="t"))
     for structure in CURVATURES:
@@ -67,7 +65,7 @@ def test_a_laplace_head_is_the_posterior_with_the_best_evidence(
 ) -> None:
     features, logits, labels = columns(made.open(TRAIN))
     head, model = made.artifact("head", structure), made.open(TRAIN).plan["inputs"]["model"]
-    layer = stored_layer(made, "cnn2", model["weights_sha256"])
+    layer = stored_layer(made, "net", model["weights_sha256"])
     assert layer.bias is not None
     assert features @ layer.weight.T + layer.bias == pytest.approx(logits, abs=1e-4)
 
@@ -111,7 +109,7 @@ def test_the_prior_may_be_chosen_by_validation_rows_or_given(made: FeatureStore)
     ("options", "reason"),
     [
         ({"prior": 1.0, "validation": TEST}, "omit one of them"),
-        ({"validation": "tiny-test@twin"}, "made with the model 'twin'"),
+        ({"validation": "clouds-test@twin"}, "made with the model 'twin'"),
     ],
 )
 def test_a_fit_that_makes_no_sense_is_refused(
@@ -136,7 +134,7 @@ def test_all_kinds_of_predictors_are_compared(made: FeatureStore) -> None:
     assert (information[["L", "K", "dropout 0.2", "both", "Hs"]] > 0).all()
     assert (information <= average["entropy"]).all()
     features, logits, labels = columns(made.open(TEST))
-    twin = columns(made.open("tiny-test@twin"))
+    twin = columns(made.open("clouds-test@twin"))
     p = (sensing_probabilities(features, logits) + sensing_probabilities(*twin[:2])) / 2
     slow = -np.log(p[np.arange(len(labels)), labels]).mean()
     assert average["nll"]["both"] == pytest.approx(slow)

@@ -22,7 +22,6 @@ from stages.judging.judged_result import card_of, files_of
 from stages.judging.judgement import Predictor, cell_columns, judged
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE
-from stages.reflection.feature_plan import FeaturePlan
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 

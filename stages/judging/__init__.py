@@ -1,1 +1,1 @@
-"""f beside heads on the cells of a feature set: metrics, bins, resamples, and cards of results."""
+"""f beside heads on the cells of a feature set: metrics, bins, resamples, cards of results."""

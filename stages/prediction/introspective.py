@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stages.data.source import planned_source
 from stages.errors import InputError
 from stages.introspection.head_card import (
+    FittedLaplace,
     FittedTemperature,
     HeadCard,
     TrainedNetwork,
     head_card,
 )
+from stages.introspection.laplace import FullPosterior, KroneckerPosterior, read_posterior
 from stages.introspection.predictors import open_head
 from stages.introspection.preparation import labels_differ, made_of, models_differ
 from stages.reflection.feature_plan import FeaturePlan
@@ -91,6 +95,34 @@ class _Tempered(nn.Module):
         return logits / self.temperature
 
 
+class _Marginalised(nn.Module):
+    """The logits of `probit_logits` under a Laplace approximation."""
+
+    covariance: Tensor
+    inputs: Tensor
+    along: Tensor
+
+    def __init__(self, posterior: FullPosterior | KroneckerPosterior) -> None:
+        super().__init__()
+        self.has_bias, self.is_full = posterior.has_bias, isinstance(posterior, FullPosterior)
+        if isinstance(posterior, FullPosterior):
+            own = np.arange(len(posterior.covariance))
+            arrays = {"covariance": posterior.covariance[own, :, own]}
+        else:
+            along = posterior.shrinkage @ np.square(posterior.class_vectors).T
+            arrays = {"inputs": posterior.input_vectors, "along": along}
+        for name, array in arrays.items():
+            self.register_buffer(name, torch.from_numpy(array).float(), persistent=False)
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        f = functional.pad(features, (0, 1), value=1.0) if self.has_bias else features
+        if self.is_full:
+            variances = torch.einsum("nd,kde,ne->nk", f, self.covariance, f)
+        else:
+            variances = (f @ self.inputs).square() @ self.along
+        return logits / (1 + math.pi / 8 * variances).sqrt()
+
+
 def open_introspective(
     store: FeatureStore,
     head: str,
@@ -104,7 +136,7 @@ def open_introspective(
 
     Args:
         store: store of both.
-        head: a trained head, or a temperature.
+        head: a trained head, a temperature, or a Laplace approximation.
         model: name of the model; by default, the name under which the head was trained.
         seed: one of the head's seeds; the first by default.
         device: device of both.
@@ -184,9 +216,12 @@ def _head_module(artifact: Artifact, card: HeadCard, seed: int | None, device: s
         raise InputError(f"head '{artifact.name}': it was fitted without seeds; leave out --seed")
     if isinstance(card.predictor, FittedTemperature):
         return _Tempered(card.predictor.temperature)
+    if isinstance(card.predictor, FittedLaplace):
+        how = card.predictor
+        return _Marginalised(read_posterior(artifact, how.structure, has_bias=how.has_bias))
     raise InputError(
         f"head '{artifact.name}' is one of {card.kind}, which reads its training set: "
-        "`intro-pipe evaluate` evaluates it; predict needs a trained head or a temperature"
+        "`intro-pipe evaluate` evaluates it; predict needs another kind of head"
     )
 
 

@@ -194,8 +194,8 @@ def _grid(average: pd.DataFrame, axes: tuple[str, ...], metrics: Sequence[str]) 
     firsts = {tuple(row) for row in best.groupby(keys).head(1)[[*keys, "confidence"]].to_numpy()}
     lines = []
     for key, rows in average.groupby([*keys, "confidence"], sort=False):
-        by_metric = rows.set_index("metric")
-        cells = tuple(_cell(by_metric.loc[name], name) for name in metrics)
+        of = {str(row["metric"]): row for _, row in rows.iterrows()}
+        cells = tuple(_cell(of[name], name) for name in metrics)
         lines.append(Line(tuple(map(str, key)), cells, tuple(key) in firsts))
     notes = (
         f"Mean over cells ± standard deviation over seeds; below it the gain over f ranked by "

@@ -101,8 +101,8 @@ def find_result(store: FeatureStore, name: str) -> Artifact:
         names = ", ".join(found.name for found in existing) or "none yet"
         raise NotFoundError(
             f"no result '{name}' in {store.location} (existing: {names}): `intro-pipe evaluate`, "
-            "`uncertainty`, `detect-failures`, `ood` and `active-learn` make results, `intro-pipe ls` "
-            "lists them"
+            "`uncertainty`, `detect-failures`, `ood` and `active-learn` make results, "
+            "`intro-pipe ls` lists them"
         )
     names = "; ".join(_with_contents(found) for found in matches)
     raise AmbiguousNameError(

@@ -67,8 +67,8 @@ def judges_of(
     contenders: Sequence[Contender],
     sampling: Sampling,
 ) -> list[Judge]:
-    """All judges, f first."""
-    judges: list[Judge] = [Predictor(REFERENCE, 0, sensing_probabilities)]
+    """All judges, f first; f is an ensemble of one, so that every result has the information."""
+    judges: list[Judge] = [Ensemble(REFERENCE, (_of_f,))]
     for each in contenders:
         judges += _judges_of_head(store, each, sampling)
     if sampling.dropout:
@@ -184,6 +184,10 @@ def _judges_of_head(store: FeatureStore, each: Contender, sampling: Sampling) ->
         ]
     found = predictors(store, each.head).items()
     return [Predictor(each.label, seed, predict) for seed, predict in found]
+
+
+def _of_f(rows: Rows) -> NDArray[Any]:
+    return sensing_probabilities(rows.features, rows.logits)
 
 
 def _members_of(judges: Sequence[Judge]) -> dict[str, list[Member]]:

@@ -1,0 +1,85 @@
+"""The commands uncertainty and detect-failures, and the pages of their results."""
+
+import json
+
+import pytest
+from cells import cells, small_head
+from conftest import Command
+
+from store.catalog import FeatureStore
+
+
+@pytest.fixture
+def run(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, intro_pipe: Command) -> Command:
+    monkeypatch.setenv("INTRO_PIPE_STORE", store.location)
+    small_head(store, cells(store), seeds=(0, 1))
+    return intro_pipe
+
+
+def test_uncertainty_prints_a_table_and_has_a_page(run: Command, store: FeatureStore) -> None:
+    words = "uncertainty --features shapes-test@net --head H=h --ensemble Hs=H --resamples 100"
+    out, _ = run(words)
+    assert "mutual_information" in out
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["f", "H", "Hs"]
+    result = json.loads(run(f"{words} --json")[0])
+    assert result["definitions"]["Hs"] == "mean of the probabilities of H, all seeds"
+    metrics = {row["metric"] for row in result["average"]}
+    assert {"nll", "brier", "brier_sum", "entropy", "mutual_information"} <= metrics
+    page = json.loads(run(f"report {result['result']} --json")[0])
+    figures = ["nll-by-level", "entropy-by-level", "information-by-level", "reliability"]
+    assert set(figures) <= set(page["figures"])
+    report = store.artifact("report", page["report"])
+    html = report.read("report.html").decode()
+    assert "mutual information" in html
+    assert "mean of the probabilities of H" in html
+
+
+def test_failures_are_printed_best_first_and_have_a_page(run: Command, store: FeatureStore) -> None:
+    words = "detect-failures --features shapes-test@net --head H=h --resamples 100"
+    out, _ = run(words)
+    rows = [line.split() for line in out.splitlines()[2:]]
+    of_f = [float(row[2]) for row in rows if row[0] == "f"]
+    assert of_f == sorted(of_f)
+    assert len(of_f) == 9  # eight confidences, and H
+    facts = json.loads(run(f"{words} --json")[0])
+    assert facts["definitions"]["auroc_f"].startswith("chance that a correct row")
+    name = facts["result"]
+    page = json.loads(run(f"report {name} --json")[0])
+    assert page["figures"] == ["risk-coverage", "confidence-ranking"]
+    assert any("ranks the errors of f best, with AURC" in each for each in page["shows"])
+    assert any("As a confidence in f's predictions, H has" in each for each in page["shows"])
+    report = store.artifact("report", page["report"])
+    table = report.read("table.csv").decode().splitlines()
+    assert table[0].startswith("predictor,confidence,metric,mean")
+    assert {line.split(",")[2] for line in table[1:]} >= {"aurc", "auroc_f"}
+    out, _ = run(f"report {name} --metrics e_aurc --figures confidence-ranking --json")
+    assert json.loads(out)["figures"] == ["confidence-ranking"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--metrics ece", "failure detection has no ece"),
+        ("--figures reliability", "no figure 'reliability' for failure detection"),
+        ("--paper table-5", "the paper has no table of failure detection"),
+    ],
+)
+def test_a_page_of_failures_without_its_numbers_is_refused(
+    run: Command, options: str, reason: str
+) -> None:
+    run("detect-failures --features shapes-test@net --head none --resamples 0")
+    assert reason in run(f"report shapes-test@net-failures {options}", code=2)[1]
+
+
+def test_pages_of_several_results_name_them(run: Command, store: FeatureStore) -> None:
+    cells(store, "other")
+    for name in ("shapes", "other"):
+        run(f"detect-failures --features {name}-test@net --head none --resamples 0")
+        run(f"uncertainty --features {name}-test@net --head none --resamples 0")
+    for kind in ("failures", "uncertainty"):
+        words = " ".join(f"{name}-test@net-{kind}" for name in ("shapes", "other"))
+        page = json.loads(run(f"report {words} --json")[0])
+        html = store.artifact("report", page["report"]).read("report.html").decode()
+        assert f"shapes-test@net-{kind}" in html
+    both = "shapes-test@net-failures shapes-test@net-uncertainty"
+    assert "use separate reports" in run(f"report {both}", code=2)[1]
