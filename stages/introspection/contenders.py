@@ -16,7 +16,7 @@ from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan
 
-LABELS = {"temperature": "T", "neighbours": "kNN"}
+LABELS = {"temperature": "T", "neighbours": "kNN", "laplace": "L"}
 """Kind of a head -> its label where it is the only head; H for a network."""
 
 

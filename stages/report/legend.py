@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stages.introspection.head_card import FittedTemperature, HeadCard, TrainedNetwork, Votes
+from stages.introspection.head_card import (
+    FittedLaplace,
+    FittedTemperature,
+    HeadCard,
+    TrainedNetwork,
+    Votes,
+)
 from stages.report.results import Judged
 
 GRADIENTS = (
@@ -64,6 +70,12 @@ def _head_of(found: Judged, head: HeadCard) -> str:
             return (
                 f"f with its logits divided by a temperature, {temperature:.4g}, fitted on "
                 f"{head.features}{same}; it changes confidences, not predictions"
+            )
+        case FittedLaplace(structure, prior):
+            return (
+                f"f with a Gaussian over the weights of its last layer ({structure} Laplace "
+                f"approximation, prior precision {prior:.4g}), fitted on {head.features}{same}; it "
+                "lowers confidences where the training rows say little"
             )
         case Votes(k):
             return f"the {k} nearest rows of {head.features}{same} vote for the class"
