@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 STRATEGY_NAMES = (
     *("random", "entropy", "least-confidence", "margin", "bald", "badge"),
     *("core-set", "core-set-gradients", "k-means"),
+    *("prob-cover", "typiclust", "cluster-margin", "bait"),
 )
 """The keys of `stages.active_learning.strategies.STRATEGIES`, whose module imports numpy."""
 
@@ -83,7 +84,8 @@ class ActiveLearn(Stage):
     ] = Field(
         ("badge",),
         description="Query strategies, separated by commas: random, entropy, least-confidence, "
-        "margin, bald, badge, core-set, core-set-gradients, k-means.",
+        "margin, bald, badge, core-set, core-set-gradients, k-means, prob-cover, typiclust, "
+        "cluster-margin, bait.",
     )
     kinds: (
         Annotated[Several[Literal["f", "h"]], Field(min_length=1), Written("--model-kind", "LIST")]

@@ -1,7 +1,8 @@
 """Query strategies of active learning: the rows of a pool to label next, as pure functions.
 
 Sources: Ash et al., 2020 (BADGE) and its published code; Sener and Savarese, 2018 (core-set);
-Houlsby et al., 2011 (BALD). Strategies only see numbers, which may be those of f or of H.
+Houlsby et al., 2011 (BALD); those of `coverage` and `bait`. Strategies only see numbers, which may
+be those of f or of H.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
+from stages.active_learning.bait import bait
+from stages.active_learning.coverage import cluster_margin, prob_cover, typiclust
 from stages.metrics.finite import finite_rows
 from stages.reflection.rank_one import RankOneGradient
 from stages.reflection.spread import farthest_first, k_means_plus_plus
@@ -146,6 +149,18 @@ def k_means(embedding: Numbers, n: int, generator: np.random.Generator) -> Query
     return Query(np.concatenate([nearest, more]), scores.astype(np.float64))
 
 
+def covering(seen: Seen, labelled: Seen, n: int, generator: np.random.Generator) -> Query:
+    """Rows that cover most of the embedding, see `stages.active_learning.coverage.prob_cover`."""
+    n_classes = seen.probabilities.shape[1]
+    return Query(*prob_cover(seen.embedding, labelled.embedding, n, n_classes, generator))
+
+
+def informative(seen: Seen, labelled: Seen, n: int) -> Query:
+    """Rows that make the Fisher information most informative, see `stages.active_learning.bait`."""
+    known = labelled.probabilities, labelled.embedding
+    return Query(*bait(seen.probabilities, seen.embedding, known, n))
+
+
 def at_random(n_rows: int, n: int, generator: np.random.Generator) -> Query:
     """Rows drawn uniformly."""
     return Query(generator.permutation(n_rows)[:n], np.zeros(n))
@@ -163,6 +178,14 @@ STRATEGIES: dict[str, Strategy] = {
     "core-set": lambda pool, n, _: core_set(pool.seen.embedding, pool.labelled.embedding, n),
     "core-set-gradients": lambda pool, n, _: core_set_of_gradients(pool.seen, pool.labelled, n),
     "k-means": lambda pool, n, generator: k_means(pool.seen.embedding, n, generator),
+    "prob-cover": lambda pool, n, generator: covering(pool.seen, pool.labelled, n, generator),
+    "typiclust": lambda pool, n, generator: Query(
+        *typiclust(pool.seen.embedding, pool.labelled.embedding, n, generator)
+    ),
+    "cluster-margin": lambda pool, n, generator: Query(
+        *cluster_margin(pool.seen.embedding, pool.seen.probabilities, n, generator)
+    ),
+    "bait": lambda pool, n, _: informative(pool.seen, pool.labelled, n),
 }
 
 
