@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import Command, Refusal
@@ -10,6 +11,7 @@ from made import make_in
 from small_data import write_npz_set
 
 from pipeline.workspace import Workspace
+from stages.errors import InputError
 from stages.explanation.draw_maps import DrawMaps
 from stages.explanation.evaluate_maps import EvaluateMaps, MapsCard
 from stages.explanation.explain import Explain
@@ -171,3 +173,28 @@ def test_missing_maps_are_refused_in_one_line(home: Path, refused: Refusal, verb
 
     assert error.count("\n") == 1
     assert "no maps 'nothing'" in error
+
+
+def test_maps_of_which_every_row_failed_are_refused(
+    home: Path, stored: StoredMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredMaps, "_column", lambda *_: np.array(["unreadable"] * N_ROWS))
+    store = FeatureStore(str(home / "store"))
+    before = store.artifacts("result")
+
+    with pytest.raises(InputError, match="every row failed"):
+        make_in(store, DrawMaps(maps="found", title="other", dataset=str(home / "digits")))
+
+    assert [each.name for each in store.artifacts("result")] == [each.name for each in before]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "expected"), [(None, [0, 2, 3, 5]), (2, [0, 3]), (9, [0, 2, 3, 5])]
+)
+def test_rows_that_failed_are_neither_drawn_nor_tested(
+    stored: StoredMaps, monkeypatch: pytest.MonkeyPatch, n_rows: int | None, expected: list[int]
+) -> None:
+    status = np.array(["ok", "unreadable", "ok", "ok", "unreadable", "ok"], dtype=object)
+    monkeypatch.setattr(StoredMaps, "_column", lambda *_: status)
+
+    assert stored.spaced_rows(n_rows).tolist() == expected

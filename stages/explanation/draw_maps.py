@@ -67,7 +67,8 @@ class DrawMaps(Stage):
 
         Raises:
             NotFoundError, IncompleteError: there are no such maps, or they are not finished.
-            InputError, DataNotFoundError: their images are not found, or have changed.
+            InputError, DataNotFoundError: their images are not found or have changed, or every row
+                failed.
         """
         from stages.explanation.stored_maps import open_maps
 
@@ -107,7 +108,7 @@ class DrawMaps(Stage):
             title=f"draw {maps.name}",
             preview=Preview(f"draw {maps.name} as {name}", {"result": name}),
             compute=draw,
-            check=lambda: open_maps(workspace, maps.name, self.dataset),
+            check=lambda: open_maps(workspace, maps.name, self.dataset).spaced_rows(1),
             copy=self._copied,
         )
 

@@ -111,7 +111,8 @@ class EvaluateMaps(Stage):
 
         Raises:
             NotFoundError, IncompleteError: there are no such maps, or they are not finished.
-            InputError, DataNotFoundError: their images are not found, or have changed.
+            InputError, DataNotFoundError: their images are not found or have changed, or every row
+                failed.
         """
         from stages.explanation.stored_maps import open_maps
 
@@ -141,7 +142,7 @@ class EvaluateMaps(Stage):
             title=f"evaluate {maps.name}",
             preview=Preview(f"evaluate {maps.name} as {name}", {"result": name}),
             compute=compute,
-            check=lambda: open_maps(workspace, maps.name, self.dataset),
+            check=lambda: open_maps(workspace, maps.name, self.dataset).spaced_rows(1),
         )
 
     def _tested(self, stored: StoredMaps, trial: Trial) -> Output:

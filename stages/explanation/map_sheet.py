@@ -48,7 +48,7 @@ def _row(stored: StoredMaps, block: Block, at: int, colour_map: str) -> Row:
         asked = int(block.asked[at, number])
         heading = question.title(names, explained, asked)
         tile = map_tile(heading, image, block.maps[at, number], colour_map)
-        caption = f"p({names[asked]}) = {_probability(block.probabilities[at, number])}"
+        caption = f"p({names[asked]}): {_probability(block.probabilities[at, number])}"
         tiles.append(_captioned(tile, question, caption))
     return Row(f"Row {facts['feature_row']}", _lines(facts, names, explained), tiles)
 

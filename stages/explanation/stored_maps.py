@@ -21,7 +21,7 @@ from stages.reflection.feature_plan import FeaturePlan, planned_model
 from stages.sensing.card import ModelCard
 from store.featureset import FeatureSet
 
-BLOCK_ROWS = 32
+BLOCK_ROWS = 16
 """Rows whose images and maps are in memory at once."""
 
 
