@@ -24,6 +24,7 @@ PARTS = {
     "head-training": "benchmarks.head_training",
     "query": "benchmarks.query",
     "scale": "benchmarks.scale",
+    "explanations": "benchmarks.explanations",
 }
 """Name of a part -> its module."""
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 Features = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Feature sets, or folders that `corrupt` wrote. (default: all)",
-        autocompletion=completing(names_in_store("features")),
+        help="Feature sets, maps, or folders that `corrupt` wrote. (default: all)",
+        autocompletion=completing(names_in_store("features", "maps")),
     ),
 ]
 

@@ -83,7 +83,8 @@ def _explain(row: Row, run: Run | None, plan: Plan) -> Row:
     from stages.contents import INTACT_STATES
 
     ending = _ending(run, row["detail"]) if row["state"] == "partial" and run else ""
-    changed = _changed(run, plan) if row["state"] in (*INTACT_STATES, "stale") else ""
+    is_read = row["state"] in (*INTACT_STATES, "stale") and row["kind"] != "maps"
+    changed = _changed(run, plan) if is_read else ""  # maps: see the row of their features
     if changed and row["state"] == "complete":
         row["state"] = "stale"
     row["detail"] = "; ".join(part for part in (row["detail"], ending, changed) if part)

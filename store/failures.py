@@ -139,7 +139,9 @@ def refusal(shard_set: ShardSet) -> FailedRowsError:
     """The error for a failed set: its name, how many rows failed, why, and how to continue."""
     name = shard_set.plan.get("name", shard_set.storage.location)
     found = f"{name}: {failures_of(shard_set)}; fix the images"
-    if "schema" in shard_set.plan:
+    inputs = shard_set.plan.get("inputs")
+    is_derived = isinstance(inputs, Mapping) and "features" in inputs  # from rows of another set
+    if "schema" in shard_set.plan and not is_derived:
         return RetryableRowsError(f"{found} and compute these rows again, or accept them")
     return FailedRowsError(
         f"{found}, remove {shard_set.storage.location}, and run the command again"

@@ -16,7 +16,9 @@ from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.predictors import predictors
 from stages.reflection.extract import Extract
 from store.catalog import FeatureStore
+from store.encoding import chunk_key, encode_chunk
 from store.featureset import FeatureSet
+from store.verify import verify_feature_set
 
 N_ROWS = 30
 METHODS = ("grad-cam", "counterfactual-cam", "contrast-cam", "voice")
@@ -233,3 +235,26 @@ def test_images_of_another_content_are_refused(home: Path, run: Command) -> None
     _, error = run("explain --features shapes-test@cnn2 --dataset others", code=2)
 
     assert "is not the data set that this run was planned for" in error
+
+
+def test_a_row_whose_stored_logits_are_others_fails_with_the_reason(home: Path) -> None:
+    """As if the image or the network had changed unnoticed."""
+    store = FeatureStore(str(home / "store"))
+    data = str(home / "data" / "shapes")
+    features = make_in(store, Extract(dataset=data, model="cnn2", limit=4, shard_rows=4)).output
+    logits = features.read("logits")
+    logits[2] += 1
+    spec = features.schema.array("logits")
+    chunk = (
+        home / "store" / "features" / features.name / chunk_key(spec, features.shard_set.shards[0])
+    )
+    chunk.write_bytes(encode_chunk(spec, logits, 4))
+
+    found = explained(home, features=features.name, method=("grad-cam", "voice"))
+
+    status = found.samples()["status"].tolist()
+    assert [each == "ok" for each in status] == [True, True, False, True]
+    assert status[2].startswith(f"its logits differ from those of {features.name} by 1")
+    assert np.isnan(found.read("maps")[2]).all()
+    assert found.read("map_class")[2].tolist() == [-1, -1]
+    assert not list(verify_feature_set(found))

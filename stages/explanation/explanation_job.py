@@ -12,6 +12,7 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.executors import Executor
 from pipeline.make import ShardJob
+from pipeline.progress import Progress
 from pipeline.space import check_space
 from pipeline.stage import Preview
 from pipeline.terminal import counted, size
@@ -189,7 +190,12 @@ def _chosen(asked: Asked, workspace: Workspace, inputs: _Inputs) -> ChosenRows:
         found = predictors(workspace.store, inputs.head.head)
         predict = next(iter(found.values()))  # the first of its seeds
     key = ("chosen", feature_set.name, repr(choice), inputs.head)
-    return workspace.once(key, lambda: chosen_rows(feature_set, choice, predict))
+
+    def choose() -> ChosenRows:
+        with Progress("choose rows", feature_set.n_rows, unit="rows") as progress:
+            return chosen_rows(feature_set, choice, predict, progress.advance)
+
+    return workspace.once(key, choose)
 
 
 def layer_of(card: ModelCard, weights: str, name: str | None) -> tuple[TargetLayer, bool]:
