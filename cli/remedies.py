@@ -47,8 +47,8 @@ def _remedy(error: BaseException | None) -> str:
         errors.ArtifactNotFoundError: "`intro-pipe ls` lists what exists",
         errors.IncompleteError: "run the same extract command again, or `intro-pipe resume`",
         errors.RetryableRowsError: (
-            "run the same extract command with --retry-failed, or with --accept-failed to "
-            "continue without these rows"
+            "run the same command with --retry-failed, or with --accept-failed to continue without "
+            "these rows"
         ),
         errors.ShardSizeError: "set --shard-rows",
     }

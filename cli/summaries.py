@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cli.analysis import analyse
 from cli.learning import active_learn
 from cli.output import note
+from cli.quality import iqa
 from cli.recipes import summary_of_recipe
 from cli.tested_maps import draw_maps, evaluate_maps
 from pipeline.runner import RunReport
@@ -273,6 +274,7 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "explain": explain,
     "draw-maps": draw_maps,
     "evaluate-maps": evaluate_maps,
+    "iqa": iqa,
     "report": report,
     "run": summary_of_recipe,
     "reproduce": summary_of_recipe,

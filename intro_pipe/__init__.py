@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from stages.introspection.train_head import TrainHead
     from stages.ood.detect import Detect
     from stages.ood.ood import Ood
+    from stages.quality.iqa import Iqa
+    from stages.quality.train_quality import TrainQuality
     from stages.recipes.run import Reproduce, Run
     from stages.reflection.batches import torch_dataset
     from stages.reflection.extract import Extract
@@ -86,6 +88,8 @@ _HOMES = {
     "stages.explanation.explain": ("Explain",),
     "stages.explanation.draw_maps": ("DrawMaps",),
     "stages.explanation.evaluate_maps": ("EvaluateMaps",),
+    "stages.quality.train_quality": ("TrainQuality",),
+    "stages.quality.iqa": ("Iqa",),
     "stages.report.report": ("Report",),
     "stages.recipes.run": ("Reproduce", "Run"),
 }
@@ -110,6 +114,7 @@ __all__ = [
     "FitTemperature",
     "ImportModel",
     "InputError",
+    "Iqa",
     "KeepModel",
     "Made",
     "ModelCard",
@@ -124,6 +129,7 @@ __all__ = [
     "StageError",
     "StoreError",
     "TrainHead",
+    "TrainQuality",
     "TrainSensing",
     "Uncertainty",
     "Workspace",

@@ -23,10 +23,10 @@ N_NAMED = 4
 INTACT_STATES = ("complete", "partial", "failed")
 """States of a set whose existing rows are intact."""
 
-SET_KINDS = (FEATURES, "maps")
+SET_KINDS = (FEATURES, "maps", "quality")
 """Kinds of sets of rows; each has a folder of its own in the store."""
 
-ARTIFACT_KINDS = ("model", "head", "result", "report")
+ARTIFACT_KINDS = ("model", "head", "quality-model", "result", "report")
 """In the order in which they are made; each has a folder of its own in the store."""
 
 UNFINISHED = "not finished"

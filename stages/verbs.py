@@ -32,6 +32,8 @@ MODULES: dict[str, str] = {
     "explain": "stages.explanation.explain",
     "draw-maps": "stages.explanation.draw_maps",
     "evaluate-maps": "stages.explanation.evaluate_maps",
+    "train-quality": "stages.quality.train_quality",
+    "iqa": "stages.quality.iqa",
     "report": "stages.report.report",
     "run": "stages.recipes.run",
     "reproduce": "stages.recipes.run",

@@ -44,7 +44,7 @@ def test_a_shell_is_offered_the_words_that_fit(
         "repair f": [features],
         "extract --model ": ["m"],
         "predict --model ": ["m"],
-        "reproduce table-1": ["table-1", "table-10", "table-11"],
+        "reproduce table-1": ["table-1", "table-10", "table-11", "table-12"],
         "extract --dataset cifar10": ["cifar10", "cifar10c"],
         "extract --precision ": ["fp32", "bf16"],
         "active-learn --strategy badge,marg": ["badge,margin"],

@@ -52,7 +52,7 @@ def test_a_set_of_bad_images_fails_again_with_reasons(home: Path, run: Run) -> N
     first = run(EXTRACT, code=1)
     assert REASON in first
     assert first.splitlines()[-1].endswith(
-        "fix the images and compute these rows again, or accept them: run the same extract "
+        "fix the images and compute these rows again, or accept them: run the same "
         "command with --retry-failed, or with "
         "--accept-failed to continue without these rows"
     )

@@ -36,6 +36,7 @@ APPLICATIONS = (
     "prediction",
     "uncertainty",
     "failures",
+    "quality",
 )
 # The order of the packages of `stages`: one imports those before it. Those that serve all of them,
 # and what lies in `stages` itself, import none of them.

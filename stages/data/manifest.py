@@ -8,6 +8,7 @@ columns of the samples. Rows stay in the order of the manifest.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,7 +44,7 @@ def manifest_source(path: Path, name: str, split: str, resizing: Resize) -> Read
         InputError: it cannot be read, lacks the column of paths, names a file twice, none of its
             files exists, or labels or columns are invalid.
     """
-    table = _read(path)
+    table = read_table_file(path)
     column = _image_column(table)
     if not column:
         raise DataNotFoundError(
@@ -60,7 +61,7 @@ def manifest_source(path: Path, name: str, split: str, resizing: Resize) -> Read
 
 def manifest_splits(path: Path) -> tuple[str, ...]:
     """The splits of a manifest; none for a table that has no column of paths."""
-    table = _read(path)
+    table = read_table_file(path)
     return splits_in(table) if _image_column(table) else ()
 
 
@@ -68,14 +69,20 @@ def _image_column(table: pa.Table) -> str:
     return next((each for each in IMAGE_COLUMNS if each in table.column_names), "")
 
 
-def _read(path: Path) -> pa.Table:
-    """The whole table; columns of a CSV are numbers if all their values are."""
+def read_table_file(path: Path, texts: Sequence[str] = (*IMAGE_COLUMNS, "split")) -> pa.Table:
+    """The whole table of a CSV or Parquet file.
+
+    Columns of a CSV are numbers if all their values are, except those of ``texts``.
+
+    Raises:
+        InputError: it cannot be read, or is not a complete table.
+    """
     with refused(path):
         require_regular(path)
         try:
             if path.suffix.lower() == ".csv":
                 check_memory(path.stat().st_size, path)
-                return _read_csv(path)
+                return _read_csv(path, texts)
             check_columns(pq.read_schema(path).names, str(path))
             return read_plain_columns(str(path))
         except InputError:
@@ -87,12 +94,12 @@ def _read(path: Path) -> pa.Table:
             ) from error
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path, texts: Sequence[str]) -> pa.Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file), [])
     check_columns(header, str(path))
     kinds = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-    return with_numbers(pa.csv.read_csv(path, convert_options=kinds), (*IMAGE_COLUMNS, "split"))
+    return with_numbers(pa.csv.read_csv(path, convert_options=kinds), texts)
 
 
 def _files(column: pa.ChunkedArray, path: Path, name: str) -> tuple[str, ...]:

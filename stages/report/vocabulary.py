@@ -11,6 +11,7 @@ PAGES: dict[str, str] = {
     "detect-failures": "stages.report.failure_page:FAILURES",
     "active-learning-curves": "stages.report.learning:LEARNING",
     "evaluate-maps": "stages.report.faithfulness_page:FAITHFULNESS",
+    "iqa": "stages.report.quality:QUALITY",
 }
 """Stage name in a result's plan -> module and name of its `PageKind`. A new kind of page is
 one line here."""
@@ -34,6 +35,9 @@ FIGURES = (
     "confidence-ranking",
     # of active learning
     "learning-curves",
+    # of image quality
+    "quality-scatter",
+    "quality-monotony",
 )
 """All figures that reports may have; the modules in `PAGES` draw them."""
 TABLE_METRICS = ("accuracy", "ece", "mce", "brier")

@@ -1,0 +1,1 @@
+"""Image quality against a reference: UNIQUE, its introspective readings, and other measures."""
