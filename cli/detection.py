@@ -13,14 +13,19 @@ if TYPE_CHECKING:
     from stages.reflection.feature_plan import PerturbationFacts
 
 
-def detection_table(found: Sequence[Detection]) -> str:
-    """One row per set, detector and predictor, definitions of the columns, and locations."""
+def detection_table(found: Sequence[Detection], groups: Sequence[str | None]) -> str:
+    """One row per set, detector and predictor, means of groups, definitions, and names of results.
+
+    Args:
+        found: the results.
+        groups: group of the set of each: near, far or None.
+    """
     from cli.comparison import gain_of, with_std
     from stages.metrics.bootstrap import MIN_RESAMPLES
     from stages.metrics.definitions import DETECTION, STATISTICS
     from stages.report.vocabulary import DETECTION_METRICS
 
-    lines = []
+    lines: list[dict[str, Any]] = []
     for each in found:
         means = each.average.set_index(["predictor", "metric"]).to_dict(orient="index")
         lines += [
@@ -35,6 +40,7 @@ def detection_table(found: Sequence[Detection]) -> str:
             }
             for label, seeds in each.card.seeds.items()
         ]
+    lines += _group_lines(found, groups)
     first = found[0].card
     told = {name: DETECTION[name] for name in DETECTION_METRICS} | {"gain": STATISTICS["gain"]}
     told |= _definitions(found)
@@ -50,7 +56,39 @@ def detection_table(found: Sequence[Detection]) -> str:
     if n_left_out:
         note(f"{counted(n_left_out, 'row')} left out whose image could not be read: see `status`")
     place = found[0].artifact.storage.location.rpartition("/")[0]
-    return f"{title}\n{table(lines)}\n{definitions}\nresults: {place}"
+    names = "\n".join(f"  {each.artifact.name}" for each in found)
+    return f"{title}\n{table(lines)}\n{definitions}\nresults in {place}:\n{names}"
+
+
+def _group_lines(found: Sequence[Detection], groups: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Plain means over the sets of each group, by detector and predictor, as OpenOOD has them."""
+    from stages.report.vocabulary import DETECTION_METRICS
+
+    lines = []
+    for group in dict.fromkeys(filter(None, groups)):
+        some = [each for each, own in zip(found, groups, strict=True) if own == group]
+        for detector in dict.fromkeys(each.card.detector for each in some):
+            own = [each for each in some if each.card.detector == detector]
+            for label, seeds in own[0].card.seeds.items():
+                means = [
+                    each.average[each.average["predictor"] == label].set_index("metric")["mean"]
+                    for each in own
+                ]
+                lines.append(
+                    {
+                        "out": f"{group} (mean of {len(own)})",
+                        "images": sum(each.card.rows for each in own),
+                        "detector": detector,
+                        "predictor": label,
+                        "seeds": len(seeds),
+                        **{
+                            name: f"{sum(float(mean[name]) for mean in means) / len(means):.4f}"
+                            for name in DETECTION_METRICS
+                        },
+                        "gain in auroc": "",
+                    }
+                )
+    return lines
 
 
 def _definitions(found: Sequence[Detection]) -> dict[str, str]:

@@ -51,7 +51,7 @@ class Chosen:
             "--scores",
             metavar=LIST,
             help="Scores to add to the confidence, separated by commas: msp, energy, "
-            "max-logit, gradnorm, margin, entropy, exgrad, gradtrust.",
+            "max-logit, gradnorm, margin, entropy, exgrad, gen, gradtrust.",
         ),
     ] = None
     where: Annotated[

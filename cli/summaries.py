@@ -225,7 +225,9 @@ def ood(_: Stage, made: Made, __: Workspace) -> Summary:
         failed = f", {n_failed} not read" if n_failed else ""
         note(f"extracted {each.name}: {counted(each.output.n_rows, 'row')}{failed}")
     found = [open_detection(each) for each in made.output.results]
-    return detection_table(found), [detection_facts(each) for each in found]
+    groups = made.output.groups
+    facts = [detection_facts(each) | {"group": g} for each, g in zip(found, groups, strict=True)]
+    return detection_table(found, groups), facts
 
 
 def report(_: Stage, made: Made, __: Workspace) -> Summary:

@@ -134,6 +134,7 @@ def slow_scores(f: np.ndarray, z: np.ndarray) -> dict[str, float]:
         "exgrad": sum(
             p[c] * abs((p[j] - (j == c)) * x) for c in range(3) for j in range(3) for x in f
         ),
+        "gen": -sum((each * (1 - each)) ** 0.1 for each in p),
         "gradtrust": max((z - 1 / 3) ** 4) / np.mean((z - 1 / 3) ** 4),
     }
 

@@ -182,3 +182,20 @@ def test_every_metric_has_its_definition():
 def test_invalid_scores_are_refused(inside, outside, message):
     with pytest.raises(ValueError, match=message):
         detection_summary(np.array(inside), np.array(outside))
+
+
+def test_infinite_scores_tie():
+    inside, outside = np.array([np.inf, np.inf, 1.0]), np.array([np.inf, -np.inf, -np.inf])
+    finite = [np.clip(each, -9, 9) for each in (inside, outside)]
+
+    assert detection_summary(inside, outside) == detection_summary(*finite)
+
+
+def test_the_code_base_takes_the_loosest_of_thresholds_that_accept_the_same_rows():
+    """20 ID rows; the sixth OOD row from above lies between the two lowest ID rows."""
+    inside = np.arange(20.0)
+    outside = np.array([0.5, 0.6, 0.7, 5.5, 25, 26, 27, 28, 29, 30])
+
+    found = detection_summary(inside, outside)
+
+    assert (found["fpr95"], found["fpr95_sweep"]) == (pytest.approx(0.7), pytest.approx(1.0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from small_data import train_small, write_npz_set
 from cli.app import main
 from cli.states import states
 from pipeline.executors import LocalExecutor
+from pipeline.fields import Labelled
 from pipeline.journal import Journal
 from pipeline.make import make
 from pipeline.workspace import Workspace
@@ -32,6 +34,8 @@ from stages.ood.detect import Detect
 from stages.ood.detection_result import open_detection
 from stages.ood.ood import Ood
 from stages.reflection.extract import Extract
+from stages.report.report import Report
+from stages.report.writing import MARKDOWN
 from stages.scores.confidences import max_softmax
 from stages.scores.known_scores import DETECTORS
 from stages.sensing.model import Sensing
@@ -147,11 +151,11 @@ def test_one_extraction_serves_every_detector_head_and_table(world, tmp_path):
     assert all(set(each.card.seeds) == {"f", "H"} for each in found)
 
     N_PASSED[0] = 0
-    world.detect(*ODIN_FREE, rows=10)
+    world.detect("msp", "vim", rows=10)
     make_in(world.store, Evaluate(features="few-test@cnn2", heads={"H": "h"}, resamples=0))
     assert N_PASSED[0] == 0
 
-    world.detect(*DETECTORS)
+    world.detect("odin", "msp")
     assert N_PASSED[0] == 2 * (N_TEST + N_OUT) + n_probed  # there and back, once more
 
 
@@ -322,7 +326,7 @@ def test_a_set_that_holds_in_distribution_images_is_refused(world, capsys):
         (("--in", "few", "--out", "outside,outside"), "expected each set once"),
         (("--in", "few", "--out", "nowhere"), "nowhere: no such data set"),
         (
-            ("--in", "few", "--out", "outside", "--detector", "vim"),
+            ("--in", "few", "--out", "outside", "--detector", "vom"),
             "expected one of msp, odin",
         ),
         (("--in", "few", "--out", "outside", "--head", "g"), "head 'g' does not exist"),
@@ -385,6 +389,32 @@ def said(capsys, *words):
         main()
     assert ended.value.code == 0
     return capsys.readouterr()
+
+
+def test_groups_are_averaged_and_results_named(world, capsys, tmp_path):
+    write_outside(tmp_path / "more")
+    sets = ("--near", "outside", "--far", str(tmp_path / "more"))
+    words = ("--head", "H=h", "--detector", "entropy,vim", "--resamples", "0", *sets)
+    sys.argv = ["intro-pipe", "ood", "--executor", "local", "--in", "few", *words]
+    with pytest.raises(SystemExit):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    results = [each for each in world.store.artifacts("result") if "-entropy-" in each.name]
+
+    assert sum(line.startswith("near (mean of 1)") for line in lines) == 4
+    assert sum(line.startswith("far (mean of 1)") for line in lines) == 4
+    assert all(f"  {each.name}" in lines for each in results)
+    assert {open_detection(each).card.group for each in results} == {"near", "far"}
+
+
+def test_a_report_of_several_detectors_ranks_them(world):
+    found = world.detect("msp", "vim")
+    entries = tuple(Labelled(label="", name=each.artifact.name) for each in found)
+    page = make_in(world.store, Report(results=entries)).output.read(MARKDOWN).decode()
+
+    assert "## Detectors by mean AUROC" in page
+    assert page.index("auroc-by-detector.svg") < page.index("## Table")
+    assert re.search(r"\| 1\\?\. \w+, [fH] \| \*\*[01]\.\d{4}\*\* \|", page)
 
 
 def test_the_command_prints_f_beside_h(world, capsys):

@@ -111,7 +111,7 @@ def refusal(text):
     [
         ("    odin_against: other-odin\n", "", "odin: expected 'odin_features' and 'odin_against'"),
         ("[msp, odin]", "[msp, knn]", "knn: expected 'training', features that it is fitted on"),
-        ("[msp, odin]", "[vim]", "expected one of msp, odin, energy"),
+        ("[msp, odin]", "[vom]", "expected one of msp, odin, energy"),
         ("odin: 1/255}\n  other:", "odin: 1/0}\n  other:", "step clean-odin: odin: "),
         ("odin: 1/255}\n  other:", "odin: 7}\n  other:", "step clean-odin: odin: "),
         ("heads: {H: H}", "heads: {f: H}", "heads: 'f', the label of 'H'"),

@@ -352,3 +352,25 @@ def test_both_sides_of_every_sign_are_tried(world):
     gradient = input_gradient(world.sensing, world.images, lambda f, z: z.amax(dim=1))
 
     assert all((gradient[row].sign() == s).any() for row, s in product(range(12), (-1, 1)))
+
+
+def test_pgd_of_the_code_base_computes_in_float32_and_loses_levels(world):
+    """Step by step as that code does, with pixels in [0, 1]."""
+    attack = Pgd("uniform", epsilon=4 * LEVEL, step=LEVEL, steps=6, rounding="code")
+    clean = world.images.float()
+    x = clean / 255
+    delta = (4 * attack._start(world.images)).int().float()
+    delta = ((x + delta / 255).clamp(0, 1) - x) * 255
+    for _ in range(6):
+        gradient = input_gradient(
+            world.sensing, clean + delta, lambda f, z: z.logsumexp(dim=1) - z.mean(dim=1)
+        )
+        delta = (delta - gradient.sign()).int().float().clamp(-4, 4)
+        delta = ((x + delta / 255).clamp(0, 1) - x) * 255
+
+    found = attack.of(world.sensing)(world.images)
+    exact = dataclasses.replace(attack, rounding="exact").of(world.sensing)(world.images)
+
+    assert torch.equal(found, clean + delta)
+    assert (found - clean).abs().mean() < (exact - clean).abs().mean()
+    assert "rounding" not in dataclasses.replace(attack, rounding="exact").to_dict()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.reflection.losses import softmax
-from stages.scores.confidences import energy, exgrad, gradnorm, gradtrust, margin, max_softmax
+from stages.scores.confidences import energy, exgrad, gen, gradnorm, gradtrust, margin, max_softmax
 from stages.scores.known_scores import DETECTORS, PLAIN, SCORES
 
 RNG = np.random.default_rng(5)
@@ -70,6 +70,13 @@ def test_exgrad_separates_rows_whose_probability_is_one():
     values = exgrad(np.ones((3, 1)), sure)
 
     assert values == pytest.approx([4 * np.exp(-50), 4 * np.exp(-60), 4 * np.exp(-700)])
+
+
+def test_gen_is_the_generalised_entropy_of_the_largest_probabilities():
+    p = np.sort(softmax(Z.astype(float)), axis=1)[:, ::-1]
+    expected = [-sum((each * (1 - each)) ** 0.1 for each in row[:3]) for row in p]
+
+    assert gen(F, Z, n_largest=3) == pytest.approx(expected, rel=1e-6)
 
 
 def test_gradtrust_is_largest_over_mean_of_fourth_powers():

@@ -16,7 +16,7 @@ from stages.introspection.predictors import factors, open_head
 from stages.ood.ood import Ood
 from stages.reflection.losses import softmax
 from stages.scores import nearest
-from stages.scores.factors import TrainingRows
+from stages.scores.factors import Linear, TrainingRows
 from stages.scores.known_scores import SCORES
 from stages.scores.mahalanobis import fit_mahalanobis
 from stages.scores.nearest import fit_neighbours
@@ -28,7 +28,8 @@ F, Z = (
 )
 TRAIN, LABELS = np.abs(RNG.normal(size=(90, 6))), RNG.integers(0, 4, 90)
 TRAIN_Z = RNG.normal(size=(90, 4))
-TRAINING = TrainingRows.of(TRAIN, TRAIN_Z, LABELS)
+LINEAR = Linear(np.zeros((4, 6)), np.zeros(4))
+TRAINING = TrainingRows.of(TRAIN, TRAIN_Z, LABELS, LINEAR)
 
 
 def test_the_mahalanobis_distance_is_that_of_scikit_learn():
@@ -41,28 +42,30 @@ def test_the_mahalanobis_distance_is_that_of_scikit_learn():
 
 def test_a_constant_feature_does_not_affect_the_covariance():
     dead = np.pad(TRAIN, ((0, 0), (0, 1)))
-    scores = fit_mahalanobis(TrainingRows.of(dead, TRAIN_Z, LABELS))(np.pad(F, ((0, 0), (0, 1))), Z)
+    scores = fit_mahalanobis(TrainingRows.of(dead, TRAIN_Z, LABELS, LINEAR))(
+        np.pad(F, ((0, 0), (0, 1))), Z
+    )
 
     assert scores == pytest.approx(fit_mahalanobis(TRAINING)(F, Z), rel=1e-6)
 
 
 def test_the_neighbour_is_that_of_scikit_learn(monkeypatch):
-    monkeypatch.setattr(nearest, "_QUERY_ROWS", 7)
-    monkeypatch.setattr(nearest, "_TRAINING_ROWS", 11)
+    monkeypatch.setattr(nearest, "_PRODUCTS", 700)
+    monkeypatch.setattr(nearest, "_GROUP_ROWS", 4)
     unit = TRAIN / np.linalg.norm(TRAIN, axis=1, keepdims=True)
     queries = F / np.linalg.norm(F, axis=1, keepdims=True)
     distances, _ = NearestNeighbors(n_neighbors=13, algorithm="brute").fit(unit).kneighbors(queries)
 
     scores = fit_neighbours(TRAINING, k=13)(F, Z)
 
-    assert scores == pytest.approx(-distances[:, -1], abs=1e-6)
+    assert scores == pytest.approx(-distances[:, -1], rel=1e-7)
 
 
 def test_unreadable_rows_are_not_training_rows():
     damaged, z = np.vstack([TRAIN, [[np.nan] * 6]]), np.vstack([TRAIN_Z, [[np.nan] * 4]])
     labels = np.append(LABELS, 0)
     for fit in (fit_mahalanobis, fit_neighbours):
-        assert (fit(TrainingRows.of(damaged, z, labels))(F, Z) == fit(TRAINING)(F, Z)).all()
+        assert (fit(TrainingRows.of(damaged, z, labels, LINEAR))(F, Z) == fit(TRAINING)(F, Z)).all()
 
 
 @pytest.mark.parametrize(
@@ -74,12 +77,14 @@ def test_unreadable_rows_are_not_training_rows():
 )
 def test_too_few_training_rows_are_refused(fit, labels, message):
     with pytest.raises(InputError, match=message):
-        fit(TrainingRows.of(F, Z, labels))
+        fit(TrainingRows.of(F, Z, labels, LINEAR))
 
 
 def test_features_too_wide_for_a_covariance_are_refused():
-    with pytest.raises(InputError, match="expected at most 8,192 features"):
-        fit_mahalanobis(TrainingRows.of(np.zeros((1, 8193)), np.zeros((1, 2)), np.zeros(1, int)))
+    with pytest.raises(InputError, match="expected at most 11,585 features"):
+        fit_mahalanobis(
+            TrainingRows.of(np.zeros((1, 11586)), np.zeros((1, 2)), np.zeros(1, int), LINEAR)
+        )
 
 
 @pytest.mark.parametrize(
@@ -90,8 +95,9 @@ def test_detectors_are_known_and_at_least_one(names, message):
         Ood(inside="few", outside=("other",), detectors=names)
 
 
-def test_every_score_is_plain_or_fitted():
-    assert all((each.score is None) != (each.fit is None) for each in SCORES.values())
+def test_every_score_is_plain_of_a_layer_or_fitted():
+    for each in SCORES.values():
+        assert [each.score, each.of_layer, each.fit].count(None) == 2
 
 
 def test_a_head_has_its_own_factors(store):

@@ -12,7 +12,7 @@ from stages.reflection.feature_plan import PerturbationFacts
 from stages.typed import known, typed
 from store.artifacts import Artifact
 
-OF_DETECTIONS = ("against", "training", "detector", "perturbations")
+OF_DETECTIONS = ("against", "training", "detector", "group", "perturbations")
 OF_EVALUATIONS = ("n_bins",)
 """Facts that only one of the two has."""
 
@@ -43,6 +43,7 @@ class ComparisonCard:
         against, training: feature sets of the other images, and of those that a detector is fitted
             to.
         rows: number of rows, of each side in a detection.
+        group: group of the other images when the result was made, such as near or far.
         perturbations: side -> perturbations of its images in order, as JSON.
         contenders: label -> head.
         seeds: label -> seeds; the label of f is included.
@@ -63,6 +64,7 @@ class ComparisonCard:
     rows: int
     cells: Cells
     detector: str | None = None
+    group: str | None = None
     perturbations: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     contenders: Mapping[str, HeadCard]
     seeds: Mapping[str, tuple[int, ...]]

@@ -39,8 +39,8 @@ INFORMATION: dict[str, str] = {
 
 DETECTION: dict[str, str] = {
     "fpr95": (
-        "share of out-of-distribution (OOD) rows accepted by the threshold that accepts nearest to "
-        "95 % of the in-distribution (ID) rows: ID is positive, as in the paper's code base"
+        "share of out-of-distribution (OOD) rows accepted by the strictest threshold that accepts "
+        "nearest to 95 % of the in-distribution (ID) rows: ID is positive"
     ),
     "fpr95_ood_pos": (
         "share of ID rows rejected by the first threshold that rejects at least 95 % of the OOD "
@@ -57,8 +57,8 @@ DETECTION: dict[str, str] = {
     "aupr_in": "area under precision against recall by trapezoids, ID positive",
     "aupr_out": "area under precision against recall by trapezoids, OOD positive",
     "fpr95_sweep": (
-        "fpr95 where rows are taken away one by one, ID before OOD rows of equal score, as the "
-        "paper's code base does; no interval"
+        "fpr95 of the paper's code base, by the loosest threshold that accepts these ID rows: rows "
+        "are taken away one by one, ID before OOD rows of equal score; no interval"
     ),
     "auroc_sweep": (
         "auroc under that sweep: equal scores counted as lost, which confidences that round to 1 "

@@ -71,7 +71,7 @@ def curve_of(inside: Scores, outside: Scores, weights: NDArray[Any] | None = Non
     check_scores(inside, outside)
     scores = np.concatenate([inside, outside])
     order = np.argsort(-scores, kind="stable")
-    is_last = np.append(np.diff(scores[order]) != 0, True)
+    is_last = np.append(scores[order[1:]] != scores[order[:-1]], True)  # infinities tie as well
     if weights is None:
         weights = np.ones((len(scores), 1), np.int64)
     is_inside = (order < len(inside))[:, np.newaxis]
@@ -96,10 +96,15 @@ def _sums(weights: NDArray[Any], is_last: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def fpr95(curve: Curve) -> Values:
-    """Share of other rows accepted by the threshold whose TPR is closest to 95 %."""
+    """Share of other rows accepted by the threshold whose TPR is closest to 95 %.
+
+    Many thresholds accept the same ID rows: the strictest of them counts, which accepts the fewest
+    other rows. The paper's code base has the loosest: see `fpr95_sweep`. Of two TPRs equally close
+    to 95 %, the lower one counts here, and the higher one there.
+    """
     share, of = TPR
     distance = np.abs(of * curve.inside - share * curve.inside[-1])
-    at = distance.argmin(axis=0)  # the first, i.e. the strictest of thresholds with equal TPR
+    at = distance.argmin(axis=0)
     rates: Values = np.take_along_axis(curve.fpr, at[np.newaxis], axis=0)[0]
     return np.where(curve.inside[-1] > 0, rates, np.nan)
 
@@ -155,8 +160,9 @@ CURVE_METRICS: dict[str, Callable[[Curve], Values]] = {
 
 
 def fpr95_sweep(inside: Scores, outside: Scores) -> float:
-    """FPR at 95 % TPR if a sweep removes rows one by one, ID rows first among equal scores.
+    """FPR at 95 % TPR in the paper's code base, by the loosest threshold that keeps that TPR.
 
+    A sweep removes rows one by one, from the lowest score up, ID rows first among equal scores.
     It is the FPR right after removing the ID row that brings the TPR closest to 95 % for the first
     time: the other rows with its score or a higher one still remain.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -25,6 +25,9 @@ from stages.scores.known_scores import DETECTORS
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
+
+if TYPE_CHECKING:
+    from stages.ood.scoreboard import Scoreboard
 
 VERSION = 1
 _INPUT = Resize((DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE)).in_layout(stretches=False)
@@ -50,7 +53,7 @@ class Detect(Stage):
     features: Annotated[FeatureSetName, Field(description="Features of in-distribution images.")]
     against: Annotated[FeatureSetName, Field(description="Features of other images.")]
     training: FeatureSetName | None = Field(
-        None, description="Features of the training images, for mahalanobis and knn."
+        None, description="Features of the training images, for detectors that are fitted."
     )
     odin_features: FeatureSetName | None = Field(
         None, description="Features of in-distribution images perturbed by ODIN."
@@ -107,9 +110,22 @@ class Detect(Stage):
         return self.job_of(store, sides, contenders_of(store, sides.inside, self.heads))
 
     def job_of(
-        self, store: FeatureStore, sides: Sides, contenders: Sequence[Contender]
+        self,
+        store: FeatureStore,
+        sides: Sides,
+        contenders: Sequence[Contender],
+        shared: Callable[[], Scoreboard] | None = None,
+        group: str | None = None,
     ) -> ArtifactJob:
-        """Like the job of a stage, for sets that need not exist before it runs."""
+        """Like the job of a stage, for sets that need not exist before it runs.
+
+        Args:
+            store: store of the sets.
+            sides: the sets.
+            contenders: heads to compare with f.
+            shared: scores that other comparisons use as well. (default: its own)
+            group: group of the other images, which the card records.
+        """
         check_sides(sides, contenders, self.detector)
         plan, outside = self.plan(sides, contenders), plan_of(sides.outside).source.name
         name = f"{sides.inside.plan['name']}-against-{outside}-{self.detector}"
@@ -124,8 +140,11 @@ class Detect(Stage):
         def compute() -> Output:
             from stages.ood.detection_result import Comparison, detected
 
-            how = Comparison(self.detector, self.rows, self.resamples, self.seed)
-            return detected(sides.opened(store), contenders, how)
+            how = Comparison(self.detector, self.rows, self.resamples, self.seed, group)
+            board = (
+                shared() if shared else self.scoreboard(store, [(self.detector, sides)], contenders)
+            )
+            return detected(sides.opened(store), contenders, how, board)
 
         return ArtifactJob(
             store,
@@ -136,6 +155,18 @@ class Detect(Stage):
             compute=compute,
             check=check,
         )
+
+    def scoreboard(
+        self,
+        store: FeatureStore,
+        compared: Sequence[tuple[str, Sides]],
+        contenders: Sequence[Contender],
+    ) -> Scoreboard:
+        """The scores of sides by detectors, which must exist by now."""
+        from stages.ood.scoreboard import Scoreboard, compared_sets
+
+        sets = compared_sets([(name, sides.opened(store)) for name, sides in compared])
+        return Scoreboard(store, contenders, sets, self.rows, self.seed)
 
     def plan(self, sides: Sides, contenders: Sequence[Contender]) -> Plan:
         """Everything that determines the result."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from pipeline.fields import Labelled, Place, Written
+from pipeline.fields import Labelled, OneOf, Place, Written
 from pipeline.journal import Journal
 from pipeline.make import ArtifactJob, ShardJob
 from pipeline.progress import Progress
@@ -22,7 +24,7 @@ from stages.errors import DataNotFoundError, InputError
 from stages.introspection.contenders import Contender, contenders_of
 from stages.introspection.heads import Heads
 from stages.ood.comparable import check_comparable
-from stages.ood.detect import DEFAULT_ROWS, Detect, DetectorName, Rows
+from stages.ood.detect import DEFAULT_ROWS, Detect, Rows
 from stages.ood.sides import Planned, Sides, check_heads
 from stages.reflection.extract import (
     N_PGD_STEPS,
@@ -30,6 +32,7 @@ from stages.reflection.extract import (
     Epsilon,
     Extract,
     Pixels,
+    Rounding,
     Step,
     Steps,
 )
@@ -40,8 +43,14 @@ from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan
 
+if TYPE_CHECKING:
+    from stages.ood.scoreboard import Scoreboard
+
 DEFAULT_DETECTORS = ("msp", "odin", "energy", "max-logit", "gradnorm")
 FITTED = tuple(name for name, each in DETECTORS.items() if each.fit is not None)
+
+
+DetectorOrAll = Annotated[str, OneOf((*DETECTORS, "all"))]
 
 
 class Ood(Stage):
@@ -56,6 +65,7 @@ class Ood(Stage):
     runs_with = ("data_root", "executor", "gpus", "workers", "memory", "address", "device")
     examples = (
         "ood --in cifar10 --out svhn,textures,places365",
+        "ood --in cifar10 --near cifar100 --far svhn,textures --detector msp,knn,vim",
         "ood --in cifar10 --out svhn --detector msp,odin --attack f",
     )
 
@@ -64,15 +74,24 @@ class Ood(Stage):
     )
     split: Split = "test"
     outside: Annotated[Several[str], Place.DATA, Written("--out", "LIST")] = Field(
+        (),
         description="Other data sets, separated by commas: svhn, svhn-10k, textures, places365, "
-        "lsun-c, lsun-r, isun, patches, uniform-noise, gaussian-noise, any other, or a folder."
+        "lsun-c, lsun-r, isun, patches, uniform-noise, gaussian-noise, any other, or a folder.",
+    )
+    near: Annotated[Several[str], Place.DATA, Written("--near", "LIST")] = Field(
+        (),
+        description="Other data sets that resemble the first one, as in OpenOOD: compared as those "
+        "of --out, and averaged as a group.",
+    )
+    far: Annotated[Several[str], Place.DATA, Written("--far", "LIST")] = Field(
+        (), description="Other data sets that do not resemble it, averaged as a group."
     )
     detectors: Annotated[
-        Several[DetectorName], Field(min_length=1), Written("--detector", "LIST")
+        Several[DetectorOrAll], Field(min_length=1), Written("--detector", "LIST")
     ] = Field(
         DEFAULT_DETECTORS,
-        description=f"Detectors, separated by commas: {', '.join(DETECTORS)}. "
-        f"{' and '.join(FITTED)} also need features of the training images.",
+        description=f"Detectors, separated by commas: {', '.join(DETECTORS)}; or all. "
+        f"Those that also need features of the training images: {', '.join(FITTED)}.",
     )
     model: ModelName | None = Field(
         None, description="Model of the store. (default: the one trained for this data set)"
@@ -86,6 +105,7 @@ class Ood(Stage):
     epsilon: Epsilon = PGD_STEP
     step: Step = PGD_STEP
     steps: Steps = N_PGD_STEPS
+    rounding: Rounding = "exact"
     odin_epsilon: Pixels = Field(0.0014, description="Step size of ODIN, for pixels in [0, 1].")
     rows: Rows = DEFAULT_ROWS
     resamples: Resamples = 1000
@@ -97,9 +117,15 @@ class Ood(Stage):
 
     @model_validator(mode="after")
     def _has_another_set(self) -> Self:
-        if not self.outside:
+        if not self.groups:
             raise ValueError("ood: expected at least one out-of-distribution set, found none")
         return self
+
+    @property
+    def groups(self) -> list[tuple[str, str | None]]:
+        """Each other set, and its group: near, far or None."""
+        given = ((self.outside, None), (self.near, "near"), (self.far, "far"))
+        return [(name, group) for names, group in given for name in names]
 
     def job(self, workspace: Workspace) -> Detections:
         """One result per set and detector, and the missing features that they need.
@@ -124,7 +150,7 @@ class Ood(Stage):
                 precision=self.precision,
                 out_of_distribution=True,
             )
-            for each in self.outside
+            for each, _ in self.groups
         ]
         sources = [
             opened(workspace, replace(each.source(workspace), image_size=model.input))
@@ -137,10 +163,18 @@ class Ood(Stage):
             for each in sources[1:]
             for line in left_out_notes(f"{each.name} {each.split}", each.left_out)
         ]
-        comparisons = [
-            self._comparison(workspace, (inside, outside), name, contenders)
-            for outside in outsides
-            for name in dict.fromkeys(self.detectors)
+        comparisons: list[Comparison] = []
+
+        @cache
+        def shared() -> Scoreboard:
+            new = [each for each in comparisons if not each.result.output.is_complete()]
+            pairs = [(each.stage.detector, each.sides) for each in new]
+            return new[0].stage.scoreboard(store, pairs, contenders)
+
+        comparisons += [
+            self._comparison(workspace, (inside, outside), group, name, contenders, shared)
+            for outside, (_, group) in zip(outsides, self.groups, strict=True)
+            for name in (DETECTORS if "all" in self.detectors else dict.fromkeys(self.detectors))
         ]
 
         def check() -> None:
@@ -166,8 +200,10 @@ class Ood(Stage):
         self,
         workspace: Workspace,
         plain: tuple[Extract, Extract],
+        group: str | None,
         name: str,
         contenders: Sequence[Contender],
+        shared: Callable[[], Scoreboard],
     ) -> Comparison:
         """The result of one detector, on images that may be attacked, and perturbed by ODIN."""
         detector, stages = DETECTORS[name], [*plain]
@@ -192,7 +228,8 @@ class Ood(Stage):
             seed=self.seed,
         )
         sides = Sides(*(Planned(each.plan) for each in features))
-        return Comparison(stage.job_of(workspace.store, sides, contenders), sides, features)
+        job = stage.job_of(workspace.store, sides, contenders, shared, group)
+        return Comparison(stage, job, sides, features, group)
 
     def _attack(self, contenders: Sequence[Contender]) -> list[dict[str, object]]:
         """Fields of the two extractions; in-distribution images are attacked towards uniform
@@ -206,6 +243,7 @@ class Ood(Stage):
             "epsilon": self.epsilon,
             "step": self.step,
             "steps": self.steps,
+            "rounding": self.rounding,
             "attack_seed": self.seed,
         }
         return [{"attack": toward, **how} for toward in ("uniform", "confident")]
@@ -224,19 +262,25 @@ def _check_distinct(sources: Sequence[ImageSource]) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result, and the features that it needs."""
+    """A result, the stage that makes it, the features that it needs, and the group of its set."""
 
+    stage: Detect
     result: ArtifactJob
     sides: Sides
     features: Sequence[ShardJob]
+    group: str | None = None
 
 
 @dataclass(frozen=True)
 class Detected:
-    """The results of all comparisons, and the feature sets that were extracted for them."""
+    """The results of all comparisons, and the feature sets that were extracted for them.
+
+    ``groups`` has the group of each result's set: near, far or None.
+    """
 
     results: Sequence[Artifact]
     extracted: Sequence[Made]
+    groups: Sequence[str | None] = ()
 
 
 @dataclass(frozen=True)
@@ -302,12 +346,16 @@ class Detections:
         """Extract the missing features, then compare."""
         self.refuse()
         extracted = [each.run(journal) for each in self._missing()]
-        results = []
+        by_detector: dict[str, list[Comparison]] = {}
+        for each in self.comparisons:
+            by_detector.setdefault(each.stage.detector, []).append(each)
         with Progress("detect", len(self.comparisons), unit="results") as progress:
-            for each in self.comparisons:
-                results.append(each.result.run(journal).output)
+            for each in chain.from_iterable(by_detector.values()):
+                each.result.run(journal)
                 progress.advance(1)
-        return Made(self, Detected(results, extracted))
+        return Made(
+            self, Detected(self.output, extracted, [each.group for each in self.comparisons])
+        )
 
     def _missing(self) -> list[ShardJob]:
         """The extractions that results still need, without duplicates."""

@@ -79,7 +79,7 @@ def _fraction(value: object) -> object:
 
 
 NEEDED = {
-    **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed"), "attack"),
+    **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed", "rounding"), "attack"),
     **dict.fromkeys(("layer_loss", "project"), "layer"),
     "corruption_seed": "corrupt",
 }
@@ -94,6 +94,13 @@ Epsilon = Annotated[Pixels, Field(description="Radius of PGD, for pixels in [0, 
 Step = Annotated[Pixels, Field(description="Step size of PGD, for pixels in [0, 1].")]
 Steps = Annotated[PositiveInt, Field(description="Number of PGD steps; the last iterate is used.")]
 PGD_STEP, N_PGD_STEPS = 1 / 255, 10
+Rounding = Annotated[
+    Literal["exact", "code"],
+    Field(
+        description="How PGD rounds to grey levels: exact, or code, as in the paper's code base, "
+        "whose steps lose levels."
+    ),
+]
 
 
 class Extract(Stage):
@@ -178,6 +185,7 @@ class Extract(Stage):
     step: Step = PGD_STEP
     steps: Steps = N_PGD_STEPS
     attack_seed: NonNegativeInt = Field(0, description="Seed of PGD.")
+    rounding: Rounding = "exact"
     retry_failed: bool = Field(
         False,
         description="Recompute only the rows that failed. If files were fixed in the meantime, the "
@@ -305,7 +313,7 @@ class Extract(Stage):
         if self.attack is not None:
             target = HeadTarget(workspace.store.location, self.through) if self.through else None
             how = (self.epsilon, self.step, self.steps, self.attack_seed)
-            found.append(Pgd(self.attack, *how, target))
+            found.append(Pgd(self.attack, *how, target, self.rounding))
         if self.odin is not None:
             found.append(Odin(self.odin))
         return tuple(found)

@@ -29,6 +29,7 @@ Judge = Callable[[Tensor, Tensor], Tensor]
 """Maps features and logits of f to the attacked logits; differentiable."""
 
 Toward = Literal["uniform", "confident"]
+Rounding = Literal["exact", "code"]
 
 
 class Perturbation(Protocol):
@@ -104,8 +105,11 @@ class Pgd:
 
     In-distribution images move ``uniform``: down ``logsumexp z - mean z``, the cross entropy to the
     uniform distribution. Others move ``confident``: down the entropy of ``softmax z``. If ε and the
-    step are whole grey levels, pixels stay at whole levels as in the paper's code base: what is
-    added is truncated towards 0.
+    step are whole grey levels, pixels stay at whole levels: what is added is truncated towards 0.
+
+    The paper's code base computes what is added as ``(x + δ/255 - x) * 255`` in float32 before it
+    truncates. That often falls just short of a whole number, so steps lose a level and the attack
+    is weaker for ε above 1/255. ``rounding="code"`` does the same, for comparison.
 
     Attributes:
         toward: direction of the attack.
@@ -115,6 +119,7 @@ class Pgd:
         seed: seed of the start, which is uniform in the box and truncated to whole levels; for
             ε = 1/255 it is the image itself.
         target: head whose logits are attacked; those of f if ``None``.
+        rounding: ``exact``, or ``code`` for that of the paper's code base.
     """
 
     toward: Toward
@@ -123,6 +128,7 @@ class Pgd:
     steps: int = 10
     seed: int = 0
     target: Target | None = None
+    rounding: Rounding = "exact"
 
     tag: ClassVar[str] = "pgd"
 
@@ -145,6 +151,7 @@ class Pgd:
             "steps": self.steps,
             "seed": self.seed,
             "target": None if self.target is None else self.target.to_dict(),
+            **({} if self.rounding == "exact" else {"rounding": self.rounding}),
         }
 
     def of(self, sensing: Sensing) -> Move:
@@ -165,14 +172,23 @@ class Pgd:
         def move(images: Tensor) -> Tensor:
             clean = images.to(torch.float32)
             added = whole(epsilon * self._start(images))
+            if self.rounding == "code":
+                added = self._within(clean, added)
             for _ in range(self.steps):
                 gradient = input_gradient(sensing, clean + added, loss)
                 signs = torch.where(gradient.isnan(), gradient, gradient.sign())
-                added = whole((added - step * signs).clamp(-epsilon, epsilon))
-                added = (clean + added).clamp(0, LEVELS) - clean
+                added = whole(added - step * signs).clamp(-epsilon, epsilon)
+                added = self._within(clean, added)
             return clean + added
 
         return move
+
+    def _within(self, clean: Tensor, added: Tensor) -> Tensor:
+        """What is added if pixels stay in their range."""
+        if self.rounding == "exact":
+            return (clean + added).clamp(0, LEVELS) - clean
+        x = clean / LEVELS
+        return ((x + added / LEVELS).clamp(0, 1) - x) * LEVELS
 
     def _start(self, images: Tensor) -> Tensor:
         """Uniform in [-1, 1), seeded by each image's content, so independent of the batches."""

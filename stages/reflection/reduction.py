@@ -22,6 +22,7 @@ Group = tuple[Any, ...]  # Any: strings and numbers
 """The values of the grouping columns, in their order."""
 
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
 
 
 def each_shard(
@@ -34,11 +35,16 @@ def each_shard(
     would compete.
     """
     shards = feature_set.require_complete().shard_set.shards
+    return in_threads(partial(_ticked, work, tick), shards)
+
+
+def in_threads(work: Callable[[_Item], _T], items: Sequence[_Item]) -> Iterator[_T]:
+    """The results of ``work`` for items of any kind, computed as in `each_shard`."""
     n_threads = n_cpus()
     n_ahead = 2 * n_threads
     with _single_threaded_torch(), ThreadPoolExecutor(n_threads, initializer=_one_core) as pool:
-        for start in range(0, len(shards), n_ahead):
-            yield from pool.map(partial(_ticked, work, tick), shards[start : start + n_ahead])
+        for start in range(0, len(items), n_ahead):
+            yield from pool.map(work, items[start : start + n_ahead])
 
 
 def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArray[np.int64]]:

@@ -36,6 +36,7 @@ from stages.report.drawing import (
     zero_line,
 )
 from stages.report.palette import SETTINGS, Style, styles_of
+from stages.report.ranking import draw_by_detector
 from stages.report.reliability import draw_reliability
 from stages.report.results import varying
 from stages.sheets.theme import INK, SOFT
@@ -60,7 +61,7 @@ class Kind:
     title: str
     caption: str
     draw: Callable[[pd.DataFrame, tuple[str, ...]], Figure]
-    part: Literal["by_group", "bins"] = "by_group"
+    part: Literal["by_group", "bins", "detections"] = "by_group"
     needs: tuple[str, ...] = ()
     shows: tuple[str, ...] = ("accuracy",)
 
@@ -83,15 +84,16 @@ def draw_figure(name: str, frames: dict[str, pd.DataFrame], axes: Sequence[str])
 
 
 def fitting_figures(by_group: pd.DataFrame, axes: Sequence[str]) -> list[str]:
-    """Figures that are informative for these results, in order; none for detection results."""
-    if "accuracy" not in by_group:
-        return []
+    """Figures that are informative for these results, in order."""
     n_entries = len(by_group[list(axes)].drop_duplicates()) if axes else 1
+    if "accuracy" not in by_group:
+        return ["auroc-by-detector"] if n_entries > 1 else []
     is_alone = by_group["predictor"].nunique() == 1
     return [
         name
         for name, kind in FIGURES.items()
-        if all(column in by_group.columns for column in kind.needs)
+        if kind.part != "detections"
+        and all(column in by_group.columns for column in kind.needs)
         and (n_entries <= MAX_PANELS or name == "by-epoch")
         and not (is_alone and name.startswith("gain"))
     ]
@@ -369,6 +371,15 @@ FIGURES: dict[str, Kind] = {
         "the diagonal are calibrated, points below it overconfident. Hollow: below 0.5 % of rows.",
         draw_reliability,
         part="bins",
+    ),
+    "auroc-by-detector": Kind(
+        "AUROC by detector",
+        "Large dots are means over the sets that all detectors were compared on, small dots are "
+        "those sets; means over seeds. At the line, a detector separates nothing. Best on top.",
+        draw_by_detector,
+        part="detections",
+        needs=("detector", "auroc"),
+        shows=("auroc",),
     ),
     "by-epoch": Kind(
         "Across the training of f",

@@ -14,7 +14,7 @@ from stages.report.content import Content
 from stages.report.figures import FIGURES, draw_figure, fitting_figures
 from stages.report.kinds import PageKind
 from stages.report.legend import legend_of
-from stages.report.page import Drawing, Page, comparison_grid, table_grid
+from stages.report.page import Drawing, Grid, Page, comparison_grid, ranking_grid, table_grid
 from stages.report.provenance import (
     heads_used,
     networks_used,
@@ -22,6 +22,7 @@ from stages.report.provenance import (
     shortcomings,
     versions_used,
 )
+from stages.report.ranking import detections, ranked, shared_sets
 from stages.report.results import Entry, Judged, frame_over, read_entries
 from stages.report.svg import svg_of
 from stages.report.tables import table_of
@@ -64,8 +65,17 @@ def page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame |
         },
         versions=versions_used(judged),
         command=content.command,
+        ranking=_ranking(judged),
     )
     return page, numbers
+
+
+def _ranking(judged: Sequence[Judged]) -> Grid | None:
+    """Detectors by their means over sets; None for a single detection, or for evaluations."""
+    found = detections(judged)
+    if len(found) == 0 or len(judged) == 1 or not shared_sets(found):
+        return None
+    return ranking_grid(ranked(found), shared_sets(found))
 
 
 def _compared(
@@ -96,6 +106,7 @@ def _drawings(
     judged: Sequence[Judged], figures: Sequence[str], axes: tuple[str, ...]
 ) -> list[Drawing]:
     frames = {part: frame_over(judged, part) for part in ("by_group", "bins")}
+    frames["detections"] = detections(judged)
     drawings = []
     for name in dict.fromkeys(figures):
         figure = draw_figure(name, frames, axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 
@@ -35,12 +35,16 @@ MARKS = {BETTER: "✓", WORSE: "✗", EQUAL: "≈"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table as shown; ``gain`` and ``interval`` are small lines below it."""
+    """A number of a table as shown; ``gain`` and ``interval`` are small lines below it.
+
+    ``is_best`` marks the best numbers of an entry.
+    """
 
     text: str
     gain: str = ""
     interval: str = ""
     verdict: str = ""
+    is_best: bool = False
 
     @property
     def mark(self) -> str:
@@ -82,7 +86,8 @@ class Page:
     """Content of a page.
 
     ``tables`` are further tables by their headings, for pages that need more than one; ``legend``
-    explains the names that tables and figures use.
+    explains the names that tables and figures use; ``ranking`` comes first, followed by the
+    figures.
     """
 
     title: str
@@ -99,6 +104,7 @@ class Page:
     command: str
     tables: Mapping[str, Grid] = field(default_factory=dict)
     legend: Mapping[str, str] = field(default_factory=dict)
+    ranking: Grid | None = None
 
 
 def html_of(page: Page) -> str:
@@ -126,14 +132,17 @@ def table_grid(table: pd.DataFrame, axes: tuple[str, ...], clean_note: str = "")
     has_clean = "clean" in table and bool(table["clean"].notna().any())
     strong = strong_one(table["contender"].unique())
     shown = varying(table, axes)
+    table = table.assign(at=range(len(table)))
     lines = []
+    best = _best(table, axes)
     for key, rows in table.groupby([*shown, "contender"], sort=False):
         by_metric = rows.set_index("metric")
         cells = []
         for metric in metrics:
-            cells.append(_cell(by_metric.loc[metric], metric))
+            row = by_metric.loc[metric]
+            cells.append(replace(_cell(row, metric), is_best=bool(best[row["at"]])))
             if has_clean and metric == "accuracy":
-                cells.append(Cell(_number(by_metric.loc[metric, "clean"])))
+                cells.append(Cell(_number(row["clean"])))
             if metric in with_paper:
                 cells.append(_paper_cell(by_metric.loc[metric]))
         lines.append(Line(tuple(map(str, key)), tuple(cells), key[-1] == strong))
@@ -148,6 +157,32 @@ def table_grid(table: pd.DataFrame, axes: tuple[str, ...], clean_note: str = "")
     ]
     notes = (*_constant_axes(table, axes), *_notes(table), *([clean_note] if has_clean else []))
     return Grid((*shown, "contender"), tuple(heads), tuple(lines), notes)
+
+
+def ranking_grid(table: pd.DataFrame, sets: Sequence[str]) -> Grid:
+    """Detectors and predictors by their mean AUROC; see `ranking.ranked`."""
+    columns = [tuple(map(str, each)) for each in table.columns.to_list()]
+    signed_values = table * [sign_of(metric) for metric, _ in columns]
+    is_best = (signed_values == signed_values.max()).to_numpy()
+    lines = []
+    for at, (key, values) in enumerate(zip(table.index, table.to_numpy(), strict=True)):
+        cells = [
+            Cell(_number(x), is_best=bool(y)) for x, y in zip(values, is_best[at], strict=True)
+        ]
+        lines.append(Line((f"{at + 1}. {key[0]}, {key[1]}",), tuple(cells)))
+    heads = tuple(f"{spoken(metric)}, {group}" for metric, group in columns)
+    note = f"Means over {', '.join(sets)}; bold: the best of a column."
+    return Grid(("detector",), heads, tuple(lines), (note,))
+
+
+def _best(table: pd.DataFrame, axes: tuple[str, ...]) -> pd.Series:
+    """Whether a row's mean is the best of its entry and metric, of several contenders."""
+    keys = [*axes, "metric"]
+    signs = table["metric"].map(sign_of)
+    values = table["mean"] * signs
+    groups = values.groupby([table[name] for name in keys])
+    best = (values == groups.transform("max")) & (signs != 0) & (groups.transform("size") > 1)
+    return best.set_axis(table["at"])
 
 
 def comparison_grid(comparison: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
@@ -200,7 +235,7 @@ def _number(value: float) -> str:
 def _notes(table: pd.DataFrame) -> list[str]:
     notes = [
         "Mean over cells ± standard deviation over seeds; below it the gain over f with its 95 % "
-        f"interval. {_legend()}"
+        f"interval. Bold: the best of a result. {_legend()}"
     ]
     if table["paper"].notna().any():
         notes.append("“paper”: the paper's number, and below it its difference to the paper's f.")

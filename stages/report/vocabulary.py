@@ -25,6 +25,7 @@ FIGURES = (
     "ece-by-level",
     "accuracy-by-class",
     "reliability",
+    "auroc-by-detector",
     "by-epoch",
     # of uncertainty
     "nll-by-level",
@@ -41,8 +42,9 @@ FIGURES = (
 )
 """All figures that reports may have; the modules in `PAGES` draw them."""
 TABLE_METRICS = ("accuracy", "ece", "mce", "brier")
-DETECTION_METRICS = ("fpr95", "detection_error", "auroc")
-"""Default columns of the tables of evaluations and detections, those of the paper's tables."""
+DETECTION_METRICS = ("fpr95", "fpr95_sweep", "detection_error", "auroc")
+"""Default columns of the tables of evaluations and detections: those of the paper's tables, and
+the FPR as the paper's code base computes it."""
 UNCERTAINTY_METRICS = ("accuracy", "nll", "brier_sum", "ece", "entropy", "mutual_information")
 FAILURE_METRICS = ("aurc", "augrc", "auroc_f", "risk_at_80", "coverage_at_5")
 """Default columns of the tables of uncertainty and of failure detection."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr
+from scipy.special import entr, logsumexp
 
 from stages.reflection.losses import softmax
 from stages.scores.factors import Rows
@@ -87,6 +87,27 @@ def exgrad(features: Rows, logits: Rows) -> Values:
     p = odds / (1 + others[:, np.newaxis])
     of_largest = others / (1 + others) ** 2  # p (1 - p), where 1 - p itself may round to 0
     values: Values = 2 * _l1(features) * (of_largest + (p * (1 - p)).sum(axis=1))
+    return values
+
+
+def gen(features: Rows, logits: Rows, gamma: float = 0.1, n_largest: int = 100) -> Values:
+    """Minus the generalised entropy ``Σ p^γ (1 - p)^γ`` of the largest probabilities.
+
+    ``log(1 - p)`` of the largest class is computed from the others: ``1 - p`` may round to 0.
+    """
+    del features
+    z = logits.astype(np.float64)
+    log_p = z - logsumexp(z, axis=1, keepdims=True)
+    at = np.arange(len(z)), z.argmax(axis=1)
+    others = log_p.copy()
+    others[at] = -np.inf
+    log_rest = np.log1p(-np.exp(others))
+    log_rest[at] = logsumexp(others, axis=1)
+    terms = np.exp(gamma * (log_p + log_rest))
+    if terms.shape[1] > n_largest:
+        largest = np.argpartition(log_p, -n_largest, axis=1)[:, -n_largest:]
+        terms = np.take_along_axis(terms, largest, axis=1)
+    values: Values = -terms.sum(axis=1)
     return values
 
 

@@ -7,7 +7,8 @@ logits. So every score works for both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,20 @@ Labels = NDArray[np.integer[Any]]
 Score = Callable[[Rows, Rows], NDArray[np.float64]]
 """Maps features ``[n, d]`` and logits ``[n, N]`` to scores ``[n]``; rows of NaN score NaN."""
 
-_BLOCK_ROWS = 4096
+BLOCK_ROWS = 4096
+"""Rows whose scores are computed at once."""
+
+
+class Linear(NamedTuple):
+    """The last layer, ``z = W f + b``: weight ``[N, d]`` and bias ``[N]``, both float64."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def logits(self, features: Rows) -> NDArray[np.float64]:
+        """``W f + b`` of each row, ``[n, N]``."""
+        z: NDArray[np.float64] = features.astype(np.float64) @ self.weight.T + self.bias
+        return z
 
 
 class Block(NamedTuple):
@@ -44,20 +58,28 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows that a score is fitted to.
+    """The rows that a score is fitted to, and the last layer that they went through.
 
     Attributes:
         read: starts a pass over all blocks.
+        load_linear: loads the last layer, which only some scores need.
     """
 
     read: Callable[[], Iterable[Block]]
+    load_linear: Callable[[], Linear] = field(repr=False)
 
     @classmethod
-    def of(cls, features: Rows, logits: Rows, labels: Labels) -> TrainingRows:
+    def of(cls, features: Rows, logits: Rows, labels: Labels, linear: Linear) -> TrainingRows:
         """Rows that are in memory."""
-        starts = range(0, len(labels), _BLOCK_ROWS)
-        slices = [slice(start, start + _BLOCK_ROWS) for start in starts]
-        return cls(lambda: (Block(features[at], logits[at], labels[at]) for at in slices))
+        slices = row_blocks(len(labels))
+        return cls(
+            lambda: (Block(features[at], logits[at], labels[at]) for at in slices), lambda: linear
+        )
+
+    @cached_property
+    def linear(self) -> Linear:
+        """The last layer."""
+        return self.load_linear()
 
     def blocks(self) -> Iterator[Block]:
         """A pass over the rows without NaN or infinity, in their order; blocks are not empty."""
@@ -69,3 +91,11 @@ class TrainingRows:
 
 Fit = Callable[[TrainingRows], Score]
 """Fits a score to training rows."""
+
+OfLayer = Callable[[Linear], Score]
+"""Makes a score that needs the last layer, but no training rows."""
+
+
+def row_blocks(n_rows: int) -> list[slice]:
+    """Slices of at most `BLOCK_ROWS` rows that cover all rows."""
+    return [slice(start, start + BLOCK_ROWS) for start in range(0, n_rows, BLOCK_ROWS)]

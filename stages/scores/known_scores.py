@@ -6,6 +6,7 @@ detection and failure detection order rows by it; exported tables hold the plain
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,25 +18,41 @@ from stages.scores.confidences import (
     energy,
     entropy,
     exgrad,
+    gen,
     gradnorm,
     gradtrust,
     margin,
     max_logit,
     max_softmax,
 )
-from stages.scores.factors import Fit, Score
-from stages.scores.mahalanobis import fit_mahalanobis
-from stages.scores.nearest import NEIGHBOUR, fit_neighbours
+from stages.scores.factors import Fit, Linear, OfLayer, Score, TrainingRows
+from stages.scores.mahalanobis import fit_ddu, fit_mahalanobis, fit_rmds
+from stages.scores.nearest import N_GUIDES, NEIGHBOUR, fit_neighbours, fit_nnguide
+from stages.scores.patterns import fit_fdbd, fit_klm, fit_she
+from stages.scores.shaping import (
+    ASH_PERCENTILE,
+    DICE_PERCENTILE,
+    REACT_PERCENTILE,
+    SCALE_PERCENTILE,
+    ash_b,
+    ash_p,
+    ash_s,
+    fit_dice,
+    fit_react,
+    scale,
+)
+from stages.scores.subspace import fit_residual, fit_vim
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of score; it has a ``score`` or is fitted.
+    """A kind of score, by one of three functions.
 
     Attributes:
         definition: one line, with the source.
-        score: score of a kind that needs no training rows.
-        fit: fitting function of a kind that needs them.
+        score: scores rows by their factors alone.
+        of_layer: makes a score from the weights of the last layer.
+        fit: makes a score from training rows and the last layer.
         is_high_if_certain: whether high values are confident, or in-distribution.
         is_perturbed: whether it reads the features of perturbed images.
         temperature: divisor of f's logits; H's are not divided (section C.9 of the paper).
@@ -43,6 +60,7 @@ class Kind:
 
     definition: str
     score: Score | None = None
+    of_layer: OfLayer | None = None
     fit: Fit | None = None
     is_high_if_certain: bool = True
     is_perturbed: bool = False
@@ -51,6 +69,17 @@ class Kind:
     def certain(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Values that are high for confident or in-distribution rows, from those of the score."""
         return values if self.is_high_if_certain else -values
+
+    def fitted(
+        self, training: Callable[[], TrainingRows], load_linear: Callable[[], Linear]
+    ) -> Score:
+        """The score of a predictor, from what it needs of training rows and last layer."""
+        if self.fit is not None:
+            return self.fit(training())
+        if self.of_layer is not None:
+            return self.of_layer(load_linear())
+        assert self.score is not None  # one of the three is given
+        return self.score
 
 
 SCORES: dict[str, Kind] = {
@@ -85,6 +114,11 @@ SCORES: dict[str, Kind] = {
         exgrad,
         is_high_if_certain=False,
     ),
+    "gen": Kind(
+        "minus the sum of (p (1 - p))^0.1 over the 100 largest probabilities, generalised entropy "
+        "(Liu et al. 2023)",
+        gen,
+    ),
     "gradtrust": Kind(
         "largest over mean of (z - 1/N)^4 (Prabhushankar and AlRegib 2024, as in their code)",
         gradtrust,
@@ -98,6 +132,75 @@ SCORES: dict[str, Kind] = {
         f"minus the distance to the {NEIGHBOUR}th nearest training row, features scaled to length "
         "1 (Sun et al. 2022)",
         fit=fit_neighbours,
+    ),
+    "rmds": Kind(
+        "minus the smallest difference between the squared Mahalanobis distances to a class mean "
+        "and to the mean of all training rows, each by its own covariance (Ren et al. 2021)",
+        fit=fit_rmds,
+    ),
+    "ddu": Kind(
+        "log density of the features in a mixture of one Gaussian per class (Mukhoti et al. 2023)",
+        fit=fit_ddu,
+    ),
+    "residual": Kind(
+        "minus the distance to the principal subspace of the training rows' features, of half "
+        "their width, 512 from a width of 768, 1000 from 2048 (Wang et al. 2022)",
+        fit=fit_residual,
+    ),
+    "vim": Kind(
+        "energy minus the distance of residual in units of logits: virtual-logit matching (Wang "
+        "et al. 2022)",
+        fit=fit_vim,
+    ),
+    "react": Kind(
+        f"energy with features clipped at percentile {REACT_PERCENTILE:g} of all training features "
+        "(Sun et al. 2021)",
+        fit=fit_react,
+    ),
+    "dice": Kind(
+        f"energy with those weights of the last layer whose mean contribution on training rows is "
+        f"above percentile {DICE_PERCENTILE:g} (Sun and Li 2022)",
+        fit=fit_dice,
+    ),
+    "ash-p": Kind(
+        f"energy with the features of a row below its percentile {ASH_PERCENTILE:g} set to 0 "
+        "(Djurisic et al. 2023)",
+        of_layer=ash_p,
+    ),
+    "ash-b": Kind(
+        "as ash-p, with the other features set to the row's sum over their number (Djurisic et al. "
+        "2023)",
+        of_layer=ash_b,
+    ),
+    "ash-s": Kind(
+        "as ash-p, with the other features multiplied by exp of the row's sum over their sum "
+        "(Djurisic et al. 2023)",
+        of_layer=ash_s,
+    ),
+    "scale": Kind(
+        "energy with all features multiplied by exp of the row's sum over the sum of those above "
+        f"its percentile {SCALE_PERCENTILE:g} (Xu et al. 2024)",
+        of_layer=scale,
+    ),
+    "she": Kind(
+        "inner product with the mean features of correctly classified training rows of the "
+        "predicted class (Zhang et al. 2023)",
+        fit=fit_she,
+    ),
+    "fdbd": Kind(
+        "mean distance to the decision boundaries with the other classes, over the distance to the "
+        "training mean (Liu and Qin 2024)",
+        fit=fit_fdbd,
+    ),
+    "nnguide": Kind(
+        f"energy times the mean of the {N_GUIDES} largest products of cosine and energy over 1 % "
+        "of the training rows, at least 500 (Park et al. 2023)",
+        fit=fit_nnguide,
+    ),
+    "klm": Kind(
+        "minus the KL divergence to the nearest mean probabilities of training rows predicted as "
+        "one class (Hendrycks et al. 2022)",
+        fit=fit_klm,
     ),
 }
 """Every score."""

@@ -1,24 +1,123 @@
-"""Distance to the nearest training rows."""
+"""Scores by the nearest training rows, all features scaled to length 1.
+
+Candidates are found by products in float32. Their distances are computed again in float64, and the
+result is that of float64 throughout: where rounding in float32 could have hidden a nearer row, by
+the bound of `_rounding`, the query is compared with all rows in float64.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import InputError
-from stages.scores.factors import Rows, Score, TrainingRows
+from stages.reflection.reduction import in_threads
+from stages.scores.confidences import energy
+from stages.scores.factors import Rows, Score, TrainingRows, row_blocks
 
 if TYPE_CHECKING:
     import torch
 
+Values = NDArray[np.float64]
+
 NEIGHBOUR = 50
 """The neighbour whose distance is the score: 50 on CIFAR-10 (Sun et al. 2022)."""
 
-_QUERY_ROWS = 1024
-_TRAINING_ROWS = 4096
+N_GUIDES = 100
+_BANK_SHARE, _SMALLEST_BANK = 0.01, 500
+"""Share of the training rows in the bank of `nnguide`, as in OpenOOD, and its minimum size."""
+
+_GROUP_ROWS = 64
+_PRODUCTS = 2**23
+"""Products that a thread holds at once: 32 MiB in float32, which fits into large caches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Training rows to search.
+
+    Attributes:
+        rows: features as they are, ``[n, d]``.
+        lengths: their lengths in float64, ``[n]``.
+        unit: rows of length 1 in float32, padded with zeros to a multiple of ``_GROUP_ROWS``.
+    """
+
+    rows: Rows
+    lengths: Values
+    unit: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: Rows) -> Bank:
+        """Prepare rows ``[n, d]`` for a search."""
+        import torch
+
+        lengths = _lengths(rows)
+        unit = torch.zeros(-(-len(rows) // _GROUP_ROWS) * _GROUP_ROWS, rows.shape[1])
+        for at in row_blocks(len(rows)):
+            unit[at.start : at.start + len(rows[at])] = torch.from_numpy(
+                _unit(rows[at], lengths[at])
+            )
+        return cls(rows, lengths, unit)
+
+    def distance(self, queries: Rows, k: int) -> Values:
+        """Distance of each query to its ``k``-th nearest row; rows of zeros are at √2."""
+        n_at_once = max(1, _PRODUCTS // len(self.unit))
+        blocks = [queries[at : at + n_at_once] for at in range(0, len(queries), n_at_once)]
+        found = in_threads(partial(self._distance, k), blocks)
+        return np.concatenate([np.empty(0), *found])
+
+    def _distance(self, k: int, queries: Rows) -> Values:
+        unit = _unit(queries, _lengths(queries))
+        rows, is_certain = self._candidates(unit, k)
+        if not is_certain.all():
+            rows[~is_certain] = self._candidates_in_float64(unit[~is_certain], rows.shape[1])
+        return np.sqrt(np.partition(self._squares(unit, rows), k - 1, axis=1)[:, k - 1])
+
+    def _candidates(self, unit: Values, k: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Rows that may be among the ``k`` nearest, ``[q, c]``, and whether no other row may.
+
+        The ``c`` largest products lie in the ``c`` groups with the largest maxima.
+        """
+        import torch
+
+        n_rows, n_groups = len(self.rows), len(self.unit) // _GROUP_ROWS
+        products = torch.from_numpy(unit).float() @ self.unit.T
+        products[:, n_rows:] = -torch.inf
+        c = min(k + max(14, k // 4), n_rows)
+        by_group = products.view(len(unit), _GROUP_ROWS, n_groups)
+        groups = by_group.amax(1).topk(min(c, n_groups)).indices
+        inside = by_group.gather(2, groups[:, None].expand(-1, _GROUP_ROWS, -1)).flatten(1)
+        best = inside.topk(c)
+        places, columns = best.indices // groups.shape[1], best.indices % groups.shape[1]
+        rows = places * n_groups + groups.gather(1, columns)
+        gap = best.values[:, k - 1] - best.values[:, -1]
+        is_certain = (gap > 2 * _rounding(unit.shape[1])) | torch.tensor(c == n_rows)
+        return rows.numpy(), is_certain.numpy()
+
+    def _candidates_in_float64(self, unit: Values, c: int) -> NDArray[np.int64]:
+        """The ``c`` rows with the largest products in float64, ``[q, c]``."""
+        import torch
+
+        queries, values, rows = torch.from_numpy(unit), [], []
+        for at in row_blocks(len(self.rows)):
+            block = torch.from_numpy(_unit(self.rows[at], self.lengths[at]))
+            best = (queries @ block.T).topk(min(c, len(block)))
+            values.append(best.values)
+            rows.append(best.indices + at.start)
+        chosen = torch.cat(values, dim=1).topk(c).indices
+        found: NDArray[np.int64] = torch.cat(rows, dim=1).gather(1, chosen).numpy()
+        return found
+
+    def _squares(self, unit: Values, rows: NDArray[np.int64]) -> Values:
+        """Squared distances of queries ``[q, d]`` to rows ``[q, c]`` of the bank."""
+        lengths = self.lengths[rows]
+        targets = _unit(self.rows[rows], lengths)
+        squares: Values = ((targets - unit[:, np.newaxis]) ** 2).sum(axis=2) + (lengths == 0)
+        return squares + ~unit.any(axis=1, keepdims=True)
 
 
 def fit_neighbours(training: TrainingRows, *, k: int = NEIGHBOUR) -> Score:
@@ -30,29 +129,64 @@ def fit_neighbours(training: TrainingRows, *, k: int = NEIGHBOUR) -> Score:
     blocks = [block.features for block in training.blocks()]
     if (n_rows := sum(map(len, blocks))) < k:
         raise InputError(f"knn: expected at least {k} training rows, found {n_rows}")
-    return partial(_neighbour_distance, _unit(np.concatenate(blocks)), k)
+    return partial(_neighbour_distance, Bank.of(np.concatenate(blocks)), k)
 
 
-def _neighbour_distance(
-    training: torch.Tensor, k: int, features: Rows, logits: Rows
-) -> NDArray[np.float64]:
-    """``‖q - t‖² = 2 - 2 <q, t>`` for rows of length 1, computed in blocks of both sides."""
-    import torch
+def fit_nnguide(training: TrainingRows, *, k: int = N_GUIDES, seed: int = 0) -> Score:
+    """Energy of a row times the mean of the ``k`` largest ``energy_i cos(f, f_i)`` over a bank.
 
+    The bank is a random share of the training rows, drawn with the seed; if it has fewer than ``k``
+    rows, the mean is over all.
+
+    Raises:
+        InputError: no training rows.
+    """
+    n_rows = sum(len(block.labels) for block in training.blocks())
+    if not n_rows:
+        raise InputError("nnguide: expected training rows without NaN, found none")
+    size = min(n_rows, max(_SMALLEST_BANK, round(_BANK_SHARE * n_rows)))
+    chosen = np.sort(np.random.default_rng(seed).permutation(n_rows)[:size])
+    bank, start = [], 0
+    for block in training.blocks():
+        own = chosen[(chosen >= start) & (chosen < start + len(block.labels))] - start
+        features, logits = block.features[own], block.logits[own]
+        unit = _unit(features, _lengths(features))
+        bank.append(unit * energy(features, logits)[:, np.newaxis])
+        start += len(block.labels)
+    return partial(_guided, np.concatenate(bank), min(k, size))
+
+
+def _neighbour_distance(bank: Bank, k: int, features: Rows, logits: Rows) -> Values:
     del logits
-    queries, found = _unit(features), []
-    for start in range(0, len(queries), _QUERY_ROWS):
-        block, nearest = queries[start : start + _QUERY_ROWS], []
-        for first in range(0, len(training), _TRAINING_ROWS):
-            products = block @ training[first : first + _TRAINING_ROWS].T
-            nearest.append(products.topk(min(k, products.shape[1])).values)
-        product = torch.cat(nearest, dim=1).topk(k).values[:, -1]
-        found.append((2 - 2 * product).clamp(min=0).sqrt())
-    return -torch.cat(found).numpy()
+    scores = np.full(len(features), np.nan)
+    kept = ~np.isnan(features).any(axis=1)
+    scores[kept] = -bank.distance(features[kept], k)
+    return scores
 
 
-def _unit(rows: Rows) -> torch.Tensor:
-    """Rows divided by their lengths; a row of zeros stays zero."""
-    import torch
+def _guided(bank: Values, k: int, features: Rows, logits: Rows) -> Values:
+    guidance = np.empty(len(features))
+    for at in row_blocks(len(features)):
+        products = _unit(features[at], _lengths(features[at])) @ bank.T
+        guidance[at] = np.partition(products, -k, axis=1)[:, -k:].mean(axis=1)
+    return guidance * energy(features, logits)
 
-    return torch.nn.functional.normalize(torch.from_numpy(rows.astype(np.float64)))
+
+def _rounding(width: int) -> float:
+    """Bound of the error of a product in float32 of two vectors of length 1 in float64.
+
+    Rounding the vectors costs two units of 2^-24, and summing ``width`` terms in any order as many
+    as there are terms (Higham 2002, section 3.1); one more covers products of these.
+    """
+    return (width + 3) * 2.0**-24
+
+
+def _lengths(rows: NDArray[Any]) -> Values:
+    lengths: Values = np.linalg.norm(rows.astype(np.float64), axis=-1)
+    return lengths
+
+
+def _unit(rows: NDArray[Any], lengths: Values) -> Values:
+    """Rows ``[..., d]`` divided by their lengths in float64; rows of zeros stay zero."""
+    unit: Values = rows / np.where(lengths == 0, 1.0, lengths)[..., np.newaxis]
+    return unit
