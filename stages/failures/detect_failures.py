@@ -112,7 +112,13 @@ class DetectFailures(Stage):
             resampling = Resampling(self.resamples, self.seed)
             with Progress(f"failures of {title}", feature_set.n_rows, unit="rows") as progress:
                 return failures_found(
-                    feature_set, contenders, self.names, training, resampling, progress.advance
+                    store,
+                    feature_set,
+                    contenders,
+                    self.names,
+                    training,
+                    resampling,
+                    progress.advance,
                 )
 
         what = f"rank the errors on {feature_set.name} by {', '.join(self.names)}: {result.name}"

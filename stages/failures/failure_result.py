@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,21 @@ from stages.failures.ranked import BASELINE, Confidence, Ranked, RankedTables, r
 from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import head_card
-from stages.introspection.heads import labels_of
-from stages.introspection.predictors import LastLayer, factors
 from stages.judging.judgement import cell_columns
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE, SELECTIVE, STATISTICS
 from stages.reflection.feature_plan import FeaturePlan
-from stages.scores.factors import Block, TrainingRows
+from stages.scores.factors import TrainingRows
 from stages.scores.known_scores import SCORES, Kind
+from stages.scores.predictor import (
+    Predictor,
+    head_predictors,
+    sensing_predictor,
+    training_rows,
+)
 from stages.versions import versions
 from store.artifacts import Artifact
+from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 
 TABLES = ("by_group", "average", "curves")
@@ -54,6 +59,7 @@ def open_failures(result: Artifact) -> Failures:
 
 
 def failures_found(
+    store: FeatureStore,
     feature_set: FeatureSet,
     contenders: Sequence[Contender],
     names: Sequence[str],
@@ -64,6 +70,7 @@ def failures_found(
     """The tables and the card.
 
     Args:
+        store: store of the rows.
         feature_set: labelled rows.
         contenders: heads beside f.
         names: scores that are confidences.
@@ -72,7 +79,8 @@ def failures_found(
         tick: called with the number of rows of each finished shard.
     """
     started, cells = time.monotonic(), cell_columns(feature_set)
-    networks = _networks(contenders, names, training)
+    heads = head_predictors(store, feature_set, contenders)
+    networks = _networks([sensing_predictor(store, feature_set), *heads], names, training)
     found = ranked(feature_set, networks, resampling, cells, tick=tick)
     card = _card(feature_set, contenders, names, training, resampling, found)
     files = {_key(name): getattr(found, name).to_parquet(index=False) for name in TABLES}
@@ -80,30 +88,33 @@ def failures_found(
 
 
 def _networks(
-    contenders: Sequence[Contender], names: Sequence[str], training: FeatureSet | None
+    predictors: Sequence[Predictor], names: Sequence[str], training: FeatureSet | None
 ) -> list[Ranked]:
-    layers: list[tuple[str, int, LastLayer | None]] = [(REFERENCE, 0, None)]
-    for each in contenders:
-        layers += [(each.label, seed, layer) for seed, layer in factors(each.head).items()]
     return [
         Ranked(
-            label,
-            seed,
-            layer,
-            {name: _confidence(SCORES[name], layer, training) for name in names},
+            each.label,
+            each.seed,
+            None if each.label == REFERENCE else each.last_layer,
+            _confidences(each, names, training),
         )
-        for label, seed, layer in layers
+        for each in predictors
     ]
 
 
-def _confidence(kind: Kind, layer: LastLayer | None, training: FeatureSet | None) -> Confidence:
-    """A score, fitted to the training rows of a network if needed, high for certain rows."""
-    score = kind.score
-    if kind.fit is not None:
+def _confidences(
+    predictor: Predictor, names: Sequence[str], training: FeatureSet | None
+) -> dict[str, Confidence]:
+    """Scores, fitted to the training rows of a network if needed, high for certain rows."""
+
+    @cache
+    def rows() -> TrainingRows:
         assert training is not None  # checked by the stage
-        score = kind.fit(_training_rows(training, layer))
-    assert score is not None  # a kind has a score or is fitted
-    return partial(_oriented, kind, score)
+        return training_rows(predictor, training)
+
+    return {
+        name: partial(_oriented, SCORES[name], SCORES[name].fitted(rows, predictor.load_linear))
+        for name in names
+    }
 
 
 def _oriented(
@@ -113,19 +124,6 @@ def _oriented(
     logits: NDArray[Any],
 ) -> NDArray[np.float64]:
     return kind.certain(score(features, logits))
-
-
-def _training_rows(training: FeatureSet, layer: LastLayer | None) -> TrainingRows:
-    """The training rows as the last layer of a network sees them, shard by shard."""
-
-    def read() -> Any:
-        labels = labels_of(training)
-        for shard in training.shard_set.shards:
-            f, z = (training.read_chunk(name, shard) for name in ("features", "logits"))
-            f, z = (f, z) if layer is None else layer(f, z)
-            yield Block(f, z, labels[shard.start : shard.stop])
-
-    return TrainingRows(read)
 
 
 def _card(

@@ -100,9 +100,9 @@ def fit_ddu(training: TrainingRows, *, ridge: float = RIDGE) -> Score:
     Raises:
         InputError: no labelled row, or too many classes and features for a covariance each.
     """
-    n_classes, width = training.linear.weight.shape
-    _check_size("ddu", width, n_classes)
     classes = _classes("ddu", training, n_matrices=1)
+    width = classes.means.shape[1]
+    _check_size("ddu", width, len(classes.labels))
     scatters = np.zeros((len(classes.labels), width, width))
     for block in training.blocks():
         for at, label in enumerate(classes.labels):

@@ -26,9 +26,12 @@ def fit_she(training: TrainingRows) -> Score:
     Raises:
         InputError: no training row is classified correctly.
     """
-    n_classes, width = training.linear.weight.shape
-    sums, counts = np.zeros((n_classes, width)), np.zeros(n_classes, np.int64)
+    sums: Values = np.zeros((0, 0))
+    counts = np.zeros(0, np.int64)
     for block in training.blocks():
+        if not len(counts):
+            n_classes, width = block.logits.shape[1], block.features.shape[1]
+            sums, counts = np.zeros((n_classes, width)), np.zeros(n_classes, np.int64)
         right = block.take(block.logits.argmax(axis=1) == block.labels)
         for label in np.unique(right.labels):
             rows = right.features[right.labels == label]
