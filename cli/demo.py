@@ -54,12 +54,13 @@ STEPS = (
         "verify",
     ),
     (
-        "explain the corrupted digits on which f and H disagree and f is least sure ...",
-        "explain --features digits-c@cnn2 --disagree --top 24 --contrast top-3",
+        "explain the corrupted digits on which f and H disagree and f is most sure ...",
+        "explain --features digits-c@cnn2 --disagree --top 24 --order highest --contrast top-3 "
+        "--name disagree",
     ),
     (
         "... on a page: why P, what if not P, and why P rather than Q",
-        "draw-maps --maps digits-c@cnn2 --name explained",
+        "draw-maps --maps disagree --name explained",
     ),
 )
 
