@@ -1,16 +1,18 @@
-"""Data frames to a terminal or a file, in the requested format."""
+"""Tables to a terminal or a file, in the requested format."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from cli.options import AsJson
-from cli.output import frame_table, note
+from cli.output import note, plain, table
 from pipeline.terminal import printable
 from stages.csv_text import ESCAPE_FORMULAS, csv_of
 
@@ -58,27 +60,33 @@ class TableOptions:
             raise InputError(f"--escape-formulas is for CSV, found {form}: add --format csv")
         return replace(self, form=form)
 
-    def write(self, frame: pd.DataFrame) -> None:
-        """Print the frame, or write it to ``out``; the options must be `checked`.
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Print the rows as a table, or write them to ``out``; the options must be `checked`.
 
         Output to a terminal contains no control characters.
         """
         if self.form == "parquet":
-            frame.to_parquet(self.out, index=False)
+            _frame(rows).to_parquet(self.out, index=False)
         else:
-            text = self._text(frame)
+            text = self._text(rows)
             if self.out is None:
                 print(printable(text) if sys.stdout.isatty() else text, end="")
                 return
             Path(self.out).write_text(text, encoding="utf-8")
-        note(f"{len(frame)} rows in {self.out}")
+        note(f"{len(rows)} rows in {self.out}")
 
-    def _text(self, frame: pd.DataFrame) -> str:
+    def _text(self, rows: Sequence[Mapping[str, Any]]) -> str:
         if self.form == "csv":
-            return csv_of(frame, escape_formulas=self.escape_formulas)
+            return csv_of(_frame(rows), escape_formulas=self.escape_formulas)
         if self.form == "json":
-            return f"{frame.to_json(orient='records', indent=2)}\n"
-        return f"{frame_table(frame)}\n"
+            return f"{json.dumps(plain(rows), indent=2, allow_nan=False, default=str)}\n"
+        return f"{table(rows)}\n"
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(list(rows))
 
 
 def _form_by_suffix(out: str | None) -> str:

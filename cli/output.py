@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def emit(result: Any, text: str, *, as_json: bool) -> None:
     """Print the result as JSON, or its text."""
-    print(json.dumps(_plain(result), indent=2, allow_nan=False) if as_json else printable(text))
+    print(json.dumps(plain(result), indent=2, allow_nan=False) if as_json else printable(text))
 
 
 def note(line: str) -> None:
@@ -65,12 +65,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON types: numpy numbers as numbers, NaN as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -111,7 +111,8 @@ def predict(
         note(otherwise)
     with Progress("predict", len(files)) as progress:
         frame = predict(introspective, files, batch_rows=batch_size, tick=progress.advance)
-    shown.write(frame)
+    rows: list[Any] = frame.to_dict(orient="records")
+    shown.write(rows)
     n_failed = int((frame["status"] != OK).sum())
     if n_failed:
         note(f"{n_failed:,} of {len(frame):,} images have no prediction: see the column `status`")

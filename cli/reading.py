@@ -63,19 +63,17 @@ def query(
     if is_failed(feature_set.shard_set):
         note(f"{feature_set.name}: {failures_of(feature_set.shard_set)}")
     with Progress("query", feature_set.n_rows, unit="rows") as progress:
-        frame = query(
+        answer = query(
             feature_set,
             by=options.names(by),
             metrics=options.names(",".join(metric or ["accuracy"])),
             where=conditions(where or [], feature_set.schema),
             tick=progress.advance,
         )
-    if frame.attrs["n_left_out"]:
-        note(
-            f"{counted(frame.attrs['n_left_out'], 'row')} left out: no label, or failed (see "
-            "`status`)"
-        )
-    shown.write(frame)
+    if answer.n_left_out:
+        n_rows = counted(answer.n_left_out, "row")
+        note(f"{n_rows} left out: no label, or failed (see `status`)")
+    shown.write(answer.rows)
 
 
 def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:

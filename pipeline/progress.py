@@ -1,20 +1,22 @@
 """Progress of a run: a live display on a terminal, otherwise a line every few seconds."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self, TextIO
-
-from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Self, TextIO
 
 from pipeline.terminal import printable, printable_line
-from pipeline.worker import Outcome, Pace
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.live import Live
+    from rich.table import Table
+
+    from pipeline.worker import Outcome, Pace
 
 LINE_EVERY_S = 5.0
 SPEED_WINDOW_S = 30.0
@@ -133,8 +135,13 @@ class Progress:
         self._remark = ""
 
     def __enter__(self) -> Self:
+        if not self._stream.isatty():
+            return self
+        from rich.console import Console
+        from rich.live import Live
+
         console = Console(file=self._stream)
-        if self._stream.isatty() and not console.is_dumb_terminal:
+        if not console.is_dumb_terminal:
             self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
             self._live.start()
         return self
@@ -187,6 +194,10 @@ class Progress:
         return self.tally.line() + phase + self._remark
 
     def _render(self) -> Table:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table.grid(padding=(0, 1))
         table.add_row(
             Text(self.title, style="bold"),

@@ -42,7 +42,7 @@ def read_table(
             ``MAX_TABLE_BYTES``.
         pa.ArrowException, OSError: not a Parquet file, or a page checksum mismatch.
     """
-    return _read(data, pq.read_metadata(io.BytesIO(data)), columns, n_rows)
+    return _read(data, pq.read_metadata(pa.BufferReader(data)), columns, n_rows)
 
 
 def read_plain_columns(
@@ -82,7 +82,7 @@ def read_frame(data: bytes) -> pd.DataFrame:
     Raises what `read_table` raises, and ``ValueError`` if the metadata for pandas is damaged or
     turns a column into an index.
     """
-    metadata = pq.read_metadata(io.BytesIO(data))
+    metadata = pq.read_metadata(pa.BufferReader(data))
     table = _read(data, metadata).replace_schema_metadata(metadata.metadata)
     try:
         frame: pd.DataFrame = table.to_pandas()
@@ -117,11 +117,11 @@ def _read(
     if n_rows is not None and metadata.num_rows != n_rows:
         raise ValueError(f"expected {n_rows} rows, found {metadata.num_rows}")
     _check_kinds(schema)
-    return _decoded(io.BytesIO(data), metadata, schema)
+    return _decoded(pa.BufferReader(data), metadata, schema)
 
 
 def _decoded(
-    source: str | IO[bytes],
+    source: str | IO[bytes] | pa.NativeFile,
     metadata: pq.FileMetaData,
     schema: pa.Schema,
     *,

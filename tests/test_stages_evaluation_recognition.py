@@ -8,7 +8,7 @@ from cells import UNREAD, cells
 
 from stages.errors import InputError
 from stages.evaluation.recognition import query
-from stages.metrics.calibration import METRICS
+from stages.metrics.calibration import METRICS, NEEDS
 from stages.metrics.sums import sums
 from stages.reflection.conditions import Condition
 from store.catalog import FeatureStore
@@ -49,7 +49,7 @@ def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def test_query_equals_a_loop_over_the_groups_in_memory(store: FeatureStore) -> None:
     found = cells(store)
-    table = query(found, by=("corruption", "severity"), metrics=tuple(METRICS))
+    table = query(found, by=("corruption", "severity"), metrics=tuple(METRICS)).frame()
     samples, logits = found.samples(), found.read("logits")
     assert len(table) == 6
     for row in table.to_dict(orient="records"):
@@ -65,16 +65,16 @@ def test_query_equals_a_loop_over_the_groups_in_memory(store: FeatureStore) -> N
 
 
 def test_query_without_groups_is_one_row_over_everything(store: FeatureStore) -> None:
-    table = query(cells(store))
-    assert table["n_rows"].tolist() == [83]
-    assert table.attrs["n_left_out"] == 1
+    answer = query(cells(store))
+    assert answer.frame()["n_rows"].tolist() == [83]
+    assert answer.n_left_out == 1
 
 
 def test_missing_values_of_several_shards_are_one_group_and_come_last(store: FeatureStore) -> None:
     rng = np.random.default_rng(0)
     values = rng.choice([0.5, np.nan, 0.25], 30)
     found = graded(store, values)
-    table = query(found, by=("grade",))
+    table = query(found, by=("grade",)).frame()
     assert table["grade"].tolist()[:2] == [0.25, 0.5]
     assert np.isnan(table["grade"].tolist()[2])
     assert table["n_rows"].tolist() == [
@@ -96,7 +96,7 @@ def test_rows_are_grouped_by_the_names_of_their_classes(store: FeatureStore) -> 
 
 
 def test_where_leaves_other_rows_out(store: FeatureStore) -> None:
-    table = query(cells(store), by=("severity",), where=[Condition("severity", (2, 3))])
+    table = query(cells(store), by=("severity",), where=[Condition("severity", (2, 3))]).frame()
     assert table["severity"].tolist() == [2, 3]
 
 
@@ -115,3 +115,50 @@ def test_an_incomplete_set_is_not_queried(store: FeatureStore) -> None:
     found.shard_set.discard([found.shard_set.shards[3]], lambda: None)
     with pytest.raises(IncompleteError, match="1 of 9 shards"):
         query(found)
+
+
+def test_prediction_and_confidence_are_read_where_a_metric_needs_no_more(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = answered(store)
+    fast = tuple(name for name in METRICS if name not in NEEDS)
+    expected = query(found, by=("kind",), metrics=tuple(METRICS)).rows
+    read = FeatureSet.read_chunk
+    monkeypatch.setattr(FeatureSet, "read_chunk", lambda *_: pytest.fail("read the logits"))
+    answer = query(found, by=("kind",), metrics=fast)
+    monkeypatch.setattr(FeatureSet, "read_chunk", read)
+    assert answer.n_left_out == 4
+    for row, same in zip(answer.rows, expected, strict=True):
+        assert row == {name: same[name] for name in ("kind", "n_rows", *fast)}
+
+
+def answered(store: FeatureStore) -> FeatureSet:
+    """Rows with the prediction and confidence of `extract`; some failed, some without a label."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(50, 3)).astype(np.float32)
+    logits[[4, 27]] = np.nan
+    labels = rng.integers(0, 3, 50)
+    labels[[4, 9, 13]] = -1
+    p = softmax(logits)
+    columns = {
+        "kind": np.array(["a", "b"])[np.arange(50) % 2],
+        "label": labels,
+        "prediction": np.where(np.isnan(p[:, 0]), -1, p.argmax(axis=1)),
+        "confidence": p.max(axis=1),
+    }
+    kinds = (("kind", "string"), ("label", "int64"), ("prediction", "int64"))
+    schema = Schema((ArraySpec("logits", (3,)),), (*kinds, ("confidence", "float64")))
+    plan = {
+        "name": "answered-test@net",
+        "n_rows": 50,
+        "shard_rows": 20,
+        "schema": schema.to_json(),
+        "inputs": {"source": {"name": "answered"}, "model": {"name": "net"}},
+    }
+    found = store.prepare().create(plan)
+    for shard in found.shard_set.shards:
+        rows = slice(shard.start, shard.stop)
+        here = {name: values[rows] for name, values in columns.items()}
+        files = encode_rows(schema, shard, 20, {"logits": logits[rows]}, here)
+        found.shard_set.commit(shard, files, {"failed": {}})
+    return found

@@ -84,7 +84,7 @@ def test_cells_of_f_equal_a_query(store: FeatureStore) -> None:
     found = cells(store)
     by_group = judged(found, PREDICTORS, Resampling(0)).by_group
     mine = by_group[by_group["predictor"] == "f"].drop(columns=["predictor", "seed"])
-    asked = query(found, by=("corruption", "severity"), metrics=tuple(METRICS))
+    asked = query(found, by=("corruption", "severity"), metrics=tuple(METRICS)).frame()
     pd.testing.assert_frame_equal(mine.reset_index(drop=True), asked, rtol=1e-12)
 
 

@@ -61,7 +61,7 @@ def test_the_accuracy_on_clean_images_stands_beside_the_mean(
     before = page_of(store, result)[0]
     clean = clean_set(store)
     markdown, table = page_of(store, result)
-    accuracy = query(store.open(clean))["accuracy"].iloc[0]
+    accuracy = query(store.open(clean)).rows[0]["accuracy"]
     found = table[table["metric"] == "accuracy"].set_index("contender")["clean"]
     assert found["f"] == pytest.approx(accuracy)
     assert math.isnan(found["H"])

@@ -4,22 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import nan
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from stages.errors import InputError
-from stages.metrics.calibration import METRICS
-from stages.metrics.sums import CalibrationSums, merged, sums
+from stages.metrics.calibration import METRICS, NEEDS
+from stages.metrics.group_sums import Answers, group_sums
+from stages.metrics.sums import SCORE_OF, CalibrationSums, merged
 from stages.reflection.conditions import Condition, columns_of, matching
 from stages.reflection.feature_plan import FeaturePlan
+from stages.reflection.groups import Rows, group_codes, numbers
 from stages.reflection.losses import softmax
-from stages.reflection.reduction import Group, each_shard, rows_by_group
+from stages.reflection.reduction import Group, each_shard
 from store.featureset import FeatureSet
 from store.shards import Shard
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CLASS, LABEL = "class", "label"
+STORED = ("prediction", "confidence")
+"""Sample columns from which most metrics follow without the logits."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a query.
+
+    Attributes:
+        rows: one per group, sorted: the grouping columns, ``n_rows`` and the metrics.
+        n_left_out: rows of the set without a label or without a prediction.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    n_left_out: int
+
+    def frame(self) -> pd.DataFrame:
+        """The rows as a data frame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
 
 
 def query(
@@ -29,8 +58,11 @@ def query(
     metrics: Sequence[str] = ("accuracy",),
     where: Sequence[Condition] = (),
     tick: Callable[[int], None] = lambda _: None,
-) -> pd.DataFrame:
-    """Compute metrics of f in each group of rows from the logits, one shard per thread at a time.
+) -> Answer:
+    """Compute metrics of f in each group of rows, one shard per thread at a time.
+
+    Metrics that follow from prediction, confidence and label are computed from these columns, the
+    others from the logits.
 
     Args:
         feature_set: a complete feature set.
@@ -40,23 +72,17 @@ def query(
         where: conditions that the rows to use satisfy.
         tick: called with the number of rows of each finished shard.
 
-    Returns:
-        One row per group, sorted, with the grouping columns, ``n_rows`` and the metrics;
-        ``attrs["n_left_out"]`` counts the rows without a label or without a prediction.
-
     Raises:
         InputError: a column or metric is unknown, or no row remains.
     """
-    stored, class_names = (
-        [name for name, _ in feature_set.schema.columns],
-        class_names_of(feature_set),
-    )
+    stored = [name for name, _ in feature_set.schema.columns]
+    class_names = class_names_of(feature_set)
     _check_names("column", by, [*stored, *([CLASS] if class_names else [])])
     _check_names("column", columns_of(where), stored)
     _check_names("metric", metrics, list(METRICS))
     asked, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
     by = tuple(dict.fromkeys(stored_column(feature_set, name) for name in asked))
-    job = _Job(feature_set, by, tuple(where))
+    job = _Job(feature_set, by, metrics, tuple(where))
     found: dict[Group, CalibrationSums] = {}
     for part in each_shard(feature_set, job.sums_of, tick):
         for group, more in part.items():
@@ -64,12 +90,24 @@ def query(
     if not found:
         raise InputError(f"no row of {feature_set.name} matches {' and '.join(map(str, where))}")
     groups = sorted(found, key=lambda group: [(value is nan, value) for value in group])
-    table = table_of({group: found[group] for group in groups}, by=by, metrics=metrics)
-    if by != asked:
-        table[CLASS] = [class_names.get(label, "") for label in table[LABEL]]
-        table = table[[*asked, "n_rows", *metrics]]
-    table.attrs["n_left_out"] = n_left_out(found)
-    return table
+    n_left_out = sum(total.n_failed + total.n_unlabelled for total in found.values())
+    rows = [
+        {
+            **_places(asked, dict(zip(by, group, strict=True)), class_names),
+            "n_rows": int(found[group].n_rows),
+            **{name: float(METRICS[name](found[group])) for name in metrics},
+        }
+        for group in groups
+    ]
+    return Answer(rows, n_left_out)
+
+
+def _places(
+    asked: Sequence[str], group: Mapping[str, Any], class_names: Mapping[int, str]
+) -> dict[str, Any]:
+    """The grouping columns of a group, in the order in which they were asked for."""
+    named = {CLASS: class_names.get(group[LABEL], "")} if LABEL in group else {}
+    return {name: {**named, **group}[name] for name in asked}
 
 
 def class_names_of(feature_set: FeatureSet) -> dict[int, str]:
@@ -83,46 +121,51 @@ def stored_column(feature_set: FeatureSet, name: str) -> str:
     return LABEL if name == CLASS and not is_stored else name
 
 
-def n_left_out(sums: Mapping[Group, CalibrationSums]) -> int:
-    """Number of rows excluded from all metrics: their image could not be read, or has no label."""
-    return sum(total.n_failed + total.n_unlabelled for total in sums.values())
-
-
-def table_of(
-    sums: Mapping[Group, CalibrationSums], *, by: Sequence[str], metrics: Sequence[str]
-) -> pd.DataFrame:
-    """One row per group: the grouping columns, ``n_rows`` and the metrics."""
-    rows = [
-        {
-            **dict(zip(by, group, strict=True)),
-            "n_rows": int(total.n_rows),
-            **{name: float(METRICS[name](total)) for name in metrics},
-        }
-        for group, total in sums.items()
-    ]
-    return pd.DataFrame(rows, columns=[*by, "n_rows", *metrics])
-
-
 @dataclass(frozen=True)
 class _Job:
     feature_set: FeatureSet
     by: tuple[str, ...]
+    metrics: tuple[str, ...]
     where: tuple[Condition, ...]
+
+    @cached_property
+    def scores(self) -> tuple[str, ...]:
+        """The scores of rows that the metrics need."""
+        return tuple(dict.fromkeys(NEEDS[name] for name in self.metrics if name in NEEDS))
+
+    @cached_property
+    def is_stored(self) -> bool:
+        """Whether the sample columns suffice; sets of other programs may lack them."""
+        known = {name for name, _ in self.feature_set.schema.columns}
+        return not self.scores and known.issuperset(STORED)
 
     def sums_of(self, shard: Shard) -> dict[Group, CalibrationSums]:
         """The sums of the groups that have rows in a shard."""
-        columns = list(dict.fromkeys(["label", *self.by, *columns_of(self.where)]))
-        samples = self.feature_set.read_samples(shard, columns).to_pandas()
-        keep = matching(samples, self.where)
-        if not keep.any():
+        stored = STORED if self.is_stored else ()
+        columns = list(dict.fromkeys(["label", *stored, *self.by, *columns_of(self.where)]))
+        samples = self.feature_set.read_samples(shard, columns)
+        keep = matching(samples.to_pandas(), self.where) if self.where else slice(None)
+        codes, groups = group_codes(samples, self.by, keep)
+        if not groups:
             return {}
+        rows = self._answers(shard, samples, keep)
+        has_fine = "ece_adaptive" in self.metrics
+        return dict(
+            zip(groups, group_sums(rows, codes, len(groups), has_fine=has_fine), strict=True)
+        )
+
+    def _answers(self, shard: Shard, samples: pa.Table, keep: Rows) -> Answers:
+        """The predictions of the rows to keep."""
+        labels = numbers(samples["label"])[keep]
+        (n_classes,) = self.feature_set.schema.array("logits").row_shape
+        if self.is_stored:
+            prediction, confidence = (numbers(samples[name])[keep] for name in STORED)
+            return Answers(n_classes, labels, prediction, confidence)
         logits = self.feature_set.read_chunk("logits", shard)[keep].astype(np.float64)
-        kept = samples[keep]
-        probabilities, labels = softmax(logits), kept["label"].to_numpy()
-        return {
-            group: sums(probabilities[rows], labels[rows])
-            for group, rows in rows_by_group(kept, self.by).items()
-        }
+        p: NDArray[np.float64] = softmax(logits).astype(np.float64, copy=False)
+        confidence = p.max(axis=1)  # NaN if any probability of the row is
+        scores = {name: SCORE_OF[name](p, labels) for name in self.scores}
+        return Answers(n_classes, labels, p.argmax(axis=1), confidence, scores)
 
 
 def _check_names(what: str, asked: Sequence[str], known: Sequence[str]) -> None:

@@ -100,6 +100,19 @@ Each returns one number, or one number per resample if the sums have an axis of 
 """
 
 
+NEEDS: dict[str, str] = {
+    "brier": "squared_error",
+    "brier_sum": "squared_error",
+    "nll": "log_loss",
+    "log_likelihood": "log_likelihood",
+    "entropy": "entropy",
+}
+"""Metric -> the one of `stages.metrics.sums.SCORES` that it needs.
+
+The others need prediction, confidence and label alone.
+"""
+
+
 def summary(total: CalibrationSums) -> dict[str, float]:
     """All metrics by name; NaN if no rows were counted."""
     return {name: float(metric(total)) for name, metric in METRICS.items()}

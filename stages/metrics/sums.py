@@ -170,17 +170,45 @@ def judge(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) 
 
 def _scores(p: Values, y: NDArray[np.int64]) -> Values:
     """The first four of ``SCORES`` for the rows that count, shape ``(n, 4)``."""
-    label = (np.arange(len(y)), y)
-    p_label = p[label]
+    return np.stack([score(p, y) for score in SCORE_OF.values()], axis=1)
+
+
+def _of_label(p: Values, y: NDArray[np.int64]) -> Values:
+    found: Values = p[np.arange(len(y)), y]
+    return found
+
+
+def _squared_error(p: Values, y: NDArray[np.int64]) -> Values:
     errors = p.copy()
-    errors[label] -= 1.0
-    scores = [
-        np.square(errors).sum(axis=1),
-        -np.log(np.maximum(p_label, NLL_FLOOR)),
-        np.log(p_label + LOG_LIKELIHOOD_FLOOR),
-        -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1),
-    ]
-    return np.stack(scores, axis=1)
+    errors[np.arange(len(y)), y] -= 1.0
+    found: Values = np.square(errors, out=errors).sum(axis=1)
+    return found
+
+
+def _log_loss(p: Values, y: NDArray[np.int64]) -> Values:
+    return -np.log(np.maximum(_of_label(p, y), NLL_FLOOR))
+
+
+def _log_likelihood(p: Values, y: NDArray[np.int64]) -> Values:
+    found: Values = np.log(_of_label(p, y) + LOG_LIKELIHOOD_FLOOR)
+    return found
+
+
+def _entropy(p: Values, _: NDArray[np.int64]) -> Values:
+    found: Values = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
+    return found
+
+
+SCORE_OF = {
+    "squared_error": _squared_error,
+    "log_loss": _log_loss,
+    "log_likelihood": _log_likelihood,
+    "entropy": _entropy,
+}
+"""The first four of ``SCORES`` as functions of probabilities ``(n, N)`` and labels ``(n,)``.
+
+A label of -1 gives a number without meaning.
+"""
 
 
 def sums(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = N_BINS) -> CalibrationSums:

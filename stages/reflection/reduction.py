@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from math import nan
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.cpus import n_cpus
 from store.featureset import FeatureSet
 from store.shards import Shard
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Group = tuple[Any, ...]  # Any: strings and numbers
 """The values of the grouping columns, in their order."""
@@ -40,11 +44,17 @@ def each_shard(
 
 def in_threads(work: Callable[[_Item], _T], items: Sequence[_Item]) -> Iterator[_T]:
     """The results of ``work`` for items of any kind, computed as in `each_shard`."""
+    waiting = iter(items)
     n_threads = n_cpus()
-    n_ahead = 2 * n_threads
     with _single_threaded_torch(), ThreadPoolExecutor(n_threads, initializer=_one_core) as pool:
-        for start in range(0, len(items), n_ahead):
-            yield from pool.map(work, items[start : start + n_ahead])
+        running = deque(pool.submit(work, item) for item in islice(waiting, 2 * n_threads))
+        try:
+            while running:
+                yield running.popleft().result()
+                running.extend(pool.submit(work, item) for item in islice(waiting, 1))
+        finally:
+            for each in running:
+                each.cancel()
 
 
 def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArray[np.int64]]:
@@ -53,6 +63,8 @@ def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArr
     All rows are one group if there are no grouping columns. Missing numbers become one value,
     ``math.nan`` itself, so that their groups match those of other shards.
     """
+    import pandas as pd  # here because a query does not need it, and importing it takes long
+
     codes = np.zeros(len(samples), np.int64)
     for column in by:
         of_column, values = pd.factorize(samples[column], use_na_sentinel=False)

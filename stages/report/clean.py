@@ -71,7 +71,7 @@ def clean_accuracies(store: FeatureStore, clean: Clean, found: Judged) -> dict[s
     if clean.features:
         from stages.evaluation.recognition import query
 
-        return {"f": float(query(store.open(clean.features))["accuracy"].iloc[0])}
+        return {"f": query(store.open(clean.features)).rows[0]["accuracy"]}
     return {}
 
 
