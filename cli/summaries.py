@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cli.analysis import analyse
+from cli.conformity import conformal
+from cli.estimation import estimate_accuracy
 from cli.learning import active_learn
 from cli.output import note
 from cli.quality import iqa
@@ -270,6 +272,8 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "evaluate": evaluate,
     "uncertainty": uncertainty,
     "detect-failures": detect_failures,
+    "conformal": conformal,
+    "estimate-accuracy": estimate_accuracy,
     "ood": ood,
     "active-learn": active_learn,
     "analyse": analyse,

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from stages.active_learning.active_learn import ActiveLearn
     from stages.active_learning.keep_model import KeepModel
     from stages.analysis.analyse import Analyse
+    from stages.conformal.conformal import Conformal
     from stages.data.corrupt import Corrupt
     from stages.data.registry import known_datasets, open_source
     from stages.errors import InputError, StageError
+    from stages.estimation.estimate_accuracy import EstimateAccuracy
     from stages.evaluation.evaluate import Evaluate
     from stages.explanation.draw_maps import DrawMaps
     from stages.explanation.evaluate_maps import EvaluateMaps
@@ -80,6 +82,8 @@ _HOMES = {
     "stages.evaluation.evaluate": ("Evaluate",),
     "stages.uncertainty.uncertainty": ("Uncertainty",),
     "stages.failures.detect_failures": ("DetectFailures",),
+    "stages.conformal.conformal": ("Conformal",),
+    "stages.estimation.estimate_accuracy": ("EstimateAccuracy",),
     "stages.ood.ood": ("Ood",),
     "stages.ood.detect": ("Detect",),
     "stages.active_learning.active_learn": ("ActiveLearn",),
@@ -98,10 +102,12 @@ _HOMES = {
 __all__ = [
     "ActiveLearn",
     "Analyse",
+    "Conformal",
     "Corrupt",
     "Detect",
     "DetectFailures",
     "DrawMaps",
+    "EstimateAccuracy",
     "Evaluate",
     "EvaluateMaps",
     "Execution",

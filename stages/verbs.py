@@ -24,6 +24,8 @@ MODULES: dict[str, str] = {
     "fit-laplace": "stages.introspection.fit_laplace",
     "evaluate": "stages.evaluation.evaluate",
     "uncertainty": "stages.uncertainty.uncertainty",
+    "conformal": "stages.conformal.conformal",
+    "estimate-accuracy": "stages.estimation.estimate_accuracy",
     "ood": "stages.ood.ood",
     "detect-failures": "stages.failures.detect_failures",
     "active-learn": "stages.active_learning.active_learn",

@@ -29,6 +29,8 @@ LAYERS = ("store", "pipeline", "stages", "intro_pipe", "cli")
 # What features are used for, each in a separate package that imports none of the others.
 APPLICATIONS = (
     "evaluation",
+    "conformal",
+    "estimation",
     "ood",
     "active_learning",
     "analysis",

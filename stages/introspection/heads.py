@@ -15,6 +15,7 @@ from pipeline.fields import LabelledList, OneOf, Ref, Written
 from pipeline.make import ArtifactJob, Output
 from pipeline.stage import Preview
 from stages.data.option_types import FeatureSetName
+from stages.errors import InputError
 from stages.introspection.head_card import origin_of
 from stages.metrics.definitions import REFERENCE
 from stages.reflection.feature_plan import FeaturePlan
@@ -53,6 +54,16 @@ def model_name(feature_set: FeatureSet) -> str:
 def labels_of(feature_set: FeatureSet) -> NDArray[np.int64]:
     """The label of each row, shape ``(n,)``; -1 if it is unknown."""
     return feature_set.samples()["label"].to_numpy(np.int64)
+
+
+def check_labelled(feature_set: FeatureSet, what: str) -> None:
+    """Raise ``InputError`` if no row of a set has a label; reads that column alone."""
+    parts = (feature_set.read_samples(each, ["label"]) for each in feature_set.shard_set.shards)
+    if not any((np.asarray(part["label"]) >= 0).any() for part in parts):
+        raise InputError(
+            f"{what} {feature_set.name}: expected labelled rows, found none among "
+            f"{feature_set.n_rows:,}; use a split that has labels"
+        )
 
 
 class Fit(NamedTuple):

@@ -114,3 +114,21 @@ def resized_differently(ours: SourceFacts, theirs: SourceFacts) -> list[str]:
     if {shape_after(rule) for rule in rules} != {"stretched", "cropped"}:
         return []
     return [f"resize: {rules[0]}, found {rules[1]}"]
+
+
+def check_alike(found: OfModel, other: OfModel) -> None:
+    """Raise ``InputError`` unless two feature sets are of one network and prepared alike."""
+    ours, theirs = (FeaturePlan.of(each.plan) for each in (found, other))
+    if ours.model.weights_sha256 != theirs.model.weights_sha256:
+        raise InputError(
+            f"expected features of one network, found {found.name} of '{ours.model.name}' "
+            f"({ours.model.weights_sha256[:12]}) and {other.name} of '{theirs.model.name}' "
+            f"({theirs.model.weights_sha256[:12]})"
+        )
+    different = models_differ(ours.model, theirs.model)
+    different += labels_differ(ours.source.class_names, theirs.source.class_names)
+    if different:
+        raise InputError(
+            f"{found.name} and {other.name} were prepared differently ({'; '.join(different)}): "
+            "extract both with the same model"
+        )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from stages.reflection.reduction import Group
 
-Rows = NDArray[np.bool_] | slice
-"""A selection of rows."""
+Rows = NDArray[np.bool_] | NDArray[np.int64] | slice
+"""A selection of rows: flags, numbers, or a slice."""
 
 
 def group_codes(

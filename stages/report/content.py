@@ -113,3 +113,8 @@ class Content:
         """Name of the first result without its hash, after which a report is named."""
         first = self.entries[0].result.name
         return first.rpartition("-")[0] or first
+
+
+def title_of(content: Content, title: str) -> str:
+    """The title that was given, else one that says more than the name of the first result."""
+    return title if content.title == content.entries[0].result.name else content.title

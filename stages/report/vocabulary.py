@@ -12,6 +12,8 @@ PAGES: dict[str, str] = {
     "active-learning-curves": "stages.report.learning:LEARNING",
     "evaluate-maps": "stages.report.faithfulness_page:FAITHFULNESS",
     "iqa": "stages.report.quality:QUALITY",
+    "conformal": "stages.report.set_coverage:CONFORMITY",
+    "estimate-accuracy": "stages.report.estimated:ESTIMATION",
 }
 """Stage name in a result's plan -> module and name of its `PageKind`. A new kind of page is
 one line here."""
@@ -39,6 +41,13 @@ FIGURES = (
     # of image quality
     "quality-scatter",
     "quality-monotony",
+    # of prediction sets
+    "coverage-by-level",
+    "set-size-by-level",
+    "coverage-by-class",
+    # of estimated accuracies
+    "estimated-accuracy",
+    "accuracy-rankings",
 )
 """All figures that reports may have; the modules in `PAGES` draw them."""
 TABLE_METRICS = ("accuracy", "ece", "mce", "brier")

@@ -1,0 +1,166 @@
+"""Scores, thresholds and sets of conformal prediction against loops, theory and TorchCP.
+
+`TORCHCP` was made with torchcp 1.2.1, whose scores draw from torch's generator; here they are given
+zeros, in place of ``torch.rand``:
+
+    import torch
+    from torchcp.classification.score import APS, LAC, RAPS, SAPS
+    torch.rand_like = lambda t, **_: torch.zeros_like(t)
+    torch.rand = lambda *size, **_: torch.zeros(*size)
+    z = torch.tensor([[2.0, 0.5, -1.0, 0.0], [0.1, 0.2, 0.3, 0.4], [-3.0, 4.0, 1.0, 1.0]])
+    for score in (LAC(), APS(), RAPS(penalty=0.05, kreg=1), SAPS(weight=0.2)):
+        print(type(score).__name__.lower(), score(z.double()).tolist())
+"""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stages.conformal.conformity import (
+    METHODS,
+    Shape,
+    class_scores,
+    class_thresholds,
+    expected_coverage,
+    rank_of_threshold,
+    threshold_of,
+)
+from stages.conformal.set_counts import Counts, facts_of
+
+Values = NDArray[np.float64]
+SHAPE = Shape(penalty=0.05, free_ranks=1, rank_weight=0.2)
+
+
+def softmax(logits: Values) -> Values:
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def slow_score(name: str, p: Values, u: float, label: int) -> float:
+    """The score of a class, from the classes that are at least as probable."""
+    order = sorted(range(len(p)), key=lambda c: (-p[c], c))
+    rank = order.index(label) + 1
+    if name == "lac":
+        return 1 - p[label]
+    if name == "saps":
+        first = p[order[0]]
+        return first - u * first if rank == 1 else first + (rank - 1 - u) * SHAPE.rank_weight
+    found = min(sum(p[c] for c in order[:rank]), 1.0) - u * p[label]
+    return found + (SHAPE.penalty * max(0, rank - SHAPE.free_ranks) if name == "raps" else 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("n", "n_classes"), [(7, 5), (4, 2), (3, 1)])
+def test_scores_are_those_of_a_loop_over_classes(name: str, n: int, n_classes: int) -> None:
+    rng = np.random.default_rng(n)
+    p, u = softmax(rng.normal(size=(n, n_classes)) * 2), rng.random(n)
+    p[0] = 1 / n_classes  # ties: classes rank by their number
+    found = class_scores(name, p, u, SHAPE)
+    expected = [[slow_score(name, p[i], u[i], c) for c in range(n_classes)] for i in range(n)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_of_nan_scores_nan(name: str) -> None:
+    p = np.array([[0.2, 0.8], [np.nan, np.nan]])
+    found = class_scores(name, p, np.full(2, 0.5), SHAPE)
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("n", [1, 4, 9, 10, 19, 99, 100])
+def test_the_threshold_is_the_smallest_score_that_covers_enough(n: int, alpha: float) -> None:
+    scores = np.random.default_rng(n).permutation(n).astype(float)
+    tenths = round(alpha * 100)
+    wanted = -(-(n + 1) * (100 - tenths) // 100)  # whole numbers: no rounding
+    assert rank_of_threshold(n, alpha) == wanted
+    found = threshold_of(scores, alpha)
+    if wanted > n:
+        assert math.isinf(found)
+    else:
+        assert (scores <= found).sum() == wanted
+
+
+def test_tied_scores_are_all_in_or_all_out() -> None:
+    scores = np.array([0.5] * 8 + [0.1, 0.9])
+    assert threshold_of(scores, 0.2) == 0.5
+    assert (scores <= 0.5).mean() == 0.9
+
+
+def test_each_class_has_its_own_threshold_and_one_without_rows_takes_all() -> None:
+    scores, labels = np.arange(20.0), np.array([0] * 9 + [2] * 11)
+    found = class_thresholds(scores, labels, 3, 0.1)
+    assert found.tolist() == [8.0, math.inf, 19.0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_coverage_of_exchangeable_rows_is_exact(name: str) -> None:
+    """Mean over calibrations: k / (n + 1), within three standard errors."""
+    rng, n, alpha, n_trials = np.random.default_rng(1), 24, 0.2, 4000
+    covered = np.empty(n_trials)
+    logits = rng.normal(size=(n_trials * (n + 1), 4)) * 1.5
+    truth = logits + rng.gumbel(size=logits.shape)
+    p, labels = softmax(logits * 1.7), truth.argmax(axis=1)  # overconfident
+    scores = class_scores(name, p, rng.random(len(p)), SHAPE)
+    of_label = scores[np.arange(len(p)), labels].reshape(n_trials, n + 1)
+    for trial, row in enumerate(of_label):
+        covered[trial] = row[-1] <= threshold_of(row[:-1], alpha)
+    expected = rank_of_threshold(n, alpha) / (n + 1)
+    assert covered.mean() == pytest.approx(expected, abs=3 * np.sqrt(0.16 / n_trials))
+
+
+def test_randomised_aps_covers_exactly_its_threshold_if_the_probabilities_are_right() -> None:
+    rng = np.random.default_rng(2)
+    p = softmax(rng.normal(size=(4000, 5)))
+    labels = (p.cumsum(axis=1) > rng.random((4000, 1))).argmax(axis=1)  # p is the truth
+
+    def coverage(u: Values) -> float:
+        scores = class_scores("aps", p, u, SHAPE)
+        return float((scores[np.arange(4000), labels] <= 0.8).mean())
+
+    assert coverage(rng.random(4000)) == pytest.approx(0.8, abs=0.02)
+    assert coverage(np.zeros(4000)) < 0.75  # at the same threshold, sets end before the label
+
+
+def test_the_expected_interval_holds_the_coverage_of_95_in_100_calibrations() -> None:
+    rng, n, n_rows, alpha = np.random.default_rng(3), 50, 200, 0.1
+    low, high = expected_coverage(n, n_rows, alpha)
+    draws = rng.random((3000, n + n_rows))
+    limits = np.sort(draws[:, :n], axis=1)[:, rank_of_threshold(n, alpha) - 1]
+    found = (draws[:, n:] <= limits[:, np.newaxis]).mean(axis=1)
+    inside = ((found >= low) & (found <= high)).mean()
+    assert 0.945 <= inside <= 0.975  # a whole number of rows: a little more than 95 %
+    assert expected_coverage(8, 10, 0.1) == (1.0, 1.0)
+    assert np.isnan(expected_coverage(8, 0, 0.1)).all()
+
+
+def test_counts_are_those_of_a_loop_over_rows_in_any_split() -> None:
+    rng = np.random.default_rng(4)
+    sets, labels = rng.random((40, 12)) < 0.2, rng.integers(0, 12, 40)
+    codes, groups = rng.integers(0, 2, 40), [("fog",), ("snow",)]
+    whole, parts = Counts(12), Counts(12)
+    whole.add(sets, labels, codes, groups)
+    for rows in (slice(0, 13), slice(13, 40)):
+        part = Counts(12)
+        part.add(sets[rows], labels[rows], codes[rows], groups)
+        parts.merge(part)
+    for code, group in enumerate(groups):
+        rows = np.flatnonzero(codes == code)
+        facts = facts_of(whole.by_group[group])
+        assert facts["n_rows"] == len(rows)
+        assert facts["coverage"] == pytest.approx(np.mean([sets[i, labels[i]] for i in rows]))
+        assert facts["size"] == pytest.approx(np.mean([sets[i].sum() for i in rows]))
+        assert facts["empty"] == pytest.approx(np.mean([not sets[i].any() for i in rows]))
+        np.testing.assert_array_equal(whole.by_group[group], parts.by_group[group])
+    shares = [np.mean([sets[i, c] for i in np.flatnonzero(labels == c)]) for c in set(labels)]
+    assert whole.worst_class() == pytest.approx(min(shares))
+    gaps = []
+    for low, high in ((0, 1), (2, 3), (4, 10)):
+        own = [i for i in range(40) if low <= sets[i].sum() <= high]
+        gaps += [abs(np.mean([sets[i, labels[i]] for i in own]) - 0.9)] if own else []
+    assert whole.size_gap(0.1) == parts.size_gap(0.1) == pytest.approx(max(gaps))
+    assert np.isnan(Counts(3).worst_class())
+    assert np.isnan(Counts(3).size_gap(0.1))
