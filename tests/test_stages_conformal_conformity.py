@@ -1,15 +1,26 @@
-"""Scores, thresholds and sets of conformal prediction against loops, theory and TorchCP.
+"""Scores, thresholds and sets of conformal prediction against loops, theory and two libraries.
 
 `TORCHCP` was made with torchcp 1.2.1, whose scores draw from torch's generator; here they are given
-zeros, in place of ``torch.rand``:
+zeros. Its parameters are float32. Packages that it imports and that no score needs are left out:
 
+    import sys, types
+    for name in ("torchsort", "torchcp.graph", "torchcp.llm", "torchcp.regression"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["torchsort"].soft_rank = sys.modules["torchsort"].soft_sort = None
     import torch
     from torchcp.classification.score import APS, LAC, RAPS, SAPS
+    torch.rand = lambda *size, **_: torch.zeros(*[n for n in size if isinstance(n, int)])
     torch.rand_like = lambda t, **_: torch.zeros_like(t)
-    torch.rand = lambda *size, **_: torch.zeros(*size)
-    z = torch.tensor([[2.0, 0.5, -1.0, 0.0], [0.1, 0.2, 0.3, 0.4], [-3.0, 4.0, 1.0, 1.0]])
+    z = torch.tensor(LOGITS, dtype=torch.float64)
     for score in (LAC(), APS(), RAPS(penalty=0.05, kreg=1), SAPS(weight=0.2)):
-        print(type(score).__name__.lower(), score(z.double()).tolist())
+        print(type(score).__name__.lower(), score(z).tolist())
+
+`CREPES` was made with crepes 0.9.1:
+
+    from crepes import ConformalClassifier
+    found = ConformalClassifier()
+    found.fit(np.array(CALIBRATION))
+    print(found.predict_set(np.array(SCORES), confidence=0.8, smoothing=False).tolist())
 """
 
 import math
@@ -31,6 +42,36 @@ from stages.conformal.set_counts import Counts, facts_of
 
 Values = NDArray[np.float64]
 SHAPE = Shape(penalty=0.05, free_ranks=1, rank_weight=0.2)
+
+LOGITS = [[2.0, 0.5, -1.0, 0.0], [0.1, 0.2, 0.3, 0.4], [-3.0, 4.0, 1.0, 1.5]]
+TORCHCP = {
+    "lac": [
+        [0.2899000771138257, 0.8415552904850203, 0.9646462065912511, 0.9038984258099028],
+        [0.7861617796340156, 0.7636722176784623, 0.7388174078449243, 0.7113485948425977],
+        [0.9991950080450964, 0.11721912998461836, 0.9560489284707018, 0.9275369334995832],
+    ],
+    "aps": [
+        [0.7100999228861743, 0.8685446324011541, 1.0000000000000002, 0.9646462065912513],
+        [1.0, 0.7861617796340157, 0.549833997312478, 0.28865140515740234],
+        [1.0000000000000002, 0.8827808700153816, 0.9991950080450966, 0.9552439365157984],
+    ],
+    "raps": [
+        [0.7100999228861743, 0.9185446331462122, 1.1500000059604647, 1.0646462080813675],
+        [1.1500000059604645, 0.8861617811241318, 0.599833998057536, 0.28865140515740234],
+        [1.1500000059604647, 0.8827808700153816, 1.0991950095352128, 1.0052439372608566],
+    ],
+    "saps": [
+        [0.7100999228861743, 0.9100999228861744, 1.3100999228861743, 1.1100999228861743],
+        [0.8886514051574024, 0.6886514051574024, 0.48865140515740235, 0.28865140515740234],
+        [1.4827808700153815, 0.8827808700153816, 1.2827808700153815, 1.0827808700153816],
+    ],
+}
+CALIBRATION = [
+    *(0.637, 0.27, 0.041, 0.017, 0.813, 0.913, 0.607, 0.729, 0.544, 0.935, 0.816, 0.003),
+    *(0.857, 0.034, 0.73, 0.176, 0.863, 0.541, 0.3, 0.423, 0.028, 0.124, 0.671),
+]
+SCORES = [[0.31, 0.486, 0.889], [0.934, 0.358, 0.572], [0.322, 0.594, 0.338], [0.392, 0.89, 0.227]]
+CREPES = [[1, 1, 0], [0, 1, 1], [1, 1, 1], [1, 0, 1]]
 
 
 def softmax(logits: Values) -> Values:
@@ -60,6 +101,17 @@ def test_scores_are_those_of_a_loop_over_classes(name: str, n: int, n_classes: i
     found = class_scores(name, p, u, SHAPE)
     expected = [[slow_score(name, p[i], u[i], c) for c in range(n_classes)] for i in range(n)]
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_are_those_of_torchcp(name: str) -> None:
+    found = class_scores(name, softmax(np.array(LOGITS)), np.zeros(3), SHAPE)
+    np.testing.assert_allclose(found, TORCHCP[name], rtol=1e-7)
+
+
+def test_sets_are_those_of_crepes() -> None:
+    sets = np.array(SCORES) <= threshold_of(np.array(CALIBRATION), 0.2)
+    assert sets.astype(int).tolist() == CREPES
 
 
 @pytest.mark.parametrize("name", METHODS)
