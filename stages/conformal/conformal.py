@@ -107,8 +107,8 @@ class Conformal(Stage):
         name = f"{(other or own).plan['name']}-conformal-{fingerprint(plan)}"
 
         def compute() -> Output:
-            from stages.conformal.calibration import Method
             from stages.conformal.conformal_result import conformed
+            from stages.conformal.set_calibration import Method
 
             method = Method(
                 names=self.methods,

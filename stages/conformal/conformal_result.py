@@ -17,8 +17,8 @@ import pandas as pd
 
 from pipeline.make import Output
 from pipeline.progress import Progress
-from stages.conformal.calibration import CELLS, Calibration, Method, Thresholds
 from stages.conformal.conformity import METHODS, expected_coverage
+from stages.conformal.set_calibration import CELLS, Calibration, Method, Thresholds
 from stages.conformal.set_counts import SIZES, Counts, facts_of, size_name
 from stages.introspection.contenders import Contender
 from stages.introspection.judges import Judge, probabilities_of
