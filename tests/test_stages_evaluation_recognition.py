@@ -85,12 +85,14 @@ def test_missing_values_of_several_shards_are_one_group_and_come_last(store: Fea
 
 def test_rows_are_grouped_by_the_names_of_their_classes(store: FeatureStore) -> None:
     found = cells(store, source={"class_names": ["cat", "dog", "ant"]})
-    by_class, by_label = (query(found, by=("severity", name)) for name in ("class", "label"))
+    by_class, by_label = (
+        query(found, by=("severity", name)).frame() for name in ("class", "label")
+    )
     assert list(by_class) == ["severity", "class", "n_rows", "accuracy"]
     names = by_label["label"].map({0: "cat", 1: "dog", 2: "ant"})
     assert by_class["class"].tolist() == names.tolist()
     assert by_class["accuracy"].tolist() == by_label["accuracy"].tolist()
-    assert list(query(found, by=("class", "label")))[:2] == ["class", "label"]
+    assert list(query(found, by=("class", "label")).rows[0])[:2] == ["class", "label"]
     with pytest.raises(InputError, match="unknown column 'class'"):
         query(cells(store, "unnamed"), by=("class",))
 
