@@ -20,8 +20,8 @@ from pipeline.progress import Progress
 from stages.conformal.conformity import METHODS, expected_coverage
 from stages.conformal.set_calibration import CELLS, Calibration, Method, Thresholds
 from stages.conformal.set_counts import SIZES, Counts, facts_of, size_name
+from stages.introspection.compared import Judge, probabilities_of
 from stages.introspection.contenders import Contender
-from stages.introspection.judges import Judge, probabilities_of
 from stages.reflection.feature_plan import FeaturePlan
 from stages.typed import typed
 from stages.versions import versions

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stages.conformal.conformity import Shape, class_scores, class_thresholds, threshold_of
 from stages.conformal.set_counts import Counts, Values
 from stages.errors import InputError
-from stages.introspection.judges import Judge
+from stages.introspection.compared import Judge
 from stages.introspection.predictors import Predict
 from stages.metrics.finite import finite_rows
 from stages.metrics.row_draws import row_draws

@@ -17,8 +17,8 @@ from pipeline.make import Output
 from pipeline.progress import Progress
 from stages.estimation.estimators import ESTIMATORS, QUALITY, Source, quality_of
 from stages.estimation.group_estimates import Estimation
+from stages.introspection.compared import Judge, last_layers_of
 from stages.introspection.contenders import Contender
-from stages.introspection.judges import Judge, last_layers_of
 from stages.reflection.feature_plan import FeaturePlan
 from stages.typed import typed
 from stages.versions import versions

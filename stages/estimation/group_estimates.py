@@ -27,7 +27,7 @@ from stages.estimation.estimators import (
     taylor,
     threshold_of,
 )
-from stages.introspection.judges import Judge
+from stages.introspection.compared import Judge
 from stages.introspection.predictors import LastLayer
 from stages.metrics.finite import finite_rows
 from stages.metrics.row_draws import row_draws
