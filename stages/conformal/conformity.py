@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,7 @@ def class_thresholds(scores: Values, labels: Classes, n_classes: int, alpha: flo
     return np.array([threshold_of(scores[labels == each], alpha) for each in range(n_classes)])
 
 
+@lru_cache
 def expected_coverage(n_calibrated: int, n_rows: int, alpha: float) -> tuple[float, float]:
     """The central 95 % interval of the coverage of ``n_rows`` exchangeable rows.
 
@@ -120,6 +122,8 @@ def expected_coverage(n_calibrated: int, n_rows: int, alpha: float) -> tuple[flo
         return math.nan, math.nan
     if rank > n_calibrated:
         return 1.0, 1.0
-    found = betabinom(n_rows, rank, n_calibrated + 1 - rank)
-    low, high = found.ppf([0.025, 0.975]) / n_rows
+    # One sum over the support: scipy's own quantiles add it up again for each step of a search.
+    counts = np.arange(n_rows + 1)
+    below = np.cumsum(betabinom.pmf(counts, n_rows, rank, n_calibrated + 1 - rank))
+    low, high = np.searchsorted(below, [0.025, 0.975]) / n_rows
     return float(low), float(high)
