@@ -18,6 +18,7 @@ from cli.output import emit, note, table
 from cli.remedies import detail_with_remedy, our_errors, with_remedy
 from cli.replay import Named, replayed
 from pipeline.terminal import counted
+from stages.verbs import STORE
 
 if TYPE_CHECKING:
     from pipeline.journal import Run
@@ -37,8 +38,12 @@ Features = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command(epilog="Example: intro-pipe verify --probe cifar10c@resnet18")(verify)
-    app.command(epilog="Example: intro-pipe repair cifar10c@resnet18")(options.grouped(repair))
+    app.command(
+        epilog="Example: intro-pipe verify --probe cifar10c@resnet18", rich_help_panel=STORE
+    )(verify)
+    app.command(epilog="Example: intro-pipe repair cifar10c@resnet18", rich_help_panel=STORE)(
+        options.grouped(repair)
+    )
 
 
 def verify(

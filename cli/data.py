@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli import options
 from cli.output import emit, note, table
 from pipeline.terminal import size
-
-if TYPE_CHECKING:
-    pass
+from stages.verbs import IMAGES
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command(epilog="Example: intro-pipe datasets --download cifar10c")(datasets)
+    app.command(epilog="Example: intro-pipe datasets --download cifar10c", rich_help_panel=IMAGES)(
+        datasets
+    )
 
 
 def datasets(

@@ -14,6 +14,7 @@ from cli.output import emit, note
 from cli.plain_help import LIST
 from stages.csv_text import ESCAPE_FORMULAS
 from stages.reflection.conditions import WHERE
+from stages.verbs import STORE
 
 if TYPE_CHECKING:
     from stages.export.exported_rows import Exported
@@ -27,7 +28,8 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog="Example: intro-pipe export photos@resnet18 --out scores.parquet --scores energy\n\n"
         "Example: intro-pipe export photos@resnet18 --samples round-1/to-label.csv "
-        "--images ./photos --format fiftyone --out samples.json"
+        "--images ./photos --format fiftyone --out samples.json",
+        rich_help_panel=STORE,
     )(options.grouped(export))
 
 

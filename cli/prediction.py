@@ -15,13 +15,15 @@ from cli.completion import completing, names_in_store
 from cli.frames import TableOptions
 from cli.output import note
 from cli.sources import note_left_out
+from stages.verbs import APPLICATIONS
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command(epilog="Example: intro-pipe predict --head resnet18-h photo.jpg folder/")(
-        options.grouped(predict)
-    )
+    app.command(
+        epilog="Example: intro-pipe predict --head resnet18-h photo.jpg folder/",
+        rich_help_panel=APPLICATIONS,
+    )(options.grouped(predict))
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,18 @@ from cli.output import emit, note
 from cli.plain_help import LIST
 from pipeline.terminal import counted, size
 from stages.reflection.conditions import WHERE
+from stages.verbs import STORE
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the app."""
     app.command(
         epilog="Example: intro-pipe query cifar10c@resnet18 --by corruption,severity "
-        "--metric accuracy --metric ece"
+        "--metric accuracy --metric ece",
+        rich_help_panel=STORE,
     )(options.grouped(query))
-    app.command("ls", epilog="Example: intro-pipe ls --json")(ls)
-    app.command(epilog="Example: intro-pipe status --watch")(status)
+    app.command("ls", epilog="Example: intro-pipe ls --json", rich_help_panel=STORE)(ls)
+    app.command(epilog="Example: intro-pipe status --watch", rich_help_panel=STORE)(status)
 
 
 def query(

@@ -9,12 +9,13 @@ import typer
 from cli import options
 from cli.output import note
 from cli.replay import Named, replayed
+from stages.verbs import PAGES, STORE
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command(epilog="Example: intro-pipe resume")(options.grouped(resume))
-    app.command(epilog="Example: intro-pipe demo")(demo)
+    app.command(epilog="Example: intro-pipe resume", rich_help_panel=STORE)(options.grouped(resume))
+    app.command(epilog="Example: intro-pipe demo", rich_help_panel=PAGES)(demo)
 
 
 def resume(

@@ -21,7 +21,7 @@ from cli.output import emit, note
 from cli.plain_help import LIST, PlainCommand, with_placeholders
 from cli.remedies import with_remedy
 from pipeline.terminal import printable_line
-from stages.verbs import MODULES, stage_of, summary_of
+from stages.verbs import MODULES, group_of, stage_of, summary_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -55,7 +55,7 @@ class Commands(TyperGroup):
 def add_to(app: typer.Typer) -> None:
     """List the verbs of all stages among the commands."""
     for verb in MODULES:
-        app.command(verb, help=summary_of(verb))(lambda: None)
+        app.command(verb, help=summary_of(verb), rich_help_panel=group_of(verb))(lambda: None)
 
 
 def command_of(verb: str) -> TyperCommand:

@@ -49,6 +49,26 @@ STEPS: dict[str, str] = {
 """The same for steps of recipes that are not commands, or that differ from the command."""
 
 
+IMAGES, NETWORKS = "Images and features", "Networks and heads"
+APPLICATIONS, PAGES, STORE = "Applications", "Pages and recipes", "The store"
+"""Groups of commands in the help, in this order."""
+
+GROUPS = {
+    "data": IMAGES,
+    "reflection": IMAGES,
+    "sensing": NETWORKS,
+    "introspection": NETWORKS,
+    "report": PAGES,
+    "recipes": PAGES,
+}
+"""Package -> the group of its commands; those of the other packages are applications."""
+
+
+def group_of(verb: str) -> str:
+    """The group of a command in the help."""
+    return GROUPS.get(MODULES[verb].split(".")[1], APPLICATIONS)
+
+
 def stage_of(verb: str) -> type[Stage]:
     """The stage of a command; imports its module."""
     return _stage_in(MODULES[verb], verb)

@@ -214,14 +214,17 @@ def test_the_other_options_mean_the_same(
 
 
 HARMLESS = {
-    "about", "against", "arrays", "attack", "augmentation", "by", "changes", "collection",
-    "colour_map", "contrast", "corrupt", "corruption", "corruptions", "detectors", "epsilon",
-    "features", "figures", "head", "heads", "held_out_until", "input_scale", "interpolation",
-    "kinds", "last_layer", "layer", "layer_loss", "layers", "loss", "losses", "maps", "mean",
-    "method", "metrics", "model", "name", "notes", "odin", "odin_epsilon", "of_class", "order",
-    "paper", "precision", "preset", "query", "reads", "resize", "result", "results", "rows",
-    "scaling", "schedule", "seeds", "split", "std", "step", "strategies", "target",
-    "test_split", "through", "title", "train", "value_range", "variant", "weights_key", "where",
+    "about", "against", "arrays", "attack", "augmentation", "by", "calibration", "changes",
+    "collection", "colour_map", "confidences", "contrast", "corrupt", "corruption",
+    "corruptions", "detectors", "dropout", "ensembles", "epsilon", "features", "figures",
+    "head", "heads", "held_out_until", "input_scale", "interpolation", "kinds", "last_layer",
+    "layer", "layer_loss", "layers", "loss", "losses", "maps", "mean", "measures", "method",
+    "methods", "metrics", "model", "name", "notes", "odin", "odin_epsilon", "of_class",
+    "order", "paper", "precision", "predictive", "preset", "query", "reading", "reads",
+    "resize", "result", "results", "rounding", "rows", "scaling", "schedule", "seeds",
+    "source", "split", "std", "step", "strategies", "structure", "target", "test_split",
+    "through", "title", "train", "training", "validation", "value_range", "variant",
+    "weights_key", "where",
     "table", "to",  # keys of recipes; `to` is a folder below the data root, see below
     "recipe",  # of reproduce, a name; that of run has a mark
 }  # fmt: skip
