@@ -192,8 +192,14 @@ def _grid(average: pd.DataFrame, axes: tuple[str, ...], metrics: Sequence[str]) 
     best = _best_first(average, metrics[0])
     keys = [*shown, "predictor"]
     firsts = {tuple(row) for row in best.groupby(keys).head(1)[[*keys, "confidence"]].to_numpy()}
+    place = {tuple(row): at for at, row in enumerate(best[[*keys, "confidence"]].to_numpy())}
+    first = {key: at for at, (key, _) in enumerate(average.groupby(keys, sort=False))}
+    groups = sorted(
+        average.groupby([*keys, "confidence"], sort=False),
+        key=lambda group: (first[group[0][:-1]], place[group[0]]),
+    )
     lines = []
-    for key, rows in average.groupby([*keys, "confidence"], sort=False):
+    for key, rows in groups:
         of = {str(row["metric"]): row for _, row in rows.iterrows()}
         cells = tuple(_cell(of[name], name) for name in metrics)
         lines.append(Line(tuple(map(str, key)), cells, tuple(key) in firsts))
