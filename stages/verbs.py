@@ -66,7 +66,8 @@ GROUPS = {
 
 def group_of(verb: str) -> str:
     """The group of a command in the help."""
-    return GROUPS.get(MODULES[verb].split(".")[1], APPLICATIONS)
+    package = MODULES[verb].removeprefix("stages.").partition(".")[0]
+    return GROUPS.get(package, APPLICATIONS)
 
 
 def stage_of(verb: str) -> type[Stage]:
