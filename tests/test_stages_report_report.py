@@ -33,7 +33,13 @@ from store.seal import sealed
 from store.verify import verify_artifact
 
 HOSTILE = "<script>alert('$x_1$')</script>|`"
-ALL = [name for name in FIGURES if name not in ("by-epoch", "accuracy-by-class")]
+ALL = [
+    name
+    for name, kind in FIGURES.items()
+    if name not in ("by-epoch", "accuracy-by-class")
+    and kind.part != "detections"
+    and "mutual_information" not in kind.needs
+]
 RESNET = {"network": "resnet18"}
 
 
