@@ -13,7 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.fields import Labelled
-from stages.data.class_names import numbers
 from stages.errors import InputError
 from stages.export.image_paths import check_images, image_path
 from stages.introspection.contenders import check_contenders, contenders_of
@@ -69,10 +68,8 @@ class Exported:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names of the network's outputs, from the model, else from the data set, else numbers."""
-        plan = FeaturePlan.of(self.feature_set.plan)
-        counted = numbers(self.feature_set.schema.array("logits").row_shape[0])
-        named = (plan.model.class_names, plan.source.class_names)
-        return next((n for n in named if len(n) == len(counted) and n != counted), counted)
+        n_classes = self.feature_set.schema.array("logits").row_shape[0]
+        return FeaturePlan.of(self.feature_set.plan).output_names(n_classes)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:

@@ -23,8 +23,7 @@ from stages.introspection.contenders import (
 )
 from stages.introspection.heads import Heads, labels_of
 from stages.introspection.predictors import factors
-from stages.introspection.preparation import check_preparation
-from stages.reflection.feature_plan import FeaturePlan
+from stages.introspection.preparation import check_preparation, check_same_network
 from stages.scores.known_scores import SCORES
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
@@ -173,14 +172,4 @@ class DetectFailures(Stage):
             factors(each.head)
         feature_set.require_usable()
         if training is not None:
-            _check_same_network(feature_set, training.require_usable())
-
-
-def _check_same_network(feature_set: FeatureSet, training: FeatureSet) -> None:
-    ours, theirs = (FeaturePlan.of(each.plan).model for each in (feature_set, training))
-    if ours.weights_sha256 != theirs.weights_sha256:
-        raise InputError(
-            f"--training {training.name}: made with the model '{theirs.name}' "
-            f"({theirs.weights_sha256[:12]}), expected '{ours.name}' "
-            f"({ours.weights_sha256[:12]}), with which {feature_set.name} was made"
-        )
+            check_same_network(feature_set, training.require_usable(), "--training")

@@ -14,6 +14,7 @@ from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
 from stages.introspection.heads import Fit, TrainingFeatures, fit_job, labels_of, model_name
+from stages.introspection.preparation import check_same_network
 from stages.reflection.feature_plan import FeaturePlan
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
@@ -78,7 +79,7 @@ class FitLaplace(Stage):
         plain = f"{model}-laplace-{self.structure}"
         name = workspace.output_name("head", self.name, plain, plain, plan)
         if validation is not None:
-            _check_same_network(feature_set, validation)
+            check_same_network(feature_set, validation, "--validation")
         return fit_job(
             store, name, plan, feature_set, lambda: self._fit(store, feature_set, validation)
         )
@@ -184,13 +185,3 @@ def _validation_loss(curvature: Full | Kronecker, validation: FeatureSet) -> Any
         )
     features, logits, labels = features[kept], logits[kept], labels[kept]
     return lambda prior: probit_nll(curvature.posterior(prior), features, logits, labels)
-
-
-def _check_same_network(feature_set: FeatureSet, validation: FeatureSet) -> None:
-    ours, theirs = (FeaturePlan.of(each.plan).model for each in (feature_set, validation))
-    if ours.weights_sha256 != theirs.weights_sha256:
-        raise InputError(
-            f"--validation {validation.name}: made with the model '{theirs.name}' "
-            f"({theirs.weights_sha256[:12]}), expected '{ours.name}' "
-            f"({ours.weights_sha256[:12]}), with which {feature_set.name} was made"
-        )

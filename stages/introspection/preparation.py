@@ -42,6 +42,17 @@ def check_model(feature_set: OfModel, artifact: Artifact) -> None:
         )
 
 
+def check_same_network(feature_set: OfModel, other: OfModel, option: str) -> None:
+    """Raise ``InputError`` if the features that an option names were made by another network."""
+    ours, theirs = (FeaturePlan.of(each.plan).model for each in (feature_set, other))
+    if ours.weights_sha256 != theirs.weights_sha256:
+        raise InputError(
+            f"{option} {other.name}: made with the model '{theirs.name}' "
+            f"({theirs.weights_sha256[:12]}), expected '{ours.name}' "
+            f"({ours.weights_sha256[:12]}), with which {feature_set.name} was made"
+        )
+
+
 def check_preparation(store: FeatureStore, found: OfModel, artifact: Artifact) -> None:
     """Raise ``InputError`` if a head was trained on images that were prepared differently.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.data.class_names import numbers
 from stages.data.resize import Resize
 from stages.sensing.card import ModelCard
 from stages.typed import known, typed
@@ -95,6 +96,12 @@ class FeaturePlan:
         params = stage.get("params")
         facts = params if isinstance(params, Mapping) else {}  # other programs write none of ours
         return typed(cls, {**facts, "source": source, "model": model}, what)
+
+    def output_names(self, n_classes: int) -> tuple[str, ...]:
+        """Names of the network's outputs, from the model, else from the data set, else numbers."""
+        counted = numbers(n_classes)
+        named = (self.model.class_names, self.source.class_names)
+        return next((n for n in named if len(n) == n_classes and n != counted), counted)
 
     @property
     def is_moved_by_odin(self) -> bool:
