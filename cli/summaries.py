@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.analysis import analyse
 from cli.conformity import conformal
+from cli.curation import curate
 from cli.estimation import estimate_accuracy
 from cli.learning import active_learn
 from cli.output import note
@@ -272,6 +273,7 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "evaluate": evaluate,
     "uncertainty": uncertainty,
     "detect-failures": detect_failures,
+    "curate": curate,
     "conformal": conformal,
     "estimate-accuracy": estimate_accuracy,
     "ood": ood,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stages.active_learning.keep_model import KeepModel
     from stages.analysis.analyse import Analyse
     from stages.conformal.conformal import Conformal
+    from stages.curation.curate import Curate
     from stages.data.corrupt import Corrupt
     from stages.data.registry import known_datasets, open_source
     from stages.errors import InputError, StageError
@@ -84,6 +85,7 @@ _HOMES = {
     "stages.failures.detect_failures": ("DetectFailures",),
     "stages.conformal.conformal": ("Conformal",),
     "stages.estimation.estimate_accuracy": ("EstimateAccuracy",),
+    "stages.curation.curate": ("Curate",),
     "stages.ood.ood": ("Ood",),
     "stages.ood.detect": ("Detect",),
     "stages.active_learning.active_learn": ("ActiveLearn",),
@@ -104,6 +106,7 @@ __all__ = [
     "Analyse",
     "Conformal",
     "Corrupt",
+    "Curate",
     "Detect",
     "DetectFailures",
     "DrawMaps",

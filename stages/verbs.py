@@ -28,6 +28,7 @@ MODULES: dict[str, str] = {
     "estimate-accuracy": "stages.estimation.estimate_accuracy",
     "ood": "stages.ood.ood",
     "detect-failures": "stages.failures.detect_failures",
+    "curate": "stages.curation.curate",
     "active-learn": "stages.active_learning.active_learn",
     "keep-model": "stages.active_learning.keep_model",
     "analyse": "stages.analysis.analyse",

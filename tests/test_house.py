@@ -39,6 +39,7 @@ APPLICATIONS = (
     "uncertainty",
     "failures",
     "quality",
+    "curation",
 )
 # The order of the packages of `stages`: one imports those before it. Those that serve all of them,
 # and what lies in `stages` itself, import none of them.

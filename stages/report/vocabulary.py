@@ -9,6 +9,7 @@ PAGES: dict[str, str] = {
     "ood": "stages.report.judged:DETECTION",
     "uncertainty": "stages.report.judged:UNCERTAINTY",
     "detect-failures": "stages.report.failure_page:FAILURES",
+    "curate": "stages.report.curation_page:CURATION",
     "active-learning-curves": "stages.report.learning:LEARNING",
     "evaluate-maps": "stages.report.faithfulness_page:FAITHFULNESS",
     "iqa": "stages.report.quality:QUALITY",
@@ -36,6 +37,10 @@ FIGURES = (
     # of failure detection
     "risk-coverage",
     "confidence-ranking",
+    # of curation
+    "confident-joint",
+    "issues-by-class",
+    "score-distribution",
     # of active learning
     "learning-curves",
     # of image quality

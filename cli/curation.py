@@ -1,0 +1,76 @@
+"""The printed summary of a curation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cli.comparison import page_of
+from cli.output import note, table
+from pipeline.stage import Made, Stage
+from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from stages.curation.curation_result import CurationCard
+
+N_ROWS, N_PAIRS = 10, 5
+"""Number of rows and of pairs of classes that are printed."""
+
+
+def curate(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]:  # Any: JSON
+    """The first rows, the classes that are confused most, and where the files are."""
+    from stages.curation.curation_result import JOINT, PAGE, CurationCard, suspected_pairs, top_of
+
+    result, card = made.output, CurationCard.of(made.output)
+    pairs = _pairs(suspected_pairs(result.read_frame(JOINT), N_PAIRS), card)
+    top, place = top_of(result), result.storage.location
+    share = card.issues / card.labelled if card.labelled else 0.0
+    if card.split == "train":
+        note(
+            "f was trained on these images: its features have seen the labels, so fewer errors "
+            "stand out than in new images"
+        )
+    lines = [
+        f"{card.title}: {card.issues:,} of {card.labelled:,} labelled rows are flagged as label "
+        f"errors ({share:.2%})",
+        f"first by {card.asked.by}: {card.definitions[card.asked.by]}",
+        table(_first(top, card.asked.by)),
+        *(["expected label errors by label and suggestion", table(pairs)] if pairs else []),
+        f"tables: {place}/{{ranked,classes,joint}}.parquet",
+        *([f"sheet: {place}/{PAGE}"] if PAGE in result.files() else []),
+        page_of(made.name),
+        *([f"copied to {made.copied[0].parent}"] if made.copied else []),
+    ]
+    return "\n".join(lines), {
+        "result": made.name,
+        "location": place,
+        "labelled": card.labelled,
+        "issues": card.issues,
+        "definitions": card.definitions,
+        "pairs": pairs,
+        "top": top.to_dict(orient="records"),
+        "copied": [str(path) for path in made.copied],
+    }
+
+
+def _first(top: pd.DataFrame, by: str) -> list[dict[str, Any]]:
+    lines = []
+    for row in top.head(N_ROWS).to_dict(orient="records"):
+        facts = {"sample": row["sample_id"], "label": row["label_name"]}
+        if by == "similarity":
+            facts["nearest"] = row["nearest_sample_id"]
+        else:
+            flag = "yes" if row["is_label_issue"] else ""
+            facts |= {"suggested": row["suggested_name"], "flagged": flag}
+        lines.append({**facts, by: f"{row[by]:.4g}"})
+    return lines
+
+
+def _pairs(pairs: pd.DataFrame, card: CurationCard) -> list[dict[str, Any]]:
+    names = card.class_names
+    return [
+        {"label": names[label], "suggested": names[other], "n_expected": n}
+        for label, other, n in pairs[["label", "class", "n_expected"]].to_numpy().tolist()
+    ]

@@ -1,0 +1,104 @@
+"""Results of the stage curate.
+
+``ranked.parquet`` has a row for each sample, in the order of the chosen score; ``classes.parquet``
+one for each class; ``joint.parquet`` the confident joint; ``neighbours.parquet`` the nearest rows
+of each row; ``sheet.html`` and ``sheet-*.png`` show the first rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from stages.typed import typed
+from store.artifacts import Artifact
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANKED, CLASSES, JOINT = "ranked.parquet", "classes.parquet", "joint.parquet"
+NEIGHBOURS = "neighbours.parquet"
+PAGE, PICTURE = "sheet.html", "sheet-{number}.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What determines a curation beside its feature sets.
+
+    Attributes:
+        by: score of the ranking.
+        top: number of rows on the sheet at most.
+        folds, seed: of the refits; 0 folds for f's own probabilities.
+        space: "features", "reflection" or "none".
+        loss: loss of the reflection; None for the others.
+        neighbours: number of nearest rows to list; 0 for none.
+    """
+
+    by: str
+    top: int
+    folds: int
+    seed: int
+    space: str
+    loss: str | None
+    neighbours: int
+
+
+@dataclass(frozen=True, slots=True)
+class CurationCard:
+    """The card of a curation, in its order.
+
+    Attributes:
+        features, against: feature sets of the rows, and of the rows that were searched for
+            neighbours if they are others.
+        model: name of the network.
+        split: split of the data set.
+        rows: number of rows; ``labelled`` of them have a label and did not fail.
+        issues: number of labelled rows that are flagged as label errors.
+        asked: the options.
+        class_names: names of the classes.
+        definitions: score -> its definition.
+        versions: library -> its version.
+        seconds: how long it took.
+    """
+
+    title: str
+    features: str
+    against: str | None
+    model: str
+    split: str | None
+    rows: int
+    labelled: int
+    issues: int
+    asked: Asked
+    class_names: tuple[str, ...]
+    definitions: Mapping[str, str]
+    versions: Mapping[str, str]
+    seconds: float
+
+    @classmethod
+    def of(cls, result: Artifact) -> Self:
+        """Read the card of a result; raises ``InputError`` if it is not in our format."""
+        return typed(cls, result.card(), f"card of result '{result.name}'")
+
+    @property
+    def is_same_set(self) -> bool:
+        """Whether neighbours are rows of the same set."""
+        return self.against is None
+
+
+def top_of(result: Artifact) -> pd.DataFrame:
+    """The first rows of the ranking, those of the sheet."""
+    from stages.curation.ranked_rows import top_rows
+
+    card = CurationCard.of(result)
+    ranked = result.read_frame(RANKED)
+    asked = card.asked
+    return top_rows(ranked, asked.by, asked.top, is_same_set=card.is_same_set)
+
+
+def suspected_pairs(joint: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The pairs of a label and another class with the most expected label errors."""
+    errors = joint[(joint["label"] != joint["class"]) & (joint["n_expected"] > 0)]
+    ordered = errors.sort_values("n_expected", ascending=False, kind="stable")
+    return ordered.head(n)
