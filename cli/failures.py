@@ -16,7 +16,7 @@ GAINS = ("aurc", "auroc_f")
 
 def failure_table(found: Failures) -> str:
     """The averages as a table, and where definitions and files are."""
-    from stages.failures.ranked import BASELINE
+    from stages.scores.known_scores import BASELINE
 
     card = found.card
     records = found.average.to_dict(orient="records")

@@ -99,9 +99,15 @@ def test_the_help_lists_all_formats_and_scores() -> None:
         ("--out no/x.csv", "--out no/x.csv: expected a file in an existing folder"),
         ("--out x.parquet --escape-formulas", "--escape-formulas is for CSV, found parquet"),
         ("--out x.csv --scores odin", "unknown score 'odin': choose from confidence"),
-        ("--out x.csv --where site=1", "--where site=1: expected COLUMN=VALUE, with one of"),
+        (
+            "--out x.csv --where site=1",
+            "--where site=1: expected COLUMN=VALUE, or another comparison",
+        ),
         ("--out x.csv --head f=warm", "expected a unique label for each, other than 'f'"),
-        ("--out x.csv --head near", "expected a trained network or a temperature, which have"),
+        (
+            "--out x.csv --head near",
+            "expected a trained network, a temperature or a Laplace approximation",
+        ),
         ("--out x.csv --head gone", "head 'gone' does not exist"),
         ("--out x.csv --samples no.csv", "no.csv: cannot be read (No such file or directory)"),
         ("--out x.json --format fiftyone", "--format fiftyone: expected --images"),

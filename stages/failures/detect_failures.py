@@ -14,7 +14,6 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, Resamples
 from stages.errors import InputError
-from stages.failures.ranked import BASELINE
 from stages.introspection.contenders import (
     Contender,
     check_contenders,
@@ -22,9 +21,8 @@ from stages.introspection.contenders import (
     planned_heads,
 )
 from stages.introspection.heads import Heads, labels_of
-from stages.introspection.predictors import factors
 from stages.introspection.preparation import check_preparation, check_same_network
-from stages.scores.known_scores import SCORES
+from stages.scores.known_scores import BASELINE, SCORES
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
@@ -156,6 +154,8 @@ class DetectFailures(Stage):
         contenders: Sequence[Contender],
         training: FeatureSet | None,
     ) -> None:
+        from stages.introspection.predictors import factors
+
         check_contenders(contenders)
         if taken := [each.label for each in contenders if each.label in self.names]:
             raise InputError(

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.make import Output
-from stages.failures.ranked import BASELINE, Confidence, Ranked, RankedTables, ranked
+from stages.failures.ranked import Confidence, Ranked, RankedTables, ranked
 from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import head_card
@@ -26,7 +26,7 @@ from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE, SELECTIVE, STATISTICS
 from stages.reflection.feature_plan import FeaturePlan
 from stages.scores.factors import TrainingRows
-from stages.scores.known_scores import SCORES, Kind
+from stages.scores.known_scores import BASELINE, SCORES, Kind
 from stages.scores.predictor import (
     Predictor,
     head_predictors,

@@ -24,14 +24,12 @@ from stages.metrics.definitions import REFERENCE
 from stages.metrics.finite import finite_rows
 from stages.metrics.selective import SELECTIVE_METRICS, risk_curve, risks_at
 from stages.reflection.reduction import Group, each_shard, rows_by_group
+from stages.scores.known_scores import BASELINE
 from store.featureset import FeatureSet
 from store.shards import Shard
 
 COVERAGE_STEPS = np.arange(1, 101) / 100
 """Coverages of the stored curves."""
-
-BASELINE = "msp"
-"""Confidence of f to which gains are relative."""
 
 _RESAMPLES_AT_ONCE = 50
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from stages.errors import InputError
 from stages.failures.failure_result import Failures, open_failures
-from stages.failures.ranked import BASELINE
 from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.metrics.definitions import REFERENCE
 from stages.report.comparison import (
@@ -36,6 +35,7 @@ from stages.report.results import Entry, varying
 from stages.report.svg import svg_of
 from stages.report.tables import sign_of
 from stages.report.vocabulary import FAILURE_METRICS
+from stages.scores.known_scores import BASELINE
 from store.catalog import FeatureStore
 
 CURVES, RANKING = "risk-coverage", "confidence-ranking"

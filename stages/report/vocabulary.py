@@ -68,7 +68,7 @@ COLUMNS = (
     *("label", "class"),
     *("n_rows", "n_correct", "confidence_sum", "bin", "share", "confidence"),
     *("strategy", "kind", "test", "round", "labelled"),
-    *("metric", "mean", "std", "low", "high", "min", "max", "difference", "verdict"),
+    *("metric", "mean", "std", "low", "high", "min", "max", "difference", "verdict", "clean"),
     *("gain", "gain_low", "gain_high", "paper", "paper_gain", "paper_dataset", "paper_note"),
     *DEFINITIONS,
     *DETECTION,

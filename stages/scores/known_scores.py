@@ -208,6 +208,9 @@ SCORES: dict[str, Kind] = {
 DETECTORS: dict[str, Kind] = {name: kind for name, kind in SCORES.items() if name != "confidence"}
 """Those by which images are detected; `msp` orders rows as the confidence does, without ties."""
 
+BASELINE = "msp"
+"""The confidence of f to which gains of others are relative."""
+
 PLAIN: dict[str, Score] = {
     name: kind.score
     for name, kind in SCORES.items()
