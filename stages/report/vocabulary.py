@@ -74,6 +74,7 @@ COLUMNS = (
     *DETECTION,
     *INFORMATION,
     *SELECTIVE,
-    *("coverage", "risk"),
+    *("coverage", "risk", "clean"),
+    *("n_issues", "threshold", "commonest"),
 )
 """Columns of results and reports: an axis cannot have one of these names."""
