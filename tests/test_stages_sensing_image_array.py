@@ -52,6 +52,18 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_folder_that_takes_no_scratch_file_is_refused(scratch, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(scratch / "missing"))
+    with pytest.raises(ResourceError, match=r"missing cannot hold a scratch file .*: set TMPDIR"):
+        read_labelled(Noise())
+
+
+def test_a_disk_that_fills_up_is_an_error_before_the_first_image(scratch, monkeypatch):
+    monkeypatch.setattr(image_array, "free_space", lambda _: 2**70)
+    with pytest.raises(ResourceError, match="cannot hold a scratch file"):
+        image_array.image_array((2**31, 2**10, 2**10, 3), "noise", lambda _: None)
+
+
 def trained(state: TrainState | None = None, first: int = 0, last: int = 3) -> bytes:
     stage = SensingTraining("m", PARAMS, Noise(), Noise(20))
     state = state or stage.start()

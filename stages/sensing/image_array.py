@@ -35,7 +35,7 @@ def image_array(
         note: called with a line that says that a scratch file is used, and where it is.
 
     Raises:
-        ResourceError: neither the memory nor the disk has room.
+        ResourceError: neither the memory nor the disk has room, or the folder cannot be written to.
     """
     n_bytes, free = int(np.prod(shape, dtype=np.int64)), free_bytes()
     if n_bytes <= HELD_SHARE * free:
@@ -48,9 +48,18 @@ def image_array(
             f"{why}, and {folder} has {gib(room)} for a scratch file: set TMPDIR to a folder with "
             "more room, or use a smaller --image-size"
         )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Without its blocks, a file on a disk that fills up later would end the process.
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+            images = np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        raise ResourceError(
+            f"{why}, and {folder} cannot hold a scratch file ({error.strerror}): set TMPDIR to a "
+            "folder with room, or use a smaller --image-size"
+        ) from error
     note(f"{why}; they are kept in a scratch file in {folder}")
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+    return images
 
 
 def scratch_folder() -> Path:
