@@ -15,6 +15,8 @@ from small_data import CLASSES, digits, write_npz_set
 
 from pipeline.workspace import Workspace
 from stages.data.registry import SourceSpec
+from stages.errors import InputError
+from stages.ood.detect import Detect
 from stages.sensing.build import build_network
 from stages.sensing.train_sensing import TrainSensing
 from store.catalog import FeatureStore
@@ -171,6 +173,25 @@ def test_stretched_photographs_are_not_compared_with_cropped_ones(
         assert "those of loose-photos are cropped (bilinear-antialias shorter side ->32" in said
         assert "import or train the model again under another name, which then has one rule" in said
     assert files_in(store.location) == before
+
+
+def test_a_step_of_a_recipe_refuses_stored_photographs_of_two_shapes(
+    run: Run, store: FeatureStore, made: Path
+) -> None:
+    import_as_before(store, sorted(CLASSES))
+    for name in ("photos", "squares", "loose-photos"):
+        run(f"extract --executor local --dataset {name} --model net")
+    workspace = Workspace(store, str(made))
+
+    def check(inside: str) -> None:
+        stage = Detect(features=f"{inside}@net", against="loose-photos@net", heads=())
+        stage.job(workspace).check()
+
+    check("squares")
+    with pytest.raises(
+        InputError, match=r"images of photos are stretched .* loose-photos are crop"
+    ):
+        check("photos")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.data.resize import ONE_LAYOUT
-from stages.data.source import ImageSource
+from pipeline.workspace import Workspace
+from stages.data.opened import opened
+from stages.data.planned_images import planned_images
+from stages.data.resize import ONE_LAYOUT, shape_after
+from stages.data.source import ImageSource, planned_source
 from stages.data.stored_sizes import shape_of
 from stages.errors import InputError
 from stages.ood.overlap import check_apart
+from store.featureset import FeatureSet
 
 
 def check_comparable(inside: ImageSource, outsides: Sequence[ImageSource]) -> None:
@@ -19,6 +23,20 @@ def check_comparable(inside: ImageSource, outsides: Sequence[ImageSource]) -> No
     """
     _check_shapes(inside, outsides)
     check_apart(inside, outsides)
+
+
+def check_shapes_of(workspace: Workspace, inside: FeatureSet, outside: FeatureSet) -> None:
+    """Check stored sets whose model left the rule to the layout, as older versions did.
+
+    Raises:
+        InputError: the images of one set were stretched and those of the other cropped, or the
+            images, which would show whether they are square, are not found.
+    """
+    planned = [each.plan["inputs"]["source"] for each in (inside, outside)]
+    if {shape_after(planned_source(each).resize) for each in planned} != {"stretched", "cropped"}:
+        return
+    ours, theirs = (opened(workspace, planned_images(workspace, each, None)) for each in planned)
+    _check_shapes(ours, [theirs])
 
 
 def _check_shapes(inside: ImageSource, outsides: Sequence[ImageSource]) -> None:

@@ -18,6 +18,7 @@ from stages.data.registry import DEFAULT_IMAGE_SIZE
 from stages.data.resize import Resize
 from stages.introspection.contenders import Contender, contenders_of, planned_heads
 from stages.introspection.heads import Heads
+from stages.ood.comparable import check_shapes_of
 from stages.ood.overlap import check_apart
 from stages.ood.sides import Sides, check_heads, check_sides, plan_of
 from stages.reflection.extract import Extract
@@ -106,8 +107,15 @@ class Detect(Stage):
             names = [self.odin_features or "", self.odin_against or ""]
         if detector.fit is not None:
             names.append(self.training or "")
-        sides = Sides(*map(store.open, names))
-        return self.job_of(store, sides, contenders_of(store, sides.inside, self.heads))
+        sets = [store.open(name) for name in names]
+        sides = Sides(*sets)
+        job = self.job_of(store, sides, contenders_of(store, sides.inside, self.heads))
+
+        def check() -> None:
+            job.check()
+            check_shapes_of(workspace, sets[0], sets[1])
+
+        return replace(job, check=check)
 
     def job_of(
         self,
