@@ -91,7 +91,7 @@ def test_f_alone_predicts_as_beside_a_head(home: Path) -> None:
     alone = predict(open_f(store_of(home), "cnn2"), files)
     beside = predict(open_introspective(store_of(home), "temperature"), files)
 
-    pd.testing.assert_frame_equal(alone, beside.drop(columns=["H_label", "H_confidence"]))
+    pd.testing.assert_frame_equal(alone, beside.drop(columns=["T_label", "T_confidence"]))
 
 
 HEADS = ["h-reflection", "h-features", "h-features+logits", "temperature", "full", "kfac"]

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from stages.data.source import planned_source
 from stages.errors import InputError
+from stages.introspection.contenders import LABELS
 from stages.introspection.head_card import (
     FittedLaplace,
     FittedTemperature,
@@ -71,6 +72,11 @@ class Introspective(nn.Module):
     def resize(self) -> str | None:
         """How the training images were resized; ``None`` if that is not known."""
         return self.facts.get("resize")
+
+    @property
+    def label(self) -> str:
+        """Label of the head in tables: H for a trained head, T for a temperature, ..."""
+        return LABELS.get(self.facts["predictor"], "H")
 
     @property
     def last(self) -> str:

@@ -69,9 +69,10 @@ def predict(
 
     Returns:
         One row per file, in the same order: ``image``, ``f_label``, ``f_confidence``, with a head
-        ``H_label`` and ``H_confidence``, and ``status``, which is "ok" or the reason why there is
-        no prediction: the file could not be read, or logits are not finite. Then the labels are
-        None and the confidences NaN.
+        ``H_label`` and ``H_confidence`` (``T_`` for a temperature, ``L_`` for a Laplace
+        approximation), and ``status``, which is "ok" or the reason why there is no prediction: the
+        file could not be read, or logits are not finite. Then the labels are None and the
+        confidences NaN.
     """
     parts = []
     for start in range(0, len(files), batch_rows):
@@ -132,7 +133,8 @@ def _rows_of(introspective: Introspective, files: Sequence[Path]) -> pd.DataFram
         row: why.removeprefix(f"{printable_line(names[row])}: ") for row, why in read.failed.items()
     }
     reasons: dict[int, str] = {}
-    for (name, of), logits in zip((("f", "network"), ("H", "head")), found, strict=False):
+    predictors = (("f", "network"), (introspective.label, "head"))
+    for (name, of), logits in zip(predictors, found, strict=False):
         answers = logits.cpu().numpy()
         failed = why_not_finite({"logits": answers}, of) | unread
         labels, confidences = _answers(introspective, answers, failed)
