@@ -39,8 +39,10 @@ MAX_REASON = 100
 MAX_SEARCHED = 1_000
 """Characters of a reason that are compared; the pattern takes the square of their number."""
 
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|0x[0-9a-fA-F]+|\d+")
-"""Parts of a reason that vary between rows: names, paths, addresses, numbers."""
+_VARYING = re.compile(
+    r"(?P<limit>\bexpected at (?:least|most) [\dx,]+)|'[^']*'|\"[^\"]*\"|\S*/\S*|0x[0-9a-fA-F]+|\d+"
+)
+"""Parts of a reason that vary between rows: names, paths, addresses, numbers but limits."""
 
 _ID = "sample_id"
 
@@ -80,7 +82,8 @@ class Failures:
         """One line: how many rows failed, and the most common reasons with an example each."""
         common = sorted(self.counts, key=lambda reason: (-self.counts[reason], reason))
         reasons = [
-            f"{self.counts[reason]:,} x {_shortened(reason)} (first: {self.examples[reason]})"
+            f"{self.counts[reason]:,} x {_shortened(reason)} "
+            f"(first: {_shortened(self.examples[reason])})"
             for reason in common[:N_REASONS]
         ]
         if len(common) > N_REASONS:
@@ -202,8 +205,11 @@ def _reason(reason: str, sample: str) -> str:
 
     >>> _reason("a/1.png: cannot identify image file '/data/a/1.png'", "a/1.png")
     'cannot identify image file ...'
+    >>> _reason("a/1.png: 30x30 pixels, expected at least 176x176", "a/1.png")
+    '...x... pixels, expected at least 176x176'
     """
-    return _VARYING.sub("...", reason.removeprefix(f"{sample}: ")[:MAX_SEARCHED])
+    text = reason.removeprefix(f"{sample}: ")[:MAX_SEARCHED]
+    return _VARYING.sub(lambda found: found["limit"] or "...", text)
 
 
 def _shortened(reason: str) -> str:

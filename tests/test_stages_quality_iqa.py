@@ -178,7 +178,7 @@ def test_the_same_command_computes_nothing_again(
     )
     monkeypatch.setattr("stages.quality.scoring.Scoring.compute", None)
     assert make_in(store, stage).name == name
-    other = stage.model_copy(update={"resamples": 100})  # another result of the same scores
+    other = stage.model_copy(update={"seed": 1})  # another result of the same scores
     made = make_in(store, other)
     assert made.name != name
     assert (
@@ -231,7 +231,7 @@ def write_pairs(folder: Path, rows: list[str], header: str = "reference,distorte
 def test_pairs_that_cannot_be_compared_are_failed_rows_with_a_reason(
     tmp_path: Path, store: FeatureStore, weights: Path
 ) -> None:
-    broken = ["broken.png", "missing.png", "wide.png", "flat.png"]
+    broken = ["broken.png", "missing.png", "wide.png", "flat.png", "deep.png", "nul\0.png"]
     rows = [f"clean.png,{name},1" for name in broken]
     rows += [f"clean.png,noisy-{level}.png,{9 - level}" for level in range(1, 9)]
     rows += ["nowhere.png,noisy-1.png,3", "tiny.png,tiny.png,5"]
@@ -239,6 +239,7 @@ def test_pairs_that_cannot_be_compared_are_failed_rows_with_a_reason(
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
     save(tmp_path / "wide.png", photograph(0, (64, 72)))
     save(tmp_path / "flat.png", np.full((64, 64, 3), 7, np.uint8))
+    Image.fromarray(np.full((64, 64), 9, np.uint16)).save(tmp_path / "deep.png")
     save(tmp_path / "tiny.png", photograph(0, (12, 12)))
     made = make_in(
         store, Iqa(pairs=str(path), measures=("psnr", "unique"), weights=str(weights), resamples=0)
@@ -251,12 +252,14 @@ def test_pairs_that_cannot_be_compared_are_failed_rows_with_a_reason(
         "wide.png": "64x72 pixels, expected 64x64, the size of its reference",
         "flat.png": "unique: all its patches are equal",
         "tiny.png": "unique: 6x6 pixels at half size",
+        "deep.png": "more than 8 bits a channel",
+        "nul\0.png": "embedded null byte",
     }.items():
         assert reason in frame.loc[name, "status"], name
-    assert "reference nowhere.png does not exist" in frame["status"].iloc[12]
+    assert "reference nowhere.png does not exist" in frame["status"].iloc[14]
     assert np.isfinite(frame.loc["flat.png", "psnr"])
     assert np.isnan(frame.loc["flat.png", "unique"])
-    assert QualityCard.of(made.output).n_failed == 6
+    assert QualityCard.of(made.output).n_failed == 8
     counts = read_table(made.output, "agreement").groupby("measure")["n_pairs"].first()
     assert counts.to_dict() == {"psnr": 9, "unique": 8}  # 8 and flat.png; equal images are infinite
 
@@ -292,6 +295,14 @@ MANIFESTS = {
         "a.png,b.png,good",
     ),
     "row 1 has no distorted, expected a path": ("reference,distorted,mos", "a.png,,1"),
+    "pairs 1 and 2 are the same, a.png and b.png": ("reference,distorted", "a.png,b.png\n" * 2),
+    "a.png and b.png, has a standard deviation of -1": (
+        "reference,distorted,std",
+        "a.png,b.png,-1",
+    ),
+    "level 1.5, expected a whole number": ("reference,distorted,level", "a.png,b.png,1.5"),
+    "level 1e+300, expected a whole number": ("reference,distorted,level", "a.png,b.png,1e300"),
+    "pairs.csv: expected a pair per row": ("reference,distorted", ""),
 }
 
 
@@ -311,6 +322,7 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path, refused: Refusal, me
         ("--pairs p.csv --weights w.mat", "have no effect without the measure unique"),
         ("--pairs p.csv --measure fsim", "expected one of psnr, ssim"),
         ("--pairs nowhere.csv", "no such file"),
+        ("--pairs folder.csv", "expected a regular file, found a folder"),
         ("--dataset nowhere", "no such folder"),
         ("--pairs p.csv --measure unique --weights no.mat", "weights no.mat: no such file"),
     ],
@@ -319,6 +331,7 @@ def test_options_that_do_not_fit_are_refused(
     tmp_path: Path, refused: Refusal, words: str, message: str
 ) -> None:
     (tmp_path / "p.csv").write_text("reference,distorted\na.png,b.png\n")
+    (tmp_path / "folder.csv").mkdir()
     found = refused("iqa", *words.split())
     assert message in found.replace(f"{tmp_path}/", "")
 
@@ -397,6 +410,11 @@ def test_a_folder_without_photographs_is_refused(tmp_path: Path, store: FeatureS
     Image.new("RGB", (4, 4)).save(tmp_path / "empty" / "small.png")
     with pytest.raises(InputError, match="none of 1 images can be read and is at least 8x8"):
         make_in(store, TrainQuality(images=str(tmp_path / "empty")))
+    save(tmp_path / "empty" / "flat.png", np.full((16, 16, 3), 7, np.uint8))
+    with pytest.raises(InputError, match=r"all 100 patches are equal, expected photographs"):
+        make_in(store, TrainQuality(images=str(tmp_path / "empty")))
+    with pytest.raises(InputError, match="expected at most 1,048,576: use fewer"):
+        make_in(store, TrainQuality(images=str(tmp_path / "empty"), patches=2**20))
 
 
 # Reports

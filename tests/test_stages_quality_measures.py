@@ -54,7 +54,7 @@ def test_ssim_is_that_of_a_loop_over_windows() -> None:
 
 @pytest.mark.parametrize("name", ["psnr", "ssim", "ms-ssim", "vif"])
 def test_more_noise_has_a_lower_score(name: str) -> None:
-    values = [score(name, IMAGE, noisy(IMAGE, level)) for level in (1, 3, 6)]
+    values = [score(name, IMAGE, noisy(IMAGE, level)) for level in (1, 6)]
     assert values == sorted(values, reverse=True)
 
 

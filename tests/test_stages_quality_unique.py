@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.io import savemat
 
 from stages.errors import InputError
-from stages.quality import autoencoder
+from stages.quality import autoencoder, matlab
 from stages.quality.autoencoder import (
     Autoencoder,
     Penalties,
@@ -201,10 +201,10 @@ def test_the_matlab_file_is_read_in_column_major_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"W": np.zeros((400, 192))}, "found the arrays W"),
-        ({"optTheta": np.zeros((9, 1))}, r"found \(9, 1\)"),
+        ({"W": np.zeros((400, 192))}, "found no optTheta but W"),
+        ({"optTheta": np.zeros((9, 1))}, r"optTheta is \[9, 1\] float64, expected a vector"),
         ({"optTheta": np.full((154_192, 1), np.nan)}, "not finite"),
-        (None, "expected a MATLAB file with the vector optTheta of 154,192 numbers"),
+        (None, "expected a MATLAB file with optTheta"),
     ],
 )
 def test_another_matlab_file_is_refused(
@@ -214,6 +214,38 @@ def test_another_matlab_file_is_refused(
     path.write_bytes(b"nothing") if content is None else savemat(path, content)
     with pytest.raises(InputError, match=message):
         read_weights(path)
+
+
+def test_a_matlab_file_that_unpacks_to_much_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w.mat"
+    savemat(path, {"optTheta": np.zeros((154_192, 1))}, do_compression=True)
+    assert not read_weights(path).w1.any()
+    monkeypatch.setattr(matlab, "MOST_BYTES", 2**20)  # 1.2 MB, which compress to a few kB
+    with pytest.raises(InputError, match="an array unpacks to more than 1,048,576 bytes"):
+        read_weights(path)
+
+
+def test_a_matlab_file_with_an_array_twice_or_of_matlab_7_3_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.mat"
+    savemat(path, {"optTheta": np.zeros((2, 1))})
+    data = path.read_bytes()
+    path.write_bytes(data + data[128:])
+    with pytest.raises(InputError, match="found optTheta twice"):
+        read_weights(path)
+    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(512))
+    with pytest.raises(InputError, match="save it in MATLAB with -v7"):
+        read_weights(path)
+
+
+def test_weights_without_units_or_with_huge_values_are_refused(model: Autoencoder) -> None:
+    none = Autoencoder(model.w1[:0], model.b1[:0], model.w2[:, :0], model.b2)
+    with pytest.raises(InputError, match=r"w1 is \[0, 192\] float64, expected \[hidden units, 192"):
+        decoded_weights(encoded(none), "weights x")
+    huge = Autoencoder(model.w1 * 1e300, model.b1, model.w2, model.b2)
+    with pytest.raises(InputError, match="w1 has values that are not finite or exceed 1,000,000"):
+        decoded_weights(encoded(huge), "weights x")
 
 
 def test_weights_of_other_shapes_are_refused(model: Autoencoder) -> None:

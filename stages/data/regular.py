@@ -31,8 +31,8 @@ def size_of_regular(path: Path) -> int:
     """Size of a regular file in bytes; -1 for anything else, or if it cannot be accessed."""
     try:
         facts = path.stat()
-    except OSError:
-        return -1  # such as a broken link: its row fails when it is read
+    except (OSError, ValueError):
+        return -1  # such as a broken link, or a NUL in its name: its row fails when it is read
     return facts.st_size if stat.S_ISREG(facts.st_mode) else -1
 
 

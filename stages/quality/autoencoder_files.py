@@ -11,10 +11,14 @@ from stages.data.arrays import check_memory
 from stages.data.regular import refused, require_regular
 from stages.errors import DataNotFoundError, InputError
 from stages.quality.autoencoder import N_HIDDEN, NAMES, Autoencoder
+from stages.quality.matlab import read_arrays
 from stages.quality.patches import PATCH_VALUES, Floats
 
 WEIGHTS_KEY = "weights.safetensors"
 """File of a quality model in the store."""
+
+MOST_WEIGHT = 1e6
+"""Largest weight, far above those of training, with which no score overflows."""
 
 _THETA = 2 * N_HIDDEN * PATCH_VALUES + N_HIDDEN + PATCH_VALUES
 
@@ -37,7 +41,11 @@ def decoded_weights(data: bytes, where: str) -> Autoencoder:
 
     try:
         arrays = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise InputError(
+            f"{where}: has values of type {error.args[0]}, expected F32 or F64"
+        ) from error
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"{where}: not a complete safetensors file ({error})") from error
     return _checked(arrays, where)
 
@@ -47,8 +55,7 @@ def read_weights(path: str | Path) -> Autoencoder:
 
     Of a MATLAB file only the numeric vector ``optTheta`` is read, which holds all weights:
     ``w1 [400, 192]`` and ``w2 [192, 400]`` in column-major order, then ``b1`` and ``b2``. No code
-    of the file runs: `scipy.io.loadmat` parses numbers, and files in the HDF5 format of MATLAB 7.3
-    are refused.
+    of the file runs (`read_arrays`).
 
     Raises:
         DataNotFoundError: no such file.
@@ -60,7 +67,7 @@ def read_weights(path: str | Path) -> Autoencoder:
     with refused(path):
         require_regular(path)
         if path.suffix.lower() == ".mat":
-            return _from_theta(_theta_in(path))
+            return _from_theta(_theta_in(path), f"weights {path}")
         check_memory(path.stat().st_size, path)
         return decoded_weights(path.read_bytes(), f"weights {path}")
 
@@ -75,30 +82,21 @@ def content_of(model: Autoencoder) -> str:
 
 
 def _theta_in(path: Path) -> Floats:
-    from scipy import io
-
-    expected = f"expected a MATLAB file with the vector optTheta of {_THETA:,} numbers"
-    try:
-        shapes = {name: shape for name, shape, _ in io.whosmat(path)}
-        if sorted(shapes.get("optTheta", ())) != [1, _THETA]:
-            found = shapes.get("optTheta", f"the arrays {', '.join(sorted(shapes)) or 'none'}")
-            raise InputError(f"weights {path}: {expected}, found {found}")
-        theta = np.asarray(io.loadmat(path, variable_names=("optTheta",))["optTheta"])
-    except InputError:
-        raise
-    except Exception as error:  # scipy raises nearly anything on a broken file
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"weights {path}: {expected} ({why})") from error
-    if theta.dtype.kind not in "fiu" or not np.isfinite(theta).all():
-        raise InputError(f"weights {path}: {expected}, found values that are not finite numbers")
+    theta = np.asarray(read_arrays(path, ("optTheta",))["optTheta"])
+    if sorted(theta.shape) != [1, _THETA] or theta.dtype.kind not in "fiu":
+        raise InputError(
+            f"weights {path}: optTheta is {list(theta.shape)} {theta.dtype}, expected a vector of "
+            f"{_THETA:,} numbers"
+        )
     return theta.astype(np.float64).ravel()
 
 
-def _from_theta(theta: Floats) -> Autoencoder:
+def _from_theta(theta: Floats, where: str) -> Autoencoder:
     n = N_HIDDEN * PATCH_VALUES
     w1 = theta[:n].reshape(N_HIDDEN, PATCH_VALUES, order="F")
     w2 = theta[n : 2 * n].reshape(PATCH_VALUES, N_HIDDEN, order="F")
-    return Autoencoder(w1, theta[2 * n : 2 * n + N_HIDDEN], w2, theta[2 * n + N_HIDDEN :])
+    b1, b2 = np.split(theta[2 * n :], [N_HIDDEN])
+    return _checked(dict(zip(NAMES, (w1, b1, w2, b2), strict=True)), where)
 
 
 def _checked(arrays: dict[str, np.ndarray], where: str) -> Autoencoder:
@@ -116,9 +114,14 @@ def _checked(arrays: dict[str, np.ndarray], where: str) -> Autoencoder:
     }
     for name, shape in shapes.items():
         found = arrays[name]
-        if found.shape != shape or found.dtype.kind != "f" or not np.isfinite(found).all():
+        if found.shape != shape or found.dtype.kind != "f" or n_hidden == 0:
             raise InputError(
-                f"{where}: {name} is {list(found.shape)} {found.dtype}, expected {list(shape)} "
-                "finite floats"
+                f"{where}: {name} is {list(found.shape)} {found.dtype}, expected "
+                f"{list(shape) if n_hidden else '[hidden units, 192]'} floats"
+            )
+        if not (np.abs(found) <= MOST_WEIGHT).all():  # NaN included
+            raise InputError(
+                f"{where}: {name} has values that are not finite or exceed {MOST_WEIGHT:,.0f}, "
+                "expected weights of a trained autoencoder"
             )
     return Autoencoder(*(arrays[name].astype(np.float64) for name in NAMES))

@@ -109,7 +109,10 @@ def _by_patches(name: str) -> Compare:
         assert model is not None  # `require_model`
         found = UNIQUES[name](model, reference.patches, distorted.patches)
         if np.isnan(found):
-            raise ValueError("its features are constant, expected an image with some structure")
+            raise ValueError(
+                "its features are constant, expected images with some structure and weights of a "
+                "trained autoencoder"
+            )
         return float(found**POWER)
 
     return compare

@@ -1,4 +1,4 @@
-"""Files of data sets of image quality: names in any case, lists, and MATLAB arrays."""
+"""Files of data sets of image quality: names in any case, and lists."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.data.listing import images_below
-from stages.data.regular import refused, require_regular
+from stages.data.regular import refused
 from stages.errors import DataNotFoundError, InputError
-
-MOST_LIST_BYTES = 64 * 2**20
-"""Largest file that is read as a list."""
+from stages.quality.matlab import check_size
 
 
 class Names:
@@ -50,7 +48,7 @@ def require(folder: Path, name: str) -> Path:
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that are not empty."""
-    check_list(path)
+    check_size(path)
     with refused(path):
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     return [line for line in text.splitlines() if line.strip()]
@@ -65,28 +63,3 @@ def number(value: Any, where: str) -> float:  # Any: a cell of a table
     if not isfinite(found):
         raise InputError(f"{where} has the score {value!r}, expected a finite number")
     return found
-
-
-def mat_arrays(path: Path, names: tuple[str, ...], more: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Arrays of a MATLAB file: those of ``names`` must exist. Any: numpy arrays of any type."""
-    from scipy import io
-
-    check_list(path)
-    try:
-        found: dict[str, Any] = io.loadmat(path, variable_names=(*names, *more))
-    except Exception as error:  # scipy raises nearly anything on a broken file
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{path}: expected a MATLAB file with {', '.join(names)} ({why})"
-        ) from error
-    if missing := [name for name in names if name not in found]:
-        raise InputError(f"{path}: expected {', '.join(names)}, found no {missing[0]}")
-    return found
-
-
-def check_list(path: Path) -> None:
-    """Raise ``InputError`` for anything but a regular file of at most `MOST_LIST_BYTES`."""
-    with refused(path):
-        require_regular(path)
-        if (n_bytes := path.stat().st_size) > MOST_LIST_BYTES:
-            raise InputError(f"{path}: {n_bytes:,} bytes, expected at most {MOST_LIST_BYTES:,}")

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from math import nan, sqrt
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from stages.data.listing import images_below
 from stages.errors import DataNotFoundError, InputError
+from stages.quality.matlab import MOST_BYTES, check_size, read_arrays
 from stages.quality.opinion_files import (
     Names,
-    check_list,
     child,
     lines_of,
-    mat_arrays,
     number,
     require,
 )
@@ -40,6 +40,9 @@ CSIQ_TAGS: Mapping[str, str] = {
     "jpeg 2000": "jpeg2000",
 }
 """Distortion in the table -> what file names call it, in ``<image>.<tag>.<level>.png``."""
+
+MOST_ROWS, MOST_COLUMNS = 10_000, 100
+"""Rows and columns of a sheet that are read; CSIQ's has 900 rows."""
 
 KADID_TABLE, KADID_COLUMNS = "dmos.csv", ("dist_img", "ref_img", "dmos", "var")
 
@@ -127,7 +130,7 @@ def kadid10k(folder: Path) -> Pairs:
         mos, variance = (number(row[key], f"{path}: line {at}") for key in ("dmos", "var"))
         kind, level = _kind_and_level(str(row["dist_img"]))
         files = (names[str(row["ref_img"])], names[str(row["dist_img"])])
-        pairs.append(Pair(*files, mos, sqrt(max(variance, 0)), kind, level))
+        pairs.append(Pair(*files, mos, _root(variance), kind, level))
     return Pairs("kadid10k", folder, tuple(pairs), "KADID-10k", "MOS, 1 to 5, higher is better")
 
 
@@ -167,8 +170,8 @@ def _kind_and_level(name: str) -> tuple[str, int]:
 def _live_part(folder: Path, part: str) -> Iterator[Pair]:
     """The pairs of one part; ``ref4dist`` counts references from 1."""
     place = require(folder, part)
-    lists = mat_arrays(require(place, LIVE_LISTS), ("distimgs", "refimgs", "ref4dist"))
-    scores = mat_arrays(require(place, LIVE_SCORES), ("DMOSscores",), ("dist_diffscores",))
+    lists = read_arrays(require(place, LIVE_LISTS), ("distimgs", "refimgs", "ref4dist"))
+    scores = read_arrays(require(place, LIVE_SCORES), ("DMOSscores",), ("dist_diffscores",))
     distorted, references = _texts(lists["distimgs"]), _texts(lists["refimgs"])
     of_distorted = [int(each) for each in lists["ref4dist"].ravel()]
     dmos = [float(each) for each in scores["DMOSscores"].ravel()]
@@ -205,6 +208,19 @@ def _over_subjects(scores: Any, n: int) -> list[float]:  # Any: an array, or Non
     return [float(each) for each in np.where(rated > 1, std, nan)]
 
 
+def _root(variance: float) -> float:
+    """Standard deviation; a negative variance stays negative, which `Pairs` refuses."""
+    return sqrt(variance) if variance >= 0 else variance
+
+
+def _check_workbook(path: Path) -> None:
+    """Raise ``InputError`` for a workbook that unpacks to more than `MOST_BYTES`."""
+    with ZipFile(path) as archive:
+        n_bytes = sum(part.file_size for part in archive.infolist())
+    if n_bytes > MOST_BYTES:
+        raise InputError(f"{path}: unpacks to {n_bytes:,} bytes, expected at most {MOST_BYTES:,}")
+
+
 def _csiq_rows(path: Path) -> Iterator[dict[str, Any]]:  # Any: cells of a sheet
     """The rows of the sheet with all images, below the row with the names of the columns."""
     try:
@@ -213,11 +229,15 @@ def _csiq_rows(path: Path) -> Iterator[dict[str, Any]]:  # Any: cells of a sheet
         raise InputError(
             f"{path}: reading it needs openpyxl, which is not installed: pip install '.[quality]'"
         ) from error
-    check_list(path)
+    check_size(path)
     try:
+        _check_workbook(path)
         book = load_workbook(path, read_only=True, data_only=True)
-        table = [list(row) for row in book[CSIQ_SHEET].iter_rows(values_only=True)]
+        rows = book[CSIQ_SHEET].iter_rows(max_row=MOST_ROWS, max_col=MOST_COLUMNS, values_only=True)
+        table = [list(row) for row in rows]
         book.close()
+    except InputError:
+        raise
     except Exception as error:  # openpyxl raises nearly anything on a broken file
         raise InputError(
             f"{path}: expected a workbook with the sheet {CSIQ_SHEET} ({error})"

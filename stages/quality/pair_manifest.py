@@ -13,7 +13,7 @@ from stages.errors import DataNotFoundError, InputError
 from stages.quality.pairs import UNKNOWN, Pair, Pairs
 
 FILES = ("reference", "distorted")
-NUMBERS = ("mos", "std", "level")
+MOST_LEVEL = 10**6
 
 
 def manifest_pairs(path: Path) -> Pairs:
@@ -26,7 +26,7 @@ def manifest_pairs(path: Path) -> Pairs:
         DataNotFoundError, InputError: no such file, it is not a table, lacks a column, or a value
             is not of its type.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataNotFoundError(f"{path}: no such file, expected a CSV or Parquet table of pairs")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: expected a table in a .csv or .parquet file")
@@ -36,10 +36,13 @@ def manifest_pairs(path: Path) -> Pairs:
             f"{path}: expected the columns reference and distorted, and mos if people rated the "
             f"images, found no {missing[0]} (columns: {', '.join(table.column_names[:8])})"
         )
+    if table.num_rows == 0:
+        raise InputError(f"{path}: expected a pair per row below the header, found no rows")
     references, distorted = (_texts(table, name, path) for name in FILES)
     distortions = _texts(table, "distortion", path)
-    mos, std, levels = (_numbers(table, name, path) for name in NUMBERS)
-    rows = zip(references, distorted, mos, std, distortions, map(_level, levels), strict=True)
+    mos, std = (_numbers(table, name, path) for name in ("mos", "std"))
+    levels = _levels(table, path)
+    rows = zip(references, distorted, mos, std, distortions, levels, strict=True)
     opinions = "mos of the manifest" if "mos" in table.column_names else ""
     return Pairs(
         name_of(path), path.parent, tuple(Pair(*row) for row in rows), "manifest", opinions
@@ -74,5 +77,13 @@ def _is_missing(value: object) -> bool:
     return value is None or value == "" or value != value  # NaN
 
 
-def _level(value: float) -> int:
-    return int(value) if isfinite(value) else UNKNOWN
+def _levels(table: pa.Table, path: Path) -> list[int]:
+    """The column level; `UNKNOWN` where there is none."""
+    values = _numbers(table, "level", path)
+    for row, value in enumerate(values, start=1):
+        if isfinite(value) and not (value.is_integer() and 0 <= value <= MOST_LEVEL):
+            raise InputError(
+                f"{path}: row {row} has level {value:g}, expected a whole number from 0 to "
+                f"{MOST_LEVEL:,}"
+            )
+    return [int(value) if isfinite(value) else UNKNOWN for value in values]

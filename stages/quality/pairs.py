@@ -10,6 +10,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+from pipeline.terminal import printable_line
 from stages.data.corruptions.cells import Cells
 from stages.data.fingerprint import listing_content
 from stages.data.listing import expected_images, images_below
@@ -41,6 +42,10 @@ class Pair:
     distortion: str = ""
     level: int = UNKNOWN
 
+    def __str__(self) -> str:
+        """Both files, for a message."""
+        return f"{printable_line(self.reference)[:80]} and {printable_line(self.distorted)[:80]}"
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -65,6 +70,18 @@ class Pairs:
     def __post_init__(self) -> None:
         if not self.pairs:
             raise InputError(f"{self.root}: expected pairs of images, found none")
+        first: dict[tuple[str, str], int] = {}
+        for at, pair in enumerate(self.pairs, start=1):
+            if (other := first.setdefault((pair.reference, pair.distorted), at)) != at:
+                raise InputError(
+                    f"{self.root}: pairs {other:,} and {at:,} are the same, {pair}, expected every "
+                    "pair once"
+                )
+            if pair.std < 0:
+                raise InputError(
+                    f"{self.root}: pair {at:,}, {pair}, has a standard deviation of {pair.std:g}, "
+                    "expected at least 0"
+                )
 
     @property
     def has_opinions(self) -> bool:

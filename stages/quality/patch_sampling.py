@@ -39,6 +39,15 @@ class SampledPatches:
         return {"n_images": self.n_images, "n_left_out": self.n_left_out}
 
 
+def check_number(n_patches: int) -> None:
+    """Raise ``InputError`` for more patches than are held in memory."""
+    if n_patches > MOST_PATCHES:
+        raise InputError(
+            f"{n_patches:,} patches, expected at most {MOST_PATCHES:,}: use fewer --max-images or "
+            "--patches"
+        )
+
+
 def sampled_patches(
     files: Sequence[Path], max_images: int, n_per_image: int, seed: int
 ) -> SampledPatches:
@@ -47,14 +56,9 @@ def sampled_patches(
     The patches of a file depend on the seed and its position in the list alone.
 
     Raises:
-        InputError: none of the images can be used, or there would be too many patches.
+        InputError: none of the images can be used.
     """
     order = np.random.default_rng([seed, 0]).permutation(len(files))[:max_images]
-    if len(order) * n_per_image > MOST_PATCHES:
-        raise InputError(
-            f"{len(order) * n_per_image:,} patches, expected at most {MOST_PATCHES:,}: use fewer "
-            "--max-images or --patches"
-        )
     parts = []
     with Progress("read patches", len(order)) as progress:
         for index in sorted(order.tolist()):

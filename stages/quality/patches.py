@@ -16,6 +16,9 @@ PATCH_VALUES = PATCH * PATCH * 3
 EPSILON = 0.1
 """Added to the eigenvalues of the covariance in whitening."""
 
+FLAT = 1e-9
+"""Differences of patches up to this are rounding errors."""
+
 Floats = NDArray[np.float64]
 
 _TAPS = np.array([-12, -36, 116, 444, 444, 116, -36, -12]) / 1024.0
@@ -121,7 +124,7 @@ def whitened_patches(image: NDArray[np.uint8]) -> Floats:
             one colour are: there is nothing to whiten.
     """
     patches = centred(patches_of(ygcr(halved(image))))
-    if not np.any(np.abs(patches) > 1e-9):
+    if not np.any(np.abs(patches) > FLAT):
         raise ValueError("all its patches are equal, expected an image with some structure")
     whitened: Floats = whitening(patches) @ patches
     return whitened

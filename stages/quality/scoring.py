@@ -248,6 +248,11 @@ def _image(root: Path, name: str, what: str) -> NDArray[np.uint8]:
                     f"{what} has {image.width * image.height:,} pixels, expected at most "
                     f"{MOST_PIXELS:,}"
                 )
+            if image.mode.startswith(("I", "F")):
+                raise _UnfitError(
+                    f"{what} has more than 8 bits a channel (mode {image.mode}), expected 8: "
+                    "convert it"
+                )
             return np.asarray(PLAIN.rgb(image))
     except _UnfitError:
         raise

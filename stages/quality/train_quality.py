@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline.fields import Place, Written
 from pipeline.make import ArtifactJob, Output
@@ -17,6 +17,9 @@ from stages.data.registry import name_of
 from stages.data.regular import size_of_regular
 from stages.errors import DataNotFoundError, InputError
 from store.plan import Plan
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+"""Weight of a term of the cost; larger ones overflow."""
 
 VERSION = 1
 """Raised whenever the weights for the same options and images change."""
@@ -43,21 +46,25 @@ class TrainQuality(Stage):
         1000, description="Number of images to use at most, drawn by the seed."
     )
     patches: PositiveInt = Field(100, description="Random patches per image.")
-    hidden: PositiveInt = Field(400, description="Hidden units.")
+    hidden: Annotated[PositiveInt, Field(le=4096)] = Field(
+        400, description="Hidden units, at most 4096."
+    )
     sparsity: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.035, description="Target of each hidden unit's mean activation."
     )
-    sparsity_weight: NonNegativeFloat = Field(5.0, description="Weight of the sparsity term.")
-    weight_decay: NonNegativeFloat = Field(3e-3, description="Weight decay of both layers.")
+    sparsity_weight: Weight = Field(5.0, description="Weight of the sparsity term.")
+    weight_decay: Weight = Field(3e-3, description="Weight decay of both layers.")
     iterations: PositiveInt = Field(200, description="Iterations of L-BFGS at most.")
     seed: NonNegativeInt = Field(0, description="Seed of images, patches and initial weights.")
 
     def job(self, workspace: Workspace) -> ArtifactJob:
         """The training; raises ``InputError`` for a folder without images."""
-        from stages.quality.patch_sampling import sampled_patches
+        from stages.quality.patch_sampling import check_number, sampled_patches
 
         store, folder = workspace.store, Path(self.images).absolute()
         files = _images_in(folder)
+        n_patches = min(len(files), self.max_images) * self.patches
+        check_number(n_patches)
         plan = self.plan(folder, files)
         plain = name_of(folder)
         name = workspace.output_name(self.makes, self.name, plain, "quality", plan)
@@ -68,14 +75,13 @@ class TrainQuality(Stage):
             )
             return self._trained(found.patches, f"train {name}", found.facts())
 
-        n_used = min(len(files), self.max_images)
         return ArtifactJob(
             store,
             store.artifact(self.makes, name),
             plan,
             title=f"train {name}",
             preview=Preview(
-                f"train {name} on {n_used * self.patches:,} patches of {n_used:,} images",
+                f"train {name} on {n_patches:,} patches of {n_patches // self.patches:,} images",
                 {self.makes: name, "plan": plan},
             ),
             compute=compute,
@@ -97,15 +103,25 @@ class TrainQuality(Stage):
         from pipeline.progress import Progress
         from stages.quality.autoencoder import Penalties, initial, trained
         from stages.quality.autoencoder_files import WEIGHTS_KEY, content_of, encoded
-        from stages.quality.patches import PATCH_VALUES, centred, whitening
+        from stages.quality.patches import FLAT, PATCH_VALUES, centred, whitening
 
         read = centred(np.asarray(patches, np.float64))
+        if not np.any(np.abs(read) > FLAT):
+            raise InputError(
+                f"{self.images}: all {read.shape[1]:,} patches are equal, expected photographs "
+                "with some structure"
+            )
         whitened = whitening(read) @ read
         start = initial(PATCH_VALUES, self.hidden, np.random.default_rng([self.seed, 1]))
         penalties = Penalties(self.sparsity, self.sparsity_weight, self.weight_decay)
         with Progress(title, self.iterations, unit="iterations") as progress:
             model, cost = trained(
                 start, whitened, penalties, self.iterations, lambda: progress.advance(1)
+            )
+        if not np.isfinite(cost):
+            raise InputError(
+                "the cost of the training became infinite: use a smaller --sparsity-weight, or "
+                "more photographs"
             )
         return {WEIGHTS_KEY: encoded(model)}, {
             **facts,
