@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,11 @@ from cli.plain_help import LIST
 from pipeline.terminal import counted, size
 from stages.reflection.conditions import WHERE
 from stages.verbs import STORE
+
+if TYPE_CHECKING:
+    from stages.scores.factors import Score
+    from store.catalog import FeatureStore
+    from store.featureset import FeatureSet
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,7 +48,28 @@ def query(
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="Metric to compute: accuracy, ece, mce, brier, nll, ..."),
+        typer.Option(
+            "--metric",
+            help="Metric to compute: accuracy, ece, mce, brier, nll, ... (default: accuracy, or "
+            "none with --score)",
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            metavar=LIST,
+            help="Scores to average, separated by commas: energy, exgrad, msp, knn, ...",
+        ),
+    ] = None,
+    training: Annotated[
+        str | None,
+        typer.Option(
+            "--training",
+            metavar="FEATURES",
+            help="Features of the training images, for scores that are fitted to them.",
+            autocompletion=completing(names_in_store("features")),
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -53,7 +79,10 @@ def query(
     shown: TableOptions,
     store: options.Store = options.DEFAULT_STORE,
 ) -> None:
-    """Compute metrics of f by groups of rows, in threads, one shard per thread at a time."""
+    """Compute metrics and mean scores of f by groups of rows, in threads, one shard at a time each.
+
+    Scores need no labels; beside metrics, they are averaged over the rows with labels.
+    """
     from pipeline.progress import Progress
     from stages.evaluation.recognition import query
     from stages.reflection.conditions import conditions
@@ -61,21 +90,43 @@ def query(
     from store.failures import failures_of, is_failed
 
     shown = shown.checked()
-    feature_set = FeatureStore(store).open(features)
+    catalog = FeatureStore(store)
+    feature_set = catalog.open(features)
+    metrics = options.names(",".join(metric or ([] if score else ["accuracy"])))
+    chosen = conditions(where or [], feature_set.schema)
+    scores = _scores(catalog, feature_set, options.names(score), training)
     if is_failed(feature_set.shard_set):
         note(f"{feature_set.name}: {failures_of(feature_set.shard_set)}")
     with Progress("query", feature_set.n_rows, unit="rows") as progress:
         answer = query(
             feature_set,
             by=options.names(by),
-            metrics=options.names(",".join(metric or ["accuracy"])),
-            where=conditions(where or [], feature_set.schema),
+            metrics=metrics,
+            scores=scores,
+            where=chosen,
             tick=progress.advance,
         )
     if answer.n_left_out:
         n_rows = counted(answer.n_left_out, "row")
-        note(f"{n_rows} left out: no label, or failed (see `status`)")
+        reason = "no label, or failed" if metrics else "failed"
+        note(f"{n_rows} left out: {reason} (see `status`)")
     shown.write(answer.rows)
+
+
+def _scores(
+    store: FeatureStore, feature_set: FeatureSet, names: tuple[str, ...], training: str | None
+) -> dict[str, Score]:
+    """The scores of f by name; imports them, which takes a while, only if there are any."""
+    from stages.errors import InputError
+
+    if not names:
+        if training is not None:
+            raise InputError("--training has no effect without --score")
+        return {}
+    from stages.scores.asked_scores import asked_scores
+
+    rows = None if training is None else store.open(training)
+    return asked_scores(store, feature_set, names, rows)
 
 
 def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:

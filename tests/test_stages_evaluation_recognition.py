@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import answered, softmax
 from cells import UNREAD, cells
 
 from stages.errors import InputError
@@ -40,11 +41,6 @@ def graded(store: FeatureStore, grades: np.ndarray[Any, Any]) -> FeatureSet:
             shard, encode_rows(schema, shard, 10, arrays, columns), {"failed": {}}
         )
     return found
-
-
-def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 def test_query_equals_a_loop_over_the_groups_in_memory(store: FeatureStore) -> None:
@@ -132,35 +128,3 @@ def test_prediction_and_confidence_are_read_where_a_metric_needs_no_more(
     assert answer.n_left_out == 4
     for row, same in zip(answer.rows, expected, strict=True):
         assert row == {name: same[name] for name in ("kind", "n_rows", *fast)}
-
-
-def answered(store: FeatureStore) -> FeatureSet:
-    """Rows with the prediction and confidence of `extract`; some failed, some without a label."""
-    rng = np.random.default_rng(3)
-    logits = rng.normal(size=(50, 3)).astype(np.float32)
-    logits[[4, 27]] = np.nan
-    labels = rng.integers(0, 3, 50)
-    labels[[4, 9, 13]] = -1
-    p = softmax(logits)
-    columns = {
-        "kind": np.array(["a", "b"])[np.arange(50) % 2],
-        "label": labels,
-        "prediction": np.where(np.isnan(p[:, 0]), -1, p.argmax(axis=1)),
-        "confidence": p.max(axis=1),
-    }
-    kinds = (("kind", "string"), ("label", "int64"), ("prediction", "int64"))
-    schema = Schema((ArraySpec("logits", (3,)),), (*kinds, ("confidence", "float64")))
-    plan = {
-        "name": "answered-test@net",
-        "n_rows": 50,
-        "shard_rows": 20,
-        "schema": schema.to_json(),
-        "inputs": {"source": {"name": "answered"}, "model": {"name": "net"}},
-    }
-    found = store.prepare().create(plan)
-    for shard in found.shard_set.shards:
-        rows = slice(shard.start, shard.stop)
-        here = {name: values[rows] for name, values in columns.items()}
-        files = encode_rows(schema, shard, 20, {"logits": logits[rows]}, here)
-        found.shard_set.commit(shard, files, {"failed": {}})
-    return found

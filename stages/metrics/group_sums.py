@@ -40,6 +40,11 @@ class Answers:
                 f"found values from {y.min()} to {y.max()}"
             )
 
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Flags the rows without a prediction."""
+        return ~np.isfinite(self.confidence) | (self.prediction < 0)
+
 
 def group_sums(
     rows: Answers, codes: NDArray[np.int64], n_groups: int, *, has_fine: bool = True
@@ -52,7 +57,7 @@ def group_sums(
         n_groups: number of groups.
         has_fine: whether to count fine bins too, for `stages.metrics.calibration.ece_adaptive`.
     """
-    failed = ~np.isfinite(rows.confidence) | (rows.prediction < 0)
+    failed = rows.failed
     unlabelled = ~failed & (rows.labels < 0)
     counts = ~failed & ~unlabelled
     left_out = [np.bincount(codes[each], minlength=n_groups) for each in (failed, unlabelled)]
