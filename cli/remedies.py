@@ -43,9 +43,9 @@ def _remedy(error: BaseException | None) -> str:
             "choose one with --store or INTRO_PIPE_STORE, or create one with `intro-pipe extract`"
         ),
         errors.FeatureSetNotFoundError: "create one with `intro-pipe extract`",
-        errors.SetNotFoundError: "`intro-pipe ls` lists what exists",
+        errors.SetNotFoundError: "create maps with `intro-pipe explain`",
         errors.ArtifactNotFoundError: "`intro-pipe ls` lists what exists",
-        errors.IncompleteError: "run the same extract command again, or `intro-pipe resume`",
+        errors.IncompleteError: "run the command that made it again, or `intro-pipe resume`",
         errors.RetryableRowsError: (
             "run the same command with --retry-failed, or with --accept-failed to continue without "
             "these rows"

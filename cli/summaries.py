@@ -13,7 +13,7 @@ from cli.learning import active_learn
 from cli.output import note
 from cli.quality import iqa
 from cli.recipes import summary_of_recipe
-from cli.tested_maps import draw_maps, evaluate_maps
+from cli.tested_maps import draw_maps, evaluate_maps, sheet_or_command
 from pipeline.runner import RunReport
 from pipeline.stage import Made, Stage
 from pipeline.terminal import counted
@@ -22,6 +22,7 @@ from store.failures import failures_of
 from store.featureset import FeatureSet
 
 if TYPE_CHECKING:
+    from stages.explanation.explain import Explain
     from stages.introspection.comparison_card import ComparisonCard
     from stages.reflection.extract import Extract
     from store.artifacts import Artifact
@@ -57,8 +58,8 @@ def extract(stage: Extract, made: Made, workspace: Workspace) -> Summary:
     return text, {"feature_set": found.name, **_shard_facts(made)}
 
 
-def explain(_: Stage, made: Made, __: Workspace) -> Summary:
-    """Number of rows and maps, and how they were computed."""
+def explain(stage: Explain, made: Made, workspace: Workspace) -> Summary:
+    """Number of rows and maps, how they were computed, and how to see them."""
     found: FeatureSet = made.output
     n_maps = found.schema.array("maps").row_shape[0]
     facts = {key: made.job.preview.facts[key] for key in ("layer", "grid", "in_closed_form")}
@@ -69,7 +70,9 @@ def explain(_: Stage, made: Made, __: Workspace) -> Summary:
     )
     failures = failures_of(found.shard_set)
     if failures.n_failed:
-        text += f"; {failures}; see the column `status`"
+        text += f"; {failures}; see the column `status`, fix the cause and use --retry-failed"
+    facts["copied"] = [str(path) for path in made.copied]
+    text += f"\n{sheet_or_command(stage, made, workspace)}"
     return text, {"maps": found.name, **facts, **_shard_facts(made)}
 
 

@@ -1,8 +1,9 @@
-"""The printed summaries of drawn and of evaluated maps."""
+"""The printed summaries of maps, drawn maps, and evaluated maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cli.output import table
@@ -13,10 +14,31 @@ from pipeline.workspace import Workspace
 if TYPE_CHECKING:
     import pandas as pd
 
+    from stages.explanation.explain import Explain
+
+
+def sheet_or_command(stage: Explain, made: Made, workspace: Workspace) -> str:
+    """Where the sheet of computed maps is, or the command that draws one."""
+    if made.copied:
+        return f"sheet: {made.copied[0]}"
+    words = ["intro-pipe", "draw-maps", "--maps", made.output.name, "--out", "sheet"]
+    words += ["--dataset", stage.dataset] if stage.dataset else []
+    return f"to draw them: {shlex.join([*words, *_places(workspace.command)])}"
+
+
+def _places(command: Sequence[str]) -> list[str]:
+    """The options of a command line that name the store and the data sets."""
+    found: list[str] = []
+    for at, word in enumerate(command):
+        option, _, value = word.partition("=")
+        if option in ("--store", "--data-root"):
+            found += [option, value or command[at + 1]]
+    return found
+
 
 def draw_maps(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]:  # Any: JSON
     """Where the page and its pictures are."""
-    from stages.explanation.draw_maps import PAGE
+    from stages.explanation.sheet_folder import PAGE
 
     folder, n_rows = made.output.storage.location, made.output.card()["rows"]
     copied = [str(path) for path in made.copied]

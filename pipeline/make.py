@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.journal import Journal
 from pipeline.loop import Claim, Loop, n_units_done, run_loop
-from pipeline.runner import finished, refuse_failed, run_map
+from pipeline.runner import RunReport, finished, refuse_failed, run_map
 from pipeline.stage import Job, Made, Preview, Stage, State
 from pipeline.terminal import counted
 from pipeline.workspace import Workspace
@@ -155,6 +155,8 @@ class ShardJob:
         opened: converts the set to the output of the stage.
         redo: returns the existing shards to be recomputed; None to compute only missing ones.
         accepts_failures: whether any number of rows may fail.
+        copy: writes files from the finished output to a place outside the store, and returns where
+            they are.
     """
 
     plan: Plan
@@ -171,6 +173,7 @@ class ShardJob:
     opened: Callable[[ShardSet], Any] = lambda shard_set: shard_set  # Any: the kind of output
     redo: Callable[[ShardSet], Sequence[Shard]] | None = None
     accepts_failures: bool = False
+    copy: Callable[[Any], Sequence[Path]] = lambda _: ()  # Any: the kind of output
 
     @property
     def output(self) -> Any:  # Any: the kind of output
@@ -207,7 +210,7 @@ class ShardJob:
         redo = self._redone(existing)
         if existing is not None and existing.is_complete() and not redo:
             report = finished(existing, accepts_failures=self.accepts_failures)
-            return Made(self, self.opened(existing), report)
+            return self._made(existing, report)
         if existing is not None and self.redo is None and not self.accepts_failures:
             refuse_failed(existing)
         self.check()
@@ -226,7 +229,11 @@ class ShardJob:
             redo=redo,
             accepts_failures=self.accepts_failures,
         )
-        return Made(self, self.opened(shard_set), report)
+        return self._made(shard_set, report)
+
+    def _made(self, shard_set: ShardSet, report: RunReport) -> Made:
+        output = self.opened(shard_set)
+        return Made(self, output, report, self.copy(output))
 
     def _redone(self, existing: ShardSet | None) -> Sequence[Shard]:
         """The existing shards to be recomputed."""

@@ -202,6 +202,10 @@ def test_images_that_are_corrupted_while_they_are_read_are_found_again(home: Pat
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        ("--class 3 --contrast 3", "--contrast 3: expected classes other than the explained one"),
+        ("--rows=", "--rows: expected one or more values, found none"),
+        ("--contrast=", "--contrast: expected one or more values, found none"),
+        ("--out {data}/shapes/test.npz", "is a file, expected a folder"),
         ("--contrast wolf", "--contrast wolf: expected a class by its number, 0 to 9"),
         ("--contrast top-10", "expected top-1 to top-9"),
         ("--class wolf", "--class wolf: expected a class"),
@@ -223,7 +227,9 @@ def test_what_cannot_be_explained_is_refused(
 ) -> None:
     before = sorted((home / "store").rglob("*"))
 
-    _, error = run(f"explain --features shapes-test@cnn2 {words}", code=2)
+    _, error = run(
+        f"explain --features shapes-test@cnn2 {words.format(data=home / 'data')}", code=2
+    )
 
     assert expected in error
     assert sorted((home / "store").rglob("*")) == before

@@ -13,6 +13,7 @@ from pipeline.make import ArtifactJob, Output
 from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import OutputName
+from stages.explanation.sheet_folder import check_sheet_folder, write_sheet
 from stages.sheets.colour_maps import COLOUR_MAPS
 from store.artifacts import Artifact
 from store.plan import fingerprint
@@ -20,7 +21,8 @@ from store.plan import fingerprint
 VERSION = 1
 """Raised whenever the sheet of the same maps changes."""
 
-PAGE, PICTURE = "sheet.html", "sheet-{number}.png"
+ROWS, COLOUR_MAP = 24, "viridis"
+"""How many rows are drawn by default, and in which colours."""
 
 Maps = Annotated[str, Ref(("maps",)), Written(metavar="MAPS")]
 Images = Annotated[
@@ -44,10 +46,10 @@ class DrawMaps(Stage):
 
     maps: Maps = Field(description="Maps of the store, made by explain.")
     rows: PositiveInt = Field(
-        24, description="Number of rows to draw, evenly spaced over the rows of the maps."
+        ROWS, description="Number of rows to draw, evenly spaced over the rows of the maps."
     )
     colour_map: Annotated[str, OneOf(tuple(COLOUR_MAPS))] = Field(
-        "viridis",
+        COLOUR_MAP,
         description="Colours: viridis, inferno or cividis, which are perceptually uniform, or jet "
         "as in the paper.",
     )
@@ -67,11 +69,13 @@ class DrawMaps(Stage):
 
         Raises:
             NotFoundError, IncompleteError: there are no such maps, or they are not finished.
-            InputError, DataNotFoundError: their images are not found or have changed, or every row
-                failed.
+            InputError, DataNotFoundError: their images are not found or have changed, every row
+                failed, or ``out`` is a file.
         """
         from stages.explanation.stored_maps import open_maps
 
+        if self.out is not None:
+            check_sheet_folder(Path(self.out))
         store, command = workspace.store, shlex.join(["intro-pipe", *workspace.command])
         maps = store.open(self.maps, "maps")
         title = self.title or f"Maps of {maps.plan['name']}"
@@ -85,21 +89,15 @@ class DrawMaps(Stage):
         name = workspace.output_name("result", self.name, plain, stem, plan)
 
         def draw() -> Output:
-            from stages.explanation.map_sheet import map_sheet
-            from stages.sheets.sheet_page import sheet_html
-            from stages.sheets.sheet_picture import sheet_pngs
+            from stages.explanation.map_sheet import map_sheet, sheet_files
 
             stored = open_maps(workspace, maps.name, self.dataset)
             rows = stored.spaced_rows(self.rows)
             sheet = map_sheet(
                 stored, rows, title=title, colour_map=self.colour_map, command=command
             )
-            pictures = {
-                PICTURE.format(number=number): png
-                for number, png in enumerate(sheet_pngs(sheet), start=1)
-            }
             facts = {"title": title, "maps": maps.name, "rows": len(rows), "command": command}
-            return {PAGE: sheet_html(sheet).encode(), **pictures}, facts
+            return sheet_files(sheet), facts
 
         return ArtifactJob(
             store,
@@ -115,8 +113,5 @@ class DrawMaps(Stage):
     def _copied(self, sheet: Artifact) -> list[Path]:
         if self.out is None:
             return []
-        folder = Path(self.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in sheet.files():
-            (folder / name).write_bytes(sheet.read(name))
-        return [folder / name for name in sheet.files()]
+        files = {name: sheet.read(name) for name in sheet.files()}
+        return write_sheet(Path(self.out), files)

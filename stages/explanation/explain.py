@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveInt
@@ -13,8 +17,13 @@ from pipeline.stage import Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
+from stages.explanation.draw_maps import COLOUR_MAP, ROWS
 from stages.explanation.questions import PREDICTION, RUNNER_UP, TITLES, Method
+from stages.explanation.sheet_folder import check_sheet_folder, write_sheet
 from stages.reflection.conditions import WHERE
+from store.featureset import FeatureSet
+from store.shards import Shard
+from store.shardset import ShardSet
 
 if TYPE_CHECKING:
     from stages.explanation.chosen_rows import Order
@@ -26,19 +35,20 @@ def _listed(value: Any) -> Any:  # Any: from YAML, JSON or the command line
 
 
 class Explain(Stage):
-    """Compute maps of the places in an image that speak for a class, or against it.
+    """Compute class activation maps that show why f predicts P, and why P rather than Q.
 
-    The images of a feature set are sent through its network again, and the maps of each chosen row
-    are stored. Where the network ends in global average pooling and a linear layer, all maps follow
-    from one forward pass; elsewhere each takes a backward pass. Running the command again computes
-    only what is missing.
+    Grad-CAM, CounterfactualCAM and ContrastCAM show the places in an image that speak for a class,
+    or against it. The images of a feature set are sent through its network again, and the maps of
+    each chosen row are stored; with --out they are also drawn. Where the network ends in global
+    average pooling and a linear layer, all maps follow from one forward pass; elsewhere each takes
+    a backward pass. Running the command again computes only what is missing.
     """
 
     verb = "explain"
     makes = "maps"
     runs_with = ("data_root", "executor", "gpus", "workers", "memory", "address", "device")
     examples = (
-        'explain --features cifar10c@resnet18 --where "prediction!=label" --top 50',
+        'explain --features cifar10c@resnet18 --where "prediction!=label" --top 24 --out sheet',
         "explain --features cifar10c@resnet18 --disagree --method contrast-cam --contrast top-3",
     )
 
@@ -102,12 +112,28 @@ class Explain(Stage):
     name: OutputName | None = Field(
         None, description="Name of the maps. (default: the name of the features)"
     )
+    out: Annotated[str, Place.OUTPUT, Written(metavar="FOLDER")] | None = Field(
+        None,
+        description=f"Folder to draw a contact sheet in, as an HTML page and PNGs, of at most "
+        f"{ROWS} rows; draw-maps has more options.",
+    )
+    retry_failed: bool = Field(
+        False, description="Recompute the shards that have failed rows, after the cause was fixed."
+    )
+    accept_failed: bool = Field(
+        False,
+        description="Accept any number of failed rows: the maps then count as complete without "
+        "them. (default: at most 1 % of the rows, or 10)",
+    )
 
     def check_given(self, options: Collection[str]) -> None:
         """Raise ``InputError`` for an option that has no effect beside the others."""
         for option in ("by", "order"):
             if option in options and self.top is None:
                 raise InputError(f"--{option} has no effect without --top")
+        for option in ("rows", "contrast"):
+            if option in options and not getattr(self, option):
+                raise InputError(f"--{option}: expected one or more values, found none")
         if "contrast" in options and "contrast-cam" not in self.method:
             raise InputError("--contrast has no effect without --method contrast-cam")
 
@@ -122,12 +148,14 @@ class Explain(Stage):
 
         Raises:
             InputError: a class, a layer or a row does not exist, the images were perturbed or are
-                not found, or the network is not the one of the features.
+                not found, the network is not the one of the features, or ``out`` is a file.
         """
         from stages.explanation.chosen_rows import Choice
         from stages.explanation.explanation_job import Asked, explanation_job
 
         self.check(workspace, {})
+        if self.out is not None:
+            check_sheet_folder(Path(self.out))
         order: Order = "highest" if self.order == "highest" else "lowest"
         asked = Asked(
             self.features,
@@ -143,9 +171,33 @@ class Explain(Stage):
             self.shard_rows,
             self.name,
         )
-        return explanation_job(asked, workspace)
+        return replace(
+            explanation_job(asked, workspace),
+            redo=_shards_with_failed_rows if self.retry_failed else None,
+            accepts_failures=self.accept_failed,
+            copy=partial(self._drawn, workspace),
+        )
+
+    def _drawn(self, workspace: Workspace, maps: FeatureSet) -> list[Path]:
+        """Draw the maps into the folder ``out``, if there is one."""
+        from stages.explanation.map_sheet import map_sheet, sheet_files
+        from stages.explanation.stored_maps import open_maps
+
+        if self.out is None:
+            return []
+        stored = open_maps(workspace, maps.name, self.dataset)
+        title = f"Maps of {maps.plan['name']}"
+        command = shlex.join(["intro-pipe", *workspace.command])
+        rows = stored.spaced_rows(ROWS)
+        sheet = map_sheet(stored, rows, title=title, colour_map=COLOUR_MAP, command=command)
+        return write_sheet(Path(self.out), sheet_files(sheet))
 
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods, each once."""
         return tuple(dict.fromkeys(self.method))  # type: ignore[arg-type]  # checked by OneOf
+
+
+def _shards_with_failed_rows(maps: ShardSet) -> list[Shard]:
+    failed = maps.failed_rows()
+    return [shard for shard in maps.shards if shard.index in failed]

@@ -151,9 +151,9 @@ def _inputs(asked: Asked, workspace: Workspace) -> _Inputs:
 def _explanation(asked: Asked, workspace: Workspace, inputs: _Inputs) -> Explanation:
     feature_set, card = inputs.feature_set, inputs.card
     questions = questions_of(asked.methods, asked.contrasts, inputs.names)
-    check_questions(questions, card.n_classes)
     is_column = asked.of_class in (PREDICTION, LABEL) and asked.of_class not in inputs.names
     of_class = asked.of_class if is_column else class_of(asked.of_class, inputs.names, "--class")
+    check_questions(questions, inputs.names, of_class)
     weights = weights_path(workspace.store, card.name)
     key = ("explained", card.name, card.weights_sha256, asked.layer)
     layer, in_closed_form = workspace.once(key, lambda: layer_of(card, weights, asked.layer))

@@ -258,9 +258,16 @@ def _of(samples: pa.Table, name: str) -> Any:  # Any: an Arrow array, or None fo
     return samples[name].combine_chunks() if name in samples.column_names else None
 
 
-def check_questions(questions: Sequence[Question], n_classes: int) -> None:
-    """Raise ``InputError`` if the network has too few classes for a question."""
-    if n_classes < 2 and any(each.method in ("contrast-cam", "voice") for each in questions):
+def check_questions(
+    questions: Sequence[Question], names: Sequence[str], of_class: str | int
+) -> None:
+    """Raise ``InputError`` if Q is P in every row, or the network has too few classes."""
+    if any(each.contrast == of_class for each in questions):
+        name = names[int(of_class)]
+        raise InputError(
+            f"--contrast {name}: expected classes other than the explained one, which is {name} too"
+        )
+    if len(names) < 2 and any(each.method in ("contrast-cam", "voice") for each in questions):
         raise InputError(
             "--method: contrast-cam and voice need another class, the network has only one"
         )

@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.explanation.questions import Question
+from stages.explanation.sheet_folder import PAGE, PICTURE
 from stages.explanation.stored_maps import Block, StoredMaps
 from stages.sheets.sheet import Row, Sheet, Tile, map_tile
+from stages.sheets.sheet_page import sheet_html
+from stages.sheets.sheet_picture import sheet_pngs
 
 NOTES = (
     "Each map is scaled to its own range, so that colours of different maps cannot be compared. A "
@@ -30,6 +33,15 @@ def map_sheet(
         for at in range(len(block.rows))
     ]
     return Sheet(title, _about(stored, len(drawn)), drawn, NOTES, colour_map, command)
+
+
+def sheet_files(sheet: Sheet) -> dict[str, bytes]:
+    """The page and the pictures of a sheet, by file name."""
+    pictures = enumerate(sheet_pngs(sheet), start=1)
+    return {
+        PAGE: sheet_html(sheet).encode(),
+        **{PICTURE.format(number=number): png for number, png in pictures},
+    }
 
 
 def _about(stored: StoredMaps, n_drawn: int) -> str:

@@ -49,7 +49,14 @@ class Question:
 
         >>> Question("contrast-cam", rank=1).title(["cat", "dog"], 0, 1)
         'Why cat, rather than dog?'
+
+        If Q is P, the map shows what raises the cross entropy to P itself.
+
+        >>> Question("contrast-cam", contrast=0).title(["cat", "dog"], 0, 0)
+        'Why rather not cat?'
         """
+        if self.method == "contrast-cam" and explained == asked:
+            return f"Why rather not {names[explained]}?"
         return TITLES[self.method].format(P=names[explained], Q=names[asked])
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON

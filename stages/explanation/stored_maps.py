@@ -86,7 +86,14 @@ class StoredMaps:
         source = picked(self.source.open(), self._column("feature_row")[rows])
         for at in range(0, len(rows), BLOCK_ROWS):
             mine = rows[at : at + BLOCK_ROWS]
-            yield self._block(mine, source.read(at, at + len(mine)).images)
+            read = source.read(at, at + len(mine))
+            if read.failed:
+                row, reason = min(read.failed.items())
+                raise InputError(
+                    f"{self.maps.name}: the image of row {mine[row]} could be read when its maps "
+                    f"were computed and cannot be read now ({reason}): restore the image"
+                )
+            yield self._block(mine, read.images)
 
     def _column(self, name: str) -> NDArray[Any]:
         shards = self.maps.shard_set.shards

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,8 @@ def faithfulness_by_row(
 ) -> pd.DataFrame:
     """The measures of each map that claims something, and of a map of noise in its place.
 
-    A map that is the same everywhere claims nothing and has no row.
+    A map that is the same everywhere claims nothing and has no row, nor has a contrast map whose Q
+    is P.
 
     Returns:
         Columns ``row``, ``map``, ``score``, `MEASURES`, and these with the prefix ``random_``.
@@ -95,7 +96,10 @@ def faithfulness_by_row(
 
 def _measured(trial: Trial, block: Block, number: int, method: str) -> pd.DataFrame:
     maps = block.maps[:, number]
-    keep = np.flatnonzero(maps.max(axis=(1, 2)) > maps.min(axis=(1, 2)))
+    claims = maps.max(axis=(1, 2)) > maps.min(axis=(1, 2))
+    if method == "contrast-cam":
+        claims &= block.asked[:, number] != block.explained
+    keep = np.flatnonzero(claims)
     device = trial.sensing.mean.device
     explained, asked = (
         torch.from_numpy(each[keep]).to(device)
@@ -133,16 +137,27 @@ def shown_maps(grids: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
 
 
 def sanity_by_row(
-    trial: Trial, stored: StoredMaps, rows: NDArray[np.int64], tick: Tick
+    trial: Trial,
+    stored: StoredMaps,
+    rows: NDArray[np.int64],
+    tick: Tick,
+    n_randomised: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """How similar each map is to the one of the network with its last layers randomised.
+
+    Args:
+        trial: how maps are tested.
+        stored: the maps.
+        rows: the rows to test.
+        tick: called with the number of rows of each block.
+        n_randomised: how many layers are randomised. (default: the cascade of the trial)
 
     Returns:
         Columns ``row``, ``map``, ``layers`` (how many are randomised), ``share`` of all layers,
         ``rank_correlation`` (at the size of the layer) and ``ssim`` (at that of the image).
     """
     parts = []
-    for n_random in trial.n_randomised:
+    for n_random in trial.n_randomised if n_randomised is None else n_randomised:
         network = randomised(trial.sensing, n_random, trial.seed)
         assert isinstance(network, Sensing)
         for block in stored.blocks(rows):
