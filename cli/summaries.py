@@ -9,6 +9,7 @@ from cli.analysis import analyse
 from cli.conformity import conformal
 from cli.curation import curate
 from cli.estimation import estimate_accuracy
+from cli.influences import influence
 from cli.learning import active_learn
 from cli.output import note
 from cli.quality import iqa
@@ -279,6 +280,7 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "curate": curate,
     "conformal": conformal,
     "estimate-accuracy": estimate_accuracy,
+    "influence": influence,
     "ood": ood,
     "active-learn": active_learn,
     "analyse": analyse,

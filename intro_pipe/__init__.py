@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stages.explanation.evaluate_maps import EvaluateMaps
     from stages.explanation.explain import Explain
     from stages.failures.detect_failures import DetectFailures
+    from stages.influence.influence import Influence
     from stages.introspection.fit_laplace import FitLaplace
     from stages.introspection.fit_neighbours import FitNeighbours
     from stages.introspection.fit_temperature import FitTemperature
@@ -83,6 +84,7 @@ _HOMES = {
     "stages.evaluation.evaluate": ("Evaluate",),
     "stages.uncertainty.uncertainty": ("Uncertainty",),
     "stages.failures.detect_failures": ("DetectFailures",),
+    "stages.influence.influence": ("Influence",),
     "stages.conformal.conformal": ("Conformal",),
     "stages.estimation.estimate_accuracy": ("EstimateAccuracy",),
     "stages.curation.curate": ("Curate",),
@@ -122,6 +124,7 @@ __all__ = [
     "FitNeighbours",
     "FitTemperature",
     "ImportModel",
+    "Influence",
     "InputError",
     "Iqa",
     "KeepModel",

@@ -29,6 +29,7 @@ MODULES: dict[str, str] = {
     "ood": "stages.ood.ood",
     "detect-failures": "stages.failures.detect_failures",
     "curate": "stages.curation.curate",
+    "influence": "stages.influence.influence",
     "active-learn": "stages.active_learning.active_learn",
     "keep-model": "stages.active_learning.keep_model",
     "analyse": "stages.analysis.analyse",

@@ -38,6 +38,7 @@ APPLICATIONS = (
     "prediction",
     "uncertainty",
     "failures",
+    "influence",
     "quality",
     "curation",
 )

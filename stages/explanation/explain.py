@@ -26,7 +26,7 @@ from store.shards import Shard
 from store.shardset import ShardSet
 
 if TYPE_CHECKING:
-    from stages.explanation.chosen_rows import Order
+    from stages.scores.chosen_rows import Order
 
 
 def _listed(value: Any) -> Any:  # Any: from YAML, JSON or the command line
@@ -150,8 +150,8 @@ class Explain(Stage):
             InputError: a class, a layer or a row does not exist, the images were perturbed or are
                 not found, the network is not the one of the features, or ``out`` is a file.
         """
-        from stages.explanation.chosen_rows import Choice
         from stages.explanation.explanation_job import Asked, explanation_job
+        from stages.scores.chosen_rows import Choice
 
         self.check(workspace, {})
         if self.out is not None:

@@ -19,7 +19,6 @@ from pipeline.terminal import counted, size
 from pipeline.workspace import Workspace
 from stages.data.planned_images import planned_images
 from stages.errors import InputError
-from stages.explanation.chosen_rows import Choice, ChosenRows, chosen_rows
 from stages.explanation.layer_choice import chosen_layer, is_pooled
 from stages.explanation.map_extraction import Explanation, check_questions
 from stages.explanation.questions import LABEL, PREDICTION, Method, class_of, questions_of
@@ -31,6 +30,7 @@ from stages.introspection.preparation import check_preparation
 from stages.reflection.conditions import Condition, conditions
 from stages.reflection.feature_plan import FeaturePlan, planned_model
 from stages.reflection.footprint import footprint
+from stages.scores.chosen_rows import Choice, ChosenRows, chosen_rows
 from stages.sensing.card import ModelCard
 from stages.sensing.model import Sensing, load_sensing, pixels_of
 from stages.sensing.models import require_trusted_code, weights_path

@@ -15,10 +15,10 @@ from stages.data.picked import picked
 from stages.data.registry import SourceSpec
 from stages.data.source import check_planned
 from stages.errors import InputError
-from stages.explanation.chosen_rows import ChosenRows
 from stages.explanation.questions import LABEL, PREDICTION, Question, asked_classes
 from stages.metrics.finite import why_not_finite
 from stages.reflection.losses import softmax
+from stages.scores.chosen_rows import ChosenRows
 from stages.sensing.card import ModelCard
 from store.catalog import FeatureStore
 from store.encoding import encode_rows

@@ -12,6 +12,7 @@ PAGES: dict[str, str] = {
     "curate": "stages.report.curation_page:CURATION",
     "active-learning-curves": "stages.report.learning:LEARNING",
     "evaluate-maps": "stages.report.faithfulness_page:FAITHFULNESS",
+    "influence": "stages.report.influence_page:INFLUENCE",
     "iqa": "stages.report.quality:QUALITY",
     "conformal": "stages.report.set_coverage:CONFORMITY",
     "estimate-accuracy": "stages.report.estimated:ESTIMATION",

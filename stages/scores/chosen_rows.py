@@ -1,4 +1,4 @@
-"""The rows of a feature set to explain: by condition, by name, or the most doubtful ones."""
+"""Rows of a feature set: by condition, by name, or the most doubtful ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ N_LISTED = 3
 
 @dataclass(frozen=True)
 class Choice:
-    """Which rows to explain; all conditions must hold.
+    """Which rows; all conditions must hold.
 
     Attributes:
         where: conditions on sample columns.

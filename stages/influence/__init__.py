@@ -1,0 +1,1 @@
+"""The training rows that support and that oppose a prediction."""
