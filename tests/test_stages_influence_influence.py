@@ -104,7 +104,7 @@ def test_tracin_sums_over_snapshots(store: FeatureStore, home: Path) -> None:
 
 
 def test_a_training_row_is_not_compared_with_itself(store: FeatureStore, home: Path) -> None:
-    found = made_in(store, home, features="digits-train@cnn2", of_class="label", sheet=False)
+    found = made_in(store, home, features="digits-train@cnn2", of_class="label", sheet_rows=0)
     table = found.read_frame(INFLUENCES)
     assert len(table)
     assert (table["row"] != table["training_row"]).all()

@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     FiniteFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -120,7 +121,9 @@ class Influence(Stage):
         description="Images of both sets, by name or path, for the contact sheet. (default: the "
         "data set of that name)",
     )
-    sheet: bool = Field(True, description="Make a contact sheet, which reads the images.")
+    sheet_rows: NonNegativeInt = Field(
+        24, le=500, description="Rows on the contact sheet, which reads the images; 0 for no sheet."
+    )
     name: OutputName | None = Field(
         None, description="Name of the result. (default: the name of the features)"
     )
@@ -194,7 +197,7 @@ class Influence(Stage):
             "listed": self.listed,
             "damping": self.damping if set(self.methods) - {"tracin"} else None,
             "rates": list(self.rates),
-            "sheet": self.sheet,
+            "sheet_rows": self.sheet_rows,
         }
         return {
             "stage": {"name": self.verb, "version": VERSION, "params": params},
@@ -329,7 +332,13 @@ class Influence(Stage):
         images = self._images(workspace, features, training)
         if images is not None and len(table):
             command = shlex.join(["intro-pipe", *workspace.command])
-            files |= _drawn(table, images, names, title, command)
+            files |= _drawn(
+                table[table["row"].isin(asked.rows[: self.sheet_rows])],
+                images,
+                names,
+                title,
+                command,
+            )
         card = InfluenceCard(
             title=title,
             features=features.name,
@@ -359,7 +368,7 @@ class Influence(Stage):
         from stages.data.planned_images import planned_images
         from stages.influence.influence_sheet import Images
 
-        if not self.sheet:
+        if not self.sheet_rows:
             return None
 
         def of(found: FeatureSet) -> Any:  # Any: a SourceSpec

@@ -15,8 +15,8 @@ from stages.influence.influence_result import SIDES
 from stages.sheets.overlays import Pixels
 from stages.sheets.sheet import Row, Sheet, Tile
 
-MAX_ROWS, MAX_TILES = 24, 4
-"""Explained rows on the sheet, and training rows on each side of one."""
+MAX_TILES = 4
+"""Training rows on each side of an explained row."""
 
 NOTES = (
     "A training row that supports made the explained class more probable, and one that opposes "
@@ -36,12 +36,9 @@ class Images(NamedTuple):
 def influence_sheet(
     influences: pd.DataFrame, images: Images, names: Sequence[str], title: str, command: str
 ) -> Sheet:
-    """The sheet of the first explained rows, by the first method of the table."""
+    """The sheet of explained rows, by the first method of the table."""
     method = influences["method"].iloc[0]
-    rows = influences["row"].unique()[:MAX_ROWS]
-    of_method = influences["method"] == method
-    shown = influences[of_method & influences["row"].isin(rows)]
-    shown = shown[shown["rank"] <= MAX_TILES]
+    shown = influences[(influences["method"] == method) & (influences["rank"] <= MAX_TILES)]
     image_of = _reader(images.rows, shown["row"].to_numpy())
     training_of = _reader(images.training, shown["training_row"].to_numpy())
     drawn = []
