@@ -12,6 +12,7 @@ from cli.estimation import estimate_accuracy
 from cli.influences import influence
 from cli.learning import active_learn
 from cli.output import note
+from cli.pruning import prune
 from cli.quality import iqa
 from cli.recipes import summary_of_recipe
 from cli.tested_maps import draw_maps, evaluate_maps, sheet_or_command
@@ -281,6 +282,7 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "conformal": conformal,
     "estimate-accuracy": estimate_accuracy,
     "influence": influence,
+    "prune": prune,
     "ood": ood,
     "active-learn": active_learn,
     "analyse": analyse,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from stages.introspection.train_head import TrainHead
     from stages.ood.detect import Detect
     from stages.ood.ood import Ood
+    from stages.pruning.prune import Prune
     from stages.quality.iqa import Iqa
     from stages.quality.train_quality import TrainQuality
     from stages.recipes.run import Reproduce, Run
@@ -85,6 +86,7 @@ _HOMES = {
     "stages.uncertainty.uncertainty": ("Uncertainty",),
     "stages.failures.detect_failures": ("DetectFailures",),
     "stages.influence.influence": ("Influence",),
+    "stages.pruning.prune": ("Prune",),
     "stages.conformal.conformal": ("Conformal",),
     "stages.estimation.estimate_accuracy": ("EstimateAccuracy",),
     "stages.curation.curate": ("Curate",),
@@ -132,6 +134,7 @@ __all__ = [
     "ModelCard",
     "Ood",
     "PipelineError",
+    "Prune",
     "RankOneGradient",
     "Report",
     "Reproduce",

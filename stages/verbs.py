@@ -30,6 +30,7 @@ MODULES: dict[str, str] = {
     "detect-failures": "stages.failures.detect_failures",
     "curate": "stages.curation.curate",
     "influence": "stages.influence.influence",
+    "prune": "stages.pruning.prune",
     "active-learn": "stages.active_learning.active_learn",
     "keep-model": "stages.active_learning.keep_model",
     "analyse": "stages.analysis.analyse",

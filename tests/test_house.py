@@ -39,6 +39,7 @@ APPLICATIONS = (
     "uncertainty",
     "failures",
     "influence",
+    "pruning",
     "quality",
     "curation",
 )

@@ -185,14 +185,18 @@ class HeadTraining:
             state.optimizer.state[state.heads.parameters]["momentum_buffer"] = momentum
         return state
 
+    def weights(self, state: HeadState) -> bytes:
+        """The weights of all seeds, as `load_head` reads them."""
+        tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
+        return bytes(safetensors_torch.save(tensors))
+
     def finish(self, state: HeadState) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The weights of all seeds as a file, and facts of the training.
 
         Raises:
             TrainingFailedError: a head has collapsed and predicts only a constant.
         """
-        tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
-        weights = bytes(safetensors_torch.save(tensors))
+        weights = self.weights(state)
         losses, accuracies = [], []
         for index, seed in enumerate(self.params.seeds):
             head = load_head(self.full_spec, weights, index, device=self.device)

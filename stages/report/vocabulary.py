@@ -13,6 +13,7 @@ PAGES: dict[str, str] = {
     "active-learning-curves": "stages.report.learning:LEARNING",
     "evaluate-maps": "stages.report.faithfulness_page:FAITHFULNESS",
     "influence": "stages.report.influence_page:INFLUENCE",
+    "prune": "stages.report.pruning_page:PRUNING",
     "iqa": "stages.report.quality:QUALITY",
     "conformal": "stages.report.set_coverage:CONFORMITY",
     "estimate-accuracy": "stages.report.estimated:ESTIMATION",
@@ -51,6 +52,8 @@ FIGURES = (
     "coverage-by-level",
     "set-size-by-level",
     "coverage-by-class",
+    # of pruned training sets
+    "accuracy-by-share",
     # of estimated accuracies
     "estimated-accuracy",
     "accuracy-rankings",

@@ -1,0 +1,1 @@
+"""Pruning: accuracy of the last layer trained on a share of the training rows."""
