@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -70,13 +69,14 @@ def _card(result: Artifact) -> PruningCard:
 
 
 def _sentence(card: PruningCard, means: pd.DataFrame) -> str:
-    scored = means[~means["score"].isin([ALL, RANDOM])]
-    best: Any = scored.loc[scored["gain"].to_numpy().argmax() == np.arange(len(scored))].iloc[0]
-    n_better = int((scored["gain"] > 0).sum())
+    scored = means[~means["score"].isin([ALL, RANDOM])].sort_values("gain", kind="stable")
+    worst, best = (
+        f"{signed(each['gain'])} ({each['score']} at {each['keep']:.0%})"
+        for each in scored.iloc[[0, -1]].to_dict(orient="records")
+    )
     return (
-        f"{card.features.rpartition('-')[0]}, {card.order} rows kept: better than random subsets "
-        f"in {n_better} of {len(scored)} cases; the largest gain is {signed(best['gain'])}, for "
-        f"{best['score']} at {best['keep']:.0%}."
+        f"{card.features.rpartition('-')[0]}, {card.order} rows kept: the accuracy less that of "
+        f"random subsets of the same size is between {worst} and {best}."
     )
 
 
