@@ -80,5 +80,6 @@ COLUMNS = (
     *SELECTIVE,
     *("coverage", "risk", "clean"),
     *("n_issues", "threshold", "commonest"),
+    *("score", "keep", "gain_std", "n_listed", "own_class", "overlap", "mean_score"),
 )
 """Columns of results and reports: an axis cannot have one of these names."""
