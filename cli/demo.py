@@ -38,7 +38,7 @@ STEPS = (
     ),
     (
         "evaluate f and H on corrupted digits, from the store",
-        "evaluate --features digits-c@cnn2",
+        "evaluate --features digits-c@cnn2 --head H=cnn2-h",
     ),
     (
         "compare with controls that use no gradient: Table 5 of the paper, as a page with plots",
@@ -55,8 +55,8 @@ STEPS = (
     ),
     (
         "explain the corrupted digits on which f and H disagree and f is most sure ...",
-        "explain --features digits-c@cnn2 --disagree --top 24 --order highest --contrast top-3 "
-        "--name disagree",
+        "explain --features digits-c@cnn2 --head cnn2-h --disagree --top 24 --order highest "
+        "--contrast top-3 --name disagree",
     ),
     (
         "... on a page: why P, what if not P, and why P rather than Q",
