@@ -1,6 +1,7 @@
 """Mean scores by groups, as `query --score` prints them, equal a loop over single rows."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cli.app import app
 from stages.errors import InputError
 from stages.evaluation.recognition import query
 from stages.metrics.calibration import METRICS
+from stages.reflection import reduction
 from stages.reflection.conditions import Condition
 from stages.scores import factors
 from stages.scores.asked_scores import asked_scores, values_of
@@ -118,6 +120,24 @@ def test_rows_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert values_of({"first": first}, f, z)[0].tolist() == pytest.approx(z[:, 0], nan_ok=True)
     assert seen == [4, 2]
+
+
+def test_memory_does_not_grow_with_the_rows(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduction, "n_cpus", lambda: 2)  # more would hold all shards of the few
+
+    def peak(n_shards: int) -> int:
+        found = cells(store, f"of-{n_shards}", n_rows=2000 * n_shards, shard_rows=2000)
+        scores = asked_scores(store, found, PLAIN)
+        tracemalloc.start()
+        query(found, by=CELL, metrics=(), scores=scores)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(1)  # imports
+    assert peak(32) < 1.5 * peak(8)
 
 
 @pytest.mark.parametrize(
