@@ -225,6 +225,7 @@ HARMLESS = {
     "source", "split", "std", "step", "strategies", "structure", "target", "test_split",
     "through", "title", "train", "training", "validation", "value_range", "variant",
     "weights_key", "where",
+    "keep", "probabilities", "rates", "snapshot_features", "snapshots", "space", "test",
     "table", "to",  # keys of recipes; `to` is a folder below the data root, see below
     "recipe",  # of reproduce, a name; that of run has a mark
 }  # fmt: skip
