@@ -10,6 +10,7 @@ from cli.output import table
 
 if TYPE_CHECKING:
     from stages.judging.judged_result import Evaluation
+    from store.artifacts import Artifact
 
 GAINS = ("accuracy", "ece")
 """Metrics whose gain over f `evaluate` prints."""
@@ -39,9 +40,14 @@ def shown(
         }
         for label, seeds in card.seeds.items()
     ]
-    place = result.artifact.storage.location
-    files = f"tables: {place}/{{by-group,average,differences,bins}}.parquet"
-    return f"{card.title}\n{table(rows)}\n{files}\n{page_of(result.artifact.name)}"
+    files = files_and_page(result.artifact, ("by-group", "average", "differences", "bins"))
+    return f"{card.title}\n{table(rows)}\n{files}"
+
+
+def files_and_page(result: Artifact, names: Sequence[str]) -> str:
+    """Where the tables, the figures and the definitions of a result are."""
+    keys = ",".join(name.replace("_", "-") for name in names)
+    return f"tables: {result.storage.location}/{{{keys}}}.parquet\n{page_of(result.name)}"
 
 
 def page_of(name: str) -> str:

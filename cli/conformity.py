@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from cli.comparison import files_and_page
 from cli.output import note, table
 from pipeline.stage import Made, Stage
 from pipeline.workspace import Workspace
@@ -42,14 +43,15 @@ def conformal(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, An
 
 
 def _parts(found: Conformity) -> Iterator[str]:
+    from stages.conformal.conformal_result import TABLES
+
     card = found.card
     yield f"{card.title}; {card.calibration_rows:,} rows calibrated"
     yield table([_line(row) for row in found.average.to_dict(orient="records")])
     if "severity" in found.by_group:
         yield "coverage by severity, mean over its groups and seeds"
         yield table(_by_severity(found.by_group))
-    yield "\n".join(f"  {name.replace('_', ' ')}: {it}" for name, it in card.definitions.items())
-    yield f"result: {found.artifact.storage.location}"
+    yield files_and_page(found.artifact, TABLES)
 
 
 def _line(row: Mapping[Any, Any]) -> dict[str, Any]:

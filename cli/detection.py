@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 
 
 def detection_table(found: Sequence[Detection], groups: Sequence[str | None]) -> str:
-    """One row per set, detector and predictor, means of groups, definitions, and names of results.
+    """One row per set, detector and predictor, means of groups, and names of results.
 
     Args:
         found: the results.
         groups: group of the set of each: near, far or None.
     """
-    from cli.comparison import gain_of, with_std
-    from stages.metrics.bootstrap import MIN_RESAMPLES
-    from stages.metrics.definitions import DETECTION, STATISTICS
+    from cli.comparison import gain_of, page_of, with_std
     from stages.report.vocabulary import DETECTION_METRICS
 
     lines: list[dict[str, Any]] = []
@@ -42,11 +40,6 @@ def detection_table(found: Sequence[Detection], groups: Sequence[str | None]) ->
         ]
     lines += _group_lines(found, groups)
     first = found[0].card
-    told = {name: DETECTION[name] for name in DETECTION_METRICS} | {"gain": STATISTICS["gain"]}
-    told |= _definitions(found)
-    if first.n_resamples >= MIN_RESAMPLES:
-        told["[low, high]"] = f"{STATISTICS['interval']}; {first.n_resamples:,} resamples"
-    definitions = "\n".join(f"  {name}: {text}" for name, text in told.items())
     title = f"{first.features}, and as many images of each other set"
     if first.attack:
         title += f"; both sides attacked: {_attack_in_words(first.attack)}"
@@ -57,7 +50,8 @@ def detection_table(found: Sequence[Detection], groups: Sequence[str | None]) ->
         note(f"{counted(n_left_out, 'row')} left out whose image could not be read: see `status`")
     place = found[0].artifact.storage.location.rpartition("/")[0]
     names = "\n".join(f"  {each.artifact.name}" for each in found)
-    return f"{title}\n{table(lines)}\n{definitions}\nresults in {place}:\n{names}"
+    page = page_of(found[0].artifact.name if len(found) == 1 else "RESULT ...")
+    return f"{title}\n{table(lines)}\nresults in {place}:\n{names}\n{page}"
 
 
 def _group_lines(found: Sequence[Detection], groups: Sequence[str | None]) -> list[dict[str, Any]]:
@@ -89,13 +83,6 @@ def _group_lines(found: Sequence[Detection], groups: Sequence[str | None]) -> li
                     }
                 )
     return lines
-
-
-def _definitions(found: Sequence[Detection]) -> dict[str, str]:
-    definitions: dict[str, str] = {}
-    for each in found:
-        definitions |= each.card.defined([each.card.detector or ""])
-    return definitions
 
 
 def _attack_in_words(attack: PerturbationFacts) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cli.comparison import files_and_page
 from cli.output import note, table
 from pipeline.stage import Made, Stage
 from pipeline.workspace import Workspace
@@ -54,8 +55,7 @@ def _parts(found: Estimated) -> Iterator[str]:
         for label, each in card.sources.items()
     ]
     yield f"on the source rows, {'; '.join(sources)}"
-    yield "\n".join(f"  {name}: {text}" for name, text in card.definitions.items())
-    yield f"result: {found.artifact.storage.location}"
+    yield files_and_page(found.artifact, ("by-group", "quality"))
 
 
 def _estimates(found: Estimated) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cli.comparison import gain_of, page_of, with_std
+from cli.comparison import files_and_page, gain_of, with_std
 from cli.output import table
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ def failure_table(found: Failures) -> str:
         }
         for predictor, confidence in keys
     ]
-    place = found.artifact.storage.location
-    files = f"tables: {place}/{{by-group,average,curves}}.parquet"
+    files = files_and_page(found.artifact, ("by-group", "average", "curves"))
     order = f"the lowest aurc first; gains are over f ranked by {BASELINE}"
-    return f"{card.title}; {order}\n{table(rows)}\n{files}\n{page_of(found.artifact.name)}"
+    return f"{card.title}; {order}\n{table(rows)}\n{files}"

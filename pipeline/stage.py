@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, model_validator
 
 from pipeline.fields import Place, mark_of
 from store.plan import Plan
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Several = Annotated[tuple[T, ...], Strict(False)]
 """A list of values, for a field of a stage; the type of each item is checked strictly."""
+
+
+def _without_repetitions(values: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+Distinct = Annotated[tuple[T, ...], Strict(False), AfterValidator(_without_repetitions)]
+"""As `Several`, where a value that is given twice counts once."""
 
 
 class State(StrEnum):

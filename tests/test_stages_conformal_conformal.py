@@ -106,6 +106,17 @@ def test_too_few_rows_give_sets_of_all_classes_and_say_so(
     assert "f: too few calibration rows for lac, aps: its sets hold every class" in err
 
 
+def test_a_score_or_column_that_is_named_twice_counts_once(store: FeatureStore) -> None:
+    once = made(store, methods=("lac",), by=("severity",), features=MOVED, by_class=True)
+    twice = made(store, methods=("lac", "lac"), by=("severity",) * 2, features=MOVED, by_class=True)
+    assert twice.artifact.name == once.artifact.name
+
+
+def test_the_calibration_set_is_not_judged_as_another_one(store: FeatureStore) -> None:
+    with pytest.raises(InputError, match="--features is the calibration set"):
+        made(store, features=CLEAN)
+
+
 def test_each_class_can_have_its_own_threshold(store: FeatureStore) -> None:
     found = made(store, by_class=True, methods=("lac",), share=0.8)
     assert found.thresholds["label"].tolist() == [0, 1, 2]

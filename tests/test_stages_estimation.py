@@ -24,6 +24,7 @@ from stages.estimation.estimators import (
     taylor,
     threshold_of,
 )
+from stages.estimation.group_estimates import _most_unfinished
 from stages.introspection.fit_temperature import FitTemperature
 from stages.metrics.row_draws import row_draws
 from store.catalog import FeatureStore
@@ -178,6 +179,21 @@ def test_a_source_without_labels_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="unknown column 'level' in --by"):
         made(store, by=("level",))
     assert store.artifacts("result") == before
+
+
+def test_matrices_of_too_many_groups_are_refused(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.estimation.group_estimates.MAX_BYTES", 10)
+    with pytest.raises(InputError, match=r"rows of \d+ groups are mixed"):
+        made(store, by=("label",), seed=9)
+
+
+def test_a_group_is_unfinished_until_its_last_shard() -> None:
+    a, b, c = ({name: 1} for name in "abc")
+    assert _most_unfinished([a, b, c]) == 1
+    assert _most_unfinished([a, b, a, c]) == 2
+    assert _most_unfinished([]) == 0
 
 
 def test_no_forward_pass_is_made(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import EscapeFormulas, FeatureSetName
 from stages.errors import InputError
+from stages.reflection.groups import CELLS
 from stages.reflection.losses import LOSSES
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
@@ -21,7 +22,6 @@ from store.plan import Plan, fingerprint
 
 VERSION = 1
 THEOREM_LOSSES = ("ce", "mse-m")
-CELLS = ("corruption", "severity")
 
 
 class Analyse(Stage):

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from pipeline.fields import OneOf, Written
 from pipeline.make import ArtifactJob, Output
-from pipeline.stage import Preview, Several, Stage
+from pipeline.stage import Distinct, Preview, Stage
 from pipeline.workspace import Workspace
 from stages.conformal.conformity import METHODS, Shape
 from stages.data.option_types import FeatureSetName
@@ -56,7 +56,7 @@ class Conformal(Stage):
     )
     heads: Heads = None
     methods: Annotated[
-        Several[Annotated[str, OneOf(tuple(METHODS))]],
+        Distinct[Annotated[str, OneOf(tuple(METHODS))]],
         Field(min_length=1),
         Written("--method", "LIST"),
     ] = Field(tuple(METHODS), description=f"Scores, separated by commas: {', '.join(METHODS)}.")
@@ -83,7 +83,7 @@ class Conformal(Stage):
     rank_weight: NonNegativeFloat = Field(
         0.2, description="Weight of each rank after the first in saps."
     )
-    by: Several[str] = Field(
+    by: Distinct[str] = Field(
         (),
         description="Sample columns, separated by commas, whose values define the cells. (default: "
         "corruption and severity, if a set has them)",
@@ -153,6 +153,11 @@ class Conformal(Stage):
             raise InputError(
                 "conformal: --share 1 leaves no rows to judge: add --features, or use a smaller "
                 "share"
+            )
+        if other is not None and other.name == own.name:
+            raise InputError(
+                f"conformal: --features is the calibration set, {own.name}: omit it, the rows that "
+                "did not calibrate are judged"
             )
         known = {name for each in (own, other) if each for name, _ in each.schema.columns}
         if unknown := [name for name in self.by if name not in known]:

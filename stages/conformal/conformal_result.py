@@ -18,11 +18,12 @@ import pandas as pd
 from pipeline.make import Output
 from pipeline.progress import Progress
 from stages.conformal.conformity import METHODS, expected_coverage
-from stages.conformal.set_calibration import CELLS, Calibration, Method, Thresholds
+from stages.conformal.set_calibration import Calibration, Method, Thresholds
 from stages.conformal.set_counts import SIZES, Counts, facts_of, size_name
 from stages.introspection.compared import Judge, probabilities_of
 from stages.introspection.contenders import Contender
 from stages.reflection.feature_plan import FeaturePlan
+from stages.reflection.groups import cell_columns
 from stages.typed import typed
 from stages.versions import versions
 from store.artifacts import Artifact
@@ -140,11 +141,11 @@ def conformed(
     with Progress("conformal", n_rows, unit="rows") as progress:
         thresholds = job.thresholds(progress.advance)
         if method.share < 1:
-            columns[HELD_OUT] = group_columns(own, by)
+            columns[HELD_OUT] = cell_columns(own, by)
             counted[HELD_OUT] = job.held_out(thresholds, columns[HELD_OUT], progress.advance)
         if other is not None:
             name = other.plan["name"]
-            columns[name] = group_columns(other, by)
+            columns[name] = cell_columns(other, by)
             counted[name] = job.judged(other, thresholds, columns[name], progress.advance)
     tables = _tables(job, thresholds, counted, columns)
     first = next(iter(thresholds.values()))
@@ -175,12 +176,6 @@ def conformed(
         {key: table.to_parquet(index=False) for key, table in files.items()},
         asdict(replace(card, seconds=seconds)),
     )
-
-
-def group_columns(feature_set: FeatureSet, by: Sequence[str]) -> tuple[str, ...]:
-    """The columns of groups that a set has; corruption and severity by default."""
-    known = [name for name, _ in feature_set.schema.columns]
-    return tuple(name for name in by or CELLS if name in known)
 
 
 def _tables(

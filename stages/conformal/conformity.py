@@ -90,7 +90,7 @@ def rank_of_threshold(n_rows: int, alpha: float) -> int:
     >>> rank_of_threshold(9, 0.1), rank_of_threshold(8, 0.1), rank_of_threshold(19, 0.05)
     (9, 9, 19)
     """
-    return math.ceil((n_rows + 1) * (1 - Fraction(repr(alpha))))
+    return math.ceil((n_rows + 1) * (1 - Fraction(repr(float(alpha)))))
 
 
 def threshold_of(scores: Values, alpha: float) -> float:

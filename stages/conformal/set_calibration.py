@@ -21,7 +21,6 @@ from stages.reflection.reduction import Group, each_shard
 from store.featureset import FeatureSet
 from store.shards import Shard
 
-CELLS = ("corruption", "severity")
 _BLOCK_VALUES = 2**20
 """Probabilities that are sorted at once: 8 MB, and about ten such arrays."""
 

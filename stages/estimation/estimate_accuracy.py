@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt
 
 from pipeline.fields import OneOf, Written
 from pipeline.make import ArtifactJob, Output
-from pipeline.stage import Preview, Several, Stage
+from pipeline.stage import Distinct, Preview, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName
 from stages.errors import InputError
@@ -23,12 +23,12 @@ from stages.introspection.contenders import (
 from stages.introspection.heads import Heads, check_labelled
 from stages.introspection.preparation import check_alike, check_preparation
 from stages.reflection.feature_plan import FeaturePlan
+from stages.reflection.groups import cell_columns
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
 
 VERSION = 1
-CELLS = ("corruption", "severity")
 
 
 class EstimateAccuracy(Stage):
@@ -49,14 +49,14 @@ class EstimateAccuracy(Stage):
     features: Annotated[FeatureSetName, Field(description="Features whose accuracy is estimated.")]
     heads: Heads = None
     methods: Annotated[
-        Several[Annotated[str, OneOf(tuple(ESTIMATORS))]],
+        Distinct[Annotated[str, OneOf(tuple(ESTIMATORS))]],
         Field(min_length=1),
         Written("--method", "LIST"),
     ] = Field(
         tuple(ESTIMATORS),
         description=f"Estimators, separated by commas: {', '.join(ESTIMATORS)}.",
     )
-    by: Several[str] = Field(
+    by: Distinct[str] = Field(
         (),
         description="Sample columns, separated by commas, whose values define the groups. "
         "(default: corruption and severity, if the set has them)",
@@ -82,6 +82,10 @@ class EstimateAccuracy(Stage):
             return estimated((source, target), contenders, self.methods, by, self.seed)
 
         notes = []
+        if source.name == target.name:
+            notes.append(
+                "the source is the set whose accuracy is estimated: the errors are too small"
+            )
         if FeaturePlan.of(source.plan).source.split == "train":
             notes.append(
                 "the source is made of training images, on which f is more accurate and more "
@@ -115,7 +119,7 @@ class EstimateAccuracy(Stage):
                 f"estimate-accuracy {target.name}: unknown column '{unknown[0]}' in --by; there "
                 f"are: {', '.join(known)}"
             )
-        return tuple(dict.fromkeys(self.by)) or tuple(name for name in CELLS if name in known)
+        return cell_columns(target, self.by)
 
     def _check(
         self,

@@ -41,6 +41,9 @@ from store.shards import Shard
 Tick = Callable[[int], None]
 _BLOCK_VALUES = 2**20
 
+MAX_BYTES = 2**32
+"""Maximum size of the matrices of unfinished groups."""
+
 
 class _Outputs(NamedTuple):
     """Outputs of a predictor for some rows, and their labels; -1 for an unknown one."""
@@ -106,8 +109,11 @@ class Estimation:
     ) -> Iterator[tuple[Judge, Group, Mapping[str, float]]]:
         """Rows, accuracy and estimates of each predictor and group, as groups end."""
         n_rows: Counter[Group] = Counter()
+        by_shard: list[Mapping[Group, int]] = []
         for counts in each_shard(feature_set, lambda s: _rows_by(feature_set, s, by), _nothing):
             n_rows.update(counts)
+            by_shard.append(counts)
+        self._check_memory(feature_set, _most_unfinished(by_shard))
 
         def sums_of(shard: Shard) -> dict[tuple[Judge, Group], Sums]:
             return self._sums(feature_set, shard, sources, by)
@@ -123,6 +129,19 @@ class Estimation:
                 facts = {"n_rows": int(total.counts[0]), "n_labelled": int(total.counts[1])}
                 estimates = estimates_of(total, sources[judge], self.names)
                 yield judge, group, {**facts, "accuracy": total.accuracy, **estimates}
+
+    def _check_memory(self, feature_set: FeatureSet, n_groups: int) -> None:
+        """Raise ``InputError`` if the matrices of so many groups exceed `MAX_BYTES`."""
+        (width,), (n_classes,) = (
+            feature_set.schema.array(name).row_shape for name in ("features", "logits")
+        )
+        n_bytes = 8 * n_classes * (n_classes + width) * n_groups * len(self.judges)
+        if n_bytes > MAX_BYTES:
+            raise InputError(
+                f"estimate-accuracy {feature_set.name}: the rows of {n_groups:,} groups are mixed, "
+                f"whose matrices for {len(self.judges)} predictors take {n_bytes / 2**30:.1f} GiB, "
+                f"expected at most {MAX_BYTES / 2**30:g}: use fewer groups in --by, or fewer heads"
+            )
 
     def _on(self, feature_set: FeatureSet, shard: Shard) -> dict[Judge, Values]:
         """Correctness, confidence and the scores of ATC of the labelled rows, ``[4, n]``."""
@@ -206,6 +225,18 @@ def _summed(out: _Outputs, draws: Values, source: Source) -> Sums:
     counts = np.array([each.sum() for each in columns], np.float64)
     assert len(counts) == len(COUNTS)
     return Sums(0, counts, out.p.T @ out.p, delta.T @ out.hidden.astype(np.float64))
+
+
+def _most_unfinished(by_shard: Sequence[Mapping[Group, int]]) -> int:
+    """The largest number of groups that have rows in a shard, or before and after it."""
+    last = {group: at for at, counts in enumerate(by_shard) for group in counts}
+    unfinished: set[Group] = set()
+    most = 0
+    for at, counts in enumerate(by_shard):
+        unfinished |= counts.keys()
+        most = max(most, len(unfinished))
+        unfinished = {group for group in unfinished if last[group] > at}
+    return most
 
 
 def _rows_by(feature_set: FeatureSet, shard: Shard, by: Sequence[str]) -> dict[Group, int]:

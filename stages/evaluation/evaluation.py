@@ -19,9 +19,10 @@ from stages.evaluation.recognition import class_names_of
 from stages.introspection.contenders import Contender
 from stages.introspection.predictors import predictors, sensing_probabilities
 from stages.judging.judged_result import card_of, files_of
-from stages.judging.judgement import Predictor, cell_columns, judged
+from stages.judging.judgement import Predictor, judged
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE
+from stages.reflection.groups import cell_columns
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 

@@ -21,10 +21,10 @@ from stages.failures.ranked import Confidence, Ranked, RankedTables, ranked
 from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import head_card
-from stages.judging.judgement import cell_columns
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE, SELECTIVE, STATISTICS
 from stages.reflection.feature_plan import FeaturePlan
+from stages.reflection.groups import cell_columns
 from stages.scores.factors import TrainingRows
 from stages.scores.known_scores import BASELINE, SCORES, Kind
 from stages.scores.predictor import (

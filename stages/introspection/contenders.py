@@ -68,7 +68,8 @@ def choose_head(store: FeatureStore, feature_set: OfModel, name: str | None) -> 
     if fitting:
         raise InputError(
             f"{len(fitting)} heads belong to model '{model.name}': choose one of "
-            f"{', '.join(artifact.name for artifact in fitting)} with --head"
+            f"{', '.join(artifact.name for artifact in fitting)} with --head, or several, each as "
+            "--head LABEL=NAME"
         )
     raise DataNotFoundError(
         f"no head for model '{model.name}' in {store.location}: train one with `intro-pipe "

@@ -23,6 +23,7 @@ from stages.metrics.averages import average_table, difference_table
 from stages.metrics.bootstrap import Resampling, resample
 from stages.metrics.calibration import METRICS, summary
 from stages.metrics.sums import CalibrationSums, JudgedRows, judge
+from stages.reflection.groups import cell_columns
 from stages.reflection.reduction import Group, each_shard, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
@@ -99,12 +100,6 @@ class Judgement:
     differences: pd.DataFrame
     bins: pd.DataFrame
     n_left_out: dict[str, int]
-
-
-def cell_columns(feature_set: FeatureSet) -> tuple[str, ...]:
-    """The columns that define cells: corruption and severity, if the data set has them."""
-    columns = [name for name, _ in feature_set.schema.columns]
-    return tuple(name for name in ("corruption", "severity") if name in columns)
 
 
 def judged(

@@ -16,9 +16,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.reflection.reduction import Group
+from store.featureset import FeatureSet
 
 Rows = NDArray[np.bool_] | NDArray[np.int64] | slice
 """A selection of rows: flags, numbers, or a slice."""
+
+CELLS = ("corruption", "severity")
+"""Columns whose values are the cells of a corrupted set."""
+
+
+def cell_columns(feature_set: FeatureSet, by: Sequence[str] = ()) -> tuple[str, ...]:
+    """Those of the columns ``by``, by default `CELLS`, that a set has, each once."""
+    known = [name for name, _ in feature_set.schema.columns]
+    return tuple(dict.fromkeys(name for name in by or CELLS if name in known))
 
 
 def group_codes(

@@ -17,6 +17,7 @@ from stages.sheets.theme import VARIABLES, css_variables
 _SVG = "http://www.w3.org/2000/svg"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _FONT = "ui-sans-serif, system-ui, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+_DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
@@ -36,6 +37,8 @@ def svg_of(figure: Figure, name: str, description: str) -> str:
     _rename_marks(root, name)
     for element in root.iter():
         _follow_the_page(element)
+    for element in root.iter():
+        _shorten(element)
     return _written(root, description)
 
 
@@ -88,6 +91,23 @@ def _follow_the_page(element: ElementTree.Element) -> None:
         if element.tag == f"{{{_SVG}}}text":
             value = re.sub(r"'DejaVu Sans'(, sans-serif)?", _FONT, value)
         element.set(key, value)
+
+
+def _shorten(element: ElementTree.Element) -> None:
+    """Round coordinates to hundredths of a point, and remove what does nothing or is repeated.
+
+    These are spaces, rotations by 0, and the style that all children of an element have.
+    """
+    for key in element.attrib.keys() & {"d", "height", "points", "transform", "width", "x", "y"}:
+        short = _DECIMALS.sub(lambda found: f"{float(found[0]):.2f}", element.attrib[key])
+        element.set(key, " ".join(short.split()))
+    if element.get("transform", "").startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    styles = {child.get("style") for child in element}
+    if len(element) > 1 and len(styles) == 1 and None not in styles and not element.get("style"):
+        element.set("style", styles.pop() or "")
+        for child in element:
+            del child.attrib["style"]
 
 
 def _written(root: ElementTree.Element, description: str) -> str:

@@ -186,9 +186,10 @@ class Uncertainty(Stage):
         from dataclasses import replace
 
         from stages.judging.judged_result import card_of, files_of
-        from stages.judging.judgement import cell_columns, judged
+        from stages.judging.judgement import judged
         from stages.metrics.bootstrap import Resampling
         from stages.metrics.definitions import DEFINITIONS, INFORMATION
+        from stages.reflection.groups import cell_columns
         from stages.uncertainty.judges import judges_of, told_of
 
         started, cells = time.monotonic(), cell_columns(feature_set)
