@@ -9,7 +9,7 @@ from stages.curation.confident_learning import (
     confident_joint,
     confident_learning,
     expected_counts,
-    margin,
+    normalized_margin,
     pruned_by_noise_rate,
     self_confidence,
     thresholds,
@@ -75,7 +75,9 @@ def test_scores_of_labels_are_those_of_a_loop() -> None:
     for row, label in enumerate(labels):
         others = np.delete(p[row], label)
         assert self_confidence(p, labels)[row] == p[row, label]
-        assert margin(p, labels)[row] == pytest.approx(p[row, label] - others.max())
+        assert normalized_margin(p, labels)[row] == pytest.approx(
+            (1 + p[row, label] - others.max()) / 2
+        )
         positive = p[row][p[row] > 0]
         x = -(positive * np.log(positive)).sum() / np.log(4) / p[row, label]
         assert confidence_weighted_entropy(p, labels)[row] == pytest.approx(np.log(1 + x) / x)
@@ -130,7 +132,7 @@ def test_cleanlab_finds_the_same() -> None:
 
     assert found.expected.tolist() == CLEANLAB_JOINT
     assert np.flatnonzero(found.is_issue).tolist() == CLEANLAB_ISSUES
-    assert ((margin(p, labels) + 1) / 2)[:5] == pytest.approx(CLEANLAB_MARGIN, abs=1e-6)
+    assert normalized_margin(p, labels)[:5] == pytest.approx(CLEANLAB_MARGIN, abs=1e-6)
     assert confidence_weighted_entropy(p, labels)[:5] == pytest.approx(CLEANLAB_ENTROPY, abs=1e-6)
 
 
@@ -151,7 +153,7 @@ def test_one_class_has_no_label_errors() -> None:
     found = confident_learning(p, labels)
 
     assert (found.joint.tolist(), found.is_issue.any()) == ([[4]], False)
-    assert margin(p, labels).tolist() == [1.0] * 4
+    assert normalized_margin(p, labels).tolist() == [1.0] * 4
     assert confidence_weighted_entropy(p, labels).tolist() == [1.0] * 4
 
 

@@ -166,7 +166,7 @@ def test_scores_of_f_are_those_of_a_loop(store: FeatureStore) -> None:
         others = np.delete(p[row], labels[row])
         assert rows["el2n"][row] == pytest.approx(np.sqrt((delta**2).sum()))
         assert rows["grand"][row] == pytest.approx(np.sqrt((gradient**2).sum()))
-        assert rows["margin"][row] == pytest.approx(p[row, labels[row]] - others.max())
+        assert rows["margin"][row] == pytest.approx(others.max() - p[row, labels[row]])
         assert rows["self_confidence"][row] == pytest.approx(p[row, labels[row]], abs=1e-6)
         assert rows["suggested"][row] == p[row].argmax()
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import entr
 
 from stages.scores.factors import row_blocks
+from stages.scores.training_value import excess
 
 Probabilities = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
@@ -121,14 +122,12 @@ def self_confidence(p: Probabilities, labels: Labels) -> Values:
     return p[np.arange(len(labels)), labels].astype(np.float64)
 
 
-def margin(p: Probabilities, labels: Labels) -> Values:
-    """``p_y - max_{k≠y} p_k``; if there is one class, 1."""
+def normalized_margin(p: Probabilities, labels: Labels) -> Values:
+    """``(1 + p_y - max_{k≠y} p_k) / 2``; if there is one class, 1."""
     found = np.empty(len(labels))
     for rows in row_blocks(len(p)):
-        others = p[rows].astype(np.float64)
-        others[np.arange(len(others)), labels[rows]] = -np.inf if p.shape[1] > 1 else 0.0
-        found[rows] = -others.max(axis=1)
-    return found + self_confidence(p, labels)
+        found[rows] = (1 - excess(p[rows], labels[rows])) / 2
+    return found
 
 
 def confidence_weighted_entropy(p: Probabilities, labels: Labels) -> Values:

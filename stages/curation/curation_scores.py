@@ -3,16 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from stages.reflection.losses import softmax
-
-Rows = NDArray[np.floating[Any]]
-Labels = NDArray[np.int64]
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +25,9 @@ RANKINGS: dict[str, Ranking] = {
         "2022); lowest first"
     ),
     "margin": Ranking(
-        "probability that f gives to the label, less that of the likeliest other class; lowest "
-        "first"
+        "probability that f gives to the likeliest other class, less that of the label; highest "
+        "first",
+        is_lowest_first=False,
     ),
     "el2n": Ranking(
         "length of δ = p - onehot(label), the error of f's probabilities (Paul et al. 2021); "
@@ -52,24 +43,3 @@ RANKINGS: dict[str, Ranking] = {
         "cosine to the nearest row; highest first", is_lowest_first=False, needs_labels=False
     ),
 }
-
-
-def error_lengths(p: Rows, labels: Labels) -> Values:
-    """EL2N, ``‖p - onehot(y)‖₂``, shape ``(n,)``."""
-    delta = p.astype(np.float64)
-    delta[np.arange(len(labels)), labels] -= 1
-    lengths: Values = np.linalg.norm(delta, axis=1)
-    return lengths
-
-
-def last_layer_scores(features: Rows, logits: Rows, labels: Labels) -> dict[str, Values]:
-    """``margin``, ``el2n`` and ``grand`` of labelled rows, from f's own logits.
-
-    The gradient of the cross entropy to ``[W, b]`` is ``δ ⊗ [f, 1]``, of length ``‖δ‖ ‖[f, 1]‖``.
-    """
-    from stages.curation.confident_learning import margin
-
-    p = softmax(logits.astype(np.float64))
-    el2n = error_lengths(p, labels)
-    lengths = np.sqrt((features.astype(np.float64) ** 2).sum(axis=1) + 1)
-    return {"margin": margin(p, labels), "el2n": el2n, "grand": el2n * lengths}

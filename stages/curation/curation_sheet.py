@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from stages.curation.curation_scores import RANKINGS
-from stages.data.picked import picked
+from stages.data.picked import images_of
 from stages.data.registry import SourceSpec
 from stages.sheets.overlays import Pixels
 from stages.sheets.sheet import Row, Sheet, Tile
@@ -53,11 +51,11 @@ def curation_sheet(
         title: title of the page.
         command: command that makes it again.
     """
-    image_of = _reader(images.rows, top["row"].to_numpy())
+    image_of = images_of(images.rows.open(), top["row"].to_numpy())
     nearest_of = None
     if images.nearest is not None:
         near = top["nearest_row"].to_numpy()
-        nearest_of = _reader(images.nearest, near[near >= 0])
+        nearest_of = images_of(images.nearest.open(), near[near >= 0])
     drawn = []
     for rank, facts in enumerate(top.to_dict(orient="records"), start=1):
         tiles = [Tile("Image", image_of(facts["row"]), f"The image {facts['sample_id']}.")]
@@ -89,10 +87,3 @@ def _lines(facts: Facts, names: Sequence[str], by: str) -> list[str]:
 
 def _name(names: Sequence[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else "no label"
-
-
-def _reader(spec: SourceSpec, rows: NDArray[np.int64]) -> Callable[[int], Pixels]:
-    """A function from the number of a row, one of the given ones, to its image."""
-    wanted = np.unique(rows)
-    images = picked(spec.open(), wanted).read(0, len(wanted)).images
-    return lambda row: images[np.searchsorted(wanted, row)]

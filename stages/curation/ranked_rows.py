@@ -14,10 +14,10 @@ from stages.curation.confident_learning import (
     Confident,
     confidence_weighted_entropy,
     confident_learning,
-    margin,
+    normalized_margin,
     self_confidence,
 )
-from stages.curation.curation_scores import RANKINGS, last_layer_scores
+from stages.curation.curation_scores import RANKINGS
 from stages.curation.near_rows import nearest_rows, unit_vectors
 from stages.curation.refits import refitted_probabilities
 from stages.errors import InputError
@@ -25,6 +25,7 @@ from stages.introspection.heads import labels_of
 from stages.introspection.reading import Reading
 from stages.metrics.finite import finite_rows
 from stages.reflection.losses import softmax
+from stages.scores.training_value import TRAINING_VALUES
 from store.featureset import FeatureSet
 
 Tick = Callable[[int], None]
@@ -104,9 +105,12 @@ def label_columns(
     found = confident_learning(p, labels)
     scores = {
         "self_confidence": self_confidence(p, labels),
-        "normalized_margin": (margin(p, labels) + 1) / 2,
+        "normalized_margin": normalized_margin(p, labels),
         "confidence_weighted_entropy": confidence_weighted_entropy(p, labels),
-        **last_layer_scores(rows.features[judged], rows.logits[judged], labels),
+        **{
+            name: kind.score(rows.features[judged], rows.logits[judged], labels)
+            for name, kind in TRAINING_VALUES.items()
+        },
     }
     columns: dict[str, NDArray[Any]] = {
         "suggested": _spread(p.argmax(axis=1), judged, len(rows), -1),

@@ -1,8 +1,10 @@
-"""Some rows of a source, in ascending order, as a source of their own."""
+"""Some rows of a source, as a source of their own or as images in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,3 +45,12 @@ class PickedReader:
 def picked(source: ReaderSource, rows: NDArray[np.int64]) -> ReaderSource:
     """The source with these rows alone, which ascend; row ``i`` is row ``rows[i]`` of all."""
     return replace(source, reader=PickedReader(source.reader, rows), n_rows=len(rows))
+
+
+def images_of(
+    source: ReaderSource, rows: NDArray[np.integer[Any]]
+) -> Callable[[int], NDArray[np.uint8]]:
+    """A function from the number of a row, one of ``rows``, to its image; all are read at once."""
+    wanted = np.unique(rows).astype(np.int64)
+    images = picked(source, wanted).read(0, len(wanted)).images
+    return lambda row: images[np.searchsorted(wanted, row)]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from stages.data.picked import picked
+from stages.data.picked import images_of
 from stages.data.registry import SourceSpec
 from stages.influence.influence_result import SIDES
 from stages.sheets.overlays import Pixels
@@ -39,8 +37,8 @@ def influence_sheet(
     """The sheet of explained rows, by the first method of the table."""
     method = influences["method"].iloc[0]
     shown = influences[(influences["method"] == method) & (influences["rank"] <= MAX_TILES)]
-    image_of = _reader(images.rows, shown["row"].to_numpy())
-    training_of = _reader(images.training, shown["training_row"].to_numpy())
+    image_of = images_of(images.rows.open(), shown["row"].to_numpy())
+    training_of = images_of(images.training.open(), shown["training_row"].to_numpy())
     drawn = []
     for row, listed in shown.groupby("row", sort=False):
         first = listed.iloc[0]
@@ -72,10 +70,3 @@ def _lines(first: pd.Series[Any], names: Sequence[str]) -> list[str]:
     if of_class != prediction:
         lines.append(f"explained: {names[of_class]}")
     return lines
-
-
-def _reader(spec: SourceSpec, rows: NDArray[np.int64]) -> Callable[[int], Pixels]:
-    """A function from the number of a row, one of the given ones, to its image."""
-    wanted = np.unique(rows)
-    images = picked(spec.open(), wanted).read(0, len(wanted)).images
-    return lambda row: images[np.searchsorted(wanted, row)]

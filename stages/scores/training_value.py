@@ -39,11 +39,16 @@ def grand(features: Rows, logits: Rows, labels: Labels) -> Values:
 def margin(features: Rows, logits: Rows, labels: Labels) -> Values:
     """Probability of the likeliest other class less that of the label; -1 if there is one class."""
     del features
-    p = softmax(logits.astype(np.float64)).astype(np.float64)
+    return excess(softmax(logits.astype(np.float64)), labels)
+
+
+def excess(p: Rows, labels: Labels) -> Values:
+    """``max_{k≠y} p_k - p_y`` of probabilities ``[n, N]``; -1 if there is one class."""
+    others = p.astype(np.float64)
     at = np.arange(len(labels)), labels
-    own = p[at]
-    p[at] = -np.inf if p.shape[1] > 1 else 0.0
-    found: Values = p.max(axis=1) - own
+    own = others[at]
+    others[at] = -np.inf if p.shape[1] > 1 else 0.0
+    found: Values = others.max(axis=1) - own
     return found
 
 
