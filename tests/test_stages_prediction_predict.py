@@ -1,6 +1,7 @@
 """Predictions for image files equal those from stored features and of the exported program."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def store_of(home: Path) -> FeatureStore:
 def extracted(home: Path, split: str) -> FeatureSet:
     store, source = store_of(home), SourceSpec(str(home / "images"), split, "")
     card = choose_model(store, "images", "cnn2")
-    stage = Extraction(source, card, weights_path(store, "cnn2"))
+    stage = Extraction(replace(source, image_size=card.input), card, weights_path(store, "cnn2"))
     return extract(store, stage)
 
 
@@ -102,15 +103,16 @@ def test_predictions_equal_those_of_the_stored_features(home: Path, head: str) -
     store, found = store_of(home), extracted(home, "test")
     samples = found.samples()
     files = [home / "images" / name for name in samples["sample_id"]]
-    frame = predict(open_introspective(store, head), files)
+    introspective = open_introspective(store, head)
+    frame, label = predict(introspective, files), introspective.label
     features, logits = found.read("features"), found.read("logits")
     expected = next(iter(predictors(store, store.artifact("head", head)).values()))
     of_h = expected(features, logits)
     assert frame["status"].tolist() == ["ok"] * N_IMAGES
     assert frame["f_label"].tolist() == [NAMES[label] for label in samples["prediction"]]
-    assert frame["H_label"].tolist() == [NAMES[label] for label in of_h.argmax(axis=1)]
+    assert frame[f"{label}_label"].tolist() == [NAMES[at] for at in of_h.argmax(axis=1)]
     np.testing.assert_allclose(frame["f_confidence"], samples["confidence"], atol=1e-5)
-    np.testing.assert_allclose(frame["H_confidence"], of_h.max(axis=1), atol=1e-5)
+    np.testing.assert_allclose(frame[f"{label}_confidence"], of_h.max(axis=1), atol=1e-5)
 
 
 def test_pixels_and_batches_as_in_extraction_give_the_same_bits(home: Path) -> None:

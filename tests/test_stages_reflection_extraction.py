@@ -324,5 +324,5 @@ def test_a_network_whose_code_was_edited_is_refused(store: FeatureStore, tmp_pat
 def test_options_of_a_foreign_network_are_refused_for_a_model_of_the_store(
     store: FeatureStore, folder: Path
 ) -> None:
-    with pytest.raises(InputError, match="give --network too"):
+    with pytest.raises(InputError, match="expected only with --network"):
         make_in(store, Extract(dataset=str(folder), model="net", image_size=64))

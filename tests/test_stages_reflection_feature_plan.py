@@ -42,7 +42,7 @@ def plan_of(**params: Any) -> dict[str, Any]:
 def test_a_plan_is_read_as_types() -> None:
     found = FeaturePlan.of(plan_of(perturbations=[ODIN]))
 
-    assert found.source == SourceFacts("pets", "test", "f1", ("cat", "dog"), "squash")
+    assert found.source == SourceFacts("pets", "test", "pets", "f1", ("cat", "dog"), "squash")
     assert (found.model.name, found.model.n_classes, found.model.M) == ("net", 2, 4.0)
     assert found.model.mean == (0.5, 0.5, 0.5)
     assert (found.precision, found.perturbations, found.is_moved_by_odin) == ("bf16", (ODIN,), True)

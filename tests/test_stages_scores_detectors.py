@@ -126,5 +126,5 @@ def test_a_temperature_has_those_of_f_and_neighbours_have_none(store):
 
     assert f is F
     assert z == pytest.approx(Z / value)
-    with pytest.raises(InputError, match="head 'n': expected a trained network or a temperature"):
+    with pytest.raises(InputError, match="head 'n': expected a trained network, a temperature"):
         factors(store.artifact("head", "n"))

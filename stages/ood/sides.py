@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from stages.errors import InputError
 from stages.introspection.contenders import Contender, check_contenders
-from stages.introspection.predictors import factors
 from stages.introspection.preparation import OfModel, check_preparation, models_differ
 from stages.reflection.feature_plan import FeaturePlan
 from stages.scores.known_scores import DETECTORS
@@ -84,6 +83,8 @@ def check_sides(sides: Sides, contenders: Sequence[Contender], name: str) -> Non
 
 def check_heads(store: FeatureStore, sides: Sides, contenders: Sequence[Contender]) -> None:
     """Raise ``InputError`` for a head that was made of other images, or that has no logits."""
+    from stages.introspection.predictors import factors
+
     for contender in contenders:
         check_preparation(store, sides.inside, contender.head)
         factors(contender.head)

@@ -76,7 +76,7 @@ class Introspective(nn.Module):
     @property
     def label(self) -> str:
         """Label of the head in tables: H for a trained head, T for a temperature, ..."""
-        return LABELS.get(self.facts["predictor"], "H")
+        return LABELS.get(self.facts.get("predictor", ""), "H")
 
     @property
     def last(self) -> str:
