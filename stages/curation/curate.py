@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -190,22 +190,17 @@ class Curate(Stage):
     ) -> Images | None:
         """Where the images for the sheet are; None without a sheet."""
         from stages.curation.curation_sheet import Images
-        from stages.data.planned_images import planned_images
+        from stages.data.planned_images import images_of_features
 
         if not self.top:
             return None
 
-        def of(found: FeatureSet) -> Any:  # Any: a SourceSpec
-            return planned_images(
-                workspace,
-                found.plan["inputs"]["source"],
-                self.dataset,
-                lambda: tuple(sorted(set(found.samples()["corruption"]))),
-            )
-
-        ours = of(feature_set)
-        theirs = None if self.space == "none" else ours if against is None else of(against)
-        return Images(ours, theirs, self.space)
+        ours = images_of_features(workspace, feature_set, self.dataset)
+        if self.space == "none":
+            return Images(ours, None, self.space)
+        if against is None:
+            return Images(ours, ours, self.space)
+        return Images(ours, images_of_features(workspace, against, self.dataset), self.space)
 
     def _copied(self, result: Artifact) -> list[Path]:
         from stages.csv_text import csv_of

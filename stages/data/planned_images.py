@@ -12,6 +12,7 @@ from stages.data.opened import facts_of, opened
 from stages.data.registry import SourceSpec
 from stages.data.source import PlannedSource, check_planned, planned_source
 from stages.errors import DataNotFoundError, InputError
+from store.featureset import FeatureSet
 from store.plan import differences
 
 
@@ -45,6 +46,18 @@ def planned_images(
         raise DataNotFoundError(f"{error}; name the images with --dataset") from error
     check_planned(opened(workspace, spec), planned)
     raise InputError(f"{facts.name}: is not the data set of the plan")
+
+
+def images_of_features(
+    workspace: Workspace, feature_set: FeatureSet, dataset: str | None
+) -> SourceSpec:
+    """How to open the images of a feature set; see `planned_images`."""
+    return planned_images(
+        workspace,
+        feature_set.plan["inputs"]["source"],
+        dataset,
+        lambda: tuple(sorted(set(feature_set.samples()["corruption"]))),
+    )
 
 
 def _specs(

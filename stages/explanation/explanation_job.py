@@ -17,7 +17,7 @@ from pipeline.space import check_space
 from pipeline.stage import Preview
 from pipeline.terminal import counted, size
 from pipeline.workspace import Workspace
-from stages.data.planned_images import planned_images
+from stages.data.planned_images import images_of_features
 from stages.errors import InputError
 from stages.explanation.layer_choice import chosen_layer, is_pooled
 from stages.explanation.map_extraction import Explanation, check_questions
@@ -157,12 +157,7 @@ def _explanation(asked: Asked, workspace: Workspace, inputs: _Inputs) -> Explana
     weights = weights_path(workspace.store, card.name)
     key = ("explained", card.name, card.weights_sha256, asked.layer)
     layer, in_closed_form = workspace.once(key, lambda: layer_of(card, weights, asked.layer))
-    source = planned_images(
-        workspace,
-        feature_set.plan["inputs"]["source"],
-        asked.dataset,
-        lambda: tuple(sorted(set(feature_set.samples()["corruption"]))),
-    )
+    source = images_of_features(workspace, feature_set, asked.dataset)
     chosen = _chosen(asked, workspace, inputs)
     row_bytes = 4 * len(questions) * layer.grid[0] * layer.grid[1]
     fitting = max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // row_bytes))

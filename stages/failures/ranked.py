@@ -7,7 +7,6 @@ of the unfinished cells. All rankings use the same resamples of the images.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from stages.metrics.bootstrap import Resampling, interval
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.finite import finite_rows
 from stages.metrics.selective import SELECTIVE_METRICS, risk_curve, risks_at
-from stages.reflection.reduction import Group, each_shard, rows_by_group
+from stages.reflection.reduction import Group, each_shard, group_sizes, rows_by_group
 from stages.scores.known_scores import BASELINE
 from store.featureset import FeatureSet
 from store.shards import Shard
@@ -100,10 +99,7 @@ def ranked(
             but the source images of the rows are unknown.
     """
     reading = _Reading(feature_set, tuple(networks), by, resampling)
-    n_rows: Counter[Group] = Counter()
-    for counts in each_shard(feature_set, reading.rows_by_cell, lambda _: None):
-        n_rows.update(counts)
-    cells = _Cells(by, n_rows, resampling.n_resamples)
+    cells = _Cells(by, group_sizes(feature_set, by), resampling.n_resamples)
     for part in each_shard(feature_set, reading.parts_of, tick):
         cells.take(part)
     return cells.tables()
@@ -132,13 +128,6 @@ class _Reading:
     networks: tuple[Ranked, ...]
     by: tuple[str, ...]
     resampling: Resampling
-
-    def rows_by_cell(self, shard: Shard) -> Mapping[Group, int]:
-        """Number of rows of each cell in a shard."""
-        if not self.by:
-            return {(): shard.n_rows}
-        samples = self.feature_set.read_samples(shard, self.by).to_pandas()
-        return {group: len(rows) for group, rows in rows_by_group(samples, self.by).items()}
 
     def parts_of(self, shard: Shard) -> dict[Group, _Part]:
         """The rows of each cell in a shard, with their confidences."""

@@ -365,21 +365,14 @@ class Influence(Stage):
         self, workspace: Workspace, features: FeatureSet, training: FeatureSet
     ) -> Images | None:
         """Where the images for the sheet are; None without a sheet."""
-        from stages.data.planned_images import planned_images
+        from stages.data.planned_images import images_of_features
         from stages.influence.influence_sheet import Images
 
         if not self.sheet_rows:
             return None
 
-        def of(found: FeatureSet) -> Any:  # Any: a SourceSpec
-            return planned_images(
-                workspace,
-                found.plan["inputs"]["source"],
-                self.dataset,
-                lambda: tuple(sorted(set(found.samples()["corruption"]))),
-            )
-
-        return Images(of(features), of(training))
+        found = [images_of_features(workspace, each, self.dataset) for each in (features, training)]
+        return Images(*found)
 
     def _copied(self, result: Artifact) -> Sequence[Path]:
         if self.out is None:

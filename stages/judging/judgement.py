@@ -24,7 +24,7 @@ from stages.metrics.bootstrap import Resampling, resample
 from stages.metrics.calibration import METRICS, summary
 from stages.metrics.sums import CalibrationSums, JudgedRows, judge
 from stages.reflection.groups import cell_columns
-from stages.reflection.reduction import Group, each_shard, rows_by_group
+from stages.reflection.reduction import Group, each_shard, group_sizes, rows_by_group
 from store.featureset import FeatureSet
 from store.shards import Shard
 
@@ -120,10 +120,7 @@ def judged(
     """
     by = cell_columns(feature_set) if by is None else by
     job = _Job(feature_set, tuple(predictors), by, resampling)
-    n_rows: Counter[Group] = Counter()
-    for counts in each_shard(feature_set, job.rows_by_cell, lambda _: None):
-        n_rows.update(counts)
-    tables = _Tables(job, n_rows)
+    tables = _Tables(job, group_sizes(feature_set, by))
     for part in each_shard(feature_set, job.sums_of, tick):
         tables.take(part)
     return tables.judgement()
@@ -186,13 +183,6 @@ class _Job:
     predictors: tuple[Judge, ...]
     by: tuple[str, ...]
     resampling: Resampling
-
-    def rows_by_cell(self, shard: Shard) -> Mapping[Group, int]:
-        """Number of rows of each cell in a shard."""
-        if not self.by:
-            return {(): shard.n_rows}
-        samples = self.feature_set.read_samples(shard, self.by).to_pandas()
-        return {group: len(rows) for group, rows in rows_by_group(samples, self.by).items()}
 
     def sums_of(self, shard: Shard) -> dict[Group, list[_Sums]]:
         """Sums of the cells that have rows in a shard, in the order of the predictors."""

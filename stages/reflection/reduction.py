@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -75,6 +75,21 @@ def rows_by_group(samples: pd.DataFrame, by: Sequence[str]) -> dict[Group, NDArr
     groups = [tuple(nan if value != value else value for value in first) for first in firsts]
     rows_of = np.split(order, starts[1:])[: len(counts)]
     return dict(zip(groups if by else [()] * len(counts), rows_of, strict=True))
+
+
+def group_sizes(feature_set: FeatureSet, by: Sequence[str]) -> Counter[Group]:
+    """The number of rows of each group of a feature set; reads the columns ``by`` alone."""
+
+    def of(shard: Shard) -> Mapping[Group, int]:
+        if not by:
+            return {(): shard.n_rows}
+        samples = feature_set.read_samples(shard, tuple(by)).to_pandas()
+        return {group: len(rows) for group, rows in rows_by_group(samples, by).items()}
+
+    sizes: Counter[Group] = Counter()
+    for counts in each_shard(feature_set, of, lambda _: None):
+        sizes.update(counts)
+    return sizes
 
 
 def _ticked(work: Callable[[Shard], _T], tick: Callable[[int], None], shard: Shard) -> _T:
