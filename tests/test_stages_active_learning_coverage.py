@@ -11,6 +11,7 @@ from stages.active_learning.coverage import (
     NEIGHBOURS,
     PURITY,
     cluster_margin,
+    covering,
     prob_cover,
     pure_radius,
     typiclust,
@@ -57,13 +58,12 @@ def test_the_radius_is_the_largest_that_is_pure_enough() -> None:
 
 
 @pytest.mark.usefixtures("_blocks")
-def test_prob_cover_covers_greedily(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_covered_greedily() -> None:
     radius = 0.6123
-    monkeypatch.setattr(coverage, "pure_radius", lambda *_: radius)
     pool, labelled = groups(60)
-    rows, scores = prob_cover(pool, labelled, 6, 4, np.random.default_rng(0))
-
     points, known = unit(pool), unit(labelled)
+    rows, scores = covering(points, known, radius, 6, np.random.default_rng(0))
+
     covered = {
         at for at, point in enumerate(points) if min(np.linalg.norm(known - point, axis=1)) < radius
     }

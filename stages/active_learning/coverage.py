@@ -46,10 +46,19 @@ def prob_cover(
     the others are drawn uniformly. Scores are the numbers of rows that became covered.
     """
     points = _unit(embedding)
-    clusters = _clusters_of(points, n_classes, generator)
-    radius = pure_radius(points, clusters)
+    radius = pure_radius(points, _clusters_of(points, n_classes, generator))
+    return covering(points, _unit(labelled), radius, n, generator)
+
+
+def covering(
+    points: Numbers, labelled: Numbers, radius: float, n: int, generator: np.random.Generator
+) -> Chosen:
+    """Rows whose open balls cover the most rows that no ball covers yet, and these numbers.
+
+    Balls of the labelled vectors cover from the start. Vectors have length 1, shape ``(n, d)``.
+    """
     is_covered = np.zeros(len(points), np.bool_)
-    for rows, gaps in _distances(points, _unit(labelled)):
+    for rows, gaps in _distances(points, labelled):
         is_covered[rows] = (gaps < radius).any(axis=1)
     degrees = _n_within(points, points[~is_covered], radius)
     chosen: list[int] = []

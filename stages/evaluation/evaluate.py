@@ -21,7 +21,7 @@ from stages.introspection.contenders import (
     contenders_of,
     planned_heads,
 )
-from stages.introspection.heads import Heads
+from stages.introspection.heads import Heads, check_labelled
 from stages.introspection.preparation import check_preparation
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.sums import N_BINS
@@ -150,13 +150,7 @@ class Evaluate(Stage):
     ) -> None:
         """Raise ``InputError`` if labels clash, heads do not fit, or classes are missing."""
         check_contenders(contenders)
-        if not any(
-            (_labels(feature_set, each) >= 0).any() for each in feature_set.shard_set.shards
-        ):
-            raise InputError(
-                f"evaluate {feature_set.name}: expected labelled rows, found none among "
-                f"{feature_set.n_rows:,}; use a split that has labels"
-            )
+        check_labelled(feature_set, "evaluate")
         (n_classes,) = feature_set.schema.array("logits").row_shape
         if self.present_classes and len(classes_in(feature_set)) == n_classes:
             raise InputError(

@@ -20,7 +20,7 @@ from stages.introspection.contenders import (
     contenders_of,
     planned_heads,
 )
-from stages.introspection.heads import Heads, labels_of
+from stages.introspection.heads import Heads, check_labelled
 from stages.introspection.preparation import check_preparation, check_same_network
 from stages.scores.known_scores import BASELINE, SCORES
 from store.catalog import FeatureStore
@@ -162,11 +162,7 @@ class DetectFailures(Stage):
                 f"failures: '{taken[0]}' is a confidence and the label of a head: name the head as "
                 "LABEL=NAME"
             )
-        if not (labels_of(feature_set) >= 0).any():
-            raise InputError(
-                f"failures {feature_set.name}: expected labelled rows, found none among "
-                f"{feature_set.n_rows:,}; use a split that has labels"
-            )
+        check_labelled(feature_set, "failures")
         for each in contenders:
             check_preparation(store, feature_set, each.head)
             factors(each.head)

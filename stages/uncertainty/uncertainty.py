@@ -20,7 +20,7 @@ from stages.introspection.contenders import (
     contenders_of,
     planned_heads,
 )
-from stages.introspection.heads import Heads
+from stages.introspection.heads import Heads, check_labelled
 from stages.introspection.preparation import check_preparation
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.sums import N_BINS
@@ -156,8 +156,6 @@ class Uncertainty(Stage):
         sampling: Sampling,
     ) -> None:
         """Raise ``InputError`` if labels clash, heads do not fit, or no row has a label."""
-        from stages.introspection.heads import labels_of
-
         check_contenders(contenders)
         labels = [REFERENCE, *(each.label for each in contenders), *sampling.labels]
         if clashing := [label for label in sampling.labels if labels.count(label) > 1]:
@@ -165,11 +163,7 @@ class Uncertainty(Stage):
                 f"uncertainty: '{clashing[0]}' is the label of two contenders: name ensembles as "
                 "LABEL=NAME+NAME"
             )
-        if not (labels_of(feature_set) >= 0).any():
-            raise InputError(
-                f"uncertainty {feature_set.name}: expected labelled rows, found none among "
-                f"{feature_set.n_rows:,}; use a split that has labels"
-            )
+        check_labelled(feature_set, "uncertainty")
         for each in contenders:
             check_preparation(store, feature_set, each.head)
         feature_set.require_usable()
