@@ -167,8 +167,9 @@ def head(_: Stage, made: Made, __: Workspace) -> Summary:
                 f"T = {fit.temperature:.4f}, negative log-likelihood {fit.nll_before:.4f} -> "
                 f"{fit.nll_after:.4f} on {counted(card.train_rows, 'row')}"
             )
-        case Votes(k, reading):
+        case Votes(k, reading, temperature):
             text = f"the {k} nearest of {card.train_rows:,} rows vote, by their {reading.reads}"
+            text += f", with weights exp(cosine / {temperature:g})" if temperature else ""
         case FittedLaplace() as fit:
             facts = card_facts(made.output)
             text = (

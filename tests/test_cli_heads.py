@@ -11,6 +11,7 @@ from conftest import Command
 
 from cli.app import main
 from pipeline.work import Tick
+from stages.introspection.head_card import HeadCard, Votes, head_card
 from stages.introspection.head_training import HeadState, HeadTraining
 from store.catalog import FeatureStore
 
@@ -165,6 +166,18 @@ def test_neighbours_are_named_after_what_they_compare(run, reads: str) -> None:
     assert said["spec"]["k"] == 10
 
 
+def test_weighted_neighbours_are_read_from_the_store(run, store: FeatureStore) -> None:
+    options = "--features clouds-train@net --k 7"
+    equal = as_json(run(f"fit-neighbours {options} --dry-run --json"))
+    said = as_json(run(f"fit-neighbours {options} --temperature 0.5 --json"))
+    assert "temperature" not in equal["plan"]["stage"]["params"]
+    assert said["head"] == "net-7nn-features-weighted"
+    card = head_card(store.artifact("head", said["head"]))
+    assert isinstance(card.predictor, Votes)
+    assert (card.predictor.k, card.predictor.temperature) == (7, 0.5)
+    assert HeadCard.from_dict(card.summary()).predictor == card.predictor
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -196,6 +209,7 @@ def test_a_dry_run_gives_the_plan_and_writes_nothing(run, store: FeatureStore, w
         ("train-head --features clouds-train@net --reads features --loss ce", "has no loss"),
         ("train-head --features clouds-train@net --reads features --rank 3", "expected reads"),
         ("fit-neighbours --features clouds-train@net --k 300", "found k 300 and 299 rows"),
+        ("fit-neighbours --features clouds-train@net --temperature 0", "--temperature: expected"),
     ],
 )
 def test_invalid_values_are_refused_in_one_line(

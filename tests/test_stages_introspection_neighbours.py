@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
@@ -30,6 +32,34 @@ def test_shares_are_those_of_scikit_learn_on_dense_vectors(reads: str, scaling: 
     np.testing.assert_allclose(
         found.probabilities(*QUERIES), judge.predict_proba(queries), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("reads", "scaling", "temperature"),
+    [("features", "none", 0.5), ("features", "minmax", 0.02), ("reflection", "minmax", 0.5)],
+)
+def test_weighted_votes_are_those_of_scikit_learn(
+    reads: str, scaling: str, temperature: float
+) -> None:
+    plain = fitted(Reading(4, 8, reads, scaling=scaling), k=200)
+    found = replace(plain, temperature=temperature)
+    dense, queries = (
+        found.reading.vectors(f.astype(np.float64), z.astype(np.float64)).dense()
+        for f, z in ((FEATURES, LOGITS), QUERIES)
+    )
+    judge = KNeighborsClassifier(
+        200, metric="cosine", weights=lambda distances: np.exp((1 - distances) / temperature)
+    ).fit(dense, LABELS)
+    np.testing.assert_allclose(
+        found.probabilities(*QUERIES), judge.predict_proba(queries), atol=1e-5
+    )
+    assert not np.allclose(found.probabilities(*QUERIES), plain.probabilities(*QUERIES), atol=1e-3)
+
+
+def test_vectors_of_zeros_are_orthogonal_to_all() -> None:
+    found = replace(fitted(Reading(4, 8, "features", scaling="none"), k=500), temperature=0.5)
+    zeros = found.probabilities(np.zeros((1, 8), np.float32), np.zeros((1, 4)))
+    np.testing.assert_allclose(zeros[0], np.bincount(LABELS) / 500, atol=1e-6)
 
 
 def test_votes_do_not_depend_on_how_the_rows_are_split(monkeypatch: pytest.MonkeyPatch) -> None:

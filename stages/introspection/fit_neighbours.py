@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat, PositiveInt
 
 from pipeline.make import ArtifactJob
 from pipeline.stage import Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import OutputName
+from stages.introspection.head_card import Votes
 from stages.introspection.heads import (
     VARIANT,
     Fit,
@@ -25,7 +28,7 @@ from store.plan import Plan
 
 
 class FitNeighbours(Stage):
-    """Fit a k-nearest-neighbour classifier with Euclidean distance.
+    """Fit a k-nearest-neighbour classifier with Euclidean distance, or with the cosine.
 
     The probability of a class is its share of the votes. Nothing is copied: predictions read the
     training features from the store.
@@ -33,13 +36,21 @@ class FitNeighbours(Stage):
 
     verb = "fit-neighbours"
     makes = "head"
-    examples = ("fit-neighbours --features cifar10-train@resnet18 --reads reflection",)
+    examples = (
+        "fit-neighbours --features cifar10-train@resnet18 --reads reflection",
+        "fit-neighbours --features cifar10-train@simclr --k 200 --temperature 0.5",
+    )
 
     features: TrainingFeatures
     name: OutputName | None = Field(
         None, description="Name of the classifier. (default: MODEL-10nn-features)"
     )
     k: PositiveInt = Field(10, description="Number of neighbours that vote.")
+    temperature: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
+        None,
+        description="Temperature T of weighted votes: neighbours are those of the largest cosine, "
+        "and a vote weighs exp(cosine / T). (default: Euclidean distance, equal votes)",
+    )
     reads: Reads = Field(
         "features", description="Vectors to compare: features, reflection or features+logits."
     )
@@ -72,23 +83,29 @@ class FitNeighbours(Stage):
         store = workspace.store
         feature_set = store.open(self.features)
         plan, model = self.plan(feature_set), model_name(feature_set)
-        plain = f"{model}-{self.k}nn-{self.reads}"
+        plain = f"{model}-{self.k}nn-{self.reads}" + "-weighted" * (self.temperature is not None)
         name = workspace.output_name("head", self.name, plain, f"{model}-neighbours", plan)
 
         def fit() -> Fit:
             from stages.introspection.predictors import neighbours_in
 
-            usable = feature_set.require_usable()
-            found = neighbours_in(usable, self.reading(feature_set), self.k, "cpu")
+            votes = Votes(self.k, self.reading(feature_set), self.temperature)
+            found = neighbours_in(feature_set.require_usable(), votes, "cpu")
             spec = {"k": self.k, **found.reading.to_dict()}
-            return Fit(len(found), {"predictor": "neighbours", "reads": self.reads, "spec": spec})
+            facts = {"predictor": "neighbours", "reads": self.reads, "spec": spec}
+            return Fit(len(found), {**facts, **self._weighting()})
 
         return fit_job(store, name, plan, feature_set, fit)
 
     def plan(self, feature_set: FeatureSet) -> Plan:
         """Everything that determines the votes; the name of the feature set has its hash."""
-        params = {"k": self.k, "reading": self.reading(feature_set).to_dict()}
+        reading = self.reading(feature_set).to_dict()
+        params = {"k": self.k, "reading": reading, **self._weighting()}
         return {
             "stage": {"name": self.verb, "version": 1, "params": params},
             "inputs": {"features": feature_set.name},
         }
+
+    def _weighting(self) -> dict[str, float]:
+        """The temperature, if votes are weighted."""
+        return {} if self.temperature is None else {"temperature": self.temperature}

@@ -46,10 +46,17 @@ class FittedTemperature:
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """The ``k`` nearest rows of a training set vote; ``reading`` names the vectors compared."""
+    """The ``k`` nearest rows of a training set vote.
+
+    Attributes:
+        reading: the vectors that are compared.
+        temperature: if given, nearness is the cosine, and a vote weighs
+            ``exp(cosine / temperature)``; otherwise nearness is Euclidean, and votes are equal.
+    """
 
     k: int
     reading: Reading
+    temperature: Annotated[FiniteFloat, Field(gt=0)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +122,9 @@ class HeadCard:
                 facts = {"spec": spec.to_dict(), "params": params.to_dict(), "rows": rows}
             case FittedTemperature(temperature):
                 facts = {"temperature": temperature}
-            case Votes(k, reading):
+            case Votes(k, reading, temperature):
                 facts = {"spec": {"k": k, **reading.to_dict()}}
+                facts |= {} if temperature is None else {"temperature": temperature}
             case FittedLaplace(structure, prior, prior_from, has_bias):
                 facts = {"structure": structure, "prior": prior}
                 facts |= {"prior_from": prior_from, "has_bias": has_bias}

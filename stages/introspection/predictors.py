@@ -23,7 +23,6 @@ from stages.introspection.head_training import WEIGHTS_KEY
 from stages.introspection.heads import labels_of
 from stages.introspection.laplace import Posterior, probit_logits, read_posterior
 from stages.introspection.neighbours import Neighbours
-from stages.introspection.reading import Reading
 from stages.reflection.losses import softmax
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -96,9 +95,9 @@ def predictors(
     match card.predictor:
         case FittedTemperature(temperature=value):
             return {0: partial(_tempered, value)}
-        case Votes(k, reading):
+        case Votes() as votes:
             feature_set = store.open(card.features)
-            return {0: neighbours_in(feature_set, reading, k, device).probabilities}
+            return {0: neighbours_in(feature_set, votes, device).probabilities}
         case FittedLaplace(structure, has_bias=has_bias):
             posterior = read_posterior(artifact, structure, has_bias=has_bias)
             return {0: partial(_marginalised, posterior)}
@@ -163,8 +162,15 @@ def _tempered(
     return temperature.tempered(logits, value)
 
 
-def neighbours_in(feature_set: FeatureSet, reading: Reading, k: int, device: str) -> Neighbours:
+def neighbours_in(feature_set: FeatureSet, votes: Votes, device: str) -> Neighbours:
     """Read the labelled rows of a training set into memory, to vote."""
     features, logits = feature_set.read("features"), feature_set.read("logits")
-    labels = labels_of(feature_set)
-    return Neighbours.of(features, logits, labels, reading, k=k, device=device)
+    return Neighbours.of(
+        features,
+        logits,
+        labels_of(feature_set),
+        votes.reading,
+        k=votes.k,
+        temperature=votes.temperature,
+        device=device,
+    )

@@ -77,8 +77,9 @@ def _head_of(found: Judged, head: HeadCard) -> str:
                 f"approximation, prior precision {prior:.4g}), fitted on {head.features}{same}; it "
                 "lowers confidences where the training rows say little"
             )
-        case Votes(k):
-            return f"the {k} nearest rows of {head.features}{same} vote for the class"
+        case Votes(k, temperature=temperature):
+            how = f", each with the weight exp(cosine / {temperature:g})" if temperature else ""
+            return f"the {k} nearest rows of {head.features}{same} vote for the class{how}"
         case TrainedNetwork(spec):
             reads = spec.reading.reads
             what = (

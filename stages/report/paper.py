@@ -140,7 +140,7 @@ def _is_on_reflection(reading: Reading) -> bool:
 
 def _row_of_table_8(head: HeadCard) -> str | None:
     match head.predictor:
-        case Votes(k=10, reading=reading):
+        case Votes(k=10, reading=reading, temperature=None):
             of = {"H": "10-NN on r_x", "f_L": "10-NN on f"}
             return of.get(_input_in_table_8(reading))
         case TrainedNetwork(spec=spec) if spec.rank is None:

@@ -228,8 +228,9 @@ def _kind_of(head: HeadCard) -> str:
             return f"f's logits divided by {temperature:.4f}"
         case FittedLaplace(structure, prior):
             return f"{structure} Laplace approximation of f's last layer, prior {prior:.4g}"
-        case Votes(k, reading):
-            return f"{k} nearest neighbours on {_reading_of(reading)}"
+        case Votes(k, reading, temperature):
+            how = f", votes exp(cosine / {temperature:g})" if temperature else ""
+            return f"{k} nearest neighbours on {_reading_of(reading)}{how}"
         case TrainedNetwork(spec):
             compact = f"rank {spec.rank}, " if spec.rank else ""
             return f"{compact}{'-'.join(map(str, spec.sizes))} on {_reading_of(spec.reading)}"
