@@ -221,7 +221,7 @@ HARMLESS = {
     "layer", "layer_loss", "layers", "loss", "losses", "maps", "mean", "measures", "method",
     "methods", "metrics", "model", "name", "notes", "odin", "odin_epsilon", "of_class",
     "order", "paper", "precision", "predictive", "preset", "query", "reading", "reads",
-    "resize", "result", "results", "rounding", "rows", "scaling", "schedule", "seeds",
+    "resize", "result", "results", "rounding", "rows", "scaling", "schedule", "seeds", "select_on",
     "source", "split", "std", "step", "strategies", "structure", "target", "test_split",
     "through", "title", "train", "training", "validation", "value_range", "variant",
     "weights_key", "where",

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load
 
 from stages.errors import InputError, StageError
+from stages.introspection.best_epoch import Selection
 from stages.introspection.head import Head, load_head, predict_probabilities
 from stages.introspection.head_params import HeadParams
 from stages.introspection.head_spec import HeadSpec
@@ -300,3 +301,50 @@ def test_a_head_that_is_only_slow_is_kept() -> None:
     _, facts = STAGE.finish(state)
     assert facts["train_loss"][0] > 0.98 * math.log(4)
     assert facts["train_accuracy"][0] > 0.5
+
+
+SELECTION = Selection("others", FEATURES[:200], LOGITS[:200], LABELS[::-1][:200].copy())
+
+
+def test_the_best_epoch_of_each_seed_is_kept() -> None:
+    """Every epoch is judged by hand; the published weights are those of the first best one."""
+    params = replace(STAGE.params, seeds=(0, 4), learning_rate=2.0)
+    stage = replace(STAGE, params=params, selection=SELECTION)
+    last = replace(stage, selection=None)
+    state, judged, weights = stage.start(), [], []
+    for unit in range(6):
+        stage.step(state, unit, ignore)
+        weights.append(last.weights(state))
+        heads = [load_head(stage.full_spec, weights[-1], index) for index in range(2)]
+        said = [predict_probabilities(head, FEATURES[:200], LOGITS[:200]) for head in heads]
+        judged.append([(each.argmax(axis=1) == SELECTION.labels).mean() for each in said])
+    best = np.array(judged).argmax(axis=0)
+    files, facts = stage.finish(state)
+
+    assert facts["best_epoch"] == (best + 1).tolist()
+    assert facts["selection_accuracy"] == pytest.approx(np.max(judged, axis=0).tolist())
+    assert set(best) != {5}
+    kept = load(files["weights.safetensors"])
+    for index, epoch in enumerate(best):
+        of_epoch = load(weights[epoch])
+        for name, tensor in kept.items():
+            torch.testing.assert_close(tensor[index], of_epoch[name][index], rtol=0, atol=0)
+
+
+def test_a_resumed_training_remembers_its_best_epoch() -> None:
+    stage = replace(STAGE, selection=SELECTION)
+    straight, first = stage.start(), stage.start()
+    run(stage, straight, range(5))
+    run(stage, first, range(3))
+    resumed = stage.load(stage.save(first))
+    run(stage, resumed, range(3, 5))
+
+    assert stage.save(resumed) == stage.save(straight)
+    assert stage.weights(resumed) == stage.weights(straight)
+
+
+def test_selection_needs_labelled_rows() -> None:
+    unlabelled = replace(SELECTION, labels=np.full(200, -1))
+    stage = replace(STAGE, selection=unlabelled)
+    with pytest.raises(InputError, match="--select-on others: expected labelled rows"):
+        stage.step(stage.start(), 0, ignore)

@@ -14,6 +14,7 @@ from stages.errors import DataNotFoundError, InputError
 from stages.introspection.contenders import choose_head
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
+from stages.introspection.head_card import TrainedNetwork, head_card
 from stages.introspection.predictors import open_head, predictors, sensing_probabilities
 from stages.introspection.preparation import check_model
 from stages.introspection.train_head import TrainHead
@@ -124,6 +125,52 @@ def test_rows_that_were_not_held_out_are_refused(
     a_model(store, recipe, source)
     with pytest.raises(InputError, match=message):
         trained(store, found, rows="held-out")
+
+
+def test_a_head_of_the_best_epoch_says_on_what_it_was_chosen(
+    store: FeatureStore, found: FeatureSet
+) -> None:
+    test = clouds(store, "clouds-test")
+    card = trained(store, found, select_on=test.name).card
+    chosen = head_card(store.artifact("head", "h")).predictor
+    assert isinstance(chosen, TrainedNetwork)
+    assert (chosen.selected_on, chosen.best_epoch) == (test.name, tuple(card["best_epoch"]))
+    features, logits, labels = arrays(test)
+    said = predictors(store, store.artifact("head", "h"))
+    for predict, accuracy in zip(said.values(), card["selection_accuracy"], strict=True):
+        is_right = np.delete(predict(features, logits).argmax(axis=1) == labels, 5)
+        assert is_right.mean() == pytest.approx(accuracy)
+    assert all(0 < epoch <= 30 for epoch in card["best_epoch"])
+
+
+def test_other_options_of_the_input_are_other_plans(found: FeatureSet) -> None:
+    plans = [head_of(found, **options).plan(found) for options in (
+        {}, {"bias_gradient": True}, {"scaling": "global"}, {"scaling": "feature"}
+    )]  # fmt: skip
+    assert all(plans.count(plan) == 1 for plan in plans)
+    assert head_of(found).plan(found, found) not in plans
+
+
+def test_an_epoch_cannot_be_chosen_on_features_of_another_network(
+    store: FeatureStore, found: FeatureSet
+) -> None:
+    other = clouds(store, "clouds-test", weights="w2")
+    with pytest.raises(InputError, match="expected features of one network"):
+        trained(store, found, select_on=other.name)
+    assert not store.artifact("head", "h").is_complete()
+
+
+@pytest.mark.parametrize("scaling", ["global", "feature"])
+def test_a_fitted_scaling_predicts_as_its_card_says(
+    store: FeatureStore, found: FeatureSet, scaling: str
+) -> None:
+    card = trained(store, found, scaling=scaling, bias_gradient=True).card
+    assert (card["spec"]["scaling"], card["spec"]["bias_gradient"]) == (scaling, True)
+    features, logits, labels = arrays(found)
+    said = predictors(store, store.artifact("head", "h"))
+    for predict, accuracy in zip(said.values(), card["train_accuracy"], strict=True):
+        is_right = np.delete(predict(features, logits).argmax(axis=1) == labels, 5)
+        assert is_right.mean() == pytest.approx(accuracy)
 
 
 def test_temperature_is_kept_and_predicts(store: FeatureStore, found: FeatureSet) -> None:

@@ -80,6 +80,7 @@ def test_unused_parameters_are_in_no_plan() -> None:
         {"M": float("nan")},
         {"reads": "features", "loss": "ce"},
         {"reads": "features+logits", "M": 1.0},
+        {"reads": "features", "bias_gradient": True},
     ],
 )
 def test_reading_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
@@ -96,3 +97,38 @@ def test_rows_are_usable_with_a_label_and_finite_numbers() -> None:
     features, labels = FEATURES[:4].copy(), np.array([0, -1, 2, 3])
     features[2, 0] = np.inf
     assert usable_rows(labels, features, LOGITS[:4]).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_the_bias_adds_delta_to_each_class_before_scaling(scaling: str) -> None:
+    found = Reading(4, 8, M=1.5, scaling=scaling, bias_gradient=True)
+    vectors = found.vectors(FEATURES, LOGITS)
+    plain = last_layer_gradient(FEATURES, LOGITS, M=1.5)
+    whole = np.concatenate([plain.dense().reshape(40, 4, 8), plain.delta[:, :, None]], axis=2)
+    low, high = whole.min(axis=(1, 2)), whole.max(axis=(1, 2))
+    expected = {
+        "none": whole,
+        "maxabs": whole / np.abs(whole).max(axis=(1, 2))[:, None, None],
+        "minmax": 2 * (whole - low[:, None, None]) / (high - low)[:, None, None] - 1,
+    }[scaling]
+    np.testing.assert_allclose(vectors.dense(), expected.reshape(40, -1), atol=1e-12)
+    assert found.size == vectors.size == 4 * 9
+
+
+def test_the_bias_gradient_is_that_of_autograd() -> None:
+    layer = torch.nn.Linear(8, 4).double()
+    loss = torch.nn.MSELoss()(layer(torch.from_numpy(FEATURES[0])), torch.full((4,), 1.5).double())
+    loss.backward()
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    logits = layer(torch.from_numpy(FEATURES[:1])).detach()
+    reading = Reading(4, 8, M=1.5, scaling="none", bias_gradient=True)
+    found = reading.vectors(torch.from_numpy(FEATURES[:1]), logits).dense().view(4, 9)
+    torch.testing.assert_close(found[:, :8], layer.weight.grad)
+    torch.testing.assert_close(found[:, 8], layer.bias.grad)
+
+
+def test_fitted_scalings_and_the_bias_survive_json_and_leave_older_plans_alone() -> None:
+    reading = Reading(4, 8, scaling="feature", bias_gradient=True)
+    assert Reading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
+    assert "bias_gradient" not in Reading(4, 8).to_dict()

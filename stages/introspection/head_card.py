@@ -26,12 +26,16 @@ class TrainedNetwork:
     Attributes:
         rows: "all", or "held-out" rows of the training set.
         train_accuracy: accuracy of each seed on its training rows.
+        selected_on: feature set on which the best epoch was chosen; empty for the last epoch.
+        best_epoch: that epoch for each seed, counted from 1.
     """
 
     spec: HeadSpec
     params: HeadParams
     rows: str = "all"
     train_accuracy: tuple[float, ...] = ()
+    selected_on: str = ""
+    best_epoch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,9 @@ class HeadCard:
         """What the card of a result repeats of it, as JSON; `from_dict` reads it."""
         facts: dict[str, Any]
         match self.predictor:
-            case TrainedNetwork(spec, params, rows):
+            case TrainedNetwork(spec, params, rows, selected_on=selected_on):
                 facts = {"spec": spec.to_dict(), "params": params.to_dict(), "rows": rows}
+                facts |= {"selected_on": selected_on} if selected_on else {}
             case FittedTemperature(temperature):
                 facts = {"temperature": temperature}
             case Votes(k, reading, temperature):

@@ -35,9 +35,10 @@ class HeadSpec:
         reads: ``reflection`` for H; ``features`` or ``features+logits`` for its controls.
         loss, M, variant: the gradient that the head reads, see `stages.reflection`; unused if it
             reads none.
-        scaling: scaling of each input row.
+        scaling: scaling of the input: of each row, or fitted to the training rows, see `Reading`.
         rank: rank of a compact first layer, see `first_layer`; None is the paper's full layer.
         dropout: probability after each hidden layer; 0.1 in the paper's 5-layer heads.
+        bias_gradient: whether the head also reads the gradient to the last layer's bias.
     """
 
     n_classes: int
@@ -50,6 +51,7 @@ class HeadSpec:
     scaling: str = "minmax"
     dropout: float = 0.0
     rank: int | None = None
+    bias_gradient: bool = False
 
     def __post_init__(self) -> None:
         if min((self.n_classes, self.feature_dim, *self.layers)) < 1:
@@ -64,7 +66,12 @@ class HeadSpec:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"head: expected dropout in [0, 1), found {self.dropout}")
-        _ = self.reading  # raises InputError for an invalid combination
+        if self.reading.is_fitted and self.is_in_factors:  # the reading may raise InputError
+            raise InputError(
+                f"head: scaling {self.scaling} is for a full first layer with at most "
+                f"{LONGEST_WRITTEN_OUT:,} inputs, found {self.reading.size:,} inputs"
+                f"{f' and rank {self.rank}' if self.rank else ''}: scale each row instead (minmax)"
+            )
 
     @property
     def reading(self) -> Reading:
@@ -77,6 +84,7 @@ class HeadSpec:
             self.M,
             self.variant,
             self.scaling,
+            self.bias_gradient,
         )
 
     @property
@@ -90,7 +98,7 @@ class HeadSpec:
     @property
     def factors(self) -> tuple[int, ...]:
         """Lengths of the factors that a compact first layer reads; empty for a full one."""
-        return (self.n_classes, self.feature_dim) if self.rank else ()
+        return (self.n_classes, self.reading.gradient_dim) if self.rank else ()
 
     @property
     def is_in_factors(self) -> bool:

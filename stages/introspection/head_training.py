@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from pipeline.work import Tick
 from stages.errors import InputError, TrainingFailedError
+from stages.introspection.best_epoch import Best, Selection
+from stages.introspection.fitted_scaling import FittedScaling
 from stages.introspection.head import Head, load_head
 from stages.introspection.head_params import HeadParams
 from stages.introspection.head_spec import HeadSpec
@@ -38,10 +40,14 @@ _EVALUATION_ROWS = 8192
 
 @dataclass(slots=True)
 class HeadState:
-    """The heads in training, side by side, and their optimiser; an epoch changes both in place."""
+    """The heads in training, side by side, and their optimiser; an epoch changes all in place.
+
+    ``best`` has the best epochs so far, if the best one is kept instead of the last.
+    """
 
     heads: StackedMlp
     optimizer: torch.optim.SGD
+    best: Best | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,7 @@ class HeadTraining:
         spec: specification of the heads.
         params: training parameters.
         device: device of data and heads: ``cpu``, ``cuda:0``.
+        selection: rows on which the best epoch of each seed is chosen; ``None`` for the last epoch.
     """
 
     features: NDArray[np.floating[Any]]
@@ -67,6 +74,7 @@ class HeadTraining:
     spec: HeadSpec
     params: HeadParams = field(default_factory=HeadParams)
     device: str = "cpu"
+    selection: Selection | None = None
 
     unit_name = "epoch"
 
@@ -121,6 +129,8 @@ class HeadTraining:
                 head = Head(self.full_spec)
             for tensor, fresh in zip(_tensors(state).values(), head.parameters(), strict=True):
                 tensor[index] = fresh.detach()
+        if self.selection is not None:
+            state.best = Best.none_yet(_tensors(state))
         return state
 
     @torch.no_grad()
@@ -132,7 +142,8 @@ class HeadTraining:
 
         Returns:
             ``loss`` and ``accuracy``: means over the seeds and the epoch's rows, measured while
-            training.
+            training; ``selection``: mean accuracy of the seeds on the selection set, if there is
+            one.
 
         Raises:
             TrainingFailedError: a loss is no longer finite.
@@ -148,10 +159,16 @@ class HeadTraining:
                     "the learning rate"
                 )
         n_rows = self.rows_per_unit
-        return {
+        found = {
             "loss": float(losses.mean()) / n_rows,
             "accuracy": float(n_correct.double().mean()) / n_rows,
         }
+        if state.best is not None:
+            now = self._heads(_tensors(state))
+            accuracies = [self._evaluate(head, self._selected)[1] for head in now]
+            state.best.update(_tensors(state), accuracies, unit + 1)
+            found["selection"] = sum(accuracies) / len(accuracies)
+        return found
 
     def _blame_rows(self) -> None:
         """Raise ``TrainingFailedError`` if the inputs of the heads are not finite for some rows."""
@@ -168,11 +185,13 @@ class HeadTraining:
             )
 
     def save(self, state: HeadState) -> bytes:
-        """Weights and momentum, as safetensors."""
+        """Weights, momentum and the best epochs so far, as safetensors."""
         tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
         momentum = state.optimizer.state[state.heads.parameters].get("momentum_buffer")
         if momentum is not None:
             tensors["momentum"] = momentum.cpu()
+        if state.best is not None:
+            tensors |= state.best.to_tensors()
         return bytes(safetensors_torch.save(tensors))
 
     def load(self, data: bytes) -> HeadState:
@@ -183,12 +202,13 @@ class HeadTraining:
         if "momentum" in saved:
             momentum = saved["momentum"].to(self.device)
             state.optimizer.state[state.heads.parameters]["momentum_buffer"] = momentum
+        if self.selection is not None:
+            state.best = Best.of(saved)
         return state
 
     def weights(self, state: HeadState) -> bytes:
-        """The weights of all seeds, as `load_head` reads them."""
-        tensors = {name: value.cpu().contiguous() for name, value in _tensors(state).items()}
-        return bytes(safetensors_torch.save(tensors))
+        """The weights of all seeds, as `load_head` reads them: of the last or the best epoch."""
+        return self._written(_tensors(state) if state.best is None else state.best.tensors)
 
     def finish(self, state: HeadState) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The weights of all seeds as a file, and facts of the training.
@@ -200,7 +220,7 @@ class HeadTraining:
         losses, accuracies = [], []
         for index, seed in enumerate(self.params.seeds):
             head = load_head(self.full_spec, weights, index, device=self.device)
-            loss, accuracy, n_predicted = self._evaluate(head)
+            loss, accuracy, n_predicted = self._evaluate(head, self._stored)
             self._refuse_collapse(seed, loss, accuracy, n_predicted)
             losses.append(loss)
             accuracies.append(accuracy)
@@ -214,21 +234,55 @@ class HeadTraining:
             "train_rows": self.rows_per_unit,
             "excluded_rows": len(self.labels) - self.rows_per_unit,
         }
+        if self.selection is not None and state.best is not None:
+            facts |= {
+                "selected_on": self.selection.name,
+                "best_epoch": state.best.epoch.tolist(),
+                "selection_accuracy": state.best.accuracy.tolist(),
+            }
         return {WEIGHTS_KEY: weights}, facts
+
+    def _written(self, tensors: dict[str, Tensor]) -> bytes:
+        """Stacked parameters as safetensors, with a fitted scaling in the first layer."""
+        if (scaling := self._batches.scaling) is not None:
+            tensors = scaling.folded(tensors)
+        return bytes(safetensors_torch.save({k: v.cpu().contiguous() for k, v in tensors.items()}))
+
+    def _heads(self, tensors: dict[str, Tensor]) -> list[Head]:
+        """The head of each seed, in eval mode."""
+        weights, seeds = self._written(tensors), range(len(self.params.seeds))
+        return [load_head(self.full_spec, weights, at, device=self.device) for at in seeds]
 
     @cached_property
     def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
         """Features, logits and labels of the training rows, on the device."""
         kept = self.is_trained_on
-        numbers = self.features[kept], self.logits[kept]
-        f, z = (torch.from_numpy(each.astype(np.float32)).to(self.device) for each in numbers)
-        return f, z, torch.from_numpy(self.labels[kept].astype(np.int64)).to(self.device)
+        return self._on_device(self.features[kept], self.logits[kept], self.labels[kept])
+
+    @cached_property
+    def _selected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the selection set."""
+        assert self.selection is not None  # required of the caller
+        rows = self.selection.usable()
+        return self._on_device(rows.features, rows.logits, rows.labels)
+
+    def _on_device(
+        self,
+        features: NDArray[np.floating[Any]],
+        logits: NDArray[np.floating[Any]],
+        labels: NDArray[np.integer[Any]],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        numbers = (features.astype(np.float32), logits.astype(np.float32), labels.astype(np.int64))
+        f, z, y = (torch.from_numpy(each).to(self.device) for each in numbers)
+        return f, z, y
 
     @cached_property
     def _batches(self) -> Batches:
         features, logits, labels = self._stored
+        reading = self.full_spec.reading
+        vectors = reading.vectors(features, logits)
         return Batches(
-            self.full_spec.reading.vectors(features, logits),
+            vectors,
             labels,
             self.params.seeds,
             self.params.batch_rows,
@@ -236,6 +290,7 @@ class HeadTraining:
             self.spec.layers,
             self.spec.dropout,
             self._dtype,
+            FittedScaling.of(vectors, reading.scaling) if reading.is_fitted else None,
         )
 
     @property
@@ -282,18 +337,20 @@ class HeadTraining:
         return total, n_correct
 
     @torch.inference_mode()
-    def _evaluate(self, head: Head) -> tuple[float, float, int]:
-        """Mean loss, accuracy and number of predicted classes on the training rows."""
+    def _evaluate(
+        self, head: Head, rows: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[float, float, int]:
+        """Mean loss, accuracy and number of predicted classes on features, logits and labels."""
         total, n_correct, predicted = 0.0, 0, set[int]()
         at_once = min(_EVALUATION_ROWS, self.spec.batch_rows)
-        blocks = (torch.split(each, at_once) for each in self._stored)
+        blocks = (torch.split(each, at_once) for each in rows)
         for f, z, labels in zip(*blocks, strict=True):
             logits = head(f, z)
             prediction = logits.argmax(dim=1)
             total += float(functional.cross_entropy(logits, labels, reduction="sum"))
             n_correct += int((prediction == labels).sum())
             predicted.update(torch.unique(prediction).tolist())
-        n_rows = self.rows_per_unit
+        n_rows = len(rows[0])
         return total / n_rows, n_correct / n_rows, len(predicted)
 
     def _refuse_collapse(self, seed: int, loss: float, accuracy: float, n_predicted: int) -> None:

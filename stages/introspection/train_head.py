@@ -14,7 +14,7 @@ from pipeline.make import ArtifactJob
 from pipeline.memory import free_bytes, gib
 from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
-from stages.data.option_types import OutputName
+from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
 from stages.introspection.head_card import origin_of
 from stages.introspection.head_params import HeadParams, Precision
@@ -26,10 +26,10 @@ from stages.introspection.heads import (
     labels_of,
     model_name,
 )
-from stages.introspection.reading import Reading, Reads
+from stages.introspection.preparation import check_alike
+from stages.introspection.reading import InputScaling, Reading, Reads
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.losses import Variant
-from stages.reflection.rank_one import Scaling
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan
@@ -37,6 +37,7 @@ from store.plan import Plan
 if TYPE_CHECKING:
     import numpy as np
 
+    from stages.introspection.best_epoch import Selection
     from stages.introspection.head_training import HeadTraining
 
 VERSION = 2
@@ -81,7 +82,17 @@ class TrainHead(Stage):
     )
     loss: Loss = _SPEC.loss
     variant: Variant = Field("single-pass", description=VARIANT)
-    scaling: Scaling = Field("minmax", description="Scaling of each input row.")
+    scaling: InputScaling = Field(
+        "minmax",
+        description="Scaling of the input. Of each row on its own: minmax, maxabs or none. Fitted "
+        "to the training rows: global, one range for all elements of all rows; feature, a range "
+        "for each element.",
+    )
+    bias_gradient: bool = Field(
+        False,
+        description="Also read the gradient to the bias of the last layer, which the paper leaves "
+        "out.",
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         _SPEC.dropout, description="Dropout probability after each hidden layer."
     )
@@ -103,14 +114,23 @@ class TrainHead(Stage):
         description="Rows to train on: all, or held-out for those that the network was not "
         "trained on.",
     )
+    select_on: FeatureSetName | None = Field(
+        None,
+        description="Keep the epoch with the best accuracy on these labelled features, for each "
+        "seed, instead of the last. With the test images this selects on test data, as the "
+        "paper's code base does: results on them are then optimistic.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        Reading(1, 1, self.reads, self.loss, None, self.variant, self.scaling)
+        how = (self.loss, None, self.variant, self.scaling, self.bias_gradient)
+        reading = Reading(1, 1, self.reads, *how)
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different ones, found {list(self.seeds)}")
         if self.rank and self.reads != "reflection":
             raise ValueError(f"rank: expected reads reflection, found {self.reads}")
+        if self.rank and reading.is_fitted:
+            raise ValueError(f"rank: expected scaling minmax, maxabs or none, found {self.scaling}")
         return self
 
     def spec(self, feature_set: FeatureSet) -> HeadSpec:
@@ -126,6 +146,7 @@ class TrainHead(Stage):
             scaling=self.scaling,
             dropout=self.dropout,
             rank=self.rank,
+            bias_gradient=self.bias_gradient,
         )
 
     @property
@@ -144,12 +165,14 @@ class TrainHead(Stage):
         """The training of the head.
 
         Raises:
-            InputError: no row was held out of the network's training.
+            InputError: no row was held out of the network's training, or the features to select on
+                are of another network.
             ResourceError: the parameters do not fit into memory.
         """
         store = workspace.store
         feature_set = store.open(self.features)
-        spec, plan = self.spec(feature_set), self.plan(feature_set)
+        selected = None if self.select_on is None else store.open(self.select_on)
+        spec, plan = self.spec(feature_set), self.plan(feature_set, selected)
         model = model_name(feature_set)
         stem = f"{model}-{_STEMS[self.reads]}"
         name = workspace.output_name("head", self.name, f"{model}-h", stem, plan)
@@ -159,6 +182,8 @@ class TrainHead(Stage):
         def check() -> None:
             feature_set.require_usable()
             check_size(spec, self.training)
+            if selected is not None:
+                check_alike(feature_set, selected.require_usable())
 
         def loop() -> HeadTraining:
             from stages.introspection.head_training import HeadTraining
@@ -170,6 +195,7 @@ class TrainHead(Stage):
                 spec,
                 self.training,
                 workspace.device,
+                None if selected is None else _selection(selected),
             )
 
         return ArtifactJob(
@@ -190,8 +216,9 @@ class TrainHead(Stage):
             check=check,
         )
 
-    def plan(self, feature_set: FeatureSet) -> Plan:
+    def plan(self, feature_set: FeatureSet, selected: FeatureSet | None = None) -> Plan:
         """Everything that determines the weights of the head."""
+        chosen_on = {} if selected is None else {"select_on": selected.name}
         params = {
             "spec": self.spec(feature_set).to_dict(),
             "training": self.training.to_dict(),
@@ -199,8 +226,15 @@ class TrainHead(Stage):
         }
         return {
             "stage": {"name": self.verb, "version": VERSION, "params": params},
-            "inputs": {"features": feature_set.name},
+            "inputs": {"features": feature_set.name, **chosen_on},
         }
+
+
+def _selection(feature_set: FeatureSet) -> Selection:
+    from stages.introspection.best_epoch import Selection
+
+    features, logits = feature_set.read("features"), feature_set.read("logits")
+    return Selection(feature_set.name, features, logits, labels_of(feature_set))
 
 
 def check_size(spec: HeadSpec, params: HeadParams) -> None:

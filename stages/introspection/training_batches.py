@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.introspection.first_layer import StackedGradients
+from stages.introspection.fitted_scaling import FittedScaling
 from stages.reflection.rank_one import RankOneGradient
 
 
@@ -38,6 +39,7 @@ class Batches:
         layers: widths of the hidden layers, for the masks.
         dropout: probability after each of them.
         dtype: dtype of the inputs.
+        scaling: a scaling that was fitted to the rows, for materialised inputs.
     """
 
     vectors: RankOneGradient[Tensor]
@@ -48,6 +50,7 @@ class Batches:
     layers: tuple[int, ...] = ()
     dropout: float = 0.0
     dtype: torch.dtype = torch.float32
+    scaling: FittedScaling | None = None
     _memory: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def epoch(self, unit: int) -> Iterator[Batch]:
@@ -85,6 +88,8 @@ class Batches:
         torch.mul(own[:, :, None], others[:, None, :], out=dense)
         if offset is not None:
             dense.add_(offset.index_select(0, rows)[:, None, None])
+        if self.scaling is not None:
+            self.scaling.apply(dense.view(len(rows), -1))
         return dense.view(*chosen.shape, -1).to(self.dtype)
 
     def _generator(self, seed: int, unit: int) -> torch.Generator:

@@ -62,6 +62,7 @@ class Loss:
 _LOSSES = (
     Loss("ce"),  # CrossEntropyLoss: N p_j - 1
     Loss("mse-m", on=None),  # MSELoss: (2/N)(z_j - M)
+    Loss("mse"),  # MSELoss: (2/N)(z_j - 1), not in Table 7
     Loss("bce"),  # BCEWithLogitsLoss: (sigmoid(z_j) - 1)/N
     Loss("l1"),  # L1Loss: sign(z_j - 1)/N
     Loss("l1-m", on=None),  # L1Loss: sign(z_j - M)/N
@@ -73,7 +74,7 @@ _LOSSES = (
     Loss("soft-margin-01"),  # SoftMarginLoss, one-hot coded 0/1: -sigmoid(-z_j)/N
 )
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in _LOSSES}
-"""The nine losses of Table 7, with both readings of NLL and both one-hot codings of SoftMargin."""
+"""The losses of Table 7, with both readings of NLL and codings of SoftMargin, and MSE to 1."""
 
 DEFAULT_LOSS = "mse-m"
 
@@ -193,6 +194,7 @@ def _soft_margin(xp: Any, z: ArrayT, t: float) -> ArrayT:  # noqa: ARG001
 
 
 _ELEMENT_WISE: dict[str, Callable[..., Any]] = {  # Any: each is generic in numpy and torch
+    "mse": _squared,
     "mse-m": _squared,
     "bce": _binary_cross_entropy,
     "l1": _absolute,

@@ -11,6 +11,7 @@ from torch.nn import functional
 from stages.reflection.losses import checked_loss
 
 _ELEMENT_WISE: dict[str, Callable[[], nn.Module]] = {
+    "mse": nn.MSELoss,
     "mse-m": nn.MSELoss,
     "bce": nn.BCEWithLogitsLoss,
     "l1": nn.L1Loss,

@@ -80,14 +80,15 @@ def _head_of(found: Judged, head: HeadCard) -> str:
         case Votes(k, temperature=temperature):
             how = f", each with the weight exp(cosine / {temperature:g})" if temperature else ""
             return f"the {k} nearest rows of {head.features}{same} vote for the class{how}"
-        case TrainedNetwork(spec):
+        case TrainedNetwork(spec, selected_on=selected_on):
             reads = spec.reading.reads
+            epoch = f"; of its epochs, the best on {selected_on} is kept" if selected_on else ""
             what = (
                 GRADIENTS
                 if reads == "reflection"
                 else f"control: a small network that predicts the class from f's {reads}"
             )
-            return f"{what}; trained on {head.features}{same}"
+            return f"{what}; trained on {head.features}{same}{epoch}"
 
 
 def _cells_of(found: Judged) -> str:

@@ -134,8 +134,8 @@ def paper_row(table: str | None, network: str, head: HeadCard | None) -> str | N
 
 def _is_on_reflection(reading: Reading) -> bool:
     """Whether it is the reflection as the paper reads it: single pass, scaled to [-1, 1]."""
-    how = (reading.reads, reading.variant, reading.scaling)
-    return how == ("reflection", "single-pass", "minmax")
+    how = (reading.reads, reading.variant, reading.scaling, reading.bias_gradient)
+    return how == ("reflection", "single-pass", "minmax", False)
 
 
 def _row_of_table_8(head: HeadCard) -> str | None:

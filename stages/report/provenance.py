@@ -122,11 +122,28 @@ def shortcomings(
 ) -> list[str]:
     """What a reader must know before comparing: data, recipe, seeds and excluded rows."""
     return [
+        *_selected(judged),
         *_other_data(judged, table),
         *_other_recipe(store, judged, table),
         *_few_seeds(judged),
         *_left_out(judged),
         *_no_intervals(judged, table),
+    ]
+
+
+def _selected(judged: Sequence[Judged]) -> list[str]:
+    """Heads whose epoch was chosen on labelled rows, which may be the images evaluated here."""
+    heads = [each for found in judged for each in found.heads.items()]
+    chosen = {
+        f"{label} (on {head.predictor.selected_on})"
+        for label, head in heads
+        if isinstance(head.predictor, TrainedNetwork) and head.predictor.selected_on
+    }
+    if not chosen:
+        return []
+    return [
+        f"The best of all epochs is kept for {', '.join(sorted(chosen))}: results on these images, "
+        "and on corrupted versions of them, are optimistic."
     ]
 
 
@@ -238,7 +255,9 @@ def _kind_of(head: HeadCard) -> str:
 
 def _reading_of(reading: Reading) -> str:
     is_gradient = reading.reads == "reflection"
-    reads = f"reflection ({reading.loss}, {reading.variant})" if is_gradient else reading.reads
+    bias = ", with the bias" if reading.bias_gradient else ""
+    how = f"reflection ({reading.loss}, {reading.variant}{bias})"
+    reads = how if is_gradient else reading.reads
     return reads if reading.scaling == "none" else f"{reads}, {reading.scaling}"
 
 

@@ -1,0 +1,86 @@
+"""Scalings of a head's input that are fitted to its training rows, folded into its first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.errors import TrainingFailedError
+from stages.reflection.rank_one import RankOneGradient
+
+_WEIGHT, _BIAS = "linears.0.weight", "linears.0.bias"
+
+
+@dataclass(frozen=True, eq=False)
+class FittedScaling:
+    """Maps an input ``r`` to ``slope * r + offset``, element by element.
+
+    Attributes:
+        slope, offset: shape ``(N * d,)``, float32, in the order of ``RankOneGradient.dense``.
+    """
+
+    slope: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of(cls, vectors: RankOneGradient[Tensor], scaling: str) -> FittedScaling:
+        """Fit a scaling that maps the smallest training value to -1 and the largest to 1.
+
+        ``global`` has one range, that of all elements of all rows; ``feature`` has one for each
+        element. Elements of other rows may leave [-1, 1]. A range that is flat, as in
+        ``RankOneGradient.scaled``, becomes zero, also for other rows.
+
+        Args:
+            vectors: the training rows, unscaled.
+            scaling: ``global`` or ``feature``.
+
+        Raises:
+            TrainingFailedError: an element of the training rows is not finite.
+        """
+        if scaling == "global":
+            low, high = (end.expand(vectors.size) for end in _ends_of_all(vectors))
+        else:
+            low, high = _ends_of_each(vectors)
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise TrainingFailedError(
+                f"head training: inputs of the training rows overflow, so that scaling {scaling} "
+                "has no range, although features and logits are finite; use --scaling minmax, or "
+                "--reads features"
+            )
+        span = high.double() - low.double()
+        is_flat = span <= torch.finfo(low.dtype).smallest_normal ** 0.5
+        slope = torch.where(is_flat, 0.0, 2 / torch.where(is_flat, 1.0, span))
+        offset = torch.where(is_flat, 0.0, -1 - slope * low.double())
+        return cls(slope.to(low.dtype), offset.to(low.dtype))
+
+    def apply(self, dense: Tensor) -> Tensor:
+        """Scale materialised rows ``(n, N * d)`` in place."""
+        return torch.addcmul(self.offset, dense, self.slope, out=dense)
+
+    def folded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters of stacked heads that read unscaled inputs and predict the same.
+
+        ``W (slope * r + offset) + b = (W * slope) r + (W offset + b)``, computed in float64.
+        """
+        weight, bias = weights[_WEIGHT].double(), weights[_BIAS].double()
+        slope, offset = (each.double().to(weight.device) for each in (self.slope, self.offset))
+        return {
+            **weights,
+            _WEIGHT: (weight * slope).to(weights[_WEIGHT].dtype),
+            _BIAS: (bias + weight @ offset).to(weights[_BIAS].dtype),
+        }
+
+
+def _ends_of_all(vectors: RankOneGradient[Tensor]) -> tuple[Tensor, Tensor]:
+    low, high = vectors.extremes()
+    return low.min(), high.max()
+
+
+def _ends_of_each(vectors: RankOneGradient[Tensor]) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each element over the rows, one class at a time."""
+    products = (column[:, None] * vectors.features for column in vectors.delta.T)
+    ends = [torch.aminmax(product, dim=0) for product in products]
+    return torch.cat([each.min for each in ends]), torch.cat([each.max for each in ends])
