@@ -80,7 +80,7 @@ class TableOptions:
             return csv_of(_frame(rows), escape_formulas=self.escape_formulas)
         if self.form == "json":
             return f"{json.dumps(plain(rows), indent=2, allow_nan=False, default=str)}\n"
-        return f"{table(rows)}\n"
+        return f"{table(rows, width=sys.maxsize if self.out else None)}\n"
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,10 @@ from pipeline.terminal import printable, printable_line
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_NAMES_SHARE = 0.6
+"""Share of the width that the names which each part of a table repeats may take."""
 
 
 def emit(result: Any, text: str, *, as_json: bool) -> None:
@@ -24,27 +30,73 @@ def note(line: str) -> None:
     print(printable(line), file=sys.stderr)
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+def table(
+    rows: Sequence[Mapping[str, Any]],  # Any: anything that can be printed
+    columns: Sequence[str] = (),
+    *,
+    width: int | None = None,
+) -> str:
     """Rows as an aligned text table; numbers are right-aligned, fractions have four digits.
+
+    A table that is too wide becomes several below each other, each of which begins with the columns
+    of names. It stays one table where these or a single column leave no room.
+
+    Args:
+        rows: values by column.
+        columns: columns to show. (default: those of the first row)
+        width: maximum number of characters of a line. (default: `terminal_width`)
 
     >>> print(table([{"name": "f", "accuracy": 0.5}]))
     name  accuracy
     f       0.5000
+    >>> print(table([{"name": "f", "accuracy": 0.5, "error": 0.5}], width=15))
+    name  accuracy
+    f       0.5000
+    <BLANKLINE>
+    name   error
+    f     0.5000
     """
     if not rows:
         return "(nothing)"
-    columns = columns or list(rows[0])
-    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-    right = [all(_is_number(row.get(name)) for row in rows) for name in columns]
-    widths = [max(len(name), *(len(line[at]) for line in cells)) for at, name in enumerate(columns)]
-    lines = [list(map(printable_line, columns)), *cells]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
+    shown = [_column(name, [row.get(name) for row in rows]) for name in columns or rows[0]]
+    parts = _parts(shown, terminal_width() if width is None else width)
+    return "\n\n".join(
+        "\n".join("  ".join(line).rstrip() for line in zip(*part, strict=True)) for part in parts
     )
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; output to a file or another program is as wide as it is."""
+    is_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return shutil.get_terminal_size().columns if is_known else sys.maxsize
+
+
+def _column(name: str, values: Sequence[Any]) -> list[str]:
+    """The header and the cells of a column, of one width."""
+    cells = [printable_line(name), *map(_cell, values)]
+    width, to_right = max(map(len, cells)), all(map(_is_number, values))
+    return [cell.rjust(width) if to_right else cell.ljust(width) for cell in cells]
+
+
+def _parts(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
+    """The columns in parts that fit into a width; each begins with the columns of names."""
+    if _width_of(columns) <= width:
+        return [list(columns)]
+    names = [column for column in columns if any(cell[:1].isalpha() for cell in column[1:])]
+    for leading in (names, names[:1]):
+        parts = [leading]
+        for column in (each for each in columns if each not in leading):
+            if _width_of([*parts[-1], column]) > width and parts[-1] is not leading:
+                parts.append(leading)
+            parts[-1] = [*parts[-1], column]
+        is_readable = _width_of(leading) <= _NAMES_SHARE * width
+        if is_readable and all(_width_of(part) <= width for part in parts):
+            return parts
+    return [list(columns)]
+
+
+def _width_of(columns: Sequence[list[str]]) -> int:
+    return sum(len(column[0]) + 2 for column in columns) - 2
 
 
 def frame_table(frame: pd.DataFrame) -> str:

@@ -77,6 +77,18 @@ def check_fit(n_workers: int, worker_bytes: int | None, nodes: Sequence[float], 
     )
 
 
+def check_free(n_bytes: int, what: str, remedy: str) -> None:
+    """Raise ``ResourceError`` if an array or several do not fit into the free memory.
+
+    Args:
+        n_bytes: their size.
+        what: the subject of the message, such as "knn: 50,000 rows of 64 features".
+        remedy: what to do instead.
+    """
+    if n_bytes > (free := free_bytes()):
+        raise ResourceError(f"{what} take {gib(n_bytes)}, {gib(free)} are free: {remedy}")
+
+
 def machine_bytes() -> int:
     """Total memory of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import ResourceError
 from pipeline.executors import Executor, LocalExecutor
-from pipeline.memory import bytes_of, free_bytes, limit_bytes, machine_bytes
+from pipeline.memory import bytes_of, check_free, free_bytes, limit_bytes, machine_bytes
 from pipeline.ray_executor import RayExecutor
 
 MIB = 2**20
@@ -160,3 +160,11 @@ def test_freed_memory_is_reused_by_the_next_batch() -> None:
     told = subprocess.run([sys.executable, "-c", BATCHES], capture_output=True, check=True)
     given_back, kept = map(int, told.stdout.split())
     assert given_back > 10_000 > 10 * kept
+
+
+def test_arrays_larger_than_the_free_memory_are_refused():
+    check_free(1, "a byte", "use none")
+    with pytest.raises(
+        ResourceError, match=r"^rows take 1024\.00 GiB, .* GiB are free: use fewer$"
+    ):
+        check_free(2**40, "rows", "use fewer")

@@ -82,7 +82,7 @@ def test_the_full_posterior_is_the_inverse_of_the_hessian(
     for row in features[:4]:
         jacobian = jacobian_of(row, n_classes, has_bias=has_bias)
         slow = jacobian @ inverse @ jacobian.T
-        root = posterior.roots(row[np.newaxis])[0]
+        root = posterior.deviations(row[np.newaxis], np.eye(n_classes)[np.newaxis])[0].T
         assert root @ root.T == pytest.approx(slow, rel=1e-7)
         assert posterior.variances(row[np.newaxis])[0] == pytest.approx(np.diag(slow))
 
@@ -106,7 +106,7 @@ def test_the_kronecker_posterior_is_that_of_its_dense_matrix(
     for row in features[:4]:
         jacobian = jacobian_of(row, n_classes, has_bias=has_bias)
         slow = jacobian @ inverse @ jacobian.T
-        root = posterior.roots(row[np.newaxis])[0]
+        root = posterior.deviations(row[np.newaxis], np.eye(n_classes)[np.newaxis])[0].T
         assert root @ root.T == pytest.approx(slow, rel=1e-9)
         assert posterior.variances(row[np.newaxis])[0] == pytest.approx(np.diag(slow))
 

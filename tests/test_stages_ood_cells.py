@@ -431,6 +431,15 @@ def test_the_command_prints_f_beside_h(world, capsys):
     assert lines[-1] == "page with figures and definitions: intro-pipe report RESULT ..."
 
 
+def test_the_table_fits_into_a_terminal(world, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = said(capsys, "--detector", "msp", "--resamples", "50").out.splitlines()
+    parts = [line for line in lines if line.startswith("out ")]
+
+    assert len(parts) > 1
+    assert all(len(line) <= 80 for line in lines if line.startswith(("out ", "outside")))
+
+
 def test_the_command_prints_the_same_as_json_and_text(world, capsys):
     found = json.loads(said(capsys, "--resamples", "0", "--detector", "msp", "--json").out)
 
@@ -473,19 +482,33 @@ def test_a_result_can_be_shown_as_a_page(world, capsys):
     assert shown["figures"] == []
 
 
-def test_a_head_whose_output_is_not_finite_is_named(world):
+def temperature_of(world, value):
     fitting = world.head.head.card()
-    cold = world.store.artifact("head", "cold")
-    cold.claim({"stage": "cold"})
+    head = world.store.artifact("head", f"t{value}")
+    head.claim({"stage": "t"})
     facts = {name: fitting[name] for name in ("model", "model_weights_sha256", "features")}
-    cold.write(
-        {}, facts | {"predictor": "temperature", "temperature": 1e-40}, plan={"stage": "cold"}
-    )
+    head.write({}, facts | {"predictor": "temperature", "temperature": value}, plan={"stage": "t"})
+    return head
+
+
+def test_a_temperature_has_the_scores_of_f_where_only_features_count(world):
+    head = temperature_of(world, 3.0)
+    options = {"heads": {"T": head.name}, "resamples": 0}
+    found = {name: world.detect(name, **options)[0].by_group for name in ("ddu", "energy")}
+    shutil.rmtree(head.storage.location)
+
+    auroc = {name: table.set_index("predictor")["auroc"] for name, table in found.items()}
+    assert auroc["ddu"]["T"] == auroc["ddu"]["f"]
+    assert auroc["energy"]["T"] != auroc["energy"]["f"]
+
+
+def test_a_head_whose_output_is_not_finite_is_named(world):
+    cold = temperature_of(world, 1e-40)
     with (
         np.errstate(over="ignore"),
         pytest.raises(
             InputError, match=r"head 'T' is not finite for \d+ of \d+ rows .*leave it out of --head"
         ),
     ):
-        world.detect("msp", heads={"H": "h", "T": "cold"})
+        world.detect("msp", heads={"H": "h", "T": cold.name})
     shutil.rmtree(cold.storage.location)

@@ -1,10 +1,13 @@
 """Scores that need training rows or the last layer, compared with slow loops and pytorch-ood."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 
+from pipeline.errors import ResourceError
 from stages.errors import InputError
 from stages.scores import factors
 from stages.scores.factors import Linear, TrainingRows
@@ -228,6 +231,36 @@ def test_neighbours_closer_than_rounding_are_told_apart():
     expected = [np.sort(np.linalg.norm(unit - q / np.linalg.norm(q), axis=1))[29] for q in queries]
 
     assert Bank.of(rows).distance(queries, 30) == pytest.approx(expected, rel=1e-5, abs=1e-15)
+
+
+def test_rows_that_rounding_orders_otherwise_are_ordered_exactly():
+    """Many rows have products with the query that differ by about one unit of float32."""
+    base = RNG.random(WIDTH)
+    rows = np.concatenate(
+        [base + 3e-4 * RNG.normal(size=(40, WIDTH)), RNG.random((3000, WIDTH))]
+    ).astype(np.float32)
+    queries = (base + 3e-4 * RNG.normal(size=(7, WIDTH))).astype(np.float32)
+    unit, wanted = (
+        each / np.linalg.norm(each.astype(float), axis=1, keepdims=True) for each in (rows, queries)
+    )
+    distances = np.sort(np.linalg.norm(unit - wanted[:, np.newaxis], axis=2), axis=1)
+
+    for k in (1, 7, 39, 41, 60):
+        assert Bank.of(rows).distance(queries, k) == pytest.approx(distances[:, k - 1], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in SCORES.items() if not kind.reads_logits])
+def test_scores_that_read_no_logits_are_those_of_any_logits(name):
+    other = TrainingRows.of(TRAIN, 2 * TRAIN_Z[::-1], LABELS, Linear(-2 * CENTRES, LINEAR.bias))
+
+    assert fitted(name, other)(F, Z[::-1]) == pytest.approx(fitted(name)(F, Z), rel=1e-9)
+
+
+def test_neighbours_that_do_not_fit_into_memory_are_refused():
+    many = replace(TRAINING, n_rows=10**15)
+
+    with pytest.raises(ResourceError, match=r"knn: 1,000,.* rows of 10 features take .* are free"):
+        fitted("knn", many)
 
 
 def test_a_row_of_zeros_is_as_far_as_an_orthogonal_one():

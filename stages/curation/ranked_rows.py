@@ -21,7 +21,7 @@ from stages.curation.curation_scores import RANKINGS
 from stages.curation.near_rows import nearest_rows, unit_vectors
 from stages.curation.refits import refitted_probabilities
 from stages.errors import InputError
-from stages.introspection.heads import labels_of
+from stages.introspection.heads import factors_in_memory, labels_of
 from stages.introspection.reading import Reading
 from stages.metrics.finite import finite_rows
 from stages.reflection.losses import softmax
@@ -50,8 +50,8 @@ class Rows:
 
     @classmethod
     def of(cls, feature_set: FeatureSet) -> Rows:
-        """Read all rows."""
-        features, logits = feature_set.read("features"), feature_set.read("logits")
+        """Read all rows; raises ``ResourceError`` if they do not fit into the free memory."""
+        features, logits = factors_in_memory(feature_set, "curate")
         samples = feature_set.samples()
         ids = samples["sample_id"] if "sample_id" in samples else map(str, range(len(samples)))
         return cls(

@@ -13,7 +13,14 @@ from pipeline.stage import Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
-from stages.introspection.heads import Fit, TrainingFeatures, fit_job, labels_of, model_name
+from stages.introspection.heads import (
+    Fit,
+    TrainingFeatures,
+    factors_in_memory,
+    fit_job,
+    labels_of,
+    model_name,
+)
 from stages.introspection.preparation import check_same_network
 from stages.reflection.feature_plan import FeaturePlan
 from store.catalog import FeatureStore
@@ -176,7 +183,7 @@ def _validation_loss(curvature: Full | Kronecker, validation: FeatureSet) -> Any
     from stages.introspection.reading import usable_rows
 
     labels = labels_of(validation.require_usable())
-    features, logits = validation.read("features"), validation.read("logits")
+    features, logits = factors_in_memory(validation, "laplace")
     kept = usable_rows(labels, features, logits)
     if not kept.any():
         raise InputError(

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from pipeline.fields import LabelledList, OneOf, Ref, Written
 from pipeline.make import ArtifactJob, Output
+from pipeline.memory import check_free
 from pipeline.stage import Preview
 from stages.data.option_types import FeatureSetName
 from stages.errors import InputError
@@ -54,6 +55,24 @@ def model_name(feature_set: FeatureSet) -> str:
 def labels_of(feature_set: FeatureSet) -> NDArray[np.int64]:
     """The label of each row, shape ``(n,)``; -1 if it is unknown."""
     return feature_set.samples()["label"].to_numpy(np.int64)
+
+
+def factors_in_memory(
+    feature_set: FeatureSet, what: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features ``[n, d]`` and logits ``[n, N]`` of all rows.
+
+    Raises:
+        ResourceError: they do not fit into the free memory twice, as read and as selected rows.
+    """
+    names, n_rows = ("features", "logits"), feature_set.n_rows
+    check_free(
+        2 * n_rows * sum(feature_set.schema.array(name).row_bytes for name in names),
+        f"{what}: two copies of the {n_rows:,} rows of {feature_set.name}",
+        "use a feature set with fewer rows",
+    )
+    features, logits = (feature_set.read(name) for name in names)
+    return features, logits
 
 
 def check_labelled(feature_set: FeatureSet, what: str) -> None:

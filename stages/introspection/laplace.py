@@ -27,6 +27,8 @@ Values = NDArray[np.float64]
 Block = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]
 """Features ``[n, d]`` and logits ``[n, N]`` of finite rows."""
 
+Noise = NDArray[np.floating[Any]]
+
 POSTERIOR_KEY = "posterior.safetensors"
 MAX_PARAMETERS = 6000
 """Weights and biases of the full structure: 10 classes of 512 features have 5,130."""
@@ -38,8 +40,8 @@ class Posterior(Protocol):
     def variances(self, features: NDArray[np.floating[Any]]) -> Values:
         """Variance of each logit, ``[n, N]``."""
 
-    def roots(self, features: NDArray[np.floating[Any]]) -> Values:
-        """Matrices ``R`` with ``R Rᵀ`` the covariance of the logits, ``[n, N, N]``."""
+    def deviations(self, features: NDArray[np.floating[Any]], noise: Noise) -> Values:
+        """Deviations of the logits from their mean, of standard normal noise ``[n, s, N]``."""
 
 
 class Curvature(Protocol):
@@ -115,6 +117,11 @@ class FullPosterior:
             for other in range(k + 1):
                 found[:, k, other] = ((f @ self.covariance[k, :, other]) * f).sum(axis=1)
                 found[:, other, k] = found[:, k, other]
+        return found
+
+    def deviations(self, features: NDArray[np.floating[Any]], noise: Noise) -> Values:
+        """Cholesky factors times noise, ``[n, s, N]``."""
+        found: Values = noise @ self.roots(features).transpose(0, 2, 1)
         return found
 
     def roots(self, features: NDArray[np.floating[Any]]) -> Values:
@@ -200,10 +207,10 @@ class KroneckerPosterior:
         found: Values = self._along(features) @ np.square(self.class_vectors).T
         return found
 
-    def roots(self, features: NDArray[np.floating[Any]]) -> Values:
-        """``V diag(std)``, ``[n, N, N]``."""
+    def deviations(self, features: NDArray[np.floating[Any]], noise: Noise) -> Values:
+        """``V (std ∘ noise)``, ``[n, s, N]``, without a matrix for each row."""
         std = np.sqrt(self._along(features))
-        found: Values = self.class_vectors * std[:, np.newaxis]
+        found: Values = (noise * std[:, np.newaxis]) @ self.class_vectors.T
         return found
 
     def _along(self, features: NDArray[np.floating[Any]]) -> Values:

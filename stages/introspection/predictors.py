@@ -20,7 +20,7 @@ from stages.introspection.head_card import (
     head_card,
 )
 from stages.introspection.head_training import WEIGHTS_KEY
-from stages.introspection.heads import labels_of
+from stages.introspection.heads import factors_in_memory, labels_of
 from stages.introspection.laplace import Posterior, probit_logits, read_posterior
 from stages.introspection.neighbours import Neighbours
 from stages.reflection.losses import softmax
@@ -164,7 +164,7 @@ def _tempered(
 
 def neighbours_in(feature_set: FeatureSet, votes: Votes, device: str) -> Neighbours:
     """Read the labelled rows of a training set into memory, to vote."""
-    features, logits = feature_set.read("features"), feature_set.read("logits")
+    features, logits = factors_in_memory(feature_set, "nearest neighbours")
     return Neighbours.of(
         features,
         logits,

@@ -175,18 +175,38 @@ class Scoreboard:
         return [sensing_predictor(self.store, some), *heads]
 
     def _score_all(self, detector: str) -> None:
-        """Score all sets of a detector by every predictor."""
+        """Score all sets of a detector by every predictor.
+
+        A temperature and a Laplace approximation have the features of f: a detector that reads no
+        logits scores their rows as it scores those of f.
+        """
         kind, sets = DETECTORS[detector], self.compared[detector]
+        sides = [(sets.inside, 0), *((each, 1) for each in sets.outsides)]
+        some = self.drawn(*sides[0]).blocks[0]
+        of_f = self._scored(kind, self.predictors[0], sets, sides)
         for plain in self.predictors:
-            is_divided = kind.temperature != 1.0 and plain.label == REFERENCE
-            predictor = divided_by(kind.temperature, plain) if is_divided else plain
-            score = self._fitted(kind, predictor, sets)
-            sides = [(sets.inside, 0), *((each, 1) for each in sets.outsides)]
-            for feature_set, side in sides:
-                blocks = self.drawn(feature_set, side).blocks
-                found = [score(*predictor.factors(*block)) for block in blocks]
+            is_shared = not kind.reads_logits and plain.keeps_features(*some)
+            is_known = is_shared or plain is self.predictors[0]
+            found = of_f if is_known else self._scored(kind, plain, sets, sides)
+            for (feature_set, side), scores in zip(sides, found, strict=True):
                 key = (detector, plain.label, plain.seed, feature_set.name, side)
-                self._scores[key] = kind.certain(np.concatenate(found))
+                self._scores[key] = scores
+
+    def _scored(
+        self, kind: Kind, plain: Predictor, sets: Compared, sides: Sequence[tuple[FeatureSet, int]]
+    ) -> list[Scores]:
+        """Scores of the rows of each set by one predictor."""
+        is_divided = kind.temperature != 1.0 and plain.label == REFERENCE
+        predictor = divided_by(kind.temperature, plain) if is_divided else plain
+        score = self._fitted(kind, predictor, sets)
+        return [
+            kind.certain(
+                np.concatenate(
+                    [score(*predictor.factors(*block)) for block in self.drawn(*side).blocks]
+                )
+            )
+            for side in sides
+        ]
 
     def _fitted(self, kind: Kind, predictor: Predictor, sets: Compared) -> Score:
         def training() -> TrainingRows:

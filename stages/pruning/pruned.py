@@ -15,7 +15,7 @@ from stages.introspection.head import load_head, predict_probabilities
 from stages.introspection.head_params import HeadParams
 from stages.introspection.head_spec import HeadSpec
 from stages.introspection.head_training import HeadTraining
-from stages.introspection.heads import labels_of
+from stages.introspection.heads import factors_in_memory, labels_of
 from stages.introspection.reading import usable_rows
 from stages.scores.training_value import TRAINING_VALUES
 from stages.typed import typed
@@ -79,8 +79,13 @@ class Labelled:
 
     @classmethod
     def of(cls, feature_set: FeatureSet) -> Self:
-        """Read them; raises ``InputError`` if there are none."""
-        features, logits = feature_set.read("features"), feature_set.read("logits")
+        """Read them.
+
+        Raises:
+            InputError: there are none.
+            ResourceError: all rows do not fit into the free memory twice.
+        """
+        features, logits = factors_in_memory(feature_set, "prune")
         labels = labels_of(feature_set)
         kept = usable_rows(labels, features, logits)
         if not kept.any():

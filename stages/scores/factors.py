@@ -63,18 +63,22 @@ class TrainingRows:
     Attributes:
         read: starts a pass over all blocks.
         load_linear: loads the last layer, which only some scores need.
+        n_rows: number of rows, with those that are left out.
     """
 
     read: Callable[[], Iterable[Block]]
     load_linear: Callable[[], Linear] = field(repr=False)
+    n_rows: int
 
     @classmethod
     def of(cls, features: Rows, logits: Rows, labels: Labels, linear: Linear) -> TrainingRows:
         """Rows that are in memory."""
         slices = row_blocks(len(labels))
-        return cls(
-            lambda: (Block(features[at], logits[at], labels[at]) for at in slices), lambda: linear
-        )
+
+        def read() -> Iterator[Block]:
+            return (Block(features[at], logits[at], labels[at]) for at in slices)
+
+        return cls(read, lambda: linear, len(labels))
 
     @cached_property
     def linear(self) -> Linear:

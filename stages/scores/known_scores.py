@@ -54,6 +54,7 @@ class Kind:
         of_layer: makes a score from the weights of the last layer.
         fit: makes a score from training rows and the last layer.
         is_high_if_certain: whether high values are confident, or in-distribution.
+        reads_logits: whether it depends on more than features and labels.
         is_perturbed: whether it reads the features of perturbed images.
         temperature: divisor of f's logits; H's are not divided (section C.9 of the paper).
     """
@@ -63,6 +64,7 @@ class Kind:
     of_layer: OfLayer | None = None
     fit: Fit | None = None
     is_high_if_certain: bool = True
+    reads_logits: bool = True
     is_perturbed: bool = False
     temperature: float = 1.0
 
@@ -127,20 +129,24 @@ SCORES: dict[str, Kind] = {
         "minus the squared Mahalanobis distance to the nearest class mean, one covariance from the "
         "training rows' last features (Lee et al. 2018, without its other layers)",
         fit=fit_mahalanobis,
+        reads_logits=False,
     ),
     "knn": Kind(
         f"minus the distance to the {NEIGHBOUR}th nearest training row, features scaled to length "
         "1 (Sun et al. 2022)",
         fit=fit_neighbours,
+        reads_logits=False,
     ),
     "rmds": Kind(
         "minus the smallest difference between the squared Mahalanobis distances to a class mean "
         "and to the mean of all training rows, each by its own covariance (Ren et al. 2021)",
         fit=fit_rmds,
+        reads_logits=False,
     ),
     "ddu": Kind(
         "log density of the features in a mixture of one Gaussian per class (Mukhoti et al. 2023)",
         fit=fit_ddu,
+        reads_logits=False,
     ),
     "residual": Kind(
         "minus the distance to the principal subspace of the training rows' features, of half "

@@ -1,19 +1,22 @@
 """Scores by the nearest training rows, all features scaled to length 1.
 
-Candidates are found by products in float32. Their distances are computed again in float64, and the
-result is that of float64 throughout: where rounding in float32 could have hidden a nearer row, by
-the bound of `_rounding`, the query is compared with all rows in float64.
+Candidates are found by products in float32. The distance of those whose order rounding could have
+changed, by the bound of `_rounding`, is computed again in float64: mostly one row. If there may be
+more of them than candidates, the query is compared with all rows in float64. So the result is that
+of float64 throughout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.memory import check_free
 from stages.errors import InputError
 from stages.reflection.reduction import in_threads
 from stages.scores.confidences import energy
@@ -31,9 +34,9 @@ N_GUIDES = 100
 _BANK_SHARE, _SMALLEST_BANK = 0.01, 500
 """Share of the training rows in the bank of `nnguide`, as in OpenOOD, and its minimum size."""
 
-_GROUP_ROWS = 64
-_PRODUCTS = 2**23
-"""Products that a thread holds at once: 32 MiB in float32, which fits into large caches."""
+_GROUP_ROWS = 32
+_PRODUCTS = 2**22
+"""Products that a thread holds at once: 16 MiB in float32, which fits into large caches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,38 +68,59 @@ class Bank:
 
     def distance(self, queries: Rows, k: int) -> Values:
         """Distance of each query to its ``k``-th nearest row; rows of zeros are at √2."""
+        import torch
+
         n_at_once = max(1, _PRODUCTS // len(self.unit))
         blocks = [queries[at : at + n_at_once] for at in range(0, len(queries), n_at_once)]
-        found = in_threads(partial(self._distance, k), blocks)
-        return np.concatenate([np.empty(0), *found])
+        own = local()  # of a thread
 
-    def _distance(self, k: int, queries: Rows) -> Values:
+        def search(block: Rows) -> Values:
+            # New memory costs as much as the products: the kernel clears every page of it.
+            if not hasattr(own, "products"):
+                own.products = torch.empty(min(n_at_once, len(queries)), len(self.unit))
+            return self._distance(k, block, own.products[: len(block)])
+
+        found: Values = np.concatenate([np.empty(0), *in_threads(search, blocks)])
+        return found
+
+    def _distance(self, k: int, queries: Rows, products: torch.Tensor) -> Values:
+        """Distances of a few queries ``[q, d]``; ``products`` is memory for ``[q, rows]``."""
         unit = _unit(queries, _lengths(queries))
-        rows, is_certain = self._candidates(unit, k)
-        if not is_certain.all():
-            rows[~is_certain] = self._candidates_in_float64(unit[~is_certain], rows.shape[1])
-        return np.sqrt(np.partition(self._squares(unit, rows), k - 1, axis=1)[:, k - 1])
+        values, rows = self._candidates(unit, k, products)
+        limit = values[:, k - 1 : k]
+        doubt = 2 * _rounding(unit.shape[1])
+        squares = np.where(values > limit, -np.inf, np.inf)  # surely nearer than the k-th, or not
+        close = np.nonzero(np.abs(values - limit) <= doubt)
+        squares[close] = self._squares(unit[close[0]], rows[close])
+        found: Values = np.sqrt(np.partition(squares, k - 1, axis=1)[:, k - 1])
+        is_open = (limit[:, 0] - values[:, -1] <= doubt) & (rows.shape[1] < len(self.rows))
+        if is_open.any():
+            some = unit[is_open]
+            nearest = self._candidates_in_float64(some, rows.shape[1])
+            of_all = self._squares(some[:, np.newaxis], nearest)
+            found[is_open] = np.sqrt(np.partition(of_all, k - 1, axis=1)[:, k - 1])
+        return found
 
-    def _candidates(self, unit: Values, k: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Rows that may be among the ``k`` nearest, ``[q, c]``, and whether no other row may.
+    def _candidates(
+        self, unit: Values, k: int, products: torch.Tensor
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The ``c`` largest products of each query with rows, descending, and these rows.
 
-        The ``c`` largest products lie in the ``c`` groups with the largest maxima.
+        They lie in the ``c`` groups with the largest maxima.
         """
         import torch
 
         n_rows, n_groups = len(self.rows), len(self.unit) // _GROUP_ROWS
-        products = torch.from_numpy(unit).float() @ self.unit.T
+        torch.mm(torch.from_numpy(unit).float(), self.unit.T, out=products)
         products[:, n_rows:] = -torch.inf
         c = min(k + max(14, k // 4), n_rows)
         by_group = products.view(len(unit), _GROUP_ROWS, n_groups)
-        groups = by_group.amax(1).topk(min(c, n_groups)).indices
+        groups = by_group.amax(1).topk(min(c, n_groups), sorted=False).indices
         inside = by_group.gather(2, groups[:, None].expand(-1, _GROUP_ROWS, -1)).flatten(1)
         best = inside.topk(c)
         places, columns = best.indices // groups.shape[1], best.indices % groups.shape[1]
         rows = places * n_groups + groups.gather(1, columns)
-        gap = best.values[:, k - 1] - best.values[:, -1]
-        is_certain = (gap > 2 * _rounding(unit.shape[1])) | torch.tensor(c == n_rows)
-        return rows.numpy(), is_certain.numpy()
+        return best.values.numpy(), rows.numpy()
 
     def _candidates_in_float64(self, unit: Values, c: int) -> NDArray[np.int64]:
         """The ``c`` rows with the largest products in float64, ``[q, c]``."""
@@ -113,11 +137,11 @@ class Bank:
         return found
 
     def _squares(self, unit: Values, rows: NDArray[np.int64]) -> Values:
-        """Squared distances of queries ``[q, d]`` to rows ``[q, c]`` of the bank."""
+        """Squared distances of queries ``[..., d]`` to rows of the bank ``[...]``."""
         lengths = self.lengths[rows]
         targets = _unit(self.rows[rows], lengths)
-        squares: Values = ((targets - unit[:, np.newaxis]) ** 2).sum(axis=2) + (lengths == 0)
-        return squares + ~unit.any(axis=1, keepdims=True)
+        squares: Values = ((targets - unit) ** 2).sum(axis=-1) + (lengths == 0)
+        return squares + ~unit.any(axis=-1)
 
 
 def fit_neighbours(training: TrainingRows, *, k: int = NEIGHBOUR) -> Score:
@@ -125,8 +149,13 @@ def fit_neighbours(training: TrainingRows, *, k: int = NEIGHBOUR) -> Score:
 
     Raises:
         InputError: fewer than ``k`` rows without NaN.
+        ResourceError: the rows do not fit into the free memory.
     """
-    blocks = [block.features for block in training.blocks()]
+    blocks: list[Rows] = []
+    for block in training.blocks():
+        if not blocks:
+            _check_memory(training.n_rows, block.features.shape[1])
+        blocks.append(block.features)
     if (n_rows := sum(map(len, blocks))) < k:
         raise InputError(f"knn: expected at least {k} training rows, found {n_rows}")
     return partial(_neighbour_distance, Bank.of(np.concatenate(blocks)), k)
@@ -170,6 +199,15 @@ def _guided(bank: Values, k: int, features: Rows, logits: Rows) -> Values:
         products = _unit(features[at], _lengths(features[at])) @ bank.T
         guidance[at] = np.partition(products, -k, axis=1)[:, -k:].mean(axis=1)
     return guidance * energy(features, logits)
+
+
+def _check_memory(n_rows: int, width: int) -> None:
+    """Check that rows fit twice, in blocks and as one array, and once more scaled to length 1."""
+    check_free(
+        3 * 4 * n_rows * width,
+        f"knn: {n_rows:,} training rows of {width:,} features",
+        "fit it to fewer rows, or use nnguide, which holds 1 % of them",
+    )
 
 
 def _rounding(width: int) -> float:

@@ -46,6 +46,10 @@ class Predictor:
     last_layer: LastLayer
     load_linear: Callable[[], Linear]
 
+    def keeps_features(self, features: Rows, logits: Rows) -> bool:
+        """Whether the last layer reads the features of f, as that of a temperature does."""
+        return self.last_layer(features, logits)[0] is features
+
     def factors(self, features: Rows, logits: Rows) -> tuple[Rows, Rows]:
         """Input and output of the last layer.
 
@@ -135,7 +139,7 @@ def training_rows(
             return kept
         return _kept(kept, each_shard(feature_set, block_of, tick), feature_set.n_rows)
 
-    return TrainingRows(read, predictor.load_linear)
+    return TrainingRows(read, predictor.load_linear, feature_set.n_rows)
 
 
 def _kept(kept: list[Block], blocks: Iterable[Block], n_rows: int) -> Iterable[Block]:

@@ -28,6 +28,9 @@ BLOCK_ROWS = 64
 """Rows whose random numbers are drawn together: 64 rows of 2,048 features take 51 MB for 100 masks
 in float32."""
 
+_NUMBERS = 2**22
+"""Noise of the rows that are computed at once: its float64 copies take 32 MiB each."""
+
 
 def mixed(samples: Iterable[Values]) -> Predictions:
     """Mean of predictions ``[n, N]`` and their mutual information; ``samples`` has at least one."""
@@ -73,13 +76,11 @@ class LaplaceSampling:
         )
 
     def _block(self, f: Values, z: Values, noise: NDArray[np.float32]) -> Predictions:
-        roots = self.posterior.roots(f)
-        sampled = z[:, np.newaxis] + noise @ roots.transpose(0, 2, 1)
-        found = _over_samples(sampled)
+        found = _over_samples(z[:, np.newaxis] + self.posterior.deviations(f, noise))
         if not self.is_probit:
             return found
-        variances = np.square(roots).sum(axis=2)
-        return Predictions(_probabilities(probit_logits(z, variances)), found.information)
+        scaled = probit_logits(z, self.posterior.variances(f))
+        return Predictions(_probabilities(scaled), found.information)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +144,13 @@ def _in_blocks(
         places = places[is_finite[places - shard.start]]
         if not len(places):
             continue
-        at, noise = places - shard.start, draw(np.random.default_rng([seed, block]), rows)
-        f, z = (each[at].astype(np.float64) for each in (rows.features, rows.logits))
-        found = predict(f, z, noise[places - first])
-        probabilities[at], information[at] = found.probabilities, found.information
+        noise = draw(np.random.default_rng([seed, block]), rows)
+        n_at_once = max(1, _NUMBERS // noise[0].size)
+        for some in (places[at : at + n_at_once] for at in range(0, len(places), n_at_once)):
+            at = some - shard.start
+            f, z = (each[at].astype(np.float64) for each in (rows.features, rows.logits))
+            found = predict(f, z, noise[some - first])
+            probabilities[at], information[at] = found.probabilities, found.information
     return Predictions(probabilities, information)
 
 
