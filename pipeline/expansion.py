@@ -121,14 +121,20 @@ class Expansion:
     def _instance(self, step: WrittenStep, axes: Axes) -> Instance:
         scope = {**self.parameters, **axes}
         references = {**step.one, **step.many}
-        plain = self.text.at(*step.path).keys() - {"stage", "each"} - references.keys()
-        for key in plain & set(step.kind.refused):
+        written = self.text.at(*step.path).keys() - {"stage", "each"} - references.keys()
+        chosen = {
+            key: value
+            for axis, settings in step.sets.items()
+            for key, value in settings[axes[axis]].items()
+        }
+        for key in (written | chosen.keys()) & set(step.kind.refused):
             raise self.text.error(
                 f"step {step.name}: {key}: a recipe cannot choose where to write: remove this key",
                 *step.path,
                 key,
             )
-        values = {key: self.text.filled((*step.path, key), scope) for key in plain}
+        plain = written - chosen.keys()
+        values = {key: self.text.filled((*step.path, key), scope) for key in plain} | chosen
         stage = validated(
             step.kind.stage,
             self.text,

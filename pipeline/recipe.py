@@ -16,12 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pipeline.errors import RecipeError
 from pipeline.expansion import Expansion
 from pipeline.fields import Scalar
-from pipeline.steps import REPORT, Instance, Kinds, StepKind, WrittenStep
+from pipeline.steps import REPORT, Instance, Kinds, Settings, StepKind, WrittenStep
 from pipeline.workspace import Heading
 from pipeline.yaml_lines import Key, YamlText, hint, mentions, plain_value, read_yaml, validated
 
 MAX_AXIS = 10_000
 """Maximum number of values of an axis that is written as a range."""
+
+PLUS = " + "
+"""Joins the names of values of an axis whose keys are set together."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,9 @@ def written_step(
     """Read a step of a text; raises ``RecipeError``."""
     values = text.at(*path)
     kind = _kind(name, path, kinds, text)
-    each, unlike = _axes((*path, "each"), parameters, text) if "each" in values else ({}, {})
+    each, unlike, sets = (
+        _axes((*path, "each"), parameters, text) if "each" in values else ({}, {}, {})
+    )
     given = {
         key: text.filled((*path, key), parameters)
         for key in (*kind.one, *kind.many)
@@ -178,7 +183,9 @@ def written_step(
     }
     one = {key: _step_name(given[key], (*path, key), text) for key in kind.one if key in given}
     many = {key: _entries(given[key], (*path, key), text) for key in kind.many if key in given}
-    return WrittenStep(name, path, kind, each, one, many, unlike)
+    for axis, found in sets.items():
+        _check_keys(axis, found, (*path, "each", axis), {"stage", "each", *one, *many}, text)
+    return WrittenStep(name, path, kind, each, one, many, unlike, sets)
 
 
 def _kind(name: str, path: tuple[Key, ...], kinds: Kinds, text: YamlText) -> StepKind:
@@ -200,8 +207,8 @@ def _kind(name: str, path: tuple[Key, ...], kinds: Kinds, text: YamlText) -> Ste
 
 def _axes(
     path: tuple[Key, ...], parameters: Mapping[str, Any], text: YamlText
-) -> tuple[dict[str, Sequence[Scalar]], dict[str, str]]:
-    """The values of the axes that a step adds, and the axes that they must differ from."""
+) -> tuple[dict[str, Sequence[Scalar]], dict[str, str], dict[str, Settings]]:
+    """The axes that a step adds: their values, axes that they must differ from, keys they set."""
     each = text.filled(path, parameters)
     if not isinstance(each, dict):
         raise text.error(f"each: expected axes, as in {{loss: [ce, l1]}}, found {each!r}", *path)
@@ -217,13 +224,67 @@ def _axes(
         for axis, value in each.items()
         if isinstance(value, dict) and value.keys() == {"in", "unlike"}
     }
-    lists = {axis: value["in"] if axis in unlike else value for axis, value in each.items()}
-    found = {axis: _axis_values(axis, value, (*path, axis), text) for axis, value in lists.items()}
-    return found, {axis: str(other) for axis, other in unlike.items()}
+    named = {
+        axis: value
+        for axis, value in each.items()
+        if isinstance(value, dict) and value.keys() == {"in", "sets"}
+    }
+    found = {
+        axis: _axis_values(
+            axis,
+            value["in"] if axis in unlike or axis in named else value,
+            (*path, axis),
+            text,
+            may_be_empty=axis in named,
+        )
+        for axis, value in each.items()
+    }
+    sets = {
+        axis: {name: _settings(name, value["sets"], (*path, axis), text) for name in found[axis]}
+        for axis, value in named.items()
+    }
+    return found, unlike, sets
+
+
+def _settings(
+    value: Scalar, sets: Any, path: tuple[Key, ...], text: YamlText
+) -> dict[str, Any]:  # Any: YAML values
+    """The keys that a value of an axis sets; ``a + b`` sets those of ``a`` and of ``b``."""
+    if not isinstance(sets, dict) or not all(isinstance(keys, dict) for keys in sets.values()):
+        raise text.error(
+            f"axis {path[-1]}: sets: expected the keys of each value, as in "
+            "{no decay: {weight_decay: 0}}, found " + repr(sets),
+            *path,
+        )
+    settings: dict[str, Any] = {}
+    for name in str(value).split(PLUS):
+        if name not in sets:
+            raise text.error(
+                f"axis {path[-1]}: '{name}' is not in sets{hint(name, sets)}; there are: "
+                f"{', '.join(sets)}; join several with '{PLUS}'",
+                *path,
+            )
+        if twice := settings.keys() & sets[name].keys():
+            raise text.error(f"axis {path[-1]}: '{value}' sets {min(twice)} twice", *path)
+        settings |= sets[name]
+    return settings
+
+
+def _check_keys(
+    axis: str, sets: Settings, path: tuple[Key, ...], refused: set[str], text: YamlText
+) -> None:
+    """Raise ``RecipeError`` if a value of an axis would change what a step is or refers to."""
+    for value, settings in sets.items():
+        if wrong := settings.keys() & refused:
+            raise text.error(
+                f"axis {axis}: '{value}' sets {min(wrong)}, which has one value for all instances: "
+                "write another step",
+                *path,
+            )
 
 
 def _axis_values(
-    axis: str, written: Any, path: tuple[Key, ...], text: YamlText
+    axis: str, written: Any, path: tuple[Key, ...], text: YamlText, *, may_be_empty: bool = False
 ) -> Sequence[Scalar]:
     """A list of words and numbers, or ``{from: 1, to: 200, by: 3}``, both ends included."""
     values = written
@@ -235,7 +296,7 @@ def _axis_values(
                     f"axis {axis}: expected at most {MAX_AXIS:,} values, found {n_values:,}", *path
                 )
             values = list(range(ends[0], ends[1] + 1, ends[2]))
-    is_list = isinstance(values, list) and bool(values)
+    is_list = isinstance(values, list) and (bool(values) or may_be_empty)
     if not is_list or not all(isinstance(value, Scalar) for value in values):
         raise text.error(
             f"axis {axis}: expected a list of words or numbers, or a range as in "

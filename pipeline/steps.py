@@ -13,6 +13,8 @@ from pipeline.workspace import Workspace
 from pipeline.yaml_lines import Key
 
 Axes = Mapping[str, Scalar]
+Settings = Mapping[Scalar, Mapping[str, Any]]  # Any: YAML values
+"""The keys of a step that each value of an axis sets."""
 
 REPORT = "report"
 """Name and kind of the last step, which is a top-level key of a recipe."""
@@ -95,7 +97,8 @@ class Instance:
 class WrittenStep:
     """A step as written: its kind, the axes that it adds, and the steps that it refers to.
 
-    ``unlike`` has the axes that never have the value of another axis, and the other axis.
+    ``unlike`` has the axes that never have the value of another axis, and the other axis; ``sets``
+    has the axes whose values set keys of the step.
     """
 
     name: str
@@ -105,6 +108,7 @@ class WrittenStep:
     one: Mapping[str, str]
     many: Mapping[str, Mapping[str, str]]
     unlike: Mapping[str, str] = field(default_factory=dict)
+    sets: Mapping[str, Settings] = field(default_factory=dict)
 
     @property
     def references(self) -> list[tuple[str, str]]:

@@ -281,6 +281,44 @@ def test_an_axis_can_be_unlike_another_one():
     assert found == ["scaled[number=1,way=3]", "scaled[number=2,way=1]", "scaled[number=2,way=3]"]
 
 
+SETS = RECIPE.replace(
+    "each: {way: [plain, loud]}",
+    "each: {way: {in: $ways, sets: {plain: {}, loud: {note: LOUD}, big: {value: 100}}}}",
+).replace("  factor: 10", "  factor: 10\n  ways: [plain, loud, loud + big]")
+
+
+def test_the_values_of_an_axis_can_set_keys_and_several_together():
+    scaled = {each.axes["way"]: each.stage for each in read(SETS).instances
+              if each.step == "scaled" and each.axes["number"] == 1}  # fmt: skip
+
+    assert (scaled["plain"].note, scaled["plain"].value) == ("plain, $ and 10", 10)
+    assert (scaled["loud"].note, scaled["loud"].value) == ("LOUD", 10)
+    assert (scaled["loud + big"].note, scaled["loud + big"].value) == ("LOUD", 100)
+
+
+def test_an_axis_that_sets_keys_may_be_empty():
+    found = read(SETS.replace("ways: [plain, loud, loud + big]", "ways: []"))
+
+    assert not [label for label in labels(found) if label.startswith("scaled")]
+    assert len([label for label in labels(found) if label.startswith("both")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("loud + big]", "lout]", "'lout' is not in sets .did you mean 'loud'.*; there are: plain"),
+        ("loud + big]", "loud + loud]", "'loud . loud' sets note twice"),
+        ("{note: LOUD}", "LOUD", "sets: expected the keys of each value"),
+        ("{note: LOUD}", "{of: n}", "'loud' sets of, which has one value for all instances"),
+        ("{note: LOUD}", "{nota: 1}", "unknown key 'nota' .did you mean 'note'"),
+        ("{value: 100}", "{value: x}", "value: expected"),
+    ],
+)
+def test_keys_that_an_axis_cannot_set_are_refused(old, new, message):
+    with pytest.raises(RecipeError, match=rf"sums.yaml:\d+: .*{message}"):
+        read(SETS.replace(old, new))
+
+
 def test_numbers_with_an_exponent_are_numbers():
     text = RECIPE.replace("    value: $number\n", "    value: $number\n    rate: 5e-3\n")
 

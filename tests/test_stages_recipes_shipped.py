@@ -26,6 +26,7 @@ N_INSTANCES = {
     "figure-9": 472,  # 67 snapshots with three feature sets, H and two results each
     "figure-10": 472,
     "figure-11": 3,
+    "readings": 36,  # 17 readings, five pairs, the best epoch and five controls on one f
 }
 LEARNING = ("table-1", "figure-11")
 DOMAINS = ("table-9",)
@@ -126,3 +127,33 @@ def test_a_recipe_that_does_not_ship_is_refused():
         InputError, match="there is no recipe 'table-4', expected one of table-1, table-2"
     ):
         shipped_text("table-4")
+
+
+def readings_of(**changes):
+    recipe = shipped("readings", **changes)
+    return {
+        each.axes.get("reading", each.step): each.stage
+        for each in recipe.instances
+        if each.kind.name == "train-head"
+    }
+
+
+def test_a_reading_changes_one_choice_and_a_pair_two():
+    found = readings_of(readings="[H, no scaling]", pairs="[no scaling + decay 5e-4]")
+    base = found["H"]
+
+    assert found["no scaling"] == base.model_copy(update={"scaling": "none"})
+    changes = {"scaling": "none", "weight_decay": 5e-4}
+    assert found["no scaling + decay 5e-4"] == base.model_copy(update=changes)
+
+
+def test_a_part_of_the_readings_can_be_run():
+    heads = readings_of(readings="[H]", pairs="[]")
+
+    assert list(heads) == ["H", "best", "scaled", "both", "layer", "decayed"]
+
+
+def test_the_first_reading_is_the_h_of_table_5():
+    others = {each.stage for each in shipped("table-5").instances if each.step == "H"}
+
+    assert readings_of()["H"] in others

@@ -1,8 +1,7 @@
-"""The built-in recipes: one for each table and figure of the paper."""
+"""The built-in recipes: one for each table and figure of the paper, and further studies."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ class Cost:
 
 @cache
 def shipped_texts() -> Mapping[str, str]:
-    """Name -> text of each recipe, tables first, sorted by number."""
+    """Name -> text of each recipe: tables and figures by number, then the others by name."""
     found = [file for file in files("stages.recipes").iterdir() if file.name.endswith(".yaml")]
     texts = {file.name.removesuffix(".yaml"): file.read_text("utf-8") for file in found}
     return {name: texts[name] for name in sorted(texts, key=_rank)}
@@ -51,5 +50,8 @@ def cost_of(recipe: Recipe) -> Cost:
     return Cost(n_made["train-sensing"], n_made["extract"], n_seeds)
 
 
-def _rank(name: str) -> tuple[bool, int]:
-    return not name.startswith("table"), int(re.sub(r"\D", "", name) or 0)
+def _rank(name: str) -> tuple[int, int, str]:
+    kind, _, number = name.partition("-")
+    kinds_in_order = ("table", "figure")
+    is_numbered = kind in kinds_in_order and number.isdigit()
+    return (kinds_in_order.index(kind), int(number), "") if is_numbered else (2, 0, name)
