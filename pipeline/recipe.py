@@ -239,7 +239,7 @@ def _axes(
         )
         for axis, value in each.items()
     }
-    sets = {
+    sets: dict[str, Settings] = {
         axis: {name: _settings(name, value["sets"], (*path, axis), text) for name in found[axis]}
         for axis, value in named.items()
     }
