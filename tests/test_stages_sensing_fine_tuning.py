@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import Refusal
 from PIL import Image
-from test_stages_sensing_sensing_training import Stripes, silent, trained
+from stripes import Stripes
+from test_stages_sensing_sensing_training import silent, trained
 from torch.nn import functional
 
 from pipeline.workspace import Workspace

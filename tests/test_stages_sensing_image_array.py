@@ -12,8 +12,9 @@ from pipeline.errors import ResourceError
 from stages.data.source import Rows
 from stages.sensing import image_array, labelled
 from stages.sensing.labelled import normalisation, read_labelled
-from stages.sensing.sensing_training import SensingTraining, TrainState
+from stages.sensing.sensing_training import SensingTraining
 from stages.sensing.train_params import TrainParams
+from stages.sensing.training_state import TrainState
 
 PARAMS = TrainParams(
     network="cnn2", epochs=3, batch=16, lr=0.05, augmentation="crop_flip", held_out=7

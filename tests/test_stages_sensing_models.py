@@ -23,10 +23,11 @@ from stages.sensing.models import (
     choose_model,
     weights_path,
 )
-from stages.sensing.sensing_training import SensingTraining, TrainState
+from stages.sensing.sensing_training import SensingTraining
 from stages.sensing.snapshots import snapshot_epochs, snapshot_name, snapshot_plan
 from stages.sensing.train_params import PRESETS, held_out_rows, params_from
 from stages.sensing.train_sensing import TrainSensing
+from stages.sensing.training_state import TrainState
 from stages.sensing.weights import save_weights
 from store.artifacts import Artifact
 from store.catalog import FeatureStore

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from stripes import Stripes
 from torch.nn import functional
 
 from stages.data.source import Rows
@@ -25,42 +26,6 @@ from stages.sensing.train_params import (
 from stages.sensing.weights import weights_hash
 
 QUICK = TrainParams(network="cnn2", epochs=4, batch=16, lr=0.05, schedule="one-cycle")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stripes:
-    """Images of two classes, dark and bright, with noise; opens itself."""
-
-    n_rows: int = 60
-    seed: int = 0
-    family: str = "stripes"
-    broken: tuple[int, ...] = ()
-    unlabelled: tuple[int, ...] = ()
-    name = "stripes"
-    split = "train"
-    class_names = ("dark", "bright")
-    n_classes = 2
-    image_size = (16, 16)
-    resize = "none"
-    left_out = ()
-    how_to_label = ""
-    corruption = None
-    extra_columns = ()
-
-    def open(self):
-        return self
-
-    def fingerprint(self):
-        return f"{self.seed}"
-
-    def read(self, start, stop):
-        generator = np.random.default_rng(self.seed)
-        labels = generator.integers(0, 2, self.n_rows)
-        noise = generator.integers(0, 100, (self.n_rows, 16, 16, 3))
-        images = (noise + 120 * labels[:, None, None, None]).astype(np.uint8)
-        labels[list(self.unlabelled)] = -1
-        failed = {row - start: "torn" for row in self.broken if start <= row < stop}
-        return Rows(images[start:stop], {"label": labels[start:stop]}, failed)
 
 
 def silent(n_rows):

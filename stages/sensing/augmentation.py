@@ -18,18 +18,21 @@ class EpochDraws:
     """The random numbers of one epoch.
 
     Attributes:
+        epoch: the epoch, counted from 0.
         order: ``[n]`` int64, a permutation of the rows.
         flip: ``[n]`` bool, for each position in the order.
         shift: ``[n, 2]`` int64 in ``[0, 2 CROP_PAD]``, rows then columns.
     """
 
+    epoch: int
     order: Tensor
     flip: Tensor
     shift: Tensor
 
     def to(self, device: str) -> "EpochDraws":
         """A copy on ``device``."""
-        return EpochDraws(self.order.to(device), self.flip.to(device), self.shift.to(device))
+        moved = (each.to(device) for each in (self.order, self.flip, self.shift))
+        return EpochDraws(self.epoch, *moved)
 
 
 def epoch_draws(n_rows: int, seed: int, epoch: int) -> EpochDraws:
@@ -38,7 +41,8 @@ def epoch_draws(n_rows: int, seed: int, epoch: int) -> EpochDraws:
     order = generator.permutation(n_rows)
     flip = generator.random(n_rows) < 0.5
     shift = generator.integers(0, 2 * CROP_PAD + 1, size=(n_rows, 2))
-    return EpochDraws(torch.from_numpy(order), torch.from_numpy(flip), torch.from_numpy(shift))
+    drawn = (torch.from_numpy(each) for each in (order, flip, shift))
+    return EpochDraws(epoch, *drawn)
 
 
 def augmented(images: Tensor, flip: Tensor, shift: Tensor, how: Augmentation) -> Tensor:

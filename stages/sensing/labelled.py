@@ -111,6 +111,23 @@ def read_labelled(
     )
 
 
+def joined(data: LabelledImages, added: LabelledImages, what: str) -> LabelledImages:
+    """The images of ``data``, then those of ``added``; ``what`` names them in messages.
+
+    Raises:
+        ResourceError: there is no room for the images.
+    """
+    n_rows = len(data.labels)
+    shape = (n_rows + len(added.labels), *data.images.shape[1:])
+    images = torch.from_numpy(image_array(shape, what, lambda _: None))
+    images[:n_rows] = data.images
+    images[n_rows:] = added.images
+    labels, rows = (
+        torch.cat([getattr(each, name) for each in (data, added)]) for name in ("labels", "rows")
+    )
+    return LabelledImages(images, labels, rows, data.n_left_out)
+
+
 def sample_id(source: ImageSource, row: int) -> str:
     """The name of a row of ``source``."""
     return str(source.read(row, row + 1).columns["sample_id"][0])

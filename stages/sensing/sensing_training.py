@@ -9,75 +9,37 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.progress import Progress
 from pipeline.work import Tick
 from stages.data.source import ImageSource
 from stages.errors import InputError, TrainingFailedError
-from stages.metrics.finite import finite_rows
 from stages.sensing.augmentation import EpochDraws, augmented, epoch_draws
 from stages.sensing.build import build_network
 from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard
-from stages.sensing.device import full_float32, require_device
+from stages.sensing.device import require_device
+from stages.sensing.evaluated import EVALUATION_BATCH, all_of, evaluated, features_of
 from stages.sensing.fault import blame_rows
 from stages.sensing.initial_weights import load_initial
 from stages.sensing.labelled import (
     LabelledImages,
     Openable,
+    joined,
     normalisation,
     read_labelled,
     sample_id,
 )
-from stages.sensing.model import Sensing, describe, last_layers, lay_out, normalised, sensing_of
+from stages.sensing.methods.chosen import method_of
+from stages.sensing.methods.method import Batch, Method
+from stages.sensing.model import describe, lay_out, normalised, sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.start import RANDOM, Start
 from stages.sensing.train_params import TrainParams, held_out_rows, learning_rate
 from stages.sensing.trained import TrainedModel
-from stages.sensing.weights import cpu_copy, load_state, save_weights, weights_hash
-
-EVALUATION_BATCH = 256
-
-
-@dataclass(slots=True)
-class TrainState:
-    """What an epoch changes (network, optimiser) and what it reads, all on the device.
-
-    ``kept`` has the indexes in ``data`` of the rows that are not held out, ``[m]`` int64; ``test``
-    is read when it is first used. If only the last layer is trained, ``frozen`` computes its input
-    and ``features`` has it for all rows, ``[n, d]`` float32, unless augmentation changes them.
-    """
-
-    network: nn.Module
-    optimiser: torch.optim.SGD
-    data: LabelledImages
-    kept: Tensor
-    card: ModelCard
-    mean: Tensor
-    scale: Tensor
-    memory_format: torch.memory_format
-    test: LabelledImages | None = None
-    frozen: Sensing | None = None
-    features: Tensor | None = None
-
-    @property
-    def trained(self) -> nn.Module:
-        """The part of the network that is trained."""
-        return _classifier(self.network, self.card) if self.frozen else self.network
-
-
-def _classifier(network: nn.Module, card: ModelCard) -> nn.Linear:
-    layers = last_layers(network, card)
-    if len(layers) > 1 or not isinstance(layers[0], nn.Linear):
-        raise InputError(
-            f"network {card.network}: --train last-layer needs one linear layer, found "
-            f"{card.last_layer!r} ({type(layers[0]).__name__}); give --train all"
-        )
-    return layers[0]
+from stages.sensing.training_state import TrainState, classifier, restore, saved
+from stages.sensing.weights import save_weights, weights_hash
 
 
 @dataclass(frozen=True)
@@ -115,7 +77,8 @@ class SensingTraining:
     def rows_per_unit(self) -> int:
         """Number of training images, averaged over the epochs if some are held out temporarily."""
         n_missed = self.params.held_out * self.params.n_epochs_held_out
-        return self.train.open().n_rows - n_missed // self.params.epochs
+        n_rows = self.train.open().n_rows - n_missed // self.params.epochs
+        return n_rows + self.params.method.n_added(n_rows)
 
     def start(self) -> TrainState:
         """A fresh network, initialised from the seed, or with pretrained weights.
@@ -126,20 +89,20 @@ class SensingTraining:
         """
         require_device(self.device)
         source = self.train.open()
-        data = _read(source)
-        kept = self._kept(data, source.n_rows)
+        clean, method = _read(source), method_of(self.params.method, self.params.seed)
+        kept = self._kept(clean, source.n_rows)
         network = self._network(source.n_classes)
-        card = self._described(network, source, data.images, kept)
+        card = self._described(network, source, clean.images, kept)
         if weights := self.initial.weights:
             load_initial(network, weights, card.last_layer)
         is_frozen = self.params.train == "last-layer"
         check_round_trip(network, card, is_trained=not is_frozen)
         network.to(self.device)
         precision = self.params.precision if is_frozen else "fp32"
-        sensing = sensing_of(network, card, data.take(kept[:N_ROWS]), precision, is_new=True)
+        sensing = sensing_of(network, card, clean.take(kept[:N_ROWS]), precision, is_new=True)
         memory_format = sensing.arrangement.memory_format
         lay_out(network, memory_format)
-        trained = _classifier(network, card) if is_frozen else network
+        trained = classifier(network, card) if is_frozen else network
         optimiser = torch.optim.SGD(
             trained.parameters(),
             lr=self.params.lr,
@@ -147,17 +110,26 @@ class SensingTraining:
             weight_decay=self.params.weight_decay,
             fused=True,
         )
+        data = self._with_added(method, clean, kept)
         return TrainState(
             network=network,
             optimiser=optimiser,
             data=data.to(self.device),
-            kept=kept.to(self.device),
+            n_clean=len(clean.labels),
+            kept=self._kept(data, source.n_rows).to(self.device),
+            method=method,
             card=card,
             mean=255 * torch.tensor(card.mean, device=self.device),
             scale=1 / (255 * torch.tensor(card.std, device=self.device)),
             memory_format=memory_format,
             frozen=sensing if is_frozen else None,
         )
+
+    def _with_added(self, method: Method, clean: LabelledImages, kept: Tensor) -> LabelledImages:
+        """The training images, and those that the method adds to them."""
+        has_all = self.params.n_epochs_held_out < self.params.epochs
+        added = method.added(clean, all_of(clean) if has_all else kept)
+        return clean if added is None else joined(clean, added, f"training {self.model_name}")
 
     def _network(self, n_classes: int) -> nn.Module:
         """The network with random weights, which the seed determines."""
@@ -199,7 +171,7 @@ class SensingTraining:
         if state.frozen is None:
             state.network.train()
         elif self.params.augmentation == "none" and state.features is None:
-            state.features = _features(state.frozen, state.data)
+            state.features = features_of(state.frozen, state.data)
         with self._seeded(self.params.seed + 1_000_003 * (unit + 1)):
             for start in range(0, n_rows, self.params.batch):
                 stop = min(start + self.params.batch, n_rows)
@@ -221,10 +193,10 @@ class SensingTraining:
     def _blame_images(self, state: TrainState, draws: EpochDraws) -> None:
         """Raise ``TrainingFailedError`` if images of an epoch, as augmented, are the cause."""
         fresh = self._network(state.card.n_classes).to(self.device)
-        batches = (
-            (self._pixels(state, draws, slice(at, at + EVALUATION_BATCH)),)
-            for at in range(0, len(draws.order), EVALUATION_BATCH)
+        places = (
+            slice(at, at + EVALUATION_BATCH) for at in range(0, len(draws.order), EVALUATION_BATCH)
         )
+        batches = ((self._pixels(state, self._batch(state, draws, at).images),) for at in places)
         with self._autocast():
             blame_rows(
                 f"training {self.model_name}",
@@ -237,20 +209,31 @@ class SensingTraining:
         device = torch.device(self.device).type
         return torch.autocast(device, torch.bfloat16, enabled=self.params.precision == "bf16")
 
-    def _pixels(self, state: TrainState, draws: EpochDraws, places: slice) -> Tensor:
-        """The augmented and normalised input for some positions in the order of an epoch."""
-        images = state.data.take(draws.order[places])
+    def _batch(self, state: TrainState, draws: EpochDraws, places: slice) -> Batch:
+        """The augmented images and the labels at some positions in the order of an epoch."""
+        rows = draws.order[places]
         images = augmented(
-            images, draws.flip[places], draws.shift[places], self.params.augmentation
+            state.data.take(rows),
+            draws.flip[places],
+            draws.shift[places],
+            self.params.augmentation,
         )
+        key = (self.params.seed, draws.epoch, places.start)
+        return Batch(images, state.data.labels[rows], key)
+
+    @staticmethod
+    def _pixels(state: TrainState, images: Tensor) -> Tensor:
+        """Images as the network expects them."""
         pixels = normalised(images, state.mean, state.scale)
         return pixels.contiguous(memory_format=state.memory_format)
 
     def _inputs(self, state: TrainState, draws: EpochDraws, places: slice) -> Tensor:
-        """Input of the trained part: pixels, or features if only the last layer is trained."""
+        """Input of the trained part, one view after another: pixels, or features if only the last
+        layer is trained."""
         if state.features is not None:
             return state.features[draws.order[places]]
-        pixels = self._pixels(state, draws, places)
+        batch = self._batch(state, draws, places)
+        pixels = torch.cat([self._pixels(state, view) for view in state.method.views(batch)])
         if state.frozen is None:
             return pixels
         with torch.no_grad():
@@ -264,45 +247,24 @@ class SensingTraining:
         labels = state.data.labels[draws.order[places]]
         inputs = self._inputs(state, draws, places)
         with self._autocast():
-            logits = state.trained(inputs).float()
-            loss = functional.cross_entropy(logits, labels)
+            outputs = state.trained(inputs).float().split(len(labels))
+            loss = state.method.loss(outputs, labels)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         state.optimiser.step()
-        n_right = (logits.detach().argmax(1) == labels).sum()
+        n_right = (outputs[0].detach().argmax(1) == labels).sum()
         return torch.stack([loss.detach().double() * len(labels), n_right.double()])
 
     def save(self, state: TrainState) -> bytes:
         """Weights and momentum of the trained part, as safetensors."""
-        part = state.trained
-        tensors = {f"network.{name}": cpu_copy(x) for name, x in part.state_dict().items()}
-        for name, parameter in part.named_parameters():
-            momentum = state.optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = cpu_copy(momentum)
-        data: bytes = save_tensors(tensors)
-        return data
+        return saved(state)
 
     def load(self, data: bytes) -> TrainState:
         """The inverse of ``save``; training continues with the same numbers."""
-        tensors = load_tensors(data)
         state = self.start()
-        prefix = "network."
-        load_state(
-            state.trained,
-            {
-                name.removeprefix(prefix): x
-                for name, x in tensors.items()
-                if name.startswith(prefix)
-            },
-        )
-        for name, parameter in state.trained.named_parameters():
-            if (momentum := tensors.get(f"momentum.{name}")) is not None:
-                # empty_like keeps the parameter's memory layout, as the optimiser itself does.
-                buffer = torch.empty_like(parameter).copy_(momentum)
-                state.optimiser.state[parameter]["momentum_buffer"] = buffer.detach()
+        restore(state, data)
         return state
 
     def finish(self, state: TrainState) -> tuple[dict[str, bytes], dict[str, Any]]:  # Any: JSON
@@ -323,13 +285,14 @@ class SensingTraining:
         sha256 = weights_hash(state.network)
         card = dataclasses.replace(state.card, name=self.model_name, weights_sha256=sha256)
         rows = self._rows_in(state, epoch - 1)
+        n_all, rows = len(rows), rows[rows < state.n_clean]
         sensing = sensing_of(state.network, card, state.data.take(rows[:N_ROWS]), is_new=True)
-        train_accuracy, M, n_train_failed = _evaluated(sensing, state.data, rows)
+        train_accuracy, M, n_train_failed = evaluated(sensing, state.data, rows)
         if self.test and state.test is None:
             state.test = read_labelled(self.test.open()).to(self.device)
         test = state.test
         test_accuracy, _, n_test_failed = (
-            _evaluated(sensing, test, _all_of(test)) if test else (None, None, 0)
+            evaluated(sensing, test, all_of(test)) if test else (None, None, 0)
         )
         model = TrainedModel(
             card=dataclasses.replace(card, M=M),
@@ -338,7 +301,8 @@ class SensingTraining:
             test_accuracy=test_accuracy,
             n_train=len(rows),
             n_train_left_out=state.data.n_left_out,
-            n_held_out=len(state.data.labels) - len(rows),
+            n_held_out=state.n_clean - len(rows),
+            n_added=n_all - len(rows),
             n_test=len(test.labels) if test else 0,
             n_train_not_finite=n_train_failed,
             n_test_not_finite=n_test_failed,
@@ -359,7 +323,7 @@ class SensingTraining:
 
     def _rows_in(self, state: TrainState, unit: int) -> Tensor:
         """Indexes in the data of the training rows of an epoch, counted from 0."""
-        return state.kept if unit < self.params.n_epochs_held_out else _all_of(state.data)
+        return state.kept if unit < self.params.n_epochs_held_out else all_of(state.data)
 
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:
@@ -371,43 +335,7 @@ class SensingTraining:
             yield
 
 
-def _all_of(data: LabelledImages) -> Tensor:
-    return torch.arange(len(data.labels), device=data.labels.device)
-
-
 def _read(source: ImageSource) -> LabelledImages:
     """The readable, labelled images of a source, with a progress bar of its own."""
     with Progress(f"read {source.name}-{source.split}", source.n_rows) as progress:
         return read_labelled(source, progress.advance, progress.note)
-
-
-@full_float32()
-def _features(frozen: Sensing, data: LabelledImages) -> Tensor:
-    """Input of the last layer for all images, ``[n, d]`` float32."""
-    batches = torch.split(_all_of(data), EVALUATION_BATCH)
-    return torch.cat([frozen(data.take(batch))[0] for batch in batches])
-
-
-@full_float32()
-def _evaluated(sensing: Sensing, data: LabelledImages, rows: Tensor) -> tuple[float, float, int]:
-    """Accuracy and mean of the largest logit on some rows of ``data``, and how many are left out.
-
-    Rows whose features or logits are not finite are left out. Raises ``TrainingFailedError`` if no
-    row remains.
-    """
-    n_right, n_counted, sum_max = 0, 0, 0.0
-    for batch in torch.split(rows, EVALUATION_BATCH):
-        features, logits = sensing(data.take(batch))
-        is_finite = finite_rows(features, logits)
-        kept, logits = batch[is_finite], logits[is_finite]
-        if len(kept):
-            largest = logits.max(dim=1)
-            n_right += int((largest.indices == data.labels[kept]).sum())
-            sum_max += float(largest.values.double().sum())
-            n_counted += len(kept)
-    if not n_counted:
-        raise TrainingFailedError(
-            f"model {sensing.card.name}: after training its logits are not finite for any of "
-            f"{len(rows):,} images: use a lower learning rate, or another network"
-        )
-    return n_right / n_counted, sum_max / n_counted, len(rows) - n_counted

@@ -15,7 +15,8 @@ from store.catalog import FeatureStore
 from store.plan import Plan
 
 if TYPE_CHECKING:
-    from stages.sensing.sensing_training import SensingTraining, TrainState
+    from stages.sensing.sensing_training import SensingTraining
+    from stages.sensing.training_state import TrainState
 
 
 def snapshot_name(name: str, epoch: int) -> str:

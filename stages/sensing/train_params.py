@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stages.errors import InputError
 from stages.sensing.card import Precision
+from stages.sensing.methods.method_params import PLAIN, MethodParams
 
 Augmentation = Literal["none", "flip", "crop_flip"]
 Schedule = Literal["steps", "one-cycle"]
@@ -32,6 +33,7 @@ class TrainParams:
         held_out: number of rows that are not trained on, drawn with ``seed``.
         held_out_until: fraction of ``epochs`` after which they are trained on too; 1 means never.
         train: layers that are trained; with ``last-layer`` the others stay in eval mode.
+        method: training method, with its own parameters.
     """
 
     network: str = "resnet18"
@@ -49,6 +51,7 @@ class TrainParams:
     held_out: int = 0
     held_out_until: float = 1.0
     train: Trained = "all"
+    method: MethodParams = PLAIN
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
@@ -81,6 +84,11 @@ class TrainParams:
                 "--held-out"
             )
 
+        if self.train != "all" and not self.method.is_part_trainable:
+            raise InputError(
+                f"--method {self.method.name}: it trains all layers, found --train {self.train}"
+            )
+
     @property
     def n_epochs_held_out(self) -> int:
         """Number of epochs without the held-out rows: 0.6 of the paper's 200 are the first 120."""
@@ -91,14 +99,16 @@ class TrainParams:
 def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
     """The parameters as recorded in a plan.
 
-    Held-out rows are only recorded if there are any, and the layers only if not all are trained,
-    so that older plans remain valid.
+    Held-out rows are only recorded if there are any, the layers only if not all are trained, and
+    the method only if it is not the plain one, so that older plans remain valid.
     """
     values = dataclasses.asdict(params)
     if not params.held_out:
         del values["held_out"], values["held_out_until"]
     if params.train == "all":
         del values["train"]
+    if params.method == PLAIN:
+        del values["method"]
     return values
 
 

@@ -46,6 +46,8 @@ from stages.sensing.import_model import (
     ResizeBy,
     WeightsKey,
 )
+from stages.sensing.methods.method_options import MethodName, PerDistortion
+from stages.sensing.methods.method_params import in_words, method_from, method_options
 from stages.sensing.models import model_name
 from stages.sensing.snapshots import Snapshots, snapshot_epochs, with_its_snapshots
 from stages.sensing.start import (
@@ -93,6 +95,7 @@ class TrainSensing(Stage):
         "train-sensing --dataset cifar10 --network resnet18",
         "train-sensing --dataset ./photos --network torchvision:resnet18 --weights pretrained "
         "--preset fine-tune",
+        "train-sensing --dataset cifar10 --method noise --name resnet18-noise",
     )
 
     dataset: Dataset
@@ -138,6 +141,8 @@ class TrainSensing(Stage):
     schedule: Schedule | None = Field(
         None, description="Learning rate schedule: steps or one-cycle. (default: from the preset)"
     )
+    method: MethodName | None = None
+    per_distortion: PerDistortion | None = None
     precision: Precision | None = Field(
         None, description="Precision of the training: fp32 or bf16. (default: from the preset)"
     )
@@ -182,8 +187,12 @@ class TrainSensing(Stage):
     @property
     def params(self) -> TrainParams:
         """Training parameters: the preset, with the given options."""
-        names = {each.name for each in dataclasses.fields(TrainParams)}
+        names = {each.name for each in dataclasses.fields(TrainParams)} - {"method"}
         given = {name: value for name, value in self if name in names}
+        given["method"] = method_from(
+            self.method or PRESETS[self.preset].method.name,
+            {name: value for name, value in self if name in method_options()},
+        )
         return params_from(self.preset, batch=self.batch_size, **given)
 
     @property
@@ -339,7 +348,10 @@ class TrainSensing(Stage):
     def _preview(self, workspace: Workspace, plan: Plan, snapshots: Snapshots) -> Preview:
         specs = filter(None, self.sources(workspace))
         train, *others = (opened(workspace, spec) for spec in specs)
-        recipe = ", ".join(f"{key} {value}" for key, value in planned_params(self.params).items())
+        facts = planned_params(self.params)
+        if "method" in facts:
+            facts["method"] = in_words(self.params.method)
+        recipe = ", ".join(f"{key} {value}" for key, value in facts.items())
         name, kept = snapshots.model.name, [model.name for model in snapshots.models()]
         text = f"train {name} on {train.n_rows:,} images ({recipe})"
         text += f"; would keep {len(kept)} snapshots" if kept else ""

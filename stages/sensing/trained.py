@@ -10,7 +10,7 @@ from stages.sensing.train_params import TrainParams
 from stages.typed import typed
 from store.artifacts import Artifact
 
-OMITTED = ("n_train_not_finite", "n_test_not_finite")
+OMITTED = ("n_added", "n_train_not_finite", "n_test_not_finite")
 """Facts that are only written if they are not 0."""
 
 
@@ -24,6 +24,7 @@ class TrainedModel:
         train_accuracy, test_accuracy: in eval mode; ``None`` without test images.
         n_train: number of images that it was trained on.
         n_train_left_out: number of images that are unreadable or have no label.
+        n_added: number of images that the training method added to them.
         n_held_out, n_test: number of images held out of the training, and of test images.
         n_train_not_finite, n_test_not_finite: number of images whose logits are not finite, which
             are left out of the accuracy.
@@ -38,6 +39,7 @@ class TrainedModel:
     n_train_left_out: int
     n_held_out: int
     n_test: int
+    n_added: int = 0
     n_train_not_finite: int = 0
     n_test_not_finite: int = 0
     recipe: TrainParams

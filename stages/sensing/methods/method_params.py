@@ -1,0 +1,97 @@
+"""The training methods and their parameters, without the libraries that run them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from stages.data.corruptions.names import CURE
+from stages.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The cross entropy of the training images, and nothing else.
+
+    Every method has these members:
+
+    Attributes:
+        name: name of the method.
+        is_part_trainable: whether it can train the last layer alone; it cannot if it needs the
+            images of a batch, whose features are otherwise computed once.
+    """
+
+    name: Literal["plain"] = "plain"
+    is_part_trainable: ClassVar[bool] = True
+
+    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
+        """Number of images that it adds to ``n_rows`` training images."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Distorted copies of some training images are added (paper, appendix C.2.3).
+
+    The distortions are the six of CIFAR-10-CURE, each at a random one of its five levels.
+
+    Attributes:
+        per_distortion: number of training images, drawn at random, to which each is applied.
+    """
+
+    name: Literal["noise"] = "noise"
+    per_distortion: int = 500
+    is_part_trainable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.per_distortion < 1:
+            raise InputError(f"per distortion {self.per_distortion}: expected 1 or more")
+
+    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
+        """Number of images that it adds."""
+        return len(CURE) * self.per_distortion
+
+
+MethodParams = Plain | Noise
+METHODS: Mapping[str, MethodParams] = {each.name: each for each in (Plain(), Noise())}
+"""Every method by its name, with the parameters of its publication."""
+
+PLAIN = Plain()
+
+
+def method_options() -> tuple[str, ...]:
+    """Names of all parameters of all methods, each once."""
+    names = (field.name for each in METHODS.values() for field in dataclasses.fields(each))
+    return tuple(dict.fromkeys(name for name in names if name != "name"))
+
+
+def method_from(name: str, options: Mapping[str, Any]) -> MethodParams:  # Any: their values
+    """The method of that name; parameters that are ``None`` keep the value of its publication.
+
+    Raises:
+        InputError: a parameter belongs to another method, or a value is invalid.
+    """
+    method = METHODS[name]
+    given = {option: value for option, value in options.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(method)}
+    for option in given.keys() - known:
+        owners = [each for each, other in METHODS.items() if hasattr(other, option)]
+        raise InputError(
+            f"--{option.replace('_', '-')} has no effect with --method {name}: it is an option of "
+            f"--method {' or '.join(owners)}"
+        )
+    return dataclasses.replace(method, **given)
+
+
+def in_words(method: MethodParams) -> str:
+    """The method and its parameters on one line.
+
+    >>> in_words(Noise())
+    'noise (per_distortion 500)'
+    """
+    facts = dataclasses.asdict(method)
+    name = facts.pop("name")
+    shown = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    return f"{name} ({shown})" if shown else name
