@@ -5,22 +5,42 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from pydantic import ValidationError
+from scipy import stats
 from stripes import Stripes
+from torch.nn import functional
 
 from stages.data.corruptions.names import CURE
 from stages.data.corruptions.severities import corrupt
 from stages.errors import InputError
 from stages.sensing.labelled import read_labelled
+from stages.sensing.methods.augmix import (
+    NONE,
+    OPERATIONS,
+    applied,
+    consistent_loss,
+    drawn,
+    mixed_views,
+    mixture,
+)
 from stages.sensing.methods.distorted import KEY, distorted
-from stages.sensing.methods.method_params import METHODS, PLAIN, Noise, method_from
+from stages.sensing.methods.method import Batch
+from stages.sensing.methods.method_params import METHODS, PLAIN, AugMix, Noise, method_from
 from stages.sensing.model import load_sensing
 from stages.sensing.sensing_training import SensingTraining
-from stages.sensing.train_params import TrainParams, held_out_rows, planned_params
+from stages.sensing.train_params import (
+    PRESET_NORMALISATION,
+    PRESETS,
+    TrainParams,
+    held_out_rows,
+    learning_rate,
+    planned_params,
+)
 from stages.sensing.train_sensing import TrainSensing
 
 QUICK = TrainParams(network="cnn2", epochs=3, batch=16, lr=0.02, schedule="one-cycle")
-METHOD_CASES = [Noise(per_distortion=5)]
+METHOD_CASES = [Noise(per_distortion=5), AugMix()]
 
 
 def of(method, **changes):
@@ -41,11 +61,15 @@ def step_through(stage, units, state=None):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHOD_CASES, ids=lambda method: method.name)
 def test_a_killed_training_resumes_to_the_same_weights(method, precision):
-    params = of(method, augmentation="crop_flip", held_out=8, held_out_until=0.6)
-    stage = SensingTraining("m", dataclasses.replace(params, precision=precision), Stripes(side=32))
-    whole = step_through(stage, range(3))
-    resumed = stage.load(stage.save(step_through(stage, range(1))))
-    assert stage.save(step_through(stage, (1, 2), resumed)) == stage.save(whole)
+    params = of(
+        method, epochs=2, augmentation="crop_flip", held_out=8, held_out_until=0.5,
+        precision=precision,
+    )  # fmt: skip
+    stage = SensingTraining("m", params, Stripes(n_rows=30, side=32))
+    first = step_through(stage, (0,))
+    resumed = stage.load(stage.save(first))
+    whole = step_through(stage, (1,), first)
+    assert stage.save(step_through(stage, (1,), resumed)) == stage.save(whole)
 
 
 @pytest.mark.parametrize("method", METHOD_CASES, ids=lambda method: method.name)
@@ -118,6 +142,158 @@ def test_images_added_from_held_out_rows_are_held_out_with_them():
 def test_noise_refuses_images_that_it_cannot_distort(source, message):
     with pytest.raises(InputError, match=message):
         SensingTraining("m", of(Noise(per_distortion=5)), source).start()
+
+
+# augmix
+
+
+def by_pillow(image, name, level, sign):
+    """An operation as AugMix publishes it, at a level of 10."""
+    size = width, height = image.size
+    affine = {
+        "shear_x": (1, sign * level * 0.3 / 10, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, sign * level * 0.3 / 10, 1, 0),
+        "translate_x": (1, 0, sign * int(level * width / 3 / 10), 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, sign * int(level * height / 3 / 10)),
+    }
+    bilinear = Image.Resampling.BILINEAR
+    if name in affine:
+        return image.transform(size, Image.Transform.AFFINE, affine[name], bilinear)
+    if name == "rotate":
+        return image.rotate(sign * int(level * 30 / 10), bilinear)
+    if name == "posterize":
+        return ImageOps.posterize(image, 4 - int(level * 4 / 10))
+    if name == "solarize":
+        return ImageOps.solarize(image, 256 - int(level * 256 / 10))
+    return getattr(ImageOps, name)(image)
+
+
+def pictures(n, height=32, width=32):
+    """Smooth, noisy, constant and dark images."""
+    generator = np.random.default_rng(0)
+    small = generator.integers(0, 256, (n, 5, 5, 3)).astype(np.uint8)
+    images = np.stack([Image.fromarray(each).resize((width, height)) for each in small])
+    images[: n // 4] = generator.integers(0, 256, (n // 4, height, width, 3))
+    images[n // 4] = 7
+    images[-n // 4 :] //= 5
+    return images
+
+
+@pytest.mark.parametrize("number", range(len(OPERATIONS)), ids=OPERATIONS.__getitem__)
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_operations_are_those_of_pillow(number, size):
+    images, generator = pictures(80, *size), np.random.default_rng(1)
+    levels = generator.uniform(0.1, 3, 80)
+    signs = np.where(generator.random(80) > 0.5, 1, -1)
+    found = applied(torch.from_numpy(images), np.full(80, number), levels, signs).numpy()
+    expected = np.stack(
+        [
+            by_pillow(Image.fromarray(image), OPERATIONS[number], level, sign)
+            for image, level, sign in zip(images, levels, signs, strict=True)
+        ]
+    )
+    off = np.abs(found.astype(int) - expected)
+    is_interpolated = OPERATIONS[number] in ("rotate", "shear_x", "shear_y")
+    assert off.max() <= is_interpolated
+    assert (off > 0).mean() < 0.003
+
+
+def test_a_batch_has_different_operations_and_an_image_without_one_stays():
+    images = torch.from_numpy(pictures(40))
+    operations = np.arange(40) % 10 - 1
+    levels, signs = np.full(40, 2.5), np.full(40, -1)
+    found = applied(images, operations, levels, signs)
+    for row, number in enumerate(operations):
+        one = slice(row, row + 1)
+        alone = applied(images[one], operations[one], levels[one], signs[one])
+        assert torch.equal(found[one], alone)
+        assert number != NONE or torch.equal(found[row], images[row])
+
+
+def test_augmix_draws_what_is_published():
+    n = 20_000
+    chains = drawn(n, AugMix(), np.random.default_rng(0))
+    is_op = chains.operations != NONE
+    depths = is_op.sum(1)
+    assert (is_op[:, :-1] >= is_op[:, 1:]).all()  # a chain has no gaps
+    counts = {
+        "depth": np.bincount(depths.ravel())[1:],
+        "operation": np.bincount(chains.operations[is_op]),
+        "sign": np.bincount(chains.signs.ravel() + 1)[[0, 2]],
+    }
+    assert {name: len(each) for name, each in counts.items()} == {
+        "depth": 3, "operation": 9, "sign": 2,
+    }  # fmt: skip
+    assert {name for name, each in counts.items() if stats.chisquare(each).pvalue < 1e-3} == set()
+    assert np.allclose(chains.weights.sum(0), 1, atol=1e-6)
+    samples = {
+        "levels": (chains.levels[is_op], stats.uniform(0.1, 2.9)),
+        "weights": (chains.weights[0], stats.beta(1, 2)),  # a margin of Dirichlet(1, 1, 1)
+        "shares": (chains.shares, stats.beta(1, 1)),
+    }
+    laws = {name: stats.kstest(values, law.cdf).pvalue for name, (values, law) in samples.items()}
+    assert {name for name, pvalue in laws.items() if pvalue < 1e-3} == set()
+    assert (drawn(9, AugMix(mix_depth=2), np.random.default_rng(0)).operations != NONE).all()
+
+
+def test_a_mixture_is_that_of_a_slow_loop():
+    images = torch.from_numpy(pictures(12))
+    chains = drawn(12, AugMix(), np.random.default_rng(2))
+    mixed = mixture(images, chains)
+    for row in range(12):
+        total = np.zeros((32, 32, 3))
+        for chain in range(3):
+            image = images[row][None]
+            for step in range(3):
+                image = applied(
+                    image,
+                    chains.operations[chain, step, row][None],
+                    chains.levels[chain, step, row][None],
+                    chains.signs[chain, step, row][None],
+                )
+            total += chains.weights[chain, row] * image[0].numpy()
+        share = chains.shares[row]
+        expected = (1 - share) * images[row].numpy() + share * total
+        assert np.allclose(mixed[row].numpy(), expected, atol=1e-3)
+
+
+def test_views_are_the_images_and_two_mixtures_that_depend_on_the_key():
+    images = torch.from_numpy(pictures(8))
+    keys = [(0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 8), (1, 0, 0)]
+    views = [mixed_views(Batch(images, torch.zeros(8), key), params=AugMix()) for key in keys]
+    clean, one, two = views[0]
+    assert torch.equal(clean, images.float())
+    assert not torch.equal(one, two)
+    assert torch.equal(views[1][2], two)
+    assert all(not torch.equal(other[1], one) for other in views[2:])
+    assert ((torch.stack(views[0]) >= 0) & (torch.stack(views[0]) <= 255)).all()
+
+
+def test_the_loss_is_the_jensen_shannon_divergence_of_scipy():
+    generator = torch.Generator().manual_seed(0)
+    outputs = tuple(3 * torch.randn(6, 4, generator=generator).double() for _ in range(3))
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    found = consistent_loss(outputs, labels, weight=12)
+    p = [each.softmax(1).numpy() for each in outputs]
+    mean = sum(p) / 3
+    divergence = np.mean([stats.entropy(each, mean, axis=1) for each in p])
+    expected = float(functional.cross_entropy(outputs[0], labels)) + 12 * divergence
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+    same = consistent_loss((outputs[0],) * 3, labels, weight=12)
+    assert float(same) == pytest.approx(float(functional.cross_entropy(outputs[0], labels)))
+
+
+def test_augmix_trains_all_layers():
+    with pytest.raises(InputError, match="augmix: it trains all layers, found --train last-layer"):
+        of(AugMix(), train="last-layer")
+
+
+def test_the_preset_of_augmix_is_the_publication():
+    params = PRESETS["augmix"]
+    assert (params.network, params.epochs, params.nesterov) == ("wrn40-2", 100, True)
+    rates = [learning_rate(params, epoch) for epoch in (0, 25, 50, 100)]
+    assert np.allclose(rates, [0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 1e-6], atol=1e-6)
+    assert PRESET_NORMALISATION["augmix"] == ((0.5,) * 3, (0.5,) * 3)
 
 
 # parameters

@@ -19,10 +19,14 @@ def test_resnets_have_the_parameter_counts_of_the_papers_code_base(name, expecte
     assert n_parameters(cifar_resnet(name, 10)) == expected
 
 
+def test_wrn_has_the_parameter_count_of_the_publication():
+    assert n_parameters(FACTORIES["wrn40-2"](10)) == 2_243_546
+
+
 @pytest.mark.parametrize(
     ("name", "width"),
     [("resnet18", 64), ("resnet34", 64), ("resnet50", 256), ("resnet101", 256), ("vgg16", 512),
-     ("cnn2", 50)],
+     ("wrn40-2", 128), ("cnn2", 50)],
 )  # fmt: skip
 def test_last_layer_reads_features_of_the_papers_width(name, width):
     network = FACTORIES[name](10)

@@ -1,4 +1,4 @@
-"""Built-in networks: the paper's CIFAR ResNets, VGG-16, and a two-layer CNN."""
+"""Built-in networks: the paper's CIFAR ResNets, VGG-16, WRN-40-2, and a two-layer CNN."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,6 +14,9 @@ RESNETS: Mapping[str, tuple[bool, tuple[int, int, int]]] = {
     "resnet101": (True, (3, 4, 23)),
 }
 """Name -> (bottleneck blocks, blocks per stage): the first three of the usual four counts."""
+
+WIDE_BLOCKS = 6
+"""Blocks of a stage of WRN-40-2: (40 - 4) / 6."""
 
 VGG16_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -92,6 +95,55 @@ class CifarResNet(nn.Module):
         return logits
 
 
+class WideBlock(nn.Module):
+    """Batch norm, ReLU and a 3x3 convolution, twice, and a shortcut."""
+
+    def __init__(self, n_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(n_in)
+        self.conv1 = nn.Conv2d(n_in, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        is_same = n_in == width
+        self.shortcut = None if is_same else nn.Conv2d(n_in, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, n_in, H, W]`` -> ``[n, width, H/stride, W/stride]``."""
+        y = functional.relu(self.bn1(x))
+        kept = x if self.shortcut is None else self.shortcut(y)
+        y = self.conv2(functional.relu(self.bn2(self.conv1(y))))
+        return y + kept
+
+
+class WideResNet(nn.Module):
+    """WRN-40-2: three stages of six blocks with 32, 64 and 128 channels, without dropout.
+
+    Source: Zagoruyko & Komodakis, "Wide Residual Networks", 2016, with the initial weights of
+    AugMix's code (google-research/augmix, ``wideresnet.py``).
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.layer1 = _wide_stage(16, 32, stride=1)
+        self.layer2 = _wide_stage(32, 64, stride=2)
+        self.layer3 = _wide_stage(64, 128, stride=2)
+        self.bn1 = nn.BatchNorm2d(128)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(128, n_classes)
+        nn.init.zeros_(self.linear.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, 3, H, W]`` -> logits ``[n, n_classes]``."""
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        x = functional.relu(self.bn1(x))
+        logits: Tensor = self.linear(torch.flatten(self.pool(x), 1))
+        return logits
+
+
 class Vgg16(nn.Module):
     """Thirteen 3x3 convolutions with batch norm in five pooled groups, and one linear layer."""
 
@@ -147,6 +199,11 @@ def vgg16(n_classes: int) -> Vgg16:
     return Vgg16(n_classes)
 
 
+def wrn40_2(n_classes: int) -> WideResNet:
+    """WRN-40-2, ``d = 128``."""
+    return WideResNet(n_classes)
+
+
 def cnn2(n_classes: int) -> Cnn2:
     """The two-layer CNN, ``d = 50``."""
     return Cnn2(n_classes)
@@ -155,7 +212,7 @@ def cnn2(n_classes: int) -> Cnn2:
 def network_factories() -> dict[str, Callable[[int], nn.Module]]:
     """Name -> function of the number of classes, for every built-in network."""
     resnets = {name: partial(cifar_resnet, name) for name in RESNETS}
-    return {**resnets, "vgg16": vgg16, "cnn2": cnn2}
+    return {**resnets, "vgg16": vgg16, "wrn40-2": wrn40_2, "cnn2": cnn2}
 
 
 def _resnet_stage(
@@ -164,6 +221,11 @@ def _resnet_stage(
     n_out = width * block.expansion
     first = block(n_in, width, stride)
     return nn.Sequential(first, *(block(n_out, width, 1) for _ in range(n_blocks - 1)))
+
+
+def _wide_stage(n_in: int, width: int, *, stride: int) -> nn.Sequential:
+    rest = (WideBlock(width, width, 1) for _ in range(WIDE_BLOCKS - 1))
+    return nn.Sequential(WideBlock(n_in, width, stride), *rest)
 
 
 def _shortcut(n_in: int, n_out: int, stride: int) -> nn.Module:

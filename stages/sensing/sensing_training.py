@@ -108,6 +108,7 @@ class SensingTraining:
             lr=self.params.lr,
             momentum=self.params.momentum,
             weight_decay=self.params.weight_decay,
+            nesterov=self.params.nesterov,
             fused=True,
         )
         data = self._with_added(method, clean, kept)

@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import InputError
-from stages.sensing.card import Precision
-from stages.sensing.methods.method_params import PLAIN, MethodParams
+from stages.sensing.card import Normalisation, Precision
+from stages.sensing.methods.method_params import PLAIN, AugMix, MethodParams
 
 Augmentation = Literal["none", "flip", "crop_flip"]
-Schedule = Literal["steps", "one-cycle"]
+Schedule = Literal["steps", "one-cycle", "cosine"]
 Trained = Literal["all", "last-layer"]
 WARM_UP = 0.25
 """Fraction of a one-cycle training during which the rate rises."""
+
+LAST_RATE = 1e-6
+"""Learning rate at which the cosine schedule ends, or its initial rate if that is lower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,13 @@ class TrainParams:
     Attributes:
         milestones: fractions of ``epochs`` after which ``steps`` multiplies the rate by ``gamma``;
             60, 120 and 160 of the paper's 200.
-        schedule: ``steps``, or ``one-cycle``: a linear rise to ``lr``, then half a cosine to zero.
+        schedule: ``steps``, or ``one-cycle``: a linear rise to ``lr``, then half a cosine to zero;
+            ``cosine``: half a cosine from ``lr`` to ``LAST_RATE``.
         augmentation: ``flip`` (the paper's text), ``crop_flip`` (its code base) or ``none``.
         precision: ``bf16`` trains under autocast, with float32 weights.
         held_out: number of rows that are not trained on, drawn with ``seed``.
         held_out_until: fraction of ``epochs`` after which they are trained on too; 1 means never.
+        nesterov: Nesterov's momentum.
         train: layers that are trained; with ``last-layer`` the others stay in eval mode.
         method: training method, with its own parameters.
     """
@@ -52,6 +57,7 @@ class TrainParams:
     held_out_until: float = 1.0
     train: Trained = "all"
     method: MethodParams = PLAIN
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
@@ -100,7 +106,8 @@ def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
     """The parameters as recorded in a plan.
 
     Held-out rows are only recorded if there are any, the layers only if not all are trained, and
-    the method only if it is not the plain one, so that older plans remain valid.
+    the method and Nesterov's momentum only if they are not the default, so that older plans remain
+    valid.
     """
     values = dataclasses.asdict(params)
     if not params.held_out:
@@ -109,6 +116,8 @@ def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
         del values["train"]
     if params.method == PLAIN:
         del values["method"]
+    if not params.nesterov:
+        del values["nesterov"]
     return values
 
 
@@ -119,7 +128,18 @@ PRESETS = {
         network="cnn2", epochs=20, batch=32, lr=0.02, schedule="one-cycle", augmentation="none"
     ),
     "fine-tune": TrainParams(epochs=20, batch=64, lr=0.01, schedule="one-cycle"),
+    "augmix": TrainParams(
+        network="wrn40-2",
+        epochs=100,
+        schedule="cosine",
+        augmentation="crop_flip",
+        method=AugMix(),
+        nesterov=True,
+    ),
 }
+
+PRESET_NORMALISATION = {"augmix": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+"""Normalisation of the pixels of a training from random weights, where a preset has its own."""
 
 
 def params_from(preset: str, **changes: Any) -> TrainParams:
@@ -141,6 +161,9 @@ def learning_rate(params: TrainParams, epoch: float) -> float:
         # The tolerance makes 0.3 x 200 epoch 60 in floating point too.
         n_passed = sum(share >= milestone - 1e-9 for milestone in params.milestones)
         return params.lr * float(params.gamma**n_passed)
+    if params.schedule == "cosine":
+        last = min(LAST_RATE, params.lr)
+        return last + (params.lr - last) * 0.5 * (1 + math.cos(math.pi * share))
     if share < WARM_UP:
         return params.lr * (0.04 + 0.96 * share / WARM_UP)
     return params.lr * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))

@@ -46,7 +46,14 @@ from stages.sensing.import_model import (
     ResizeBy,
     WeightsKey,
 )
-from stages.sensing.methods.method_options import MethodName, PerDistortion
+from stages.sensing.methods.method_options import (
+    JsdWeight,
+    MethodName,
+    MixDepth,
+    MixSeverity,
+    MixWidth,
+    PerDistortion,
+)
 from stages.sensing.methods.method_params import in_words, method_from, method_options
 from stages.sensing.models import model_name
 from stages.sensing.snapshots import Snapshots, snapshot_epochs, with_its_snapshots
@@ -61,6 +68,7 @@ from stages.sensing.start import (
     stretched_before,
 )
 from stages.sensing.train_params import (
+    PRESET_NORMALISATION,
     PRESETS,
     Augmentation,
     Schedule,
@@ -107,14 +115,15 @@ class TrainSensing(Stage):
     ] = "test"
     network: Network | None = Field(
         None,
-        description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, cnn2, "
-        "torchvision:NAME, timm:NAME, hf:FOLDER, hf:OWNER/NAME, file.py:factory or "
+        description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, wrn40-2, "
+        "cnn2, torchvision:NAME, timm:NAME, hf:FOLDER, hf:OWNER/NAME, file.py:factory or "
         "package.module:factory. (default: from the preset)",
     )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = Field(
         "paper",
         description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs. "
-        "fine-tune: 20 epochs, flips, a lower learning rate.",
+        "fine-tune: 20 epochs, flips, a lower learning rate. augmix: wrn40-2, 100 epochs, as "
+        "AugMix is published.",
     )
     weights: StartWeights = None
     weights_key: WeightsKey | None = None
@@ -139,10 +148,16 @@ class TrainSensing(Stage):
         None, description="Augmentation: none, flip or crop_flip. (default: from the preset)"
     )
     schedule: Schedule | None = Field(
-        None, description="Learning rate schedule: steps or one-cycle. (default: from the preset)"
+        None,
+        description="Learning rate schedule: steps, one-cycle or cosine. (default: from the "
+        "preset)",
     )
     method: MethodName | None = None
     per_distortion: PerDistortion | None = None
+    mix_width: MixWidth | None = None
+    mix_depth: MixDepth | None = None
+    mix_severity: MixSeverity | None = None
+    jsd_weight: JsdWeight | None = None
     precision: Precision | None = Field(
         None, description="Precision of the training: fp32 or bf16. (default: from the preset)"
     )
@@ -314,6 +329,9 @@ class TrainSensing(Stage):
             name = self.name or model_name(self.params.network)
             before = stretched_before(workspace.store.artifact("model", name))
             given["resize"] = before if before and min(before) >= (self.image_size or 0) else None
+        pixels = PRESET_NORMALISATION.get(self.preset)
+        if pixels and self.weights is None and self.mean is None and self.std is None:
+            given |= pixels._asdict()
         return StartOptions(**{**given, "network": self.params.network})
 
     def _start(self, workspace: Workspace) -> Start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -54,8 +55,41 @@ class Noise:
         return len(CURE) * self.per_distortion
 
 
-MethodParams = Plain | Noise
-METHODS: Mapping[str, MethodParams] = {each.name: each for each in (Plain(), Noise())}
+@dataclass(frozen=True, slots=True)
+class AugMix:
+    """AugMix with the Jensen-Shannon consistency loss (Hendrycks et al., ICLR 2020).
+
+    Attributes:
+        mix_width: number of chains of operations that are mixed.
+        mix_depth: number of operations in a chain; ``None`` draws 1 to 3.
+        mix_severity: upper bound of the level of an operation, of 10.
+        jsd_weight: weight of the divergence between an image and its two mixtures in the loss.
+    """
+
+    name: Literal["augmix"] = "augmix"
+    mix_width: int = 3
+    mix_depth: int | None = None
+    mix_severity: float = 3.0
+    jsd_weight: float = 12.0
+    is_part_trainable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.mix_width < 1 or (self.mix_depth is not None and self.mix_depth < 1):
+            raise InputError(
+                f"mix width {self.mix_width} and depth {self.mix_depth}: expected 1 or more"
+            )
+        if not 0.1 < self.mix_severity <= 10:
+            raise InputError(f"mix severity {self.mix_severity}: expected more than .1, up to 10")
+        if not 0 <= self.jsd_weight < math.inf:
+            raise InputError(f"jsd weight {self.jsd_weight}: expected 0 or more")
+
+    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
+        """Number of images that it adds: views are not counted."""
+        return 0
+
+
+MethodParams = Plain | Noise | AugMix
+METHODS: Mapping[str, MethodParams] = {each.name: each for each in (Plain(), Noise(), AugMix())}
 """Every method by its name, with the parameters of its publication."""
 
 PLAIN = Plain()
