@@ -12,6 +12,7 @@ from cli import options
 from cli.completion import completing, names_in_store
 from cli.output import emit, note
 from cli.plain_help import LIST
+from cli.scored import Training, head_option, scored_by
 from stages.csv_text import ESCAPE_FORMULAS
 from stages.reflection.conditions import WHERE
 from stages.verbs import STORE
@@ -39,12 +40,9 @@ class Chosen:
 
     head: Annotated[
         list[str] | None,
-        typer.Option(
-            "--head",
-            help="Head whose predictions to add, as [LABEL=]NAME; may be repeated. The first of "
-            "its seeds predicts.",
-            metavar="[LABEL=]NAME",
-            autocompletion=completing(names_in_store("head")),
+        head_option(
+            "Head whose predictions to add, as [LABEL=]NAME; may be repeated. The first of its "
+            "seeds predicts."
         ),
     ] = None
     scores: Annotated[
@@ -52,10 +50,11 @@ class Chosen:
         typer.Option(
             "--scores",
             metavar=LIST,
-            help="Scores to add to the confidence, separated by commas: msp, energy, "
-            "max-logit, gradnorm, margin, entropy, exgrad, gen, gradtrust.",
+            help="Scores to add to the confidence, separated by commas: msp, energy, max-logit, "
+            "gradnorm, margin, entropy, exgrad, gen, gradtrust, knn, vim, react, ...",
         ),
     ] = None
+    training: Training = None
     where: Annotated[
         list[str] | None,
         typer.Option("--where", help=WHERE),
@@ -162,21 +161,16 @@ def export(
 
 
 def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
-    from pydantic import TypeAdapter
-
-    from pipeline.fields import LabelledList
     from stages.active_learning.labels import cells_of
-    from stages.export.exported_rows import Exported, last_layers
+    from stages.export.exported_rows import Exported
     from stages.reflection.conditions import conditions
-    from stages.scores.known_scores import plain_scores
 
-    scores = plain_scores(("confidence", *options.names(chosen.scores)))
+    scores = ("confidence", *options.names(chosen.scores))
     feature_set = store.open(features)
     where = conditions(chosen.where or [], feature_set.schema)
     sample_ids = None
     if chosen.samples is not None:
         cells = cells_of(Path(chosen.samples), ["sample_id"])
         sample_ids = frozenset(sample_id for _, (sample_id,) in cells)
-    heads = TypeAdapter(LabelledList).validate_python(chosen.head or [])
-    layers = last_layers(store, feature_set, heads)
-    return Exported(feature_set, layers, scores, where, sample_ids, chosen.images)
+    scored = scored_by(store, feature_set, scores, chosen.training, chosen.head)
+    return Exported(feature_set, scored, where, sample_ids, chosen.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +12,13 @@ from cli.completion import completing, names_in_store
 from cli.frames import TableOptions
 from cli.output import emit, note
 from cli.plain_help import LIST
+from cli.scored import Training, head_option, scored_by
 from pipeline.terminal import counted, size
 from stages.reflection.conditions import WHERE
 from stages.verbs import STORE
 
 if TYPE_CHECKING:
-    from stages.scores.factors import Score
+    from stages.scores.asked_scores import Scored
     from store.catalog import FeatureStore
     from store.featureset import FeatureSet
 
@@ -30,6 +32,28 @@ def add_to(app: typer.Typer) -> None:
     )(options.grouped(query))
     app.command("ls", epilog="Example: intro-pipe ls --json", rich_help_panel=STORE)(ls)
     app.command(epilog="Example: intro-pipe status --watch", rich_help_panel=STORE)(status)
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Scores to average, and of what."""
+
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            metavar=LIST,
+            help="Scores to average, separated by commas: energy, exgrad, msp, knn, ...",
+        ),
+    ] = None
+    training: Training = None
+    head: Annotated[
+        list[str] | None,
+        head_option(
+            "Head whose scores to average too, as [LABEL=]NAME, in columns LABEL_SCORE; may be "
+            "repeated. The first of its seeds is used."
+        ),
+    ] = None
 
 
 def query(
@@ -54,34 +78,19 @@ def query(
             "none with --score)",
         ),
     ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            "--score",
-            metavar=LIST,
-            help="Scores to average, separated by commas: energy, exgrad, msp, knn, ...",
-        ),
-    ] = None,
-    training: Annotated[
-        str | None,
-        typer.Option(
-            "--training",
-            metavar="FEATURES",
-            help="Features of the training images, for scores that are fitted to them.",
-            autocompletion=completing(names_in_store("features")),
-        ),
-    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option("--where", help=WHERE),
     ] = None,
     *,
+    asked: ScoreOptions,
     shown: TableOptions,
     store: options.Store = options.DEFAULT_STORE,
 ) -> None:
-    """Compute metrics and mean scores of f by groups of rows, in threads, one shard at a time each.
+    """Compute metrics of f, and mean scores of f and of heads, by groups of rows.
 
-    Scores need no labels; beside metrics, they are averaged over the rows with labels.
+    Scores need no labels; beside metrics, they are averaged over the rows with labels. Threads
+    compute one shard at a time each.
     """
     from pipeline.progress import Progress
     from stages.evaluation.recognition import query
@@ -92,9 +101,9 @@ def query(
     shown = shown.checked()
     catalog = FeatureStore(store)
     feature_set = catalog.open(features)
-    metrics = options.names(",".join(metric or ([] if score else ["accuracy"])))
+    metrics = options.names(",".join(metric or ([] if asked.score else ["accuracy"])))
     chosen = conditions(where or [], feature_set.schema)
-    scores = _scores(catalog, feature_set, options.names(score), training)
+    scores = _scores(catalog, feature_set, asked)
     if is_failed(feature_set.shard_set):
         note(f"{feature_set.name}: {failures_of(feature_set.shard_set)}")
     with Progress("query", feature_set.n_rows, unit="rows") as progress:
@@ -114,19 +123,17 @@ def query(
 
 
 def _scores(
-    store: FeatureStore, feature_set: FeatureSet, names: tuple[str, ...], training: str | None
-) -> dict[str, Score]:
-    """The scores of f by name; imports them, which takes a while, only if there are any."""
+    store: FeatureStore, feature_set: FeatureSet, asked: ScoreOptions
+) -> tuple[Scored, ...]:
+    """The scores by name; imports them, which takes a while, only if there are any."""
     from stages.errors import InputError
 
-    if not names:
-        if training is not None:
-            raise InputError("--training has no effect without --score")
-        return {}
-    from stages.scores.asked_scores import asked_scores
-
-    rows = None if training is None else store.open(training)
-    return asked_scores(store, feature_set, names, rows)
+    if names := options.names(asked.score):
+        return scored_by(store, feature_set, names, asked.training, asked.head)
+    for option, value in (("--training", asked.training), ("--head", asked.head)):
+        if value:
+            raise InputError(f"{option} has no effect without --score")
+    return ()
 
 
 def ls(store: options.Store = options.DEFAULT_STORE, as_json: options.AsJson = False) -> None:

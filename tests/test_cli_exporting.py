@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from cells import N_CLASSES, UNREAD, cells
@@ -12,10 +13,12 @@ from made import make_in
 
 from cli.app import commands
 from cli.exporting import FORMS
+from pipeline.fields import Labelled
 from stages.active_learning.labels import read_labels
 from stages.export.export_file import WRITERS
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
+from stages.scores.asked_scores import asked_scores, columns_of_scores, values_of
 from stages.scores.known_scores import PLAIN
 from store.catalog import FeatureStore
 
@@ -51,6 +54,24 @@ def test_a_table_has_the_predictions_of_f_and_of_a_head(run: Command, tmp_path: 
     assert (rest["prediction_name"] == rest["prediction"]).all()  # classes without names
     assert not (rest["confidence"] == rest["T_confidence"]).any()
     assert rest["T_energy"].notna().all()
+
+
+def test_scores_are_fitted_to_training_rows(
+    run: Command, tmp_path: Path, home: SimpleNamespace
+) -> None:
+    run("--head T=warm --scores knn,klm --training shapes@net --out x.parquet")
+
+    found = pd.read_parquet(tmp_path / "x.parquet")
+    names = ("confidence", "knn", "klm")
+    expected = asked_scores(
+        home.store, home.set, names, home.set, [Labelled(label="T", name="warm")]
+    )
+    values = values_of(expected, home.set.read("features"), home.set.read("logits"))
+    columns = columns_of_scores(expected)
+    assert columns == [*names, "T_confidence", "T_knn", "T_klm"]
+    np.testing.assert_allclose(found[columns[1:]].to_numpy().T, values[1:])
+    assert found["knn"].equals(found["T_knn"])
+    assert not found["klm"].equals(found["T_klm"])
 
 
 def test_rows_are_selected_as_in_a_query(run: Command, tmp_path: Path) -> None:
@@ -99,6 +120,8 @@ def test_the_help_lists_all_formats_and_scores() -> None:
         ("--out no/x.csv", "--out no/x.csv: expected a file in an existing folder"),
         ("--out x.parquet --escape-formulas", "--escape-formulas is for CSV, found parquet"),
         ("--out x.csv --scores odin", "unknown score 'odin': choose from confidence"),
+        ("--out x.csv --scores knn", "score knn: expected --training"),
+        ("--out x.csv --training shapes@net", "--training: none of the scores is fitted"),
         (
             "--out x.csv --where site=1",
             "--where site=1: expected COLUMN=VALUE, or another comparison",

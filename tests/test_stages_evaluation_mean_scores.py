@@ -6,18 +6,22 @@ import tracemalloc
 import numpy as np
 import pytest
 from answers import answered
-from cells import UNREAD, cells
+from cells import UNREAD, cells, small_head
+from made import make_in
 from typer.testing import CliRunner
 
 from cli.app import app
+from pipeline.fields import Labelled
 from stages.errors import InputError
 from stages.evaluation.recognition import query
+from stages.introspection.fit_temperature import FitTemperature
+from stages.introspection.predictors import factors as head_factors_of
 from stages.metrics.calibration import METRICS
 from stages.reflection import reduction
 from stages.reflection.conditions import Condition
 from stages.scores import factors
-from stages.scores.asked_scores import asked_scores, values_of
-from stages.scores.factors import Linear, TrainingRows
+from stages.scores.asked_scores import Scored, asked_scores, values_of
+from stages.scores.factors import Linear, TrainingRows, as_it_is
 from stages.scores.known_scores import SCORES
 from store.catalog import FeatureStore
 
@@ -107,6 +111,40 @@ def test_detectors_are_fitted_to_the_training_rows(store: FeatureStore) -> None:
         assert row[name] == pytest.approx(slow, rel=1e-9)
 
 
+def test_scores_of_a_head_equal_those_of_its_own_factors(store: FeatureStore) -> None:
+    found, training = cells(store), cells(store, "train", n_rows=132)
+    small_head(store, training, seeds=(1, 0))
+    asked = (Labelled(label="H", name="h"),)
+    names = ("energy", "exgrad", "mahalanobis")
+    (row,) = query(found, scores=asked_scores(store, found, names, training, asked)).rows
+    assert list(row) == ["n_rows", "accuracy", *names, *(f"H_{name}" for name in names)]
+
+    head = store.artifact("head", "h")
+    layer, kept = head_factors_of(head)[1], np.arange(84) != UNREAD  # of the first seed
+    hidden, z = layer(found.read("features")[kept], found.read("logits")[kept])
+    labels = training.samples()["label"].to_numpy()
+    usable = np.isfinite(training.read("logits")).all(axis=1)
+    their = layer(training.read("features")[usable], training.read("logits")[usable])
+    rows = TrainingRows.of(*their, labels[usable], Linear(np.zeros((3, 8)), np.zeros(3)))
+    fitted = SCORES["mahalanobis"].fitted(lambda: rows, lambda: rows.linear)
+    assert row["H_energy"] == pytest.approx(np.mean([energy_of(each) for each in z]))
+    expected = [exgrad_of(*each) for each in zip(hidden, z, strict=True)]
+    assert row["H_exgrad"] == pytest.approx(np.mean(expected))
+    assert row["H_mahalanobis"] == pytest.approx(fitted(hidden, z).mean(), rel=1e-6)
+
+
+def test_rows_where_a_head_is_not_finite_have_scores_of_f_alone() -> None:
+    def halved(f, z):
+        return f, np.where(z > 1, np.inf, z / 2)
+
+    z = np.array([[0.0, 1.0], [0.0, 2.0]])
+    both = [
+        Scored(label, layer, {"max": SCORES["max-logit"].score})
+        for label, layer in (("f", as_it_is), ("H", halved))
+    ]
+    np.testing.assert_array_equal(values_of(both, z, z), [[1, 2], [0.5, np.nan]])
+
+
 def test_rows_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factors, "BLOCK_ROWS", 4)
     rng = np.random.default_rng(0)
@@ -118,7 +156,9 @@ def test_rows_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(len(logits))
         return logits[:, 0]
 
-    assert values_of({"first": first}, f, z)[0].tolist() == pytest.approx(z[:, 0], nan_ok=True)
+    assert values_of([Scored("f", as_it_is, {"first": first})], f, z)[0].tolist() == pytest.approx(
+        z[:, 0], nan_ok=True
+    )
     assert seen == [4, 2]
 
 
@@ -144,7 +184,7 @@ def test_memory_does_not_grow_with_the_rows(
     ("names", "has_training", "message"),
     [
         (("odin",), False, "unknown score 'odin': choose from confidence, msp"),
-        (("energy", "knn"), False, "--score knn: expected --training"),
+        (("energy", "knn"), False, "score knn: expected --training"),
         (("energy",), True, "none of the scores is fitted"),
         (("knn",), True, "expected features of one network"),
     ],
@@ -178,3 +218,5 @@ def test_the_command_prints_scores_alone_or_beside_metrics(store: FeatureStore) 
     assert list(beside) == ["n_rows", "accuracy", "ece", "energy", "msp"]
     assert asked("--score", "energy")["energy"] == beside["energy"]
     assert set(METRICS).isdisjoint(asked("--score", "energy"))
+    make_in(store, FitTemperature(features=found.name, name="warm"))
+    assert list(asked("--score", "energy", "--head", "T=warm")) == ["n_rows", "energy", "T_energy"]

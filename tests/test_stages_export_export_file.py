@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from stages.export.image_paths import image_path
 from stages.export.label_studio import labeling_interface
 from stages.introspection.predictors import divided
 from stages.reflection.conditions import Condition
-from stages.scores.known_scores import PLAIN, plain_scores
+from stages.scores.asked_scores import Scored
+from stages.scores.factors import as_it_is
+from stages.scores.known_scores import PLAIN
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, encode_rows
 from store.errors import DamagedSetError
@@ -41,8 +43,14 @@ KINDS = {
     "confidence": "float64",
     "status": "string",
 }
-HEADS = {"H": partial(divided, 2.0)}
-"""A head: f with a temperature of 2."""
+LAYERS = {"f": as_it_is, "H": partial(divided, 2.0), "a.b": as_it_is}
+"""The last layers of f and of heads: H is f with a temperature of 2."""
+
+
+def of(*labels: str, scores: Iterable[str] = ("confidence",)) -> tuple[Scored, ...]:
+    """f, and heads by their labels, with plain scores."""
+    own = {name: PLAIN[name] for name in scores}
+    return tuple(Scored(label, LAYERS[label], own) for label in ("f", *labels))
 
 
 def feature_set(store: FeatureStore, kinds: dict[str, str] = KINDS, **renamed: str) -> FeatureSet:
@@ -105,13 +113,13 @@ def json_of(path: Path) -> Any:
 
 
 def test_sample_columns_are_those_of_the_store(photos: FeatureSet) -> None:
-    stored, found = photos.samples(), frame_of(Exported(photos, HEADS))
+    stored, found = photos.samples(), frame_of(Exported(photos, of("H")))
 
     pd.testing.assert_frame_equal(found[list(stored.columns)], stored, check_exact=True)
 
 
 def test_names_belong_to_labels_and_predictions(photos: FeatureSet) -> None:
-    found = [row for table in Exported(photos, HEADS).tables() for row in table.to_pylist()]
+    found = [row for table in Exported(photos, of("H")).tables() for row in table.to_pylist()]
 
     assert [row["label"] for row in found] == LABELS
     for row, prediction in zip(found, photos.samples()["prediction"], strict=True):
@@ -140,7 +148,7 @@ def slow_scores(f: np.ndarray, z: np.ndarray) -> dict[str, float]:
 
 
 def test_scores_of_f_and_heads_equal_a_loop_over_rows(photos: FeatureSet) -> None:
-    found = frame_of(Exported(photos, HEADS, plain_scores(tuple(PLAIN))))
+    found = frame_of(Exported(photos, of("H", scores=PLAIN)))
     features, logits = (photos.read(name).astype(float) for name in ("features", "logits"))
 
     for row in range(photos.n_rows):
@@ -165,7 +173,7 @@ def as_cell(value: object) -> str:
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_tables_read_back_equal_the_rows(photos: FeatureSet, tmp_path: Path, form: str) -> None:
-    exported, path = Exported(photos, HEADS, images=images_of(photos)), tmp_path / f"out.{form}"
+    exported, path = Exported(photos, of("H"), images=images_of(photos)), tmp_path / f"out.{form}"
     path.write_text("an older file")
 
     assert write_rows(exported, path, form) == photos.n_rows
@@ -183,7 +191,7 @@ def test_tables_read_back_equal_the_rows(photos: FeatureSet, tmp_path: Path, for
 def test_formulas_are_escaped_on_request(photos: FeatureSet, tmp_path: Path) -> None:
     cells = {}
     for escape in (False, True):
-        write_rows(Exported(photos), tmp_path / "x.csv", "csv", escape_formulas=escape)
+        write_rows(Exported(photos, of()), tmp_path / "x.csv", "csv", escape_formulas=escape)
         rows = cells_of(tmp_path / "x.csv")
         cells[escape] = rows[1]["site"], rows[4]["label_name"], rows[5]["dose"]
 
@@ -194,7 +202,7 @@ def test_formulas_are_escaped_on_request(photos: FeatureSet, tmp_path: Path) -> 
 
 
 def test_tasks_have_the_form_of_label_studio(photos: FeatureSet, tmp_path: Path) -> None:
-    exported = Exported(photos, HEADS, images="https://host/photos")
+    exported = Exported(photos, of("H"), images="https://host/photos")
     write_rows(exported, tmp_path / "tasks.json", "label-studio")
     tasks, rows = json_of(tmp_path / "tasks.json"), frame_of(exported)
 
@@ -240,7 +248,7 @@ def test_the_labeling_interface_quotes_names() -> None:
 
 
 def test_samples_have_the_form_of_fiftyone(photos: FeatureSet, tmp_path: Path) -> None:
-    exported = Exported(photos, HEADS, ("confidence", "energy"), images=images_of(photos))
+    exported = Exported(photos, of("H", scores=("confidence", "energy")), images=images_of(photos))
     write_rows(exported, tmp_path / "samples.json", "fiftyone")
     dataset, rows = json_of(tmp_path / "samples.json"), frame_of(exported)
 
@@ -271,18 +279,20 @@ def test_samples_have_the_form_of_fiftyone(photos: FeatureSet, tmp_path: Path) -
 
 
 def test_rows_are_selected_by_values_and_by_samples(photos: FeatureSet) -> None:
-    assert frame_of(Exported(photos, where=[Condition("site", ("north",))]))["row"].tolist() == [
+    assert frame_of(Exported(photos, of(), where=[Condition("site", ("north",))]))[
+        "row"
+    ].tolist() == [
         0,
         6,
     ]
     some = frozenset((IDS[6], IDS[2]))
-    assert frame_of(Exported(photos, sample_ids=some))["row"].tolist() == [2, 6]
-    both = Exported(photos, where=[Condition("site", ("north",))], sample_ids=some)
+    assert frame_of(Exported(photos, of(), sample_ids=some))["row"].tolist() == [2, 6]
+    both = Exported(photos, of(), where=[Condition("site", ("north",))], sample_ids=some)
     assert frame_of(both)["row"].tolist() == [6]
 
 
 def test_the_order_of_columns_is_the_documented_one(photos: FeatureSet) -> None:
-    exported = Exported(photos, HEADS, ("confidence", "energy"), images="https://host")
+    exported = Exported(photos, of("H", scores=("confidence", "energy")), images="https://host")
 
     answers = ("prediction", "prediction_name", "confidence", "energy")
     assert tuple(frame_of(exported)) == (
@@ -294,7 +304,7 @@ def test_the_order_of_columns_is_the_documented_one(photos: FeatureSet) -> None:
 
 def test_a_link_stays_a_link_to_the_new_file(photos: FeatureSet, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to("file.csv")
-    write_rows(Exported(photos), tmp_path / "link.csv", "csv")
+    write_rows(Exported(photos, of()), tmp_path / "link.csv", "csv")
 
     assert (tmp_path / "link.csv").is_symlink()
     assert len(cells_of(tmp_path / "file.csv")) == photos.n_rows
@@ -311,25 +321,41 @@ def test_an_older_file_stays_if_the_export_fails(
     path.write_text("older")
 
     with pytest.raises(DamagedSetError, match="is damaged"):
-        write_rows(Exported(found, images="https://host"), path, form)
+        write_rows(Exported(found, of(), images="https://host"), path, form)
 
     assert path.read_text() == "older"
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["out"]
 
 
 REFUSALS: list[tuple[Callable[[FeatureSet], Exported], str, str]] = [
-    (lambda found: Exported(found, where=[Condition("site", ("south",))]), "csv", "no row matches"),
-    (Exported, "fiftyone", "--format fiftyone: expected --images"),
-    (lambda found: Exported(found, images="nowhere"), "csv", "--images nowhere: no such folder"),
-    (lambda found: Exported(found, images="."), "csv", "has no file a b#1.png, the first sample"),
     (
-        lambda found: Exported(found, sample_ids=frozenset(("x/1.png", "gone"))),
+        lambda found: Exported(found, of(), where=[Condition("site", ("south",))]),
+        "csv",
+        "no row matches",
+    ),
+    (lambda found: Exported(found, of()), "fiftyone", "--format fiftyone: expected --images"),
+    (
+        lambda found: Exported(found, of(), images="nowhere"),
+        "csv",
+        "--images nowhere: no such folder",
+    ),
+    (
+        lambda found: Exported(found, of(), images="."),
+        "csv",
+        "has no file a b#1.png, the first sample",
+    ),
+    (
+        lambda found: Exported(found, of(), sample_ids=frozenset(("x/1.png", "gone"))),
         "csv",
         r"1 of 2 samples are not in .* \(first: 'gone'; its ids look like 'a b#1.png'\)",
     ),
-    (lambda found: Exported(found, {"label": HEADS["H"]}, ("name",)), "csv", "two named"),
     (
-        lambda found: Exported(found, {"a.b": HEADS["H"]}, images="https://host"),
+        lambda found: Exported(found, (Scored("label", as_it_is, {"name": PLAIN["msp"]}),)),
+        "csv",
+        "two named",
+    ),
+    (
+        lambda found: Exported(found, of("a.b"), images="https://host"),
         "fiftyone",
         "cannot have a field 'a.b_prediction'",
     ),
@@ -359,12 +385,7 @@ def test_names_of_columns_that_clash_are_refused(
     store: FeatureStore, tmp_path: Path, renamed: dict[str, str], form: str, why: str
 ) -> None:
     found = feature_set(store, **renamed)
-    exported = Exported(found, scores=("confidence", "energy"), images="https://host")
+    exported = Exported(found, of(scores=("confidence", "energy")), images="https://host")
 
     with pytest.raises(InputError, match=why):
         write_rows(exported, tmp_path / "out", form)
-
-
-def test_an_unknown_score_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown score 'odin': choose from confidence, msp"):
-        plain_scores(("odin",))

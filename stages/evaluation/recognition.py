@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from store.shards import Shard
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stages.scores.factors import Score
+    from stages.scores.asked_scores import Scored
 
 CLASS, LABEL = "class", "label"
 STORED = ("prediction", "confidence")
@@ -64,11 +63,11 @@ def query(
     *,
     by: Sequence[str] = (),
     metrics: Sequence[str] = ("accuracy",),
-    scores: Mapping[str, Score] = MappingProxyType({}),
+    scores: Sequence[Scored] = (),
     where: Sequence[Condition] = (),
     tick: Callable[[int], None] = lambda _: None,
 ) -> Answer:
-    """Compute metrics and mean scores of f in each group of rows, one shard per thread at a time.
+    """Compute metrics of f and mean scores in each group of rows, one shard per thread at a time.
 
     Metrics that follow from prediction, confidence and label are computed from these columns, the
     others from the logits. Scores need no labels, but beside metrics they are averaged over the
@@ -79,7 +78,7 @@ def query(
         by: sample columns to group the rows by, or ``class``, the name of the label; empty for a
             single group.
         metrics: names from ``stages.metrics.calibration.METRICS``.
-        scores: name -> score of features and logits; see `stages.scores.asked_scores`.
+        scores: scores of f and of heads; see `stages.scores.asked_scores`.
         where: conditions that the rows to use satisfy.
         tick: called with the number of rows of each finished shard.
 
@@ -94,7 +93,8 @@ def query(
     _check_names("metric", metrics, list(METRICS))
     asked, metrics = tuple(dict.fromkeys(by)), tuple(dict.fromkeys(metrics))
     by = tuple(dict.fromkeys(stored_column(feature_set, name) for name in asked))
-    if twice := set(asked) & {*metrics, *scores}:
+    columns = [column for each in scores for column in each.columns]
+    if twice := set(asked) & {*metrics, *columns}:
         raise InputError(f"'{min(twice)}' is asked for as a column to group by and as a number")
     job = _Job(feature_set, by, metrics, scores, tuple(where))
     found: dict[Group, _Sums] = {}
@@ -108,7 +108,7 @@ def query(
         {
             **_places(asked, dict(zip(by, group, strict=True)), class_names),
             "n_rows": found[group].n_rows,
-            **found[group].numbers(metrics, list(scores)),
+            **found[group].numbers(metrics, columns),
         }
         for group in groups
     ]
@@ -172,7 +172,7 @@ class _Job:
     feature_set: FeatureSet
     by: tuple[str, ...]
     metrics: tuple[str, ...]
-    scores: Mapping[str, Score]
+    scores: Sequence[Scored]
     where: tuple[Condition, ...]
 
     @cached_property

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.fields import Labelled
 from stages.errors import InputError
 from stages.export.image_paths import check_images, image_path
-from stages.introspection.contenders import check_contenders, contenders_of
-from stages.introspection.preparation import check_preparation
-from stages.metrics.definitions import REFERENCE
 from stages.metrics.finite import finite_rows
 from stages.reflection.conditions import Condition, columns_of, matching
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.reduction import each_shard
+from stages.scores.asked_scores import Scored, column_of
 from stages.scores.factors import Rows
-from stages.scores.known_scores import PLAIN
-from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.shards import Shard
 
-if TYPE_CHECKING:
-    from stages.introspection.predictors import LastLayer
-
 STORED = ("row", "sample_id", "label", "prediction", "confidence", "status")
 """The sample columns that extraction adds to those of a data set."""
+
+ANSWERS = ("prediction", "prediction_name")
+"""Columns of each predictor beside its scores."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +36,14 @@ class Exported:
 
     Attributes:
         feature_set: a complete feature set.
-        heads: label -> last layer of a head; see `last_layers`.
-        scores: names in `PLAIN`.
+        scored: f, and heads, with their scores; see `stages.scores.asked_scores`.
         where: conditions that the rows to export satisfy.
         sample_ids: samples to export; all if ``None``.
         images: folder of the images or beginning of their URLs; without it there are no paths.
     """
 
     feature_set: FeatureSet
-    heads: Mapping[str, LastLayer] = field(default_factory=dict)
-    scores: Sequence[str] = ("confidence",)
+    scored: Sequence[Scored]
     where: Sequence[Condition] = ()
     sample_ids: frozenset[str] | None = None
     images: str | None = None
@@ -58,7 +51,7 @@ class Exported:
     @property
     def predictors(self) -> tuple[str, ...]:
         """The labels of f and of the heads."""
-        return (REFERENCE, *self.heads)
+        return tuple(each.label for each in self.scored)
 
     @cached_property
     def model_name(self) -> str:
@@ -127,8 +120,11 @@ class Exported:
             )
 
     def _added_columns(self) -> list[str]:
-        answers = ("prediction", "prediction_name", *self.scores)
-        of_predictors = [column_of(label, name) for label in self.predictors for name in answers]
+        of_predictors = [
+            column
+            for each in self.scored
+            for column in (*(column_of(each.label, name) for name in ANSWERS), *each.columns)
+        ]
         image = [] if self.images is None else ["image"]
         return [*image, "label_name", *of_predictors]
 
@@ -154,54 +150,20 @@ class Exported:
         if self.images is not None:
             paths = [image_path(self.images, each) for each in stored["sample_id"].to_pylist()]
             found["image"] = pa.array(paths, pa.string())
-        found |= self._answers(REFERENCE, features, logits)
-        for label, last_layer in self.heads.items():
-            found |= self._answers(label, *last_layer(features, logits))
+        for each in self.scored:
+            found |= self._answers(each, *each.last_layer(features, logits))
         found |= stored  # the prediction and the confidence of f are those of the store
         return {name: found[name] for name in self.columns}
 
-    def _answers(self, label: str, hidden: Rows, logits: Rows) -> dict[str, Any]:
+    def _answers(self, scored: Scored, hidden: Rows, logits: Rows) -> dict[str, Any]:
         """The columns of a predictor, from the input and output of its last layer."""
-        finite = finite_rows(hidden, logits)
-        prediction = np.where(finite, logits.argmax(axis=1), -1)
-        columns = {"prediction": pa.array(prediction), "prediction_name": self._named(prediction)}
-        for name in self.scores:
-            values = np.full(len(finite), np.nan)
-            values[finite] = PLAIN[name](hidden[finite], logits[finite])
-            columns[name] = pa.array(values)
-        return {column_of(label, name): column for name, column in columns.items()}
+        prediction = np.where(finite_rows(hidden, logits), logits.argmax(axis=1), -1)
+        answers = zip(ANSWERS, (pa.array(prediction), self._named(prediction)), strict=True)
+        columns = {column_of(scored.label, name): column for name, column in answers}
+        values = map(pa.array, scored.values(hidden, logits))
+        return {**columns, **dict(zip(scored.columns, values, strict=True))}
 
     def _named(self, classes: NDArray[np.int64]) -> pa.Array:
         names = self.class_names
         found = [names[each] if 0 <= each < len(names) else None for each in classes.tolist()]
         return pa.array(found, pa.string())
-
-
-def column_of(predictor: str, name: str) -> str:
-    """Name of a column of a predictor: f's are named as in the sample table.
-
-    >>> column_of("f", "confidence"), column_of("H", "confidence")
-    ('confidence', 'H_confidence')
-    """
-    return name if predictor == REFERENCE else f"{predictor}_{name}"
-
-
-def last_layers(
-    store: FeatureStore, feature_set: FeatureSet, heads: Sequence[Labelled]
-) -> dict[str, LastLayer]:
-    """Label -> last layer of each head, with the first of its seeds.
-
-    Raises:
-        InputError: a head belongs to another network or was trained on images that were prepared
-            differently, labels clash, or a head has no last layer.
-        NotFoundError: a head does not exist.
-    """
-    if not heads:
-        return {}
-    from stages.introspection.predictors import factors  # imports torch
-
-    contenders = contenders_of(store, feature_set, heads)
-    check_contenders(contenders)
-    for each in contenders:
-        check_preparation(store, feature_set, each.head)
-    return {each.label: next(iter(factors(each.head).values())) for each in contenders}

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.export.exported_rows import Exported, column_of
+from stages.export.exported_rows import Exported
+from stages.scores.asked_scores import column_of
 
 Row = Mapping[str, Any]  # Any: JSON
 RESERVED = ("id", "filepath", "tags", "metadata", "media_type", "created_at", "last_modified_at")

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from stages.export.exported_rows import Exported, column_of
+from stages.export.exported_rows import Exported
 from stages.metrics.definitions import REFERENCE
+from stages.scores.asked_scores import column_of
 
 Row = Mapping[str, Any]  # Any: JSON
 

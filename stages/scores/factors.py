@@ -100,6 +100,11 @@ OfLayer = Callable[[Linear], Score]
 """Makes a score that needs the last layer, but no training rows."""
 
 
+def as_it_is(features: Rows, logits: Rows) -> tuple[Rows, Rows]:
+    """Input and output of the last layer of f, from its features and logits."""
+    return features, logits
+
+
 def row_blocks(n_rows: int) -> list[slice]:
     """Slices of at most `BLOCK_ROWS` rows that cover all rows."""
     return [slice(start, start + BLOCK_ROWS) for start in range(0, n_rows, BLOCK_ROWS)]

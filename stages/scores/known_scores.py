@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.errors import InputError
 from stages.scores.confidences import (
     confidence,
     energy,
@@ -223,10 +222,3 @@ PLAIN: dict[str, Score] = {
     if kind.score is not None and not kind.is_perturbed
 }
 """Those that need neither training rows nor perturbed images: scores of any stored row."""
-
-
-def plain_scores(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names without repetitions; raises ``InputError`` if one is not in `PLAIN`."""
-    if unknown := [name for name in names if name not in PLAIN]:
-        raise InputError(f"unknown score '{unknown[0]}': choose from {', '.join(PLAIN)}")
-    return tuple(dict.fromkeys(names))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 from torch import nn
 
+from pipeline.fields import Labelled
 from stages.errors import InputError
-from stages.introspection.contenders import Contender
+from stages.introspection.contenders import Contender, check_contenders, contenders_of
 from stages.introspection.head_card import FittedTemperature, head_card
 from stages.introspection.predictors import LastLayer, divided, factors, open_head
+from stages.introspection.preparation import check_preparation
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.finite import finite_rows
 from stages.reflection.feature_plan import planned_model
 from stages.reflection.reduction import each_shard
-from stages.scores.factors import Block, Linear, Rows, TrainingRows
+from stages.scores.factors import Block, Linear, Rows, TrainingRows, as_it_is
 from stages.sensing.logit_layers import linear_map, logit_layers
 from stages.sensing.model import load_network
 from stages.sensing.models import require_trusted_code, weights_path
@@ -70,7 +72,7 @@ class Predictor:
 
 def sensing_predictor(store: FeatureStore, feature_set: FeatureSet) -> Predictor:
     """f, of the network of a feature set."""
-    return Predictor(REFERENCE, 0, _as_it_is, cache(partial(sensing_linear, store, feature_set)))
+    return Predictor(REFERENCE, 0, as_it_is, cache(partial(sensing_linear, store, feature_set)))
 
 
 def head_predictors(
@@ -84,6 +86,26 @@ def head_predictors(
         for each in contenders
         for seed, last in factors(each.head).items()
     ]
+
+
+def first_predictors(
+    store: FeatureStore, feature_set: FeatureSet, heads: Sequence[Labelled]
+) -> list[Predictor]:
+    """f, and each head with the first of its seeds.
+
+    Raises:
+        InputError: a head belongs to another network or was trained on images that were prepared
+            differently, labels clash, or a head has no last layer.
+        NotFoundError: a head does not exist.
+    """
+    contenders = contenders_of(store, feature_set, heads)
+    check_contenders(contenders)
+    for each in contenders:
+        check_preparation(store, feature_set, each.head)
+    seeds = reversed(head_predictors(store, feature_set, contenders))
+    firsts = {each.label: each for each in seeds}
+    found = [firsts[each.label] for each in contenders]
+    return [sensing_predictor(store, feature_set), *found]
 
 
 def sensing_linear(store: FeatureStore, feature_set: FeatureSet) -> Linear:
@@ -151,7 +173,3 @@ def _kept(kept: list[Block], blocks: Iterable[Block], n_rows: int) -> Iterable[B
             seen.append(block)
         yield block
     kept.extend(seen)
-
-
-def _as_it_is(features: Rows, logits: Rows) -> tuple[Rows, Rows]:
-    return features, logits
