@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CORRUPT = "corrupt "
 """Prefix of the titles of work on corrupted sets."""
 
+OF_FEATURES = ("maps", "scores")
+"""Kinds of sets whose images are those of a feature set; its row says whether they have changed."""
+
 
 def states(store: FeatureStore) -> list[Row]:
     """The contents of the store, and the corrupted sets that its journal records.
@@ -83,8 +86,8 @@ def _explain(row: Row, run: Run | None, plan: Plan) -> Row:
     from stages.contents import INTACT_STATES
 
     ending = _ending(run, row["detail"]) if row["state"] == "partial" and run else ""
-    is_read = row["state"] in (*INTACT_STATES, "stale") and row["kind"] != "maps"
-    changed = _changed(run, plan) if is_read else ""  # maps: see the row of their features
+    is_read = row["state"] in (*INTACT_STATES, "stale") and row["kind"] not in OF_FEATURES
+    changed = _changed(run, plan) if is_read else ""
     if changed and row["state"] == "complete":
         row["state"] = "stale"
     row["detail"] = "; ".join(part for part in (row["detail"], ending, changed) if part)

@@ -78,6 +78,17 @@ def explain(stage: Explain, made: Made, workspace: Workspace) -> Summary:
     return text, {"maps": found.name, **facts, **_shard_facts(made)}
 
 
+def score(_: Stage, made: Made, __: Workspace) -> Summary:
+    """Columns of the scores, and where the files are."""
+    found: FeatureSet = made.output
+    columns = made.job.preview.facts["columns"]
+    text = (
+        f"scores {found.name}: {counted(found.n_rows, 'row')} of {', '.join(columns)}; "
+        f"{_work_done(made, 'shard', 'rows')}\n{found.shard_set.storage.location}/samples"
+    )
+    return text, {"scores": found.name, "columns": columns, **_shard_facts(made)}
+
+
 def _rows_recovered(found: FeatureSet) -> str:
     from stages.reflection.retry import retried_rows
 
@@ -86,14 +97,14 @@ def _rows_recovered(found: FeatureSet) -> str:
     return f"{n} of them recovered after failing"
 
 
-def _work_done(made: Made, unit: str) -> str:
+def _work_done(made: Made, unit: str, rows: str = "images") -> str:
     report = made.report
     assert isinstance(report, RunReport)
     if report.n_computed == 0:
         if report.n_shards == 1:
             return f"its {unit} exists already"
         return f"all {counted(report.n_shards, unit)} exist already"
-    speed = f"{report.rows_per_s:,.0f} images/s"
+    speed = f"{report.rows_per_s:,.0f} {rows}/s"
     n_all = counted(report.n_shards, unit)
     return f"{report.n_computed:,} of {n_all} computed in this run ({speed})"
 
@@ -276,6 +287,7 @@ SUMMARIES: Mapping[str, Callable[..., Summary]] = {
     "fit-temperature": head,
     "fit-neighbours": head,
     "fit-laplace": head,
+    "score": score,
     "evaluate": evaluate,
     "uncertainty": uncertainty,
     "detect-failures": detect_failures,

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from stages.reflection.rank_one import RankOneGradient, last_layer_gradient
     from stages.reflection.view import reflect
     from stages.report.report import Report
+    from stages.scores.score_rows import ScoreRows
+    from stages.scores.scoring import lazy_scores
     from stages.sensing.card import ModelCard
     from stages.sensing.import_model import ImportModel
     from stages.sensing.model import load_sensing
@@ -66,6 +68,7 @@ _HOMES = {
     "stages.sensing.models": ("models_of", "weights_path"),
     "stages.sensing.model": ("load_sensing",),
     "stages.reflection.view": ("reflect",),
+    "stages.scores.scoring": ("lazy_scores",),
     "stages.reflection.rank_one": ("RankOneGradient", "last_layer_gradient"),
     "stages.reflection.batches": ("torch_dataset",),
     "stages.introspection.predictors": ("open_head", "predictors"),
@@ -82,6 +85,7 @@ _HOMES = {
     "stages.introspection.fit_temperature": ("FitTemperature",),
     "stages.introspection.fit_laplace": ("FitLaplace",),
     "stages.introspection.fit_neighbours": ("FitNeighbours",),
+    "stages.scores.score_rows": ("ScoreRows",),
     "stages.evaluation.evaluate": ("Evaluate",),
     "stages.uncertainty.uncertainty": ("Uncertainty",),
     "stages.failures.detect_failures": ("DetectFailures",),
@@ -139,6 +143,7 @@ __all__ = [
     "Report",
     "Reproduce",
     "Run",
+    "ScoreRows",
     "Selection",
     "Stage",
     "StageError",
@@ -150,6 +155,7 @@ __all__ = [
     "Workspace",
     "known_datasets",
     "last_layer_gradient",
+    "lazy_scores",
     "load_sensing",
     "make",
     "models_of",

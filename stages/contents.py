@@ -23,7 +23,7 @@ N_NAMED = 4
 INTACT_STATES = ("complete", "partial", "failed")
 """States of a set whose existing rows are intact."""
 
-SET_KINDS = (FEATURES, "maps", "quality")
+SET_KINDS = (FEATURES, "scores", "maps", "quality")
 """Kinds of sets of rows; each has a folder of its own in the store."""
 
 ARTIFACT_KINDS = ("model", "head", "quality-model", "result", "report")

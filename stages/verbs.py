@@ -22,6 +22,7 @@ MODULES: dict[str, str] = {
     "fit-temperature": "stages.introspection.fit_temperature",
     "fit-neighbours": "stages.introspection.fit_neighbours",
     "fit-laplace": "stages.introspection.fit_laplace",
+    "score": "stages.scores.score_rows",
     "evaluate": "stages.evaluation.evaluate",
     "uncertainty": "stages.uncertainty.uncertainty",
     "conformal": "stages.conformal.conformal",
