@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from stages.reflection.rank_one import RankOneGradient, last_layer_gradient
     from stages.reflection.view import reflect
     from stages.report.report import Report
+    from stages.scores.row_scores import lazy_scores
     from stages.scores.score_rows import ScoreRows
-    from stages.scores.scoring import lazy_scores
     from stages.sensing.card import ModelCard
     from stages.sensing.import_model import ImportModel
     from stages.sensing.model import load_sensing
@@ -68,7 +68,7 @@ _HOMES = {
     "stages.sensing.models": ("models_of", "weights_path"),
     "stages.sensing.model": ("load_sensing",),
     "stages.reflection.view": ("reflect",),
-    "stages.scores.scoring": ("lazy_scores",),
+    "stages.scores.row_scores": ("lazy_scores",),
     "stages.reflection.rank_one": ("RankOneGradient", "last_layer_gradient"),
     "stages.reflection.batches": ("torch_dataset",),
     "stages.introspection.predictors": ("open_head", "predictors"),

@@ -66,13 +66,13 @@ class ScoreRows(Stage):
             InputError: a score is unknown, a head does not belong to the network, or the features
                 have too many failed rows.
         """
-        from stages.scores.scoring import Scoring, scoring_job
+        from stages.scores.row_scores import RowScores, row_scores_job
 
         self.check_given(())
         store = workspace.store
         feature_set = store.open(self.features).require_usable()
         training = None if self.training is None else store.open(self.training).name
         heads = tuple((each.label, each.name) for each in self.heads)
-        scoring = Scoring(store.location, feature_set.name, self.scores, heads, training)
+        scoring = RowScores(store.location, feature_set.name, self.scores, heads, training)
         executor, _ = workspace.workers(n_single_threaded=1)
-        return scoring_job(scoring, executor, self.name)
+        return row_scores_job(scoring, executor, self.name)

@@ -23,8 +23,8 @@ from pipeline.journal import runs
 from stages.contents import contents
 from stages.evaluation.recognition import query
 from stages.scores.asked_scores import asked_scores, columns_of_scores, values_of
+from stages.scores.row_scores import ARRAYS, lazy_scores
 from stages.scores.score_rows import ScoreRows
-from stages.scores.scoring import ARRAYS, lazy_scores
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, encode_chunk
 from store.verify import verify_feature_set

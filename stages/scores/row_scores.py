@@ -42,7 +42,7 @@ JOINING = (("row", "int64"), ("sample_id", "string"))
 
 
 @dataclass(frozen=True)
-class Scoring:
+class RowScores:
     """Scores of a feature set by name; every process can open what the names stand for.
 
     Attributes:
@@ -141,7 +141,7 @@ class Opened:
         }
 
 
-def opened(scoring: Scoring) -> Opened:
+def opened(scoring: RowScores) -> Opened:
     """The rows and the scores, fitted once per process; raises as `asked_scores`."""
     with _OPENING:  # threads would fit the same scores at once
         return _opened(scoring, fingerprint(scoring.plan(scoring.open(), None)))
@@ -151,7 +151,7 @@ _OPENING = Lock()
 
 
 @lru_cache(maxsize=1)
-def _opened(scoring: Scoring, plan: str) -> Opened:
+def _opened(scoring: RowScores, plan: str) -> Opened:
     del plan  # a head of this name may be trained again
     store, found = FeatureStore(scoring.store), scoring.open()
     training = None if scoring.training is None else store.open(scoring.training)
@@ -165,7 +165,7 @@ def sha256_of(feature_set: FeatureSet, shard: Shard) -> list[str]:
     return [files[key].sha256 for key in keys]
 
 
-def scoring_job(scoring: Scoring, executor: Executor, name: str | None) -> ShardJob:
+def row_scores_job(scoring: RowScores, executor: Executor, name: str | None) -> ShardJob:
     """The job that writes scores to the store."""
     store, feature_set = FeatureStore(scoring.store), scoring.open()
     plan = scoring.plan(feature_set, name)
@@ -184,7 +184,7 @@ def scoring_job(scoring: Scoring, executor: Executor, name: str | None) -> Shard
             if existing.receipt(shard).facts.get("sha256") != sha256_of(feature_set, shard)
         ]
 
-    def fit(n_shards: int) -> Callable[[ShardSet], Scoring]:
+    def fit(n_shards: int) -> Callable[[ShardSet], RowScores]:
         del n_shards
         return lambda _: scoring
 
@@ -204,7 +204,7 @@ def scoring_job(scoring: Scoring, executor: Executor, name: str | None) -> Shard
     )
 
 
-def _preview(scoring: Scoring, todo: Mapping[str, Any], executor: Executor) -> Preview:
+def _preview(scoring: RowScores, todo: Mapping[str, Any], executor: Executor) -> Preview:
     text = (
         f"score {todo['rows_to_do']:,} of {counted(todo['n_rows'], 'row')} by "
         f"{', '.join(scoring.columns)} ({counted(todo['shards_to_do'], 'shard')}) to "
@@ -247,12 +247,12 @@ def lazy_scores(
     found = store.open(features)
     fitted = None if training is None else store.open(training).name
     names, labels = tuple(dict.fromkeys(scores)), tuple((heads or {}).items())
-    scoring = Scoring(store.location, found.name, names, labels, fitted)
+    scoring = RowScores(store.location, found.name, names, labels, fitted)
     schema = scoring.schema(found).arrow
     shards = found.shard_set.shards
     return lazy_frame(partial(_table, scoring, schema), schema, shards)
 
 
-def _table(scoring: Scoring, schema: pa.Schema, shard: Shard) -> pa.Table:
+def _table(scoring: RowScores, schema: pa.Schema, shard: Shard) -> pa.Table:
     columns = opened(scoring).columns(shard)
     return pa.table([columns[name] for name in schema.names], schema=schema)
