@@ -222,9 +222,9 @@ HARMLESS = {
     "methods", "metrics", "model", "name", "notes", "odin", "odin_epsilon", "of_class",
     "order", "paper", "precision", "predictive", "preset", "query", "reading", "reads",
     "resize", "result", "results", "rounding", "rows", "scaling", "schedule", "scores", "seeds",
-    "select_on",
-    "source", "split", "std", "step", "strategies", "structure", "target", "test_split",
-    "through", "title", "train", "training", "validation", "value_range", "variant",
+    "select_on", "source", "split", "statistics", "std", "step", "strategies", "structure",
+    "target", "test_split", "through", "title", "train", "training", "validation", "value_range",
+    "variant",
     "weights_key", "where",
     "keep", "probabilities", "rates", "snapshot_features", "snapshots", "space", "test",
     "table", "to",  # keys of recipes; `to` is a folder below the data root, see below

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from stages.reflection.perturbation import Perturbation
+    from stages.sensing.map_layers import MapLayer
 
 OF_IMPORTS = (
     *("weights", "weights_key", "last_layer"),
@@ -150,6 +151,12 @@ class Extract(Stage):
     )
     project: PositiveInt | None = Field(
         None, description="Dimension to which those gradients are randomly projected."
+    )
+    statistics: Several[str] = Field(
+        (),
+        description="Layers whose feature maps are summarised in the array statistics, separated "
+        "by commas: mean and standard deviation of each channel. auto for the ends of the stages "
+        "of a ResNet.",
     )
     precision: Precision = Field(
         "fp32", description="Precision of the network: fp32 or bf16 (logits stay fp32)."
@@ -244,8 +251,8 @@ class Extract(Stage):
 
         executor, device = workspace.workers()
         card, imports = self._network(workspace)
-        if self.layer is not None:
-            require_trusted_code(card)  # the size of its gradients is known once it is built
+        if self.layer is not None or self.statistics:
+            require_trusted_code(card)  # the size of the arrays is known once it is built
         source = self._labelled(workspace, card)
         extraction = Extraction(
             source,
@@ -257,6 +264,7 @@ class Extract(Stage):
             self.batch_size,
             NamedLayer(self.layer, self.layer_loss, self.project) if self.layer else None,
             self.perturbations(workspace),
+            self._maps(card),
         )
         plan = extraction.plan(facts_of(workspace, source), opened(workspace, source))
         job = extraction_job(
@@ -270,6 +278,14 @@ class Extract(Stage):
             accepts_failures=self.accept_failed,
         )
         return retry_job(job, workspace.store) if self.retry_failed else job
+
+    def _maps(self, card: ModelCard) -> tuple[MapLayer, ...]:
+        """The layers whose statistics are requested."""
+        if not self.statistics:
+            return ()  # torch is not imported
+        from stages.sensing.feature_maps import map_layers
+
+        return map_layers(card, self.statistics)
 
     def _network(self, workspace: Workspace) -> tuple[ModelCard, ArtifactJob | None]:
         """The network, and the job that imports it if it is not a model of the store."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
@@ -29,6 +29,7 @@ from stages.metrics.finite import why_not_finite
 from stages.reflection.named_layer import NamedLayer
 from stages.sensing.card import ModelCard, Precision
 from stages.sensing.class_check import check_classes
+from stages.sensing.map_layers import STATISTICS, MapLayer
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.featureset import FeatureSet
@@ -58,6 +59,7 @@ class Extraction:
         plan, because it only affects rounding.
         layer: another layer whose gradients are stored as well; none by default.
         perturbations: applied to the images first, in this order; none by default.
+        maps: layers whose feature maps' mean and standard deviation of each channel are stored.
     """
 
     source: SourceSpec
@@ -69,6 +71,7 @@ class Extraction:
     batch_rows: int | None = None
     layer: NamedLayer | None = None
     perturbations: tuple[Perturbation, ...] = ()
+    maps: tuple[MapLayer, ...] = ()
 
     name: ClassVar[str] = "extract"
     version: ClassVar[int] = 1  # raise it when any row changes
@@ -99,6 +102,7 @@ class Extraction:
                 "params": {
                     "precision": self.precision,
                     "layer": self.layer.to_dict() if self.layer else None,
+                    **({STATISTICS: [asdict(each) for each in self.maps]} if self.maps else {}),
                     **({"perturbations": perturbed} if perturbed else {}),
                 },
             },
@@ -108,6 +112,11 @@ class Extraction:
             "shard_rows": self.shard_rows,
         }
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the layers in `maps`."""
+        return tuple(each.layer for each in self.maps)
+
     def schema(self, source: ImageSource) -> Schema:
         """The arrays and columns of the data set's features."""
         arrays = [
@@ -116,6 +125,9 @@ class Extraction:
         ]
         if self.layer is not None:
             arrays.append(self.layer.array_spec(self.card))
+        if self.maps:
+            n_numbers = 2 * sum(each.channels for each in self.maps)
+            arrays.append(ArraySpec(STATISTICS, (n_numbers,), "float32", ("statistic",)))
         columns = (
             ("row", "int64"),
             ("sample_id", "string"),
@@ -163,7 +175,12 @@ class FittedExtraction:
         source = stage.source.open()
         images = sample_images(source)
         sensing = load_sensing(
-            stage.card, stage.weights, stage.device, stage.precision, images=images
+            stage.card,
+            stage.weights,
+            stage.device,
+            stage.precision,
+            images=images,
+            maps=stage.map_names,
         )
         forward = Forward(sensing, stage.weights, stage.layer, self.batch_rows, stage.perturbations)
         return flow_of(source, forward, n_threads, self.n_images).checked(images)
@@ -315,7 +332,7 @@ def check_network(stage: Extraction) -> None:
     from stages.sensing.probe import sample_images
 
     images = sample_images(stage.source.open())
-    load_sensing(stage.card, stage.weights, images=images, is_new=True)
+    load_sensing(stage.card, stage.weights, images=images, is_new=True, maps=stage.map_names)
 
 
 def _unfit(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stages.reflection.named_layer import ARRAY, NamedLayer
 from stages.reflection.perturbation import Move, Perturbation
 from stages.sensing.build import build_network
+from stages.sensing.map_layers import STATISTICS
 from stages.sensing.model import Sensing, normalised
 from stages.sensing.weights import load_weights
 
@@ -95,6 +96,8 @@ class Forward:
             on_device = move(on_device)
         features, logits = self.sensing(on_device)
         found = {"features": features, "logits": logits}
+        if self.sensing.map_taps:
+            found[STATISTICS] = self.sensing.statistics()
         if self.layer is not None:
             found[ARRAY] = self._gradients(self.layer, on_device)
         for name, values in found.items():

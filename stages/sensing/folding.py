@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stages.errors import InputError
+from stages.sensing.feature_maps import MapTap
 
 # Dynamic control flow, and arguments that tracing cannot follow, raise one of these.
 _UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, NameError, KeyError)
@@ -20,9 +21,15 @@ def folded(network: nn.Module) -> nn.Module:
     A convolution followed by batch norm is ``s (w * x + b - m) + t`` with constants in eval mode,
     which is one convolution with other weights. Names of the remaining layers stay the same.
     """
-    network = copied(network)
+    return fold(copied(network))
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """Like `folded`, of a network that may be changed."""
+    tracer = _Tracer()
     try:
-        traced = fx.symbolic_trace(network)
+        graph = tracer.trace(network)
+        traced = fx.GraphModule(tracer.root, graph, type(network).__name__)
     except _UNTRACEABLE:
         return network
     for node in list(traced.graph.nodes):
@@ -31,6 +38,13 @@ def folded(network: nn.Module) -> nn.Module:
     traced.graph.lint()
     traced.recompile()
     return traced
+
+
+class _Tracer(fx.Tracer):
+    """Follows everything but torch's own layers and the taps of feature maps."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, MapTap) or super().is_leaf_module(m, module_qualified_name)
 
 
 def copied(network: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """Sensing models: a network with its normalisation, which returns features and logits."""
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from stages.sensing.card import (
     check_normalisation,
 )
 from stages.sensing.device import require_device
-from stages.sensing.folding import copied, folded
+from stages.sensing.feature_maps import differing, plain_statistics, tapped
+from stages.sensing.folding import copied, fold
 from stages.sensing.grey import takes_grey
 from stages.sensing.last_layer import find_last_layer
 from stages.sensing.logit_layers import (
@@ -132,6 +134,7 @@ class Sensing(nn.Module):
         precision: ``bf16`` runs the layers before the last one under autocast; the last layer is
             always float32, applied to the features that are returned.
         arrangement: how the copy is rearranged.
+        maps: layers whose feature maps' `statistics` are recorded in each forward pass.
     """
 
     mean: Tensor
@@ -143,13 +146,16 @@ class Sensing(nn.Module):
         card: ModelCard,
         precision: Precision = "fp32",
         arrangement: Arrangement = ARRANGEMENTS[0],
+        maps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.taps = [_Tap(layer) for layer in last_layers(network, card)]
         self.card = card
         self.arrangement = arrangement
-        is_folded = arrangement.is_folded
-        self.network = folded(network) if is_folded else copied(network)
+        self.network = copied(network)
+        self.map_taps = tapped(self.network, maps)
+        if arrangement.is_folded:
+            self.network = fold(self.network)
         for name, tap in zip(card.last_layer.split(TOGETHER), self.taps, strict=True):
             self.network.set_submodule(name, tap)
         self.round_to(precision)
@@ -200,6 +206,13 @@ class Sensing(nn.Module):
         """
         return self.vectors(normalised(images, self.mean, self.scale))
 
+    def statistics(self) -> Tensor:
+        """Statistics of the feature maps of the last batch, layer by layer; see `map_statistics`.
+
+        Shape ``[n, 2 k]`` float32 for ``k`` channels in all layers. They can be read once.
+        """
+        return torch.cat([tap.seen.pop() for tap in self.map_taps], dim=1)
+
     def vectors(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of normalised pixels ``[n, 3, H, W]``; differentiable."""
         kind = pixels.device.type
@@ -229,6 +242,7 @@ def sensing_of(
     *,
     is_new: bool = False,
     keeps_layers: bool = False,
+    maps: Sequence[str] = (),
 ) -> Sensing:
     """The network rearranged for speed, on its device, checked to give the same output.
 
@@ -243,6 +257,7 @@ def sensing_of(
         is_new: also check that the output for an image depends only on the image, unless the card
             accepts otherwise.
         keeps_layers: merge no layers, so that each is called under its name, with its hooks.
+        maps: see `Sensing`; the statistics are checked like the features.
 
     Raises:
         InputError: the logits are not ``W f + b`` of the last layer, every rearrangement gives
@@ -261,7 +276,7 @@ def sensing_of(
         check_head(network, layer, answer, name)
         if is_new and not card.accepts_unstable:
             check_stable(network, layer, pixels, answer, name)
-        sensing = _rearranged(network, card, pixels, answer, keeps_layers=keeps_layers)
+        sensing = _rearranged(network, card, pixels, answer, keeps_layers=keeps_layers, maps=maps)
         if precision == "fp32":
             return sensing
         sensing.round_to(precision)
@@ -284,17 +299,28 @@ def check_twin(sensing: Sensing, twin: Sensing, images: Tensor) -> None:
 
 
 def _rearranged(
-    network: nn.Module, card: ModelCard, pixels: Tensor, answer: Answer, *, keeps_layers: bool
+    network: nn.Module,
+    card: ModelCard,
+    pixels: Tensor,
+    answer: Answer,
+    *,
+    keeps_layers: bool,
+    maps: Sequence[str],
 ) -> Sensing:
     """The first arrangement of a network that gives the same output for normalised pixels."""
+    if maps:
+        statistics = plain_statistics(network, maps, lambda: seeded(network, pixels))
     for arrangement in ARRANGEMENTS:
         if keeps_layers and arrangement.is_folded:
             continue
         try:
-            sensing = Sensing(network, card, "fp32", arrangement).to(pixels.device)
+            sensing = Sensing(network, card, "fp32", arrangement, maps).to(pixels.device)
             with redirect_stderr(io.StringIO()):  # if traced code fails, torch prints it
                 own = _answer_of(sensing, pixels)
-            if not (other := disagreement(own, answer)):
+            other = disagreement(own, answer)
+            if maps and not other:
+                other = differing(sensing.statistics(), statistics)
+            if not other:
                 return sensing
             found = f"gives different {other} from the network itself;"
         except (InputError, torch.OutOfMemoryError, MemoryError):
@@ -356,6 +382,7 @@ def load_sensing(
     images: Tensor | None = None,
     is_new: bool = False,
     keeps_layers: bool = False,
+    maps: Sequence[str] = (),
 ) -> Sensing:
     """The model of ``card`` with the weights from a file, on ``device``, in eval mode.
 
@@ -369,7 +396,8 @@ def load_sensing(
     require_device(device)
     network = load_network(card, weights_path).to(device)
     images = noise_images((card.image_size, card.image_size)) if images is None else images
-    return sensing_of(network, card, images, precision, is_new=is_new, keeps_layers=keeps_layers)
+    how = {"is_new": is_new, "keeps_layers": keeps_layers}
+    return sensing_of(network, card, images, precision, **how, maps=maps)
 
 
 def load_network(card: ModelCard, weights_path: str | Path) -> nn.Module:
