@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from pipeline.make import Output
 from stages.evaluation.recognition import class_names_of
 from stages.introspection.contenders import Contender
-from stages.introspection.predictors import predictors, sensing_probabilities
+from stages.introspection.predictors import sensing_probabilities
+from stages.judging.head_judges import head_judges
 from stages.judging.judged_result import card_of, files_of
-from stages.judging.judgement import Predictor, judged
+from stages.judging.judgement import Judge, Predictions, Predictor, Rows, judged
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE
 from stages.reflection.groups import cell_columns
@@ -47,9 +47,11 @@ def evaluated(
         tick: called with the number of rows of each finished shard.
     """
     cells, started = tuple(by) or cell_columns(feature_set), time.monotonic()
-    judges = _predictors(store, contenders)
+    judges: list[Judge] = [Predictor(REFERENCE, 0, sensing_probabilities)]
+    for contender in contenders:
+        judges += head_judges(store, feature_set, contender)
     if classes is not None:
-        judges += [_over(each, classes) for each in judges]
+        judges += [_OverClasses(each, classes) for each in judges]
     found = judged(feature_set, judges, resampling, cells, tick=tick)
     if "label" in cells:
         found = replace(found, by_group=_with_class_names(feature_set, found.by_group))
@@ -66,26 +68,28 @@ def _with_class_names(feature_set: FeatureSet, by_group: pd.DataFrame) -> pd.Dat
     return table
 
 
-def _predictors(store: FeatureStore, contenders: Sequence[Contender]) -> list[Predictor]:
-    return [
-        Predictor(REFERENCE, 0, sensing_probabilities),
-        *(
-            Predictor(each.label, seed, predict)
-            for each in contenders
-            for seed, predict in predictors(store, each.head).items()
-        ),
-    ]
+@dataclass(frozen=True, eq=False, slots=True)
+class _OverClasses:
+    """A judge over some of the classes: their probabilities, which sum to one again."""
 
+    judge: Judge
+    classes: NDArray[np.int64]
 
-def _over(judge: Predictor, classes: NDArray[np.int64]) -> Predictor:
-    """The predictor over some of the classes: their probabilities, which sum to one again."""
+    @property
+    def label(self) -> str:
+        """The label of the judge, with the number of classes."""
+        return f"{self.judge.label} ({len(self.classes)} classes)"
 
-    def predict(features: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.float64]:
-        all_classes = np.asarray(judge.predict(features, logits), np.float64)
+    @property
+    def seed(self) -> int:
+        """The seed of the judge."""
+        return self.judge.seed
+
+    def answer(self, rows: Rows) -> Predictions:
+        """Predict rows."""
+        all_classes = np.asarray(self.judge.answer(rows).probabilities, np.float64)
         found = np.zeros_like(all_classes)
-        found[:, classes] = all_classes[:, classes]
+        found[:, self.classes] = all_classes[:, self.classes]
         with np.errstate(invalid="ignore"):  # no probability at all: the row counts as failed
             found /= found.sum(axis=1, keepdims=True)
-        return found
-
-    return Predictor(f"{judge.label} ({len(classes)} classes)", judge.seed, predict)
+        return Predictions(found)

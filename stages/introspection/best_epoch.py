@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.errors import InputError
+from stages.introspection.head_parts import Arrays
 from stages.introspection.reading import usable_rows
 
 _PREFIX = "best."
@@ -24,22 +25,30 @@ class Selection:
     Attributes:
         name: name of the feature set.
         features, logits, labels: shapes ``(n, d)``, ``(n, N)`` and ``(n,)``.
+        further: the further arrays that the heads read, each ``(n, k)``, by name.
     """
 
     name: str
     features: NDArray[np.floating[Any]]
     logits: NDArray[np.floating[Any]]
     labels: NDArray[np.integer[Any]]
+    further: Arrays = field(default_factory=dict)
 
     def usable(self) -> Selection:
         """The rows that count; raises ``InputError`` if there are none."""
-        kept = usable_rows(self.labels, self.features, self.logits)
+        kept = usable_rows(self.labels, self.features, self.logits, *self.further.values())
         if not kept.any():
             raise InputError(
                 f"--select-on {self.name}: expected labelled rows without NaN, found none among "
                 f"{len(self.labels):,}"
             )
-        return Selection(self.name, self.features[kept], self.logits[kept], self.labels[kept])
+        return Selection(
+            self.name,
+            self.features[kept],
+            self.logits[kept],
+            self.labels[kept],
+            {name: each[kept] for name, each in self.further.items()},
+        )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from stages.errors import TrainingFailedError
+from stages.introspection.reading import FITTED, HeadInput
 from stages.reflection.rank_one import RankOneGradient
+
+_ROUNDING = 1e-6
+"""Deviation of a column, relative to its mean, that rounding in float32 can cause."""
 
 _WEIGHT, _BIAS = "linears.0.weight", "linears.0.bias"
 
@@ -19,7 +23,7 @@ class FittedScaling:
     """Maps an input ``r`` to ``slope * r + offset``, element by element.
 
     Attributes:
-        slope, offset: shape ``(N * d,)``, float32, in the order of ``RankOneGradient.dense``.
+        slope, offset: shape ``(size,)``, float32, in the order of ``HeadInput.dense``.
     """
 
     slope: Tensor
@@ -56,8 +60,38 @@ class FittedScaling:
         offset = torch.where(is_flat, 0.0, -1 - slope * low.double())
         return cls(slope.to(low.dtype), offset.to(low.dtype))
 
+    @classmethod
+    def standardising(cls, columns: Tensor) -> FittedScaling:
+        """Give each of the columns ``(n, k)`` the mean 0 and the standard deviation 1.
+
+        A column that is constant up to rounding becomes zero, also for other rows.
+        """
+        std, mean = torch.std_mean(columns.double(), dim=0, correction=0)
+        is_flat = std <= _ROUNDING * mean.abs()
+        slope = torch.where(is_flat, 0.0, 1 / torch.where(is_flat, 1.0, std))
+        return cls(slope.to(columns.dtype), (-slope * mean).to(columns.dtype))
+
+    @classmethod
+    def of_input(cls, rows: HeadInput[Tensor], scaling: str) -> FittedScaling | None:
+        """Fit the scaling of the vectors, if it is one of `FITTED`, and standardise the columns.
+
+        ``None`` if there is nothing to fit.
+        """
+        size, columns = rows.vectors.size, rows.columns
+        if scaling in FITTED:
+            found = cls.of(rows.vectors, scaling)
+        elif columns is None:
+            return None
+        else:
+            found = cls(columns.new_ones(size), columns.new_zeros(size))
+        if columns is None:
+            return found
+        own = cls.standardising(columns)
+        pairs = zip((found.slope, found.offset), (own.slope, own.offset), strict=True)
+        return cls(*(torch.cat(pair) for pair in pairs))
+
     def apply(self, dense: Tensor) -> Tensor:
-        """Scale materialised rows ``(n, N * d)`` in place."""
+        """Scale materialised rows ``(n, size)`` in place."""
         return torch.addcmul(self.offset, dense, self.slope, out=dense)
 
     def folded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 from stages.errors import StageError
 from stages.introspection.first_layer import LowRank
+from stages.introspection.head_parts import Arrays
 from stages.introspection.head_spec import HeadSpec
+from stages.introspection.reading import HeadInput
 from stages.reflection.losses import softmax
-from stages.reflection.rank_one import RankOneGradient
+
+NONE: Mapping[str, Any] = MappingProxyType({})  # Any: arrays or tensors
+"""No further arrays."""
 
 
 class Head(nn.Module):
@@ -30,25 +35,29 @@ class Head(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(*sizes) for sizes in pairwise(spec.sizes))
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Logits ``(n, N)`` from f's features ``(n, d)`` and logits ``(n, N)``."""
+    def forward(
+        self, features: Tensor, logits: Tensor, further: Mapping[str, Tensor] = NONE
+    ) -> Tensor:
+        """Logits ``(n, N)`` from f's features ``(n, d)``, logits ``(n, N)`` and further arrays."""
         if len(self.linears) == 1:
-            return self._first(self.spec.reading.vectors(features, logits))
-        found: Tensor = self.linears[-1](self.last_hidden(features, logits))
+            return self._first(self.spec.reading.inputs(features, logits, further))
+        found: Tensor = self.linears[-1](self.last_hidden(features, logits, further))
         return found
 
-    def last_hidden(self, features: Tensor, logits: Tensor) -> Tensor:
+    def last_hidden(
+        self, features: Tensor, logits: Tensor, further: Mapping[str, Tensor] = NONE
+    ) -> Tensor:
         """Input of the last layer, ``(n, h)``; without hidden layers, the input of the head."""
-        gradients = self.spec.reading.vectors(features, logits)
+        inputs = self.spec.reading.inputs(features, logits, further)
         if len(self.linears) == 1:
-            found: Tensor = self.low_rank(gradients) if self.low_rank else gradients.dense()
+            found: Tensor = self.low_rank(inputs.vectors) if self.low_rank else inputs.dense()
             return found
-        values: Tensor = self.dropout(torch.sigmoid(self._first(gradients)))
+        values: Tensor = self.dropout(torch.sigmoid(self._first(inputs)))
         for linear in self.linears[1:-1]:
             values = self.dropout(torch.sigmoid(linear(values)))
         return values
 
-    def _first(self, gradients: RankOneGradient[Tensor]) -> Tensor:
+    def _first(self, inputs: HeadInput[Tensor]) -> Tensor:
         """Apply the first layer.
 
         A short input is materialised for the batch: on a CPU one large product took 50 to 90 % of
@@ -56,12 +65,12 @@ class Head(nn.Module):
         """
         first = self.linears[0]
         if self.low_rank is not None:
-            values: Tensor = first(self.low_rank(gradients))
+            values: Tensor = first(self.low_rank(inputs.vectors))
         elif self.spec.is_in_factors:
             weight, bias = first.parameters()
-            values = gradients.project(weight) + bias
+            values = inputs.vectors.project(weight) + bias
         else:
-            values = first(gradients.dense())
+            values = first(inputs.dense())
         return values
 
 
@@ -70,6 +79,7 @@ def predict_probabilities(
     head: Head,
     features: NDArray[np.floating[Any]],
     logits: NDArray[np.floating[Any]],
+    further: Arrays = NONE,
 ) -> NDArray[np.float32]:
     """Softmax of the head's logits, shape ``(n, N)``; rows of NaN stay NaN.
 
@@ -79,10 +89,11 @@ def predict_probabilities(
         head: in eval mode.
         features: shape ``(n, d)``; moved to the head's device batch by batch.
         logits: logits of the sensing network, shape ``(n, N)``.
+        further: the further arrays that the head reads, by name.
     """
     probabilities = np.empty((len(features), head.spec.n_classes), np.float32)
-    for rows, f, z in _batches(head, features, logits):
-        probabilities[rows] = softmax(head(f, z)).cpu().numpy()
+    for rows, f, z, others in _batches(head, features, logits, further):
+        probabilities[rows] = softmax(head(f, z, others)).cpu().numpy()
     return probabilities
 
 
@@ -100,25 +111,28 @@ def head_factors(
     assert isinstance(last, nn.Linear)  # by the definition of Head
     hidden = np.empty((len(features), last.in_features), np.float32)
     found = np.empty((len(features), last.out_features), np.float32)
-    for rows, f, z in _batches(head, features, logits):
+    for rows, f, z, _ in _batches(head, features, logits, NONE):
         values = head.last_hidden(f, z)
         hidden[rows], found[rows] = values.cpu().numpy(), last(values).cpu().numpy()
     return hidden, found
 
 
 def _batches(
-    head: Head, features: NDArray[np.floating[Any]], logits: NDArray[np.floating[Any]]
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Slices of rows, with their features and logits on the head's device."""
+    head: Head,
+    features: NDArray[np.floating[Any]],
+    logits: NDArray[np.floating[Any]],
+    further: Arrays,
+) -> Iterator[tuple[slice, Tensor, Tensor, dict[str, Tensor]]]:
+    """Slices of rows, with their features, logits and further arrays on the head's device."""
     batch_rows = head.spec.batch_rows
     device = next(head.parameters()).device
     for start in range(0, len(features), batch_rows):
         rows = slice(start, start + batch_rows)
-        f, z = (
+        f, z, *others = (
             torch.from_numpy(np.asarray(array[rows], np.float32)).to(device)
-            for array in (features, logits)
+            for array in (features, logits, *further.values())
         )
-        yield rows, f, z
+        yield rows, f, z, dict(zip(further, others, strict=True))
 
 
 def load_head(spec: HeadSpec, weights: bytes, index: int = 0, *, device: str = "cpu") -> Head:

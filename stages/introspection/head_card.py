@@ -11,6 +11,7 @@ from pydantic import Field, FiniteFloat
 
 from stages.errors import InputError
 from stages.introspection.head_params import HeadParams
+from stages.introspection.head_parts import FurtherArrays
 from stages.introspection.head_spec import HeadSpec
 from stages.introspection.reading import Reading
 from stages.reflection.feature_plan import FeaturePlan
@@ -164,6 +165,12 @@ def head_card(artifact: Artifact) -> HeadCard:
             f"train it again under another --name, or remove {artifact.storage.location}"
         )
     return HeadCard.from_dict({**values, "head": artifact.name})
+
+
+def further_of(card: HeadCard) -> FurtherArrays:
+    """What a head reads besides features and logits."""
+    made = card.predictor
+    return made.spec.further if isinstance(made, TrainedNetwork) else FurtherArrays()
 
 
 def origin_of(feature_set: FeatureSet) -> dict[str, str]:

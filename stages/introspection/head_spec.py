@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from pydantic import FiniteFloat
 
 from stages.errors import InputError
+from stages.introspection.head_parts import FurtherArrays
 from stages.introspection.reading import Reading
 from stages.reflection.losses import DEFAULT_LOSS
 from stages.typed import typed
@@ -32,13 +33,14 @@ class HeadSpec:
         n_classes: ``N``, number of outputs of the sensing network and of the head.
         feature_dim: ``d``, number of inputs of the sensing network's last layer.
         layers: widths of the hidden layers; (300, 100) in Table 3 of the paper.
-        reads: ``reflection`` for H; ``features`` or ``features+logits`` for its controls.
+        reads: ``reflection`` for H, or other parts joined by +; see `Reading`.
         loss, M, variant: the gradient that the head reads, see `stages.reflection`; unused if it
             reads none.
         scaling: scaling of the input: of each row, or fitted to the training rows, see `Reading`.
         rank: rank of a compact first layer, see `first_layer`; None is the paper's full layer.
         dropout: probability after each hidden layer; 0.1 in the paper's 5-layer heads.
         bias_gradient: whether the head also reads the gradient to the last layer's bias.
+        further: arrays that are read besides features and logits.
     """
 
     n_classes: int
@@ -52,6 +54,7 @@ class HeadSpec:
     dropout: float = 0.0
     rank: int | None = None
     bias_gradient: bool = False
+    further: FurtherArrays = field(default_factory=FurtherArrays)
 
     def __post_init__(self) -> None:
         if min((self.n_classes, self.feature_dim, *self.layers)) < 1:
@@ -66,11 +69,17 @@ class HeadSpec:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"head: expected dropout in [0, 1), found {self.dropout}")
-        if self.reading.is_fitted and self.is_in_factors:  # the reading may raise InputError
+        reading = self.reading  # raises InputError for an invalid combination
+        if reading.is_fitted and self.is_in_factors:
             raise InputError(
                 f"head: scaling {self.scaling} is for a full first layer with at most "
-                f"{LONGEST_WRITTEN_OUT:,} inputs, found {self.reading.size:,} inputs"
+                f"{LONGEST_WRITTEN_OUT:,} inputs, found {reading.size:,} inputs"
                 f"{f' and rank {self.rank}' if self.rank else ''}: scale each row instead (minmax)"
+            )
+        if reading.is_standardised and self.is_in_factors:
+            raise InputError(
+                f"head: reads {self.reads}, {reading.size:,} numbers of a row, expected at most "
+                f"{LONGEST_WRITTEN_OUT:,} in an input of several parts; read one of them alone"
             )
 
     @property
@@ -85,6 +94,7 @@ class HeadSpec:
             self.variant,
             self.scaling,
             self.bias_gradient,
+            self.further,
         )
 
     @property

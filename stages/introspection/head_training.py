@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from stages.introspection.best_epoch import Best, Selection
 from stages.introspection.fitted_scaling import FittedScaling
 from stages.introspection.head import Head, load_head
 from stages.introspection.head_params import HeadParams
+from stages.introspection.head_parts import Arrays
 from stages.introspection.head_spec import HeadSpec
 from stages.introspection.reading import usable_rows
 from stages.introspection.stacked import StackedMlp
@@ -66,6 +68,7 @@ class HeadTraining:
         params: training parameters.
         device: device of data and heads: ``cpu``, ``cuda:0``.
         selection: rows on which the best epoch of each seed is chosen; ``None`` for the last epoch.
+        further: the further arrays that the heads read, each ``(n, k)``, by name.
     """
 
     features: NDArray[np.floating[Any]]
@@ -75,6 +78,7 @@ class HeadTraining:
     params: HeadParams = field(default_factory=HeadParams)
     device: str = "cpu"
     selection: Selection | None = None
+    further: Arrays = field(default_factory=dict)
 
     unit_name = "epoch"
 
@@ -100,9 +104,8 @@ class HeadTraining:
 
     @cached_property
     def is_trained_on(self) -> NDArray[np.bool_]:
-        """Flags of the training rows: labelled, and finite in features and logits; shape
-        ``(n,)``."""
-        return usable_rows(self.labels, self.features, self.logits)
+        """Flags of the training rows: labelled, and finite in all arrays; shape ``(n,)``."""
+        return usable_rows(self.labels, self.features, self.logits, *self.further.values())
 
     @cached_property
     def full_spec(self) -> HeadSpec:
@@ -254,35 +257,41 @@ class HeadTraining:
         return [load_head(self.full_spec, weights, at, device=self.device) for at in seeds]
 
     @cached_property
-    def _stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, logits and labels of the training rows, on the device."""
+    def _stored(self) -> tuple[Tensor, ...]:
+        """Features, logits, labels and further arrays of the training rows, on the device."""
         kept = self.is_trained_on
-        return self._on_device(self.features[kept], self.logits[kept], self.labels[kept])
+        further = {name: self.further[name][kept] for name in self.spec.further.names}
+        return self._on_device(self.features[kept], self.logits[kept], self.labels[kept], further)
 
     @cached_property
-    def _selected(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _selected(self) -> tuple[Tensor, ...]:
         """The same of the selection set."""
         assert self.selection is not None  # required of the caller
         rows = self.selection.usable()
-        return self._on_device(rows.features, rows.logits, rows.labels)
+        return self._on_device(rows.features, rows.logits, rows.labels, rows.further)
 
     def _on_device(
         self,
         features: NDArray[np.floating[Any]],
         logits: NDArray[np.floating[Any]],
         labels: NDArray[np.integer[Any]],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        numbers = (features.astype(np.float32), logits.astype(np.float32), labels.astype(np.int64))
-        f, z, y = (torch.from_numpy(each).to(self.device) for each in numbers)
-        return f, z, y
+        further: Arrays,
+    ) -> tuple[Tensor, ...]:
+        others = [further[name] for name in self.spec.further.names]
+        f, z, *more = (each.astype(np.float32) for each in (features, logits, *others))
+        arrays = (f, z, labels.astype(np.int64), *more)
+        return tuple(torch.from_numpy(each).to(self.device) for each in arrays)
+
+    def _named(self, others: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The further arrays by name."""
+        return dict(zip(self.spec.further.names, others, strict=True))
 
     @cached_property
     def _batches(self) -> Batches:
-        features, logits, labels = self._stored
-        reading = self.full_spec.reading
-        vectors = reading.vectors(features, logits)
+        features, logits, labels, *others = self._stored
+        inputs = self.full_spec.reading.inputs(features, logits, self._named(others))
         return Batches(
-            vectors,
+            inputs.vectors,
             labels,
             self.params.seeds,
             self.params.batch_rows,
@@ -290,7 +299,8 @@ class HeadTraining:
             self.spec.layers,
             self.spec.dropout,
             self._dtype,
-            FittedScaling.of(vectors, reading.scaling) if reading.is_fitted else None,
+            FittedScaling.of_input(inputs, self.spec.scaling),
+            inputs.columns,
         )
 
     @property
@@ -337,15 +347,13 @@ class HeadTraining:
         return total, n_correct
 
     @torch.inference_mode()
-    def _evaluate(
-        self, head: Head, rows: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[float, float, int]:
-        """Mean loss, accuracy and number of predicted classes on features, logits and labels."""
+    def _evaluate(self, head: Head, rows: tuple[Tensor, ...]) -> tuple[float, float, int]:
+        """Mean loss, accuracy and number of predicted classes on rows as in `_stored`."""
         total, n_correct, predicted = 0.0, 0, set[int]()
         at_once = min(_EVALUATION_ROWS, self.spec.batch_rows)
         blocks = (torch.split(each, at_once) for each in rows)
-        for f, z, labels in zip(*blocks, strict=True):
-            logits = head(f, z)
+        for f, z, labels, *others in zip(*blocks, strict=True):
+            logits = head(f, z, self._named(others))
             prediction = logits.argmax(dim=1)
             total += float(functional.cross_entropy(logits, labels, reduction="sum"))
             n_correct += int((prediction == labels).sum())

@@ -17,6 +17,7 @@ from stages.introspection.head_card import (
     FittedTemperature,
     TrainedNetwork,
     Votes,
+    further_of,
     head_card,
 )
 from stages.introspection.head_training import WEIGHTS_KEY
@@ -102,6 +103,7 @@ def predictors(
             posterior = read_posterior(artifact, structure, has_bias=has_bias)
             return {0: partial(_marginalised, posterior)}
         case TrainedNetwork(params=params):
+            check_only_last_layer(artifact)
             return {
                 seed: partial(predict_probabilities, open_head(artifact, seed, device=device))
                 for seed in params.seeds
@@ -121,11 +123,21 @@ def factors(artifact: Artifact) -> dict[int, LastLayer]:
         case FittedLaplace(structure, has_bias=has_bias):
             return {0: partial(scaled, read_posterior(artifact, structure, has_bias=has_bias))}
         case TrainedNetwork(params=params):
+            check_only_last_layer(artifact)
             return {seed: partial(head_factors, open_head(artifact, seed)) for seed in params.seeds}
     raise InputError(
         f"head '{artifact.name}': expected a trained network, a temperature or a Laplace "
         f"approximation, which have logits, found {card.kind}; omit it"
     )
+
+
+def check_only_last_layer(artifact: Artifact) -> None:
+    """Raise ``InputError`` if a head reads arrays other than features and logits."""
+    if further := further_of(head_card(artifact)).names:
+        raise InputError(
+            f"head '{artifact.name}' reads {' and '.join(further)}, which this command does not "
+            "read; evaluate and uncertainty do, and predict computes statistics: omit the head"
+        )
 
 
 def divided(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from stages.data.resize import ONE_LAYOUT, shape_after
 from stages.errors import InputError
-from stages.introspection.head_card import head_card
+from stages.introspection.head_card import further_of, head_card
 from stages.reflection.feature_plan import FeaturePlan, ModelFacts, SourceFacts
 from stages.sensing.card import ModelCard
 from stages.sensing.class_check import other_label
@@ -59,8 +59,9 @@ def check_preparation(store: FeatureStore, found: OfModel, artifact: Artifact) -
     The size, the normalisation and the last layer must be the same, and photographs must not be
     stretched in one case and cropped in the other. Labels must mean the same classes, because one
     network may be in the store twice, with its outputs in two orders. A head whose features were
-    deleted is not checked.
+    deleted is not checked in these respects. The features must have the arrays that it reads.
     """
+    further_of(head_card(artifact)).check(found.plan, artifact.name, found.name)
     if (difference := difference_of(store, found, artifact)) is not None:
         raise difference
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args
 
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.errors import ResourceError
 from pipeline.loop import Loop
@@ -18,6 +24,13 @@ from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
 from stages.introspection.head_card import origin_of
 from stages.introspection.head_params import HeadParams, Precision
+from stages.introspection.head_parts import (
+    PARTS,
+    REFLECTION,
+    SEPARATOR,
+    canonical_reads,
+    further_arrays,
+)
 from stages.introspection.head_spec import HeadSpec
 from stages.introspection.heads import (
     VARIANT,
@@ -27,7 +40,7 @@ from stages.introspection.heads import (
     model_name,
 )
 from stages.introspection.preparation import check_alike
-from stages.introspection.reading import InputScaling, Reading, Reads
+from stages.introspection.reading import InputScaling, Reading
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.losses import Variant
 from store.catalog import FeatureStore
@@ -50,8 +63,8 @@ _PARAMETER_BYTES = 28
 
 _SPEC = HeadSpec(n_classes=1, feature_dim=1)
 _TRAINING = HeadParams()
-_STEMS: Mapping[str, str] = {"reflection": "H", "features": "f", "features+logits": "fz"}
-"""Part of the name of a head, by what it reads."""
+_LETTERS = dict(zip(PARTS, ("H", "f", "z", "s", "g"), strict=True))
+"""In the name of a head, for each part that it reads."""
 
 
 class TrainHead(Stage):
@@ -67,10 +80,12 @@ class TrainHead(Stage):
 
     features: TrainingFeatures
     name: OutputName | None = Field(None, description="Name of the head. (default: MODEL-h)")
-    reads: Reads = Field(
+    reads: Annotated[str, AfterValidator(canonical_reads)] = Field(
         "reflection",
-        description="Input of the head: reflection for H; features or features+logits for "
-        "controls.",
+        description="Input of the head, parts joined by +: reflection for H, features, logits, "
+        "statistics (of feature maps), gradients (of another layer), such as "
+        "reflection+statistics. features and features+logits are scaled like the reflection; in "
+        "other inputs, each part but the reflection is standardised on the training rows.",
     )
     layers: Several[PositiveInt] = Field(
         _SPEC.layers, description="Widths of the hidden layers; none for no hidden layer."
@@ -84,9 +99,9 @@ class TrainHead(Stage):
     variant: Variant = Field("single-pass", description=VARIANT)
     scaling: InputScaling = Field(
         "minmax",
-        description="Scaling of the input. Of each row on its own: minmax, maxabs or none. Fitted "
-        "to the training rows: global, one range for all elements of all rows; feature, a range "
-        "for each element.",
+        description="Scaling of the input, or of its reflection. Of each row on its own: minmax, "
+        "maxabs or none. Fitted to the training rows: global, one range for all elements of all "
+        "rows; feature, a range for each element.",
     )
     bias_gradient: bool = Field(
         False,
@@ -147,6 +162,7 @@ class TrainHead(Stage):
             dropout=self.dropout,
             rank=self.rank,
             bias_gradient=self.bias_gradient,
+            further=further_arrays(feature_set, self.reads),
         )
 
     @property
@@ -174,7 +190,7 @@ class TrainHead(Stage):
         selected = None if self.select_on is None else store.open(self.select_on)
         spec, plan = self.spec(feature_set), self.plan(feature_set, selected)
         model = model_name(feature_set)
-        stem = f"{model}-{_STEMS[self.reads]}"
+        stem = f"{model}-{''.join(_LETTERS[part] for part in self.reads.split(SEPARATOR))}"
         name = workspace.output_name("head", self.name, f"{model}-h", stem, plan)
         chosen = training_rows(store, feature_set, self.rows)
         n_rows = feature_set.n_rows if isinstance(chosen, slice) else len(chosen)
@@ -184,6 +200,7 @@ class TrainHead(Stage):
             check_size(spec, self.training)
             if selected is not None:
                 check_alike(feature_set, selected.require_usable())
+                spec.further.check(selected.plan, name, selected.name)
 
         def loop() -> HeadTraining:
             from stages.introspection.head_training import HeadTraining
@@ -195,7 +212,8 @@ class TrainHead(Stage):
                 spec,
                 self.training,
                 workspace.device,
-                None if selected is None else _selection(selected),
+                None if selected is None else _selection(selected, spec),
+                spec.further.read(feature_set, chosen),
             )
 
         return ArtifactJob(
@@ -230,11 +248,12 @@ class TrainHead(Stage):
         }
 
 
-def _selection(feature_set: FeatureSet) -> Selection:
+def _selection(feature_set: FeatureSet, spec: HeadSpec) -> Selection:
     from stages.introspection.best_epoch import Selection
 
     features, logits = feature_set.read("features"), feature_set.read("logits")
-    return Selection(feature_set.name, features, logits, labels_of(feature_set))
+    further = spec.further.read(feature_set, slice(None))
+    return Selection(feature_set.name, features, logits, labels_of(feature_set), further)
 
 
 def check_size(spec: HeadSpec, params: HeadParams) -> None:
@@ -248,7 +267,7 @@ def check_size(spec: HeadSpec, params: HeadParams) -> None:
         raise ResourceError(
             f"head training: {spec.n_parameters:,} parameters take {gib(needed)} for "
             f"{len(params.seeds)} seed{'s' * (len(params.seeds) > 1)}, {gib(free)} are free: "
-            f"{way_out if spec.reads == 'reflection' else 'use narrower --layers'}, or fewer seeds"
+            f"{way_out if spec.reads == REFLECTION else 'use narrower --layers'}, or fewer seeds"
         )
 
 

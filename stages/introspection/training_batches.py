@@ -40,6 +40,8 @@ class Batches:
         dropout: probability after each of them.
         dtype: dtype of the inputs.
         scaling: a scaling that was fitted to the rows, for materialised inputs.
+        columns: further numbers of the rows, ``(n, k)``, after those of the vectors; they are
+            always materialised.
     """
 
     vectors: RankOneGradient[Tensor]
@@ -51,6 +53,7 @@ class Batches:
     dropout: float = 0.0
     dtype: torch.dtype = torch.float32
     scaling: FittedScaling | None = None
+    columns: Tensor | None = None
     _memory: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def epoch(self, unit: int) -> Iterator[Batch]:
@@ -81,15 +84,20 @@ class Batches:
         rows = chosen.reshape(-1)
         delta, features, offset = self.vectors.delta, self.vectors.features, self.vectors.offset
         n_classes, width = delta.shape[1], features.shape[1]
+        n_products = n_classes * width
         if len(rows) not in self._memory:
-            self._memory[len(rows)] = delta.new_empty((len(rows), n_classes, width))
+            n_columns = 0 if self.columns is None else self.columns.shape[1]
+            self._memory[len(rows)] = delta.new_empty((len(rows), n_products + n_columns))
         dense = self._memory[len(rows)]
+        products = dense[:, :n_products].view(len(rows), n_classes, width)
         own, others = delta.index_select(0, rows), features.index_select(0, rows)
-        torch.mul(own[:, :, None], others[:, None, :], out=dense)
+        torch.mul(own[:, :, None], others[:, None, :], out=products)
         if offset is not None:
-            dense.add_(offset.index_select(0, rows)[:, None, None])
+            products.add_(offset.index_select(0, rows)[:, None, None])
+        if self.columns is not None:
+            dense[:, n_products:] = self.columns.index_select(0, rows)
         if self.scaling is not None:
-            self.scaling.apply(dense.view(len(rows), -1))
+            self.scaling.apply(dense)
         return dense.view(*chosen.shape, -1).to(self.dtype)
 
     def _generator(self, seed: int, unit: int) -> torch.Generator:

@@ -23,6 +23,7 @@ from stages.introspection.head_card import (
     FittedTemperature,
     HeadCard,
     TrainedNetwork,
+    further_of,
     head_card,
 )
 from stages.introspection.laplace import FullPosterior, KroneckerPosterior, read_posterior
@@ -30,6 +31,7 @@ from stages.introspection.predictors import open_head
 from stages.introspection.preparation import labels_differ, made_of, models_differ
 from stages.reflection.feature_plan import FeaturePlan
 from stages.sensing.card import ModelCard
+from stages.sensing.map_layers import STATISTICS
 from stages.sensing.model import Sensing, load_sensing
 from stages.sensing.models import model_card, weights_path
 from stages.sensing.trust import require_trust
@@ -87,7 +89,11 @@ class Introspective(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits of f and of H, each ``[n, N]`` float32, of images ``[n, H, W, 3]`` uint8 RGB."""
         features, logits = self.sensing(images)
-        return (logits,) if self.head is None else (logits, self.head(features, logits))
+        if self.head is None:
+            return (logits,)
+        if not self.sensing.map_taps:
+            return logits, self.head(features, logits)
+        return logits, self.head(features, logits, {STATISTICS: self.sensing.statistics()})
 
 
 class _Tempered(nn.Module):
@@ -169,11 +175,25 @@ def open_introspective(
     _check_preparation(card, head, trained_on)
     require_trust(card.network, f"model {card.name}")
     sample = images(card.image_size) if images else None
-    sensing = load_sensing(card, weights_path(store, name), device, images=sample, is_new=True)
+    maps = _map_layers(trained)
+    sensing = load_sensing(
+        card, weights_path(store, name), device, images=sample, is_new=True, maps=maps
+    )
     facts = {"model": name, "head": head, "seed": seed, "predictor": trained.kind}
     if trained_on is not None:
         facts["resize"] = trained_on.source.resize
     return Introspective(sensing, module, facts)
+
+
+def _map_layers(head: HeadCard) -> list[str]:
+    """The layers whose statistics a head reads; raises ``InputError`` if it reads gradients."""
+    further = further_of(head)
+    if further.gradients:
+        raise InputError(
+            f"head '{head.name}' reads gradients of {further.gradients.layer}, which predict does "
+            "not compute: use a head without them, or extract the images and evaluate the head"
+        )
+    return [each.layer for each in further.statistics]
 
 
 def open_f(

@@ -12,6 +12,7 @@ from typing import Any
 from stages.data.class_names import numbers
 from stages.data.resize import Resize
 from stages.sensing.card import ModelCard
+from stages.sensing.map_layers import MapLayer
 from stages.typed import known, typed
 from store.plan import Plan
 
@@ -80,12 +81,16 @@ class FeaturePlan:
         model: the network.
         precision: "fp32" or "bf16"; ``None`` if the plan does not record it.
         perturbations: facts of the perturbations in order, as JSON; empty for none.
+        statistics: layers whose feature maps are summarised in the array of that name.
+        layer: layer, loss and size of the array ``gradients``; ``None`` if there is none.
     """
 
     source: SourceFacts
     model: ModelFacts
     precision: str | None = None
     perturbations: tuple[Mapping[str, Any], ...] = ()  # Any: JSON
+    statistics: tuple[MapLayer, ...] = ()
+    layer: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> FeaturePlan:

@@ -81,12 +81,15 @@ def _head_of(found: Judged, head: HeadCard) -> str:
             how = f", each with the weight exp(cosine / {temperature:g})" if temperature else ""
             return f"the {k} nearest rows of {head.features}{same} vote for the class{how}"
         case TrainedNetwork(spec, selected_on=selected_on):
-            reads = spec.reading.reads
+            reads, parts = spec.reading.reads, spec.reading.parts
+            named = {"reflection": "r_x", "statistics": "statistics of its feature maps"}
+            listed = "f's " + " and ".join(named.get(part, part) for part in parts)
+            control = "" if spec.reading.has_gradient else "control: "
             epoch = f"; of its epochs, the best on {selected_on} is kept" if selected_on else ""
             what = (
                 GRADIENTS
                 if reads == "reflection"
-                else f"control: a small network that predicts the class from f's {reads}"
+                else f"{control}a small network that predicts the class from {listed}"
             )
             return f"{what}; trained on {head.features}{same}{epoch}"
 

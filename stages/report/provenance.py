@@ -254,10 +254,11 @@ def _kind_of(head: HeadCard) -> str:
 
 
 def _reading_of(reading: Reading) -> str:
-    is_gradient = reading.reads == "reflection"
     bias = ", with the bias" if reading.bias_gradient else ""
     how = f"reflection ({reading.loss}, {reading.variant}{bias})"
-    reads = how if is_gradient else reading.reads
+    reads = reading.reads.replace("reflection", how)
+    if reading.is_standardised and not reading.has_gradient:
+        return f"{reads}, standardised"
     return reads if reading.scaling == "none" else f"{reads}, {reading.scaling}"
 
 

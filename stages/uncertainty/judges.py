@@ -12,9 +12,10 @@ from stages.errors import DataNotFoundError, InputError
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import FittedLaplace, head_card
 from stages.introspection.laplace import read_posterior
-from stages.introspection.predictors import predictors, sensing_probabilities
+from stages.introspection.predictors import sensing_probabilities
 from stages.introspection.preparation import labels_differ
-from stages.judging.judgement import Judge, Predictor, Rows
+from stages.judging.head_judges import head_judges
+from stages.judging.judgement import Judge, Rows
 from stages.metrics.definitions import REFERENCE
 from stages.reflection.feature_plan import FeaturePlan
 from stages.sensing.stored_layer import stored_layer
@@ -70,7 +71,7 @@ def judges_of(
     """All judges, f first; f is an ensemble of one, so that every result has the information."""
     judges: list[Judge] = [Ensemble(REFERENCE, (_of_f,))]
     for each in contenders:
-        judges += _judges_of_head(store, each, sampling)
+        judges += _judges_of_head(store, feature_set, each, sampling)
     if sampling.dropout:
         model = FeaturePlan.of(feature_set.plan).model
         layer = stored_layer(store, model.name, model.weights_sha256)
@@ -174,7 +175,9 @@ def features_of(store: FeatureStore, feature_set: FeatureSet, model: str) -> Fea
     return found[0].require_complete()
 
 
-def _judges_of_head(store: FeatureStore, each: Contender, sampling: Sampling) -> list[Judge]:
+def _judges_of_head(
+    store: FeatureStore, feature_set: FeatureSet, each: Contender, sampling: Sampling
+) -> list[Judge]:
     made = head_card(each.head).predictor
     if isinstance(made, FittedLaplace):
         posterior = read_posterior(each.head, made.structure, has_bias=made.has_bias)
@@ -182,8 +185,7 @@ def _judges_of_head(store: FeatureStore, each: Contender, sampling: Sampling) ->
         return [
             LaplaceSampling(each.label, posterior, sampling.n_samples, sampling.seed, is_probit)
         ]
-    found = predictors(store, each.head).items()
-    return [Predictor(each.label, seed, predict) for seed, predict in found]
+    return head_judges(store, feature_set, each)
 
 
 def _of_f(rows: Rows) -> NDArray[Any]:
