@@ -26,6 +26,7 @@ N_INSTANCES = {
     "figure-9": 472,  # 67 snapshots with three feature sets, H and two results each
     "figure-10": 472,
     "figure-11": 3,
+    "layers": 23,  # f, three feature sets, seven heads and a result for two weight decays, ...
     "readings": 36,  # 17 readings, five pairs, the best epoch and five controls on one f
 }
 LEARNING = ("table-1", "figure-11")
