@@ -29,6 +29,7 @@ def cells(
     weights: str = "w1",
     has_cells: bool = True,
     has_labels: bool = True,
+    is_all_wrong: bool = False,
     corruptions: tuple[str, str] = ("fog", "snow"),
     source: Mapping[str, Any] | None = None,
     net: Mapping[str, Any] | None = None,
@@ -42,6 +43,8 @@ def cells(
     centres = np.eye(N_CLASSES, WIDTH) * 2
     features = np.maximum(centres[labels] + rng.normal(size=(n_rows, WIDTH)), 0).astype(np.float32)
     logits = features @ np.eye(WIDTH, N_CLASSES, dtype=np.float32)
+    if is_all_wrong:
+        labels = (logits.argmax(axis=1) + 1) % N_CLASSES
     features[UNREAD], logits[UNREAD] = np.nan, np.nan
     image, cell = np.arange(n_rows) // 6, np.arange(n_rows) % 6
     corruption, severity = np.array(corruptions)[cell % 2], cell // 2 + 1

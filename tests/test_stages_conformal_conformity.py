@@ -103,6 +103,18 @@ def test_scores_are_those_of_a_loop_over_classes(name: str, n: int, n_classes: i
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["aps", "raps"])
+def test_rounding_does_not_decide_whether_the_last_class_is_in_a_set(name: str) -> None:
+    """The probabilities of a row add up to 1 exactly, whatever their sum in floating point."""
+    p = softmax(np.random.default_rng(0).normal(size=(500, 10)))
+    sums = np.sort(p, axis=1)[:, ::-1].cumsum(axis=1)[:, -1]
+    free = Shape(penalty=0.5, free_ranks=10)
+
+    assert (sums < 1).any()
+    assert (class_scores(name, p, np.zeros(500), free).max(axis=1) == 1).all()
+    assert np.isnan(class_scores(name, np.full((1, 3), np.nan), np.zeros(1), free)).all()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_those_of_torchcp(name: str) -> None:
     found = class_scores(name, softmax(np.array(LOGITS)), np.zeros(3), SHAPE)

@@ -170,6 +170,19 @@ def said(store: FeatureStore, capsys: pytest.CaptureFixture[str], *words: str) -
     return capsys.readouterr().out
 
 
+def test_a_source_whose_rows_are_all_wrong_has_finite_thresholds(store: FeatureStore) -> None:
+    """Only target rows that are more confident than every source row count as correct."""
+    cells(store, "wrong", n_rows=30, has_cells=False, is_all_wrong=True)
+
+    found = made(store, source="wrong-test@net", methods=("atc-mc", "doc"))
+
+    (_, source, _), (_, z, _) = read(store, "wrong-test@net"), read(store, MOVED)
+    above = (softmax(z).max(axis=1) > softmax(source).max(axis=1).max()).sum()
+    rows = found.by_group["n_rows"]
+    assert found.card.sources["f"].accuracy == 0
+    assert (found.by_group["atc-mc"] * rows).sum() == pytest.approx(above)
+
+
 def test_a_source_without_labels_is_refused_before_anything_is_written(
     store: FeatureStore,
 ) -> None:
@@ -210,11 +223,11 @@ def test_no_forward_pass_is_made(store: FeatureStore, monkeypatch: pytest.Monkey
     [
         ([1, 2, 3, 4], 0, 1),
         ([1, 2, 3, 4], 2, 3),
-        ([1, 2, 3, 4], 4, math.inf),
+        ([1, 2, 3, 4], 4, math.nextafter(4, 5)),
         ([1, 2, 2, 2, 3], 2, 2),  # one below 2, four below 3
         ([1, 2, 2, 2, 3], 3, 3),
         ([2, 2, 2], 1, 2),
-        ([2, 2, 2], 2, math.inf),
+        ([2, 2, 2], 2, math.nextafter(2, 3)),
     ],
 )
 def test_a_threshold_has_as_many_scores_below_as_ties_allow(

@@ -27,7 +27,7 @@ from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
 
-VERSION = 1
+VERSION = 2
 
 
 class Conformal(Stage):

@@ -73,6 +73,7 @@ def class_scores(name: str, p: Values, draws: Values, shape: Shape) -> Values:
     ranked = np.cumsum(weights, axis=1)
     if name != "saps":  # rounding must not decide whether the last class is in the set
         ranked = np.minimum(ranked, 1.0)
+        ranked[:, -1] = np.where(np.isnan(ranked[:, -1]), np.nan, 1.0)
     ranked -= draws[:, np.newaxis] * weights
     if name == "raps":
         ranks = np.arange(1, p.shape[1] + 1)

@@ -93,18 +93,20 @@ class Sums:
 def threshold_of(scores: Values, n_below: int) -> float:
     """The score below which there are as nearly ``n_below`` of the scores as ties allow.
 
-    Infinite if all are to be below. With the number of errors, it is the threshold of ATC.
+    Just above the largest score if all are to be below. With the number of errors, it is the
+    threshold of ATC.
 
     >>> threshold_of(np.array([3.0, 1.0, 2.0, 2.0]), 1)
     2.0
     """
-    if n_below >= len(scores):
-        return math.inf
     ordered = np.sort(scores)
+    above = math.nextafter(float(ordered[-1]), math.inf)  # finite, so that JSON can hold it
+    if n_below >= len(scores):
+        return above
     lower = float(ordered[n_below])
     ends = [int(np.searchsorted(ordered, lower, side)) for side in ("left", "right")]
     if ends[1] - n_below < n_below - ends[0]:
-        return float(ordered[ends[1]]) if ends[1] < len(ordered) else math.inf
+        return float(ordered[ends[1]]) if ends[1] < len(ordered) else above
     return lower
 
 
