@@ -1,7 +1,7 @@
 """Scores, thresholds and sets of conformal prediction against loops, theory and two libraries.
 
 `TORCHCP` was made with torchcp 1.2.1, whose scores draw from torch's generator; here they are given
-zeros. Its parameters are float32. Packages that it imports and that no score needs are left out:
+`DRAWS`. Its parameters are float32. Packages that it imports and that no score needs are left out:
 
     import sys, types
     for name in ("torchsort", "torchcp.graph", "torchcp.llm", "torchcp.regression"):
@@ -9,8 +9,9 @@ zeros. Its parameters are float32. Packages that it imports and that no score ne
     sys.modules["torchsort"].soft_rank = sys.modules["torchsort"].soft_sort = None
     import torch
     from torchcp.classification.score import APS, LAC, RAPS, SAPS
-    torch.rand = lambda *size, **_: torch.zeros(*[n for n in size if isinstance(n, int)])
-    torch.rand_like = lambda t, **_: torch.zeros_like(t)
+    draws = torch.tensor(DRAWS, dtype=torch.float64)[:, None]
+    torch.rand = lambda *size, **_: draws
+    torch.rand_like = lambda t, **_: draws.expand_as(t)
     z = torch.tensor(LOGITS, dtype=torch.float64)
     for score in (LAC(), APS(), RAPS(penalty=0.05, kreg=1), SAPS(weight=0.2)):
         print(type(score).__name__.lower(), score(z).tolist())
@@ -44,6 +45,7 @@ Values = NDArray[np.float64]
 SHAPE = Shape(penalty=0.05, free_ranks=1, rank_weight=0.2)
 
 LOGITS = [[2.0, 0.5, -1.0, 0.0], [0.1, 0.2, 0.3, 0.4], [-3.0, 4.0, 1.0, 1.5]]
+DRAWS = [0.3, 0.7, 0.9]
 TORCHCP = {
     "lac": [
         [0.2899000771138257, 0.8415552904850203, 0.9646462065912511, 0.9038984258099028],
@@ -51,19 +53,19 @@ TORCHCP = {
         [0.9991950080450964, 0.11721912998461836, 0.9560489284707018, 0.9275369334995832],
     ],
     "aps": [
-        [0.7100999228861743, 0.8685446324011541, 1.0000000000000002, 0.9646462065912513],
-        [1.0, 0.7861617796340157, 0.549833997312478, 0.28865140515740234],
-        [1.0000000000000002, 0.8827808700153816, 0.9991950080450966, 0.9552439365157984],
+        [0.497069946020322, 0.8210112195466601, 0.9893938619773756, 0.9358157343342222],
+        [0.850313245743811, 0.6207323320089393, 0.36700618280392505, 0.08659542154722072],
+        [0.999275507240587, 0.08827808700153816, 0.9596390436687282, 0.8900271766654233],
     ],
     "raps": [
-        [0.7100999228861743, 0.9185446331462122, 1.1500000059604647, 1.0646462080813675],
-        [1.1500000059604645, 0.8861617811241318, 0.599833998057536, 0.28865140515740234],
-        [1.1500000059604647, 0.8827808700153816, 1.0991950095352128, 1.0052439372608566],
+        [0.497069946020322, 0.8710112202917182, 1.13939386793784, 1.0358157358243383],
+        [1.0003132517042754, 0.7207323334990554, 0.4170061835489831, 0.08659542154722072],
+        [1.1492755132010515, 0.08827808700153816, 1.0596390451588444, 0.9400271774104814],
     ],
     "saps": [
-        [0.7100999228861743, 0.9100999228861744, 1.3100999228861743, 1.1100999228861743],
-        [0.8886514051574024, 0.6886514051574024, 0.48865140515740235, 0.28865140515740234],
-        [1.4827808700153815, 0.8827808700153816, 1.2827808700153815, 1.0827808700153816],
+        [0.497069946020322, 0.8500999228861743, 1.2500999228861742, 1.0500999228861743],
+        [0.7486514051574024, 0.5486514051574024, 0.34865140515740234, 0.08659542154722072],
+        [1.3027808700153816, 0.08827808700153816, 1.1027808700153816, 0.9027808700153815],
     ],
 }
 CALIBRATION = [
@@ -117,7 +119,7 @@ def test_rounding_does_not_decide_whether_the_last_class_is_in_a_set(name: str) 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_those_of_torchcp(name: str) -> None:
-    found = class_scores(name, softmax(np.array(LOGITS)), np.zeros(3), SHAPE)
+    found = class_scores(name, softmax(np.array(LOGITS)), np.array(DRAWS), SHAPE)
     np.testing.assert_allclose(found, TORCHCP[name], rtol=1e-7)
 
 

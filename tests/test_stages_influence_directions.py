@@ -99,6 +99,56 @@ def test_a_term_of_tracin_is_a_product_of_gradients(has_bias: bool) -> None:
     np.testing.assert_allclose(fast, 0.5 * (f @ g.T) * (d @ e.T))
 
 
+CAPTUM = {
+    True: [
+        [-0.12792444860799174, 0.0905802762695585],
+        [-0.14444212711690924, -0.002262892527484881],
+        [0.5609668535318499, -0.278492684159577],
+        [0.43108719742022195, 0.6774936791094319],
+        [0.7820708522164996, 0.4512091568730496],
+        [0.7968980054342666, 0.2378103174835647],
+    ],
+    False: [
+        [-0.0974644629347438, 0.026572014002018023],
+        [-0.3412156382789841, 0.15256379927979546],
+        [0.4148495969837235, -0.14824479607323102],
+        [0.2317287400500846, 0.8286800676597282],
+        [0.5915018881328068, 0.6084647335510566],
+        [0.6220963112620211, 0.40160846008335976],
+    ],
+}
+
+
+@BIASED
+def test_tracin_over_two_snapshots_is_that_of_captum(has_bias: bool) -> None:
+    """Stored values of captum 0.9.0, whose `TracInCPFast` leaves out the gradient of the bias::
+
+    layer = torch.nn.Linear(4, 3).double()
+    net, data = Sequential(layer), TensorDataset(torch.tensor(features), torch.tensor(labels))
+    def load(net, at):  # the state of a snapshot, and its learning rate
+        w, b = map(torch.tensor, states[at])
+        net[0].load_state_dict({"weight": w, "bias": b})
+        return (0.1, 0.02)[at]
+    loss = torch.nn.CrossEntropyLoss(reduction="sum")
+    full = TracInCP(net, data, [0, 1], load, ["0"], loss, 4, sample_wise_grads_per_batch=True)
+    fast = TracInCPFast(net, layer, data, [0, 1], load, loss, 4)
+    asked = torch.tensor(explained), torch.tensor(classes)
+    print({True: full.influence(asked).T.tolist(), False: fast.influence(asked).T.tolist()})
+    """
+    rng = np.random.default_rng(9)
+    features, labels = rng.normal(size=(6, WIDTH)), rng.integers(0, N_CLASSES, 6)
+    explained, classes = rng.normal(size=(2, WIDTH)), np.array([2, 0])
+    states = [(rng.normal(size=(N_CLASSES, WIDTH)), rng.normal(size=N_CLASSES)) for _ in range(2)]
+    found = np.zeros((6, 2))
+    for (weight, bias), rate in zip(states, (0.1, 0.02), strict=True):
+        training, asked = (
+            gradient_factors(f, f @ weight.T + bias, y, has_bias=has_bias)
+            for f, y in ((features, labels), (explained, classes))
+        )
+        found += scores_of(plain_directions(*asked, rate), *training)
+    np.testing.assert_allclose(found, CAPTUM[has_bias], rtol=1e-10)
+
+
 PRIOR = 1.0
 
 
