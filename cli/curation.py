@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cli.comparison import page_of
@@ -13,7 +14,7 @@ from pipeline.workspace import Workspace
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stages.curation.curation_result import CurationCard
+    from stages.curation.curation_result import CurationCard, FoundFlips
 
 N_ROWS, N_PAIRS = 10, 5
 """Number of rows and of pairs of classes that are printed."""
@@ -37,6 +38,7 @@ def curate(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]
         f"errors ({share:.2%})",
         f"first by {card.asked.by}: {card.definitions[card.asked.by]}",
         table(_first(top, card.asked.by)),
+        *([_of_flips(card.found, card.asked.flips)] if card.found else []),
         *(["expected label errors by label and suggestion", table(pairs)] if pairs else []),
         f"tables: {place}/{{ranked,classes,joint}}.parquet",
         *([f"sheet: {place}/{PAGE}"] if PAGE in result.files() else []),
@@ -48,11 +50,26 @@ def curate(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]
         "location": place,
         "labelled": card.labelled,
         "issues": card.issues,
+        **({"found": asdict(card.found)} if card.found else {}),
         "definitions": card.definitions,
         "pairs": pairs,
         "top": top.to_dict(orient="records"),
         "copied": [str(path) for path in made.copied],
     }
+
+
+def _of_flips(found: FoundFlips, flips: str | None) -> str:
+    """The flipped labels that were found, in two lines."""
+    shares = {"precision": found.precision, "recall": found.recall, "F1": found.f1}
+    areas = {f"{name.replace('_', ' ')}": area for name, area in found.auroc.items()}
+    said, ranked = (
+        ", ".join(f"{name} {'-' if x is None else f'{x:.4f}'}" for name, x in each.items())
+        for each in (shares, areas)
+    )
+    return (
+        f"{found.flipped:,} labels were flipped ({flips}): {said} of the flags\n"
+        f"AUROC of the flipped rows by score: {ranked}"
+    )
 
 
 def _first(top: pd.DataFrame, by: str) -> list[dict[str, Any]]:

@@ -161,7 +161,7 @@ def export(
 
 
 def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
-    from stages.active_learning.labels import cells_of
+    from stages.csv_text import cells_of
     from stages.export.exported_rows import Exported
     from stages.reflection.conditions import conditions
 

@@ -1,10 +1,14 @@
-"""CSV text of tables, safe to open in a spreadsheet if asked for."""
+"""CSV text: of tables, safe to open in a spreadsheet if asked for, and of files to read."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from stages.errors import DataNotFoundError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +54,34 @@ def escaped_csv(text: str) -> str:
     return csv_of(frame, escape_formulas=True)
 
 
+def cells_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the place of each line of a CSV, and its cells in these columns.
+
+    Raises:
+        DataNotFoundError: the file cannot be read.
+        InputError: it is not a CSV that has these columns.
+    """
+    reader = csv.DictReader(io.StringIO(text_of(path), newline=""), strict=True)
+    try:
+        if not set(columns) <= set(reader.fieldnames or ()):
+            raise InputError(
+                f"{path}: expected a CSV with {_in_words(columns)} and commas between, "
+                f"found {' and '.join(reader.fieldnames or ()) or 'nothing'}"
+            )
+        for row in reader:
+            yield f"{path}:{reader.line_num}", tuple(row[name] or "" for name in columns)
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: cannot be read as CSV: {error}") from error
+
+
+def text_of(path: Path) -> str:
+    """The text of a UTF-8 file; raises ``DataNotFoundError`` if it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # `read_text` would change line ends
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataNotFoundError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
 def _as_text(cell: object) -> object:
     is_formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS) and not _is_number(cell)
     return f"'{cell}" if is_formula else cell
@@ -61,3 +93,11 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _in_words(columns: Sequence[str]) -> str:
+    return f"the column{'s' if len(columns) > 1 else ''} {' and '.join(columns)}"
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stages.active_learning.annotations import annotated_labels
-from stages.errors import DataNotFoundError, InputError
+from stages.csv_text import cells_of, text_of
+from stages.errors import InputError
 
 COLUMNS = ("number", "sample_id", "label")
 """Columns of the list of images to label; ``number`` is the one on the contact sheet."""
@@ -44,26 +45,6 @@ def read_labels(paths: Iterable[Path], known: Mapping[str, int]) -> dict[int, st
     return found
 
 
-def cells_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the place of each line of a CSV, and its cells in these columns.
-
-    Raises:
-        DataNotFoundError: the file cannot be read.
-        InputError: it is not a CSV that has these columns.
-    """
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        if not set(columns) <= set(reader.fieldnames or ()):
-            raise InputError(
-                f"{path}: expected a CSV with {_in_words(columns)} and commas between, "
-                f"found {' and '.join(reader.fieldnames or ()) or 'nothing'}"
-            )
-        for row in reader:
-            yield f"{path}:{reader.line_num}", tuple(row[name] or "" for name in columns)
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: cannot be read as CSV: {error}") from error
-
-
 def label_list(sample_ids: Sequence[str]) -> bytes:
     """A CSV of samples in this order, with an empty label for each.
 
@@ -82,22 +63,7 @@ def label_list(sample_ids: Sequence[str]) -> bytes:
 def _labels_in(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield a place in the file, a sample and its label, which may be empty."""
     if path.suffix.lower() == ".json":
-        yield from annotated_labels(path, _text(path))
+        yield from annotated_labels(path, text_of(path))
         return
     for place, (sample_id, label) in cells_of(path, COLUMNS[1:]):
         yield place, sample_id, label
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # `read_text` would change line ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataNotFoundError(f"{path}: cannot be read ({_reason(error)})") from error
-
-
-def _in_words(columns: Sequence[str]) -> str:
-    return f"the column{'s' if len(columns) > 1 else ''} {' and '.join(columns)}"
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

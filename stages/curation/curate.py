@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -15,12 +14,13 @@ from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
 from stages.curation.curation_result import Asked
 from stages.curation.curation_scores import RANKINGS
-from stages.data.option_types import EscapeFormulas, FeatureSetName, OutputName
+from stages.data.option_types import EscapeFormulas, FeatureSetName, FlipLabels, OutputName
 from stages.errors import InputError
 from stages.introspection.heads import labels_of
 from stages.introspection.preparation import check_same_network
 from stages.reflection.losses import DEFAULT_LOSS, LOSSES
 from store.artifacts import Artifact
+from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
 
@@ -76,6 +76,11 @@ class Curate(Stage):
     loss: Annotated[str, OneOf(tuple(LOSSES))] | None = Field(
         None, description=f"Loss of r_x, for --space reflection. (default: {DEFAULT_LOSS})"
     )
+    flip_labels: FlipLabels | None = Field(
+        None,
+        description="Flip labels as train-sensing --flip-labels does with the same value, and "
+        "measure how well the flags and scores find them.",
+    )
     neighbours: PositiveInt = Field(5, description="Number of nearest rows to list for each row.")
     dataset: (
         Annotated[
@@ -113,7 +118,8 @@ class Curate(Stage):
 
         Raises:
             NotFoundError, IncompleteError: a feature set does not exist, or is not finished.
-            InputError: the sets are of different networks, or the score needs labels.
+            InputError: the sets are of different networks, the score needs labels, or the network
+            was trained on other labels of the same rows.
             DataNotFoundError: the images for the sheet are not found.
         """
         store = workspace.store
@@ -125,6 +131,11 @@ class Curate(Stage):
 
         def check() -> None:
             self._check(feature_set, against)
+            if self.flip_labels != (trained := flips_of_training(store, feature_set)) and trained:
+                raise InputError(
+                    f"{feature_set.name}: the network was trained on flipped labels of these rows: "
+                    f"judge the same ones with --flip-labels {trained}"
+                )
             self._images(workspace, feature_set, against)
 
         def compute() -> Output:
@@ -149,7 +160,7 @@ class Curate(Stage):
     def plan(self, feature_set: FeatureSet, against: FeatureSet | None) -> Plan:
         """Everything that determines the result; options without effect are left out."""
         return {
-            "stage": {"name": self.verb, "version": VERSION, "params": asdict(self._asked)},
+            "stage": {"name": self.verb, "version": VERSION, "params": self._asked.planned},
             "inputs": {
                 "features": feature_set.name,
                 "against": None if against is None else against.name,
@@ -167,6 +178,7 @@ class Curate(Stage):
             space=self.space,
             loss=self.loss or DEFAULT_LOSS if self.space == "reflection" else None,
             neighbours=0 if self.space == "none" else self.neighbours,
+            flips=self.flip_labels,
         )
 
     def _check(self, feature_set: FeatureSet, against: FeatureSet | None) -> None:
@@ -215,3 +227,20 @@ class Curate(Stage):
         text = csv_of(top_of(result), escape_formulas=self.escape_formulas)
         (folder / TOP).write_text(text, "utf-8")
         return [folder / name for name in (*result.files(), TOP)]
+
+
+def flips_of_training(store: FeatureStore, feature_set: FeatureSet) -> str | None:
+    """The flipped labels of these rows on which their network was trained; None for none."""
+    from stages.reflection.feature_plan import FeaturePlan
+    from stages.sensing.trained import TrainedModel, is_trained_here
+
+    features = FeaturePlan.of(feature_set.plan)
+    artifact = store.artifact("model", features.model.name)
+    if not artifact.is_complete() or not is_trained_here(artifact):
+        return None
+    found = TrainedModel.of(artifact)
+    is_same = (
+        found.card.weights_sha256 == features.model.weights_sha256
+        and features.source.fingerprint == FeaturePlan.of(artifact.plan()).source.fingerprint
+    )
+    return found.recipe.flip_labels if is_same else None

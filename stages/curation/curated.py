@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from stages.curation.curation_result import (
 )
 from stages.curation.curation_scores import RANKINGS
 from stages.curation.curation_sheet import Images, curation_sheet
+from stages.curation.found_flips import found_flips
 from stages.curation.ranked_rows import (
     Rows,
     Tick,
@@ -35,6 +37,7 @@ from stages.curation.ranked_rows import (
     ranked,
     top_rows,
 )
+from stages.data.flips import Flips
 from stages.introspection.reading import Reading
 from stages.reflection.feature_plan import FeaturePlan
 from stages.sheets.sheet_page import sheet_html
@@ -60,13 +63,18 @@ def curated(
         command: command that makes the result again, for the sheet.
     """
     started, plan = time.monotonic(), FeaturePlan.of(feature_set.plan)
-    rows, title = Rows.of(feature_set), f"Curation of {feature_set.plan['name']}"
+    published, title = Rows.of(feature_set), f"Curation of {feature_set.plan['name']}"
+    rows = published if asked.flips is None else _flipped(published, asked.flips)
     others = None if against is None else Rows.of(against)
     names = plan.output_names(rows.n_classes)
     n_work = len(rows.judged) + (int(rows.is_finite.sum()) if asked.neighbours else 0)
     with Progress(f"curate {feature_set.plan['name']}", n_work, unit="rows") as progress:
         reading = _reading(asked, rows, plan.model.M)
         frames = _frames(rows, others, reading, asked, names, progress.advance)
+    found = None
+    if asked.flips is not None:
+        frames[RANKED]["is_flipped"] = (rows.labels != published.labels)[frames[RANKED]["row"]]
+        found = found_flips(frames[RANKED][frames[RANKED]["self_confidence"].notna()])
     files = {name: frame.to_parquet(index=False) for name, frame in frames.items()}
     if images is not None:
         top = top_rows(frames[RANKED], asked.by, asked.top, is_same_set=against is None)
@@ -88,8 +96,14 @@ def curated(
         definitions={name: each.definition for name, each in RANKINGS.items()},
         versions=versions(),
         seconds=round(time.monotonic() - started, 1),
+        found=found,
     )
     return files, asdict(card)
+
+
+def _flipped(rows: Rows, flips: str) -> Rows:
+    labels = Flips.of(flips).flipped(rows.labels, rows.n_classes)
+    return dataclasses.replace(rows, labels=labels)
 
 
 def _reading(asked: Asked, rows: Rows, M: float | None) -> Reading:

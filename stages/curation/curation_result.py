@@ -8,8 +8,8 @@ of each row; ``sheet.html`` and ``sheet-*.png`` show the first rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from stages.typed import typed
 from store.artifacts import Artifact
@@ -33,6 +33,8 @@ class Asked:
         space: "features", "reflection" or "none".
         loss: loss of the reflection; None for the others.
         neighbours: number of nearest rows to list; 0 for none.
+        flips: labels that are flipped before the rows are scored, as text of
+            `stages.data.flips.Flips`; None for none.
     """
 
     by: str
@@ -42,6 +44,33 @@ class Asked:
     space: str
     loss: str | None
     neighbours: int
+    flips: str | None = None
+
+    @property
+    def planned(self) -> dict[str, Any]:  # Any: JSON
+        """What a plan records; without flips none are mentioned, so older plans remain valid."""
+        values = asdict(self)
+        if self.flips is None:
+            del values["flips"]
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFlips:
+    """How well flipped labels were found.
+
+    Attributes:
+        flipped: number of judged rows whose label was flipped.
+        precision, recall, f1: of the flags: share of the flagged rows that were flipped, share of
+            the flipped rows that are flagged, and their harmonic mean.
+        auroc: score -> chance that it ranks a flipped row before another one, ties counted half.
+    """
+
+    flipped: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auroc: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +89,7 @@ class CurationCard:
         definitions: score -> its definition.
         versions: library -> its version.
         seconds: how long it took.
+        found: how well flipped labels were found; None if none were flipped.
     """
 
     title: str
@@ -75,6 +105,7 @@ class CurationCard:
     definitions: Mapping[str, str]
     versions: Mapping[str, str]
     seconds: float
+    found: FoundFlips | None = None
 
     @classmethod
     def of(cls, result: Artifact) -> Self:

@@ -91,6 +91,17 @@ Limit = Annotated[
     PositiveInt | None,
     Field(description="Use only the first N rows; in an image folder these are of one class."),
 ]
+
+
+def _flips(text: str) -> str:
+    from stages.data.flips import Flips
+
+    return str(Flips.of(text))
+
+
+FlipLabels = Annotated[str, AfterValidator(_flips), Written(metavar="KIND:SHARE[:SEED]")]
+"""Flipped labels, as text of `stages.data.flips.Flips`."""
+
 Resamples = Annotated[
     NonNegativeInt,
     Field(description="Bootstrap resamples of the images; below 100, no intervals are computed."),

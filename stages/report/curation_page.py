@@ -14,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from stages.curation.curation_result import CLASSES, JOINT, RANKED, CurationCard, suspected_pairs
+from stages.curation.curation_scores import RANKINGS
 from stages.curation.ranked_rows import top_rows
 from stages.errors import InputError
 from stages.report.content import Content
@@ -91,7 +92,9 @@ def curation_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
         )
     found = [_opened(entry) for entry in content.entries]
     tables = {}
-    for each in found:
+    if any(each.card.found for each in found):
+        tables["Flipped labels that were found"] = _flip_grid(found)
+    for each in found if len(found) == 1 or not tables else ():
         tables[f"{each.prefix}Suspected label errors by class"] = _class_grid(each)
         tables[f"{each.prefix}Confused classes"] = _pair_grid(each)
         tables[f"{each.prefix}First rows"] = _row_grid(each)
@@ -104,7 +107,11 @@ def curation_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
         table=None,
         shortcomings=[*_shortcomings(found), *content.notes],
         drawings=[_drawing(name, each) for each in found for name in content.figures],
-        definitions={**found[0].card.definitions, **DEFINITIONS},
+        definitions={
+            **found[0].card.definitions,
+            **DEFINITIONS,
+            **(FLIPPED if any(each.card.found for each in found) else {}),
+        },
         provenance={"Results": [_used(each) for each in found]},
         versions=dict(found[0].card.versions),
         command=content.command,
@@ -112,6 +119,14 @@ def curation_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
     )
     return page, pd.concat([each.classes.assign(**each.entry.axes) for each in found])
 
+
+FLIPPED = {
+    "flipped": "rows whose label was flipped on purpose: symmetric flips to any other class, "
+    "pairwise flips to the next class; then the share of the rows and the seed",
+    "precision, recall, F1": "share of the flagged rows that were flipped, share of the flipped "
+    "rows that are flagged, and their harmonic mean",
+    "AUROC": "chance that a score ranks a flipped row before another one, ties counted half",
+}
 
 DEFINITIONS = {
     "flagged": "rows that confident learning selects by prune by noise rate: of each label and "
@@ -168,6 +183,21 @@ def _class_grid(each: _Read) -> Grid:
     return Grid(("label",), heads, tuple(lines), notes if len(lines) < n_all else ())
 
 
+def _flip_grid(found: Sequence[_Read]) -> Grid:
+    """How well flipped labels were found, a line for each result."""
+    lines, names = [], [name for name, kind in RANKINGS.items() if kind.needs_labels]
+    for each in found:
+        if (flips := each.card.found) is not None:
+            values = (flips.precision, flips.recall, flips.f1, *map(flips.auroc.get, names))
+            texts = ("" if value is None else f"{value:.4f}" for value in values)
+            counts = (f"{flips.flipped:,}", f"{each.card.issues:,}")
+            labels = (each.card.asked.flips or "", _way(each.card), each.card.model)
+            lines.append(Line(labels, tuple(map(Cell, (*counts, *texts)))))
+    areas = (f"AUROC {name.replace('_', ' ')}" for name in names)
+    heads = ("flipped", "flagged", "precision", "recall", "F1", *areas)
+    return Grid(("flips", "probabilities", "model"), heads, tuple(lines))
+
+
 def _pair_grid(each: _Read) -> Grid:
     names = each.card.class_names
     lines = [
@@ -222,7 +252,6 @@ def _shortcomings(found: Sequence[_Read]) -> list[str]:
 
 def _used(each: _Read) -> Row:
     card = each.card
-    way = f"{card.asked.folds} refits, seed {card.asked.seed}" if card.asked.folds else "stored"
     return {
         **{name: str(value) for name, value in each.entry.axes.items()},
         "result": each.entry.result.name,
@@ -230,10 +259,14 @@ def _used(each: _Read) -> Row:
         "neighbours in": card.against or card.features,
         "model": card.model,
         "rows": f"{card.rows:,}",
-        "probabilities": way,
+        "probabilities": _way(card),
         "space": card.asked.space,
         "seconds": f"{card.seconds:,.1f}",
     }
+
+
+def _way(card: CurationCard) -> str:
+    return f"{card.asked.folds} refits, seed {card.asked.seed}" if card.asked.folds else "stored"
 
 
 def _drawing(name: str, each: _Read) -> Drawing:

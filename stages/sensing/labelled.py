@@ -1,7 +1,7 @@
 """All images and labels of a data set, and the normalisation of its images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.data.flips import Flips
 from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.sensing.card import CIFAR10_NORMALISATION, Normalisation
@@ -50,6 +51,13 @@ class LabelledImages:
         images = self.images.to(device) if _fit_on(device, self.images.nbytes) else self.images
         return LabelledImages(images, self.labels.to(device), self.rows.to(device), self.n_left_out)
 
+    def flipped(self, flips: Flips, source: ImageSource) -> "LabelledImages":
+        """The same images with flipped labels; the flips are those of all rows of the source."""
+        rows, labels = self.rows.numpy(), np.full(source.n_rows, -1, np.int64)
+        labels[rows] = self.labels.numpy()
+        found = flips.flipped(labels, source.n_classes)[rows]
+        return replace(self, labels=torch.from_numpy(found))
+
     def take(self, rows: Tensor) -> Tensor:
         """The images at some indexes, ``[m, H, W, 3]`` uint8, on the device of the labels."""
         return self.images[rows.to(self.images.device)].to(self.labels.device)
@@ -65,6 +73,7 @@ def read_labelled(
     source: ImageSource,
     tick: Callable[[int], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    samples: frozenset[str] | None = None,
 ) -> LabelledImages:
     """Read every readable, labelled row of ``source``, into memory or a scratch file.
 
@@ -72,26 +81,37 @@ def read_labelled(
         source: the images.
         tick: called with the number of rows of each block that was read.
         note: called with a line if the images are kept in a scratch file, see `image_array`.
+        samples: ids of the rows to keep; ``None`` for all.
 
     Raises:
-        InputError: there is no such row, or a label is outside the classes.
+        InputError: there is no such row, a label is outside the classes, or the source lacks some
+            of ``samples``.
         ResourceError: there is no room for the images.
     """
     height, width = source.image_size
     shape, what = (source.n_rows, height, width, 3), f"{source.name}-{source.split}"
     images = image_array(shape, what, note)
-    labels, places = [], []
+    labels, places, n_chosen = [], [], 0
     n_usable, step = 0, max(1, min(READ_ROWS, READ_BYTES // (height * width * 3)))
     for start in range(0, source.n_rows, step):
         rows = source.read(start, min(start + step, source.n_rows))
         label = np.asarray(rows.columns["label"], dtype=np.int64)
         usable = label >= 0
         usable[list(rows.failed)] = False
+        if samples is not None:
+            is_chosen = np.array([str(each) in samples for each in rows.columns["sample_id"]])
+            n_chosen += int(is_chosen.sum())
+            usable &= is_chosen
         labels.append(label[usable])
         places.append(start + np.flatnonzero(usable))
         images[n_usable : n_usable + len(labels[-1])] = rows.images[usable]
         n_usable += len(labels[-1])
         tick(len(label))
+    if samples is not None and n_chosen < len(samples):
+        raise InputError(
+            f"--samples: expected {len(samples):,} samples of {source.name}-{source.split}, found "
+            f"{n_chosen:,} of them; its ids look like {sample_id(source, 0)!r}"
+        )
     if not n_usable:
         raise InputError(
             f"{source.name}-{source.split}: none of {source.n_rows} rows is readable and labelled; "
@@ -107,7 +127,7 @@ def read_labelled(
         torch.from_numpy(images[:n_usable]),
         torch.from_numpy(label),
         torch.from_numpy(np.concatenate(places)),
-        source.n_rows - n_usable,
+        (source.n_rows if samples is None else n_chosen) - n_usable,
     )
 
 

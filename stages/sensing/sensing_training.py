@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.progress import Progress
 from pipeline.work import Tick
+from stages.data.flips import Flips
 from stages.data.source import ImageSource
 from stages.errors import InputError, TrainingFailedError
 from stages.sensing.augmentation import EpochDraws, augmented, epoch_draws
@@ -52,6 +53,7 @@ class SensingTraining:
         last_layer: name of the last linear layer, if it cannot be found automatically.
         accept_unstable: accept a network whose output for an image depends on chance or the batch.
         initial: pretrained weights and their preprocessing, or random weights.
+        samples: ids of the training rows; ``None`` for all.
     """
 
     model_name: str
@@ -62,6 +64,7 @@ class SensingTraining:
     last_layer: str | None = None
     accept_unstable: bool = False
     initial: Start = RANDOM
+    samples: frozenset[str] | None = None
 
     @property
     def n_units(self) -> int:
@@ -77,19 +80,21 @@ class SensingTraining:
     def rows_per_unit(self) -> int:
         """Number of training images, averaged over the epochs if some are held out temporarily."""
         n_missed = self.params.held_out * self.params.n_epochs_held_out
-        n_rows = self.train.open().n_rows - n_missed // self.params.epochs
+        n_rows = self.train.open().n_rows if self.samples is None else len(self.samples)
+        n_rows = max(0, n_rows - n_missed // self.params.epochs)
         return n_rows + self.params.method.n_added(n_rows)
 
     def start(self) -> TrainState:
         """A fresh network, initialised from the seed, or with pretrained weights.
 
         Raises:
-            InputError: torch cannot use the device, the data has no labels or too few rows to hold
-            some out, or the network does not fit it or cannot be rebuilt from its stored state.
+            InputError: torch cannot use the device, the data has no labels, lacks some samples or
+            has too few rows to hold some out, or the network does not fit it or cannot be rebuilt
+            from its stored state.
         """
         require_device(self.device)
         source = self.train.open()
-        clean, method = _read(source), method_of(self.params.method, self.params.seed)
+        clean, method = self._labelled(source), method_of(self.params.method, self.params.seed)
         kept = self._kept(clean, source.n_rows)
         network = self._network(source.n_classes)
         card = self._described(network, source, clean.images, kept)
@@ -131,6 +136,12 @@ class SensingTraining:
         has_all = self.params.n_epochs_held_out < self.params.epochs
         added = method.added(clean, all_of(clean) if has_all else kept)
         return clean if added is None else joined(clean, added, f"training {self.model_name}")
+
+    def _labelled(self, source: ImageSource) -> LabelledImages:
+        """The images to train on, with the labels that are flipped on purpose."""
+        data = _read(source, self.samples)
+        flips = self.params.flip_labels
+        return data.flipped(Flips.of(flips), source) if flips else data
 
     def _network(self, n_classes: int) -> nn.Module:
         """The network with random weights, which the seed determines."""
@@ -336,7 +347,7 @@ class SensingTraining:
             yield
 
 
-def _read(source: ImageSource) -> LabelledImages:
+def _read(source: ImageSource, samples: frozenset[str] | None = None) -> LabelledImages:
     """The readable, labelled images of a source, with a progress bar of its own."""
     with Progress(f"read {source.name}-{source.split}", source.n_rows) as progress:
-        return read_labelled(source, progress.advance, progress.note)
+        return read_labelled(source, progress.advance, progress.note, samples)

@@ -39,6 +39,7 @@ class TrainParams:
         nesterov: Nesterov's momentum.
         train: layers that are trained; with ``last-layer`` the others stay in eval mode.
         method: training method, with its own parameters.
+        flip_labels: training labels that are flipped, as text of `stages.data.flips.Flips`.
     """
 
     network: str = "resnet18"
@@ -58,6 +59,7 @@ class TrainParams:
     train: Trained = "all"
     method: MethodParams = PLAIN
     nesterov: bool = False
+    flip_labels: str | None = None
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
@@ -105,9 +107,9 @@ class TrainParams:
 def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
     """The parameters as recorded in a plan.
 
-    Held-out rows are only recorded if there are any, the layers only if not all are trained, and
-    the method and Nesterov's momentum only if they are not the default, so that older plans remain
-    valid.
+    Held-out rows and flipped labels are only recorded if there are any, the layers only if not all
+    are trained, and the method and Nesterov's momentum only if they are not the default, so that
+    older plans remain valid.
     """
     values = dataclasses.asdict(params)
     if not params.held_out:
@@ -118,6 +120,8 @@ def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
         del values["method"]
     if not params.nesterov:
         del values["nesterov"]
+    if params.flip_labels is None:
+        del values["flip_labels"]
     return values
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import (
@@ -15,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.fields import OneOf, Written
+from pipeline.fields import OneOf, Place, Written
 from pipeline.loop import Loop
 from pipeline.make import ArtifactJob
 from pipeline.stage import Preview, Stage
@@ -28,6 +31,7 @@ from stages.data.option_types import (
     ClassNames,
     Dataset,
     ExifOrientation,
+    FlipLabels,
     LastLayer,
     Limit,
     ModelOutputName,
@@ -172,6 +176,17 @@ class TrainSensing(Stage):
         _PRESET.held_out_until,
         description="Fraction of the epochs after which the held-out rows are included.",
     )
+    samples: Annotated[str, Place.FILE, Written(metavar="FILE")] | None = Field(
+        None,
+        description="CSV file with a column sample_id: train only on these samples, such as those "
+        "that prune kept. (default: all)",
+    )
+    flip_labels: FlipLabels | None = Field(
+        None,
+        description="Flip a share of the training labels on purpose, to measure how wrong labels "
+        "are found: symmetric:0.2 to any other class, pairwise:0.2 to the next class; a third part "
+        "is the seed, 0 by default.",
+    )
     keep_every: PositiveInt | None = Field(
         None,
         description="Interval in epochs at which to keep intermediate models, beginning with "
@@ -282,6 +297,7 @@ class TrainSensing(Stage):
                 self.last_layer,
                 self.accept_unstable,
                 self._start(workspace),
+                self._samples,
             )
 
         return ArtifactJob(
@@ -319,8 +335,21 @@ class TrainSensing(Stage):
             "inputs": {
                 "source": facts_of(workspace, train),
                 **({"weights": start.weights.sha256} if start.weights else {}),
+                **({"samples": _hash_of(samples)} if (samples := self._samples) else {}),
             },
         }
+
+    @property
+    def _samples(self) -> frozenset[str] | None:
+        """Ids of the samples to train on; raises ``InputError`` if the file has none."""
+        from stages.csv_text import cells_of
+
+        if self.samples is None:
+            return None
+        cells = cells_of(Path(self.samples), ["sample_id"])
+        if not (found := frozenset(sample_id for _, (sample_id,) in cells)):
+            raise InputError(f"--samples {self.samples}: expected at least one sample, found none")
+        return found
 
     def _options(self, workspace: Workspace) -> StartOptions:
         names = [each.name for each in dataclasses.fields(StartOptions)]
@@ -371,7 +400,8 @@ class TrainSensing(Stage):
             facts["method"] = in_words(self.params.method)
         recipe = ", ".join(f"{key} {value}" for key, value in facts.items())
         name, kept = snapshots.model.name, [model.name for model in snapshots.models()]
-        text = f"train {name} on {train.n_rows:,} images ({recipe})"
+        n_rows = len(self._samples or ()) or train.n_rows
+        text = f"train {name} on {n_rows:,} images ({recipe})"
         text += f"; would keep {len(kept)} snapshots" if kept else ""
         return Preview(
             text,
@@ -382,3 +412,8 @@ class TrainSensing(Stage):
                 *self._start(workspace).notes,
             ],
         )
+
+
+def _hash_of(samples: frozenset[str]) -> str:
+    """SHA-256 of the sorted ids, hex."""
+    return hashlib.sha256(json.dumps(sorted(samples)).encode()).hexdigest()
