@@ -214,7 +214,8 @@ def test_the_other_options_mean_the_same(
 
 
 HARMLESS = {
-    "about", "against", "arrays", "attack", "augmentation", "by", "calibration", "changes",
+    "about", "against", "arrays", "attack", "attacked", "augmentation", "by", "calibration",
+    "changes",
     "collection", "colour_map", "confidences", "contrast", "corrupt", "corruption",
     "corruptions", "detectors", "dropout", "ensembles", "epsilon", "features", "figures",
     "flip_labels", "head", "heads", "held_out_until", "input_scale", "interpolation", "kinds",

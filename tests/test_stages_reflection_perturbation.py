@@ -18,10 +18,11 @@ from stages.introspection.train_head import TrainHead
 from stages.reflection.extraction import Extraction
 from stages.reflection.footprint import footprint
 from stages.reflection.named_layer import ARRAY, NamedLayer
-from stages.reflection.perturbation import Odin, Pgd, input_gradient
+from stages.reflection.perturbation import Odin, Pgd
 from stages.reflection.rank_one import last_layer_gradient
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
+from stages.sensing.input_gradient import input_gradient
 from stages.sensing.model import load_sensing
 from stages.sensing.models import choose_model, weights_path
 from stages.sensing.weights import load_weights

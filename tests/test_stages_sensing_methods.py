@@ -14,7 +14,10 @@ from torch.nn import functional
 from stages.data.corruptions.names import CURE
 from stages.data.corruptions.severities import corrupt
 from stages.errors import InputError
+from stages.sensing.attacked import Attacked
+from stages.sensing.augmentation import epoch_draws
 from stages.sensing.labelled import read_labelled
+from stages.sensing.methods.adversarial import ascended, attacked_images
 from stages.sensing.methods.augmix import (
     NONE,
     OPERATIONS,
@@ -26,8 +29,16 @@ from stages.sensing.methods.augmix import (
 )
 from stages.sensing.methods.distorted import KEY, distorted
 from stages.sensing.methods.method import Batch
-from stages.sensing.methods.method_params import METHODS, PLAIN, AugMix, Noise, method_from
-from stages.sensing.model import load_sensing
+from stages.sensing.methods.method_params import (
+    METHODS,
+    PLAIN,
+    Adversarial,
+    AugMix,
+    Noise,
+    in_words,
+    method_from,
+)
+from stages.sensing.model import load_network, load_sensing
 from stages.sensing.sensing_training import SensingTraining
 from stages.sensing.train_params import (
     PRESET_NORMALISATION,
@@ -40,7 +51,12 @@ from stages.sensing.train_params import (
 from stages.sensing.train_sensing import TrainSensing
 
 QUICK = TrainParams(network="cnn2", epochs=3, batch=16, lr=0.02, schedule="one-cycle")
-METHOD_CASES = [Noise(per_distortion=5), AugMix()]
+METHOD_CASES = [
+    Adversarial(steps=2),
+    Adversarial(attack="pgd", steps=2),
+    Noise(per_distortion=5),
+    AugMix(),
+]
 
 
 def of(method, **changes):
@@ -51,6 +67,21 @@ def silent(n_rows):
     pass
 
 
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """A model that tells the stripes apart."""
+    stage = SensingTraining("clean", QUICK, Stripes(side=32))
+    files, found = stage.model_after(step_through(stage, range(2)), 2)
+    path = tmp_path_factory.mktemp("clean") / "weights.safetensors"
+    path.write_bytes(files["weights.safetensors"])
+    return Attacked(found.card, str(path))
+
+
+def training(method, attacked, n_rows=30, **changes):
+    model = attacked if getattr(method, "attack", "") == "i-fgsm" else None
+    return SensingTraining("m", of(method, **changes), Stripes(n_rows, side=32), attacked=model)
+
+
 def step_through(stage, units, state=None):
     state = stage.start() if state is None else state
     for unit in units:
@@ -59,22 +90,21 @@ def step_through(stage, units, state=None):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", METHOD_CASES, ids=lambda method: method.name)
-def test_a_killed_training_resumes_to_the_same_weights(method, precision):
-    params = of(
-        method, epochs=2, augmentation="crop_flip", held_out=8, held_out_until=0.5,
+@pytest.mark.parametrize("method", METHOD_CASES, ids=in_words)
+def test_a_killed_training_resumes_to_the_same_weights(method, precision, attacked):
+    stage = training(
+        method, attacked, epochs=2, augmentation="crop_flip", held_out=8, held_out_until=0.5,
         precision=precision,
     )  # fmt: skip
-    stage = SensingTraining("m", params, Stripes(n_rows=30, side=32))
     first = step_through(stage, (0,))
     resumed = stage.load(stage.save(first))
     whole = step_through(stage, (1,), first)
     assert stage.save(step_through(stage, (1,), resumed)) == stage.save(whole)
 
 
-@pytest.mark.parametrize("method", METHOD_CASES, ids=lambda method: method.name)
-def test_the_rows_of_an_epoch_are_those_of_the_progress_display(method):
-    stage, ticks = SensingTraining("m", of(method), Stripes(side=32)), []
+@pytest.mark.parametrize("method", METHOD_CASES, ids=in_words)
+def test_the_rows_of_an_epoch_are_those_of_the_progress_display(method, attacked):
+    stage, ticks = training(method, attacked), []
     stage.step(stage.start(), 0, ticks.append)
     assert sum(ticks) == stage.rows_per_unit
 
@@ -119,17 +149,17 @@ def test_noise_distorts_random_images_at_random_levels():
 
 
 def test_images_added_from_held_out_rows_are_held_out_with_them():
-    params = of(Noise(per_distortion=20), held_out=30, held_out_until=0.5)
-    stage = SensingTraining("m", params, Stripes(side=32))
-    state, out = stage.start(), held_out_rows(60, 30, 0)
+    params = of(Noise(per_distortion=10), held_out=10, held_out_until=0.5)
+    stage = SensingTraining("m", params, Stripes(n_rows=20, side=32))
+    state, out = stage.start(), held_out_rows(20, 10, 0)
     counts = []
     for unit in range(3):
         seen = []
         stage.step(state, unit, seen.append)
         counts.append(sum(seen))
     n_first = int((~torch.isin(state.data.rows, torch.from_numpy(out))).sum())
-    assert counts == [n_first, n_first, 180]
-    assert 30 < n_first < 120
+    assert counts == [n_first, n_first, 80]
+    assert 10 < n_first < 70
 
 
 @pytest.mark.parametrize(
@@ -142,6 +172,105 @@ def test_images_added_from_held_out_rows_are_held_out_with_them():
 def test_noise_refuses_images_that_it_cannot_distort(source, message):
     with pytest.raises(InputError, match=message):
         SensingTraining("m", of(Noise(per_distortion=5)), source).start()
+
+
+# adversarial
+
+
+def test_a_model_is_attacked_as_by_a_slow_loop(attacked):
+    data, params = read_labelled(Stripes(n_rows=12, side=32)), Adversarial(steps=3)
+    rows = torch.tensor([1, 4, 5, 11])
+    added = attacked_images(
+        data, rows, params=params, attacked=attacked, device="cpu", precision="fp32"
+    )
+    network, card = load_network(attacked.card, attacked.weights), attacked.card
+    for place, row in enumerate(rows):
+        clean = data.images[row].double() / 255
+        x = clean.clone()
+        for _ in range(3):
+            x.requires_grad_(True)
+            pixels = ((x - torch.tensor(card.mean)) / torch.tensor(card.std)).float()
+            logits = network(pixels.permute(2, 0, 1)[None])
+            loss = functional.cross_entropy(logits, data.labels[row][None])
+            (slope,) = torch.autograd.grad(loss, x)
+            x = (x.detach() + 0.01 * slope.sign()).clamp(clean - 8 / 255, clean + 8 / 255)
+            x = x.clamp(0, 1)
+        assert torch.equal(added.images[place], (255 * x).round().to(torch.uint8))
+    assert added.labels.tolist() == data.labels[rows].tolist()
+    assert added.rows.tolist() == rows.tolist()
+
+
+def test_an_attack_raises_the_loss(attacked):
+    data, rows = read_labelled(Stripes(side=32)), torch.arange(60)
+    added = attacked_images(
+        data, rows, params=Adversarial(), attacked=attacked, device="cpu", precision="fp32"
+    )
+    sensing = load_sensing(attacked.card, attacked.weights)
+    before, after = (
+        functional.cross_entropy(sensing(each)[1], data.labels, reduction="none")
+        for each in (data.images, added.images)
+    )
+    assert (after > before).all()
+
+
+@pytest.mark.parametrize("start", [None, 300.0])
+def test_pixels_stay_in_their_range_and_near_the_image_after_every_step(start):
+    images = torch.from_numpy(pictures(20))
+    seen, generator = [], torch.Generator().manual_seed(0)
+
+    def gradient(moved):
+        seen.append(moved)
+        return torch.randn(moved.shape, generator=generator)
+
+    begun = None if start is None else torch.full(images.shape, start)
+    seen.append(ascended(images, gradient, Adversarial(epsilon=0.05, step=0.04), begun))
+    assert len(seen) == 11
+    for moved in seen:
+        assert ((moved >= 0) & (moved <= 255)).all()
+        assert float((moved - images).abs().max()) <= 255 * 0.05 + 1e-4
+    assert not torch.equal(seen[-1], seen[0])
+
+
+def test_an_attack_of_size_zero_changes_nothing(attacked):
+    data, rows = read_labelled(Stripes(n_rows=9, side=32)), torch.arange(9)
+    nothing = Adversarial(epsilon=0)
+    added = attacked_images(
+        data, rows, params=nothing, attacked=attacked, device="cpu", precision="fp32"
+    )
+    assert torch.equal(added.images, data.images)
+    stage = training(dataclasses.replace(nothing, attack="pgd"), attacked)
+    one, two = stage_views(stage)
+    assert torch.equal(one, two)
+
+
+def stage_views(stage, state=None):
+    """Views of the first eight images."""
+    state = stage.start() if state is None else state
+    draws = epoch_draws(len(state.data.labels), 0, 0)
+    return state.method.views(stage._batch(state, draws, slice(0, 8)))
+
+
+def test_pgd_attacks_the_network_in_eval_mode_and_leaves_it_as_it_was(attacked):
+    stage = training(Adversarial(attack="pgd"), attacked, network="resnet18", epochs=1)
+    state = stage.start()
+    state.network.train()
+    state.network.layer1.eval()
+    modes = [part.training for part in state.network.modules()]
+    before = stage.save(state)
+    clean, moved = stage_views(stage, state)
+    assert 0 < float((moved - clean).abs().max()) <= 8 + 1e-3
+    assert stage.save(state) == before  # batch norm has not counted the attacked images
+    assert [part.training for part in state.network.modules()] == modes
+    assert all(each.requires_grad and each.grad is None for each in state.network.parameters())
+
+
+def test_an_attack_needs_its_model_and_no_other_method_takes_one():
+    with pytest.raises(ValidationError, match="give --attack pgd"):
+        TrainSensing(dataset="digits", method="adversarial")
+    with pytest.raises(ValidationError, match="--attacked has no effect without"):
+        TrainSensing(dataset="digits", attacked="m")
+    with pytest.raises(InputError, match="trains all layers"):
+        of(Adversarial(attack="pgd"), train="last-layer")
 
 
 # augmix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated
 
 from pydantic import (
@@ -71,6 +72,16 @@ ExifOrientation = Annotated[
         "torchvision and timm ignore."
     ),
 ]
+
+
+def fraction(value: object) -> object:
+    """``1/255`` as a number; whatever is no number is left to the type."""
+    if not isinstance(value, str):
+        return value
+    try:  # a Fraction of 1e999999999 would be computed digit by digit
+        return float(Fraction(value) if "/" in value else value)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return value
 
 
 def _two(value: object) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -29,6 +28,7 @@ from stages.data.option_types import (
     ModelName,
     Split,
     ValueRange,
+    fraction,
 )
 from stages.data.registry import SourceSpec
 from stages.data.source_notes import left_out_of, source_notes
@@ -69,16 +69,6 @@ OF_IMPORTS = (
 """Fields that describe a network that is not in the store yet."""
 
 
-def _fraction(value: object) -> object:
-    """``1/255`` as a number; whatever is no number is left to the type."""
-    if not isinstance(value, str):
-        return value
-    try:  # a Fraction of 1e999999999 would be computed digit by digit
-        return float(Fraction(value) if "/" in value else value)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        return value
-
-
 NEEDED = {
     **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed", "rounding"), "attack"),
     **dict.fromkeys(("layer_loss", "project"), "layer"),
@@ -87,7 +77,7 @@ NEEDED = {
 """Fields that have no effect without another one."""
 
 Pixels = Annotated[
-    float, BeforeValidator(_fraction), Written(metavar="X", read=_fraction), Field(gt=0, le=1)
+    float, BeforeValidator(fraction), Written(metavar="X", read=fraction), Field(gt=0, le=1)
 ]
 """A step in pixels in [0, 1]: 0.0014, or 1/255."""
 

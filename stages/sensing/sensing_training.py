@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pipeline.work import Tick
 from stages.data.flips import Flips
 from stages.data.source import ImageSource
 from stages.errors import InputError, TrainingFailedError
+from stages.sensing.attacked import Attacked
 from stages.sensing.augmentation import EpochDraws, augmented, epoch_draws
 from stages.sensing.build import build_network
 from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard
@@ -31,6 +32,7 @@ from stages.sensing.labelled import (
     read_labelled,
     sample_id,
 )
+from stages.sensing.methods.adversarial import frozen
 from stages.sensing.methods.chosen import method_of
 from stages.sensing.methods.method import Batch, Method
 from stages.sensing.model import describe, lay_out, normalised, sensing_of
@@ -54,6 +56,7 @@ class SensingTraining:
         accept_unstable: accept a network whose output for an image depends on chance or the batch.
         initial: pretrained weights and their preprocessing, or random weights.
         samples: ids of the training rows; ``None`` for all.
+        attacked: model that the training method attacks, if it does.
     """
 
     model_name: str
@@ -65,6 +68,7 @@ class SensingTraining:
     accept_unstable: bool = False
     initial: Start = RANDOM
     samples: frozenset[str] | None = None
+    attacked: Attacked | None = None
 
     @property
     def n_units(self) -> int:
@@ -94,7 +98,8 @@ class SensingTraining:
         """
         require_device(self.device)
         source = self.train.open()
-        clean, method = self._labelled(source), method_of(self.params.method, self.params.seed)
+        clean = self._labelled(source)
+        method = method_of(self.params, self.device, self.attacked)
         kept = self._kept(clean, source.n_rows)
         network = self._network(source.n_classes)
         card = self._described(network, source, clean.images, kept)
@@ -231,7 +236,13 @@ class SensingTraining:
             self.params.augmentation,
         )
         key = (self.params.seed, draws.epoch, places.start)
-        return Batch(images, state.data.labels[rows], key)
+        return Batch(images, state.data.labels[rows], key, partial(self._logits, state))
+
+    def _logits(self, state: TrainState, images: Tensor) -> Tensor:
+        """Logits of the network as it is, in eval mode and without gradients of its weights."""
+        with frozen(state.network), self._autocast():
+            logits: Tensor = state.network(self._pixels(state, images))
+        return logits.float()
 
     @staticmethod
     def _pixels(state: TrainState, images: Tensor) -> Tensor:

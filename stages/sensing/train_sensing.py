@@ -43,6 +43,7 @@ from stages.data.registry import SourceSpec
 from stages.data.source import require_labels
 from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
+from stages.sensing.attacked import Attacked, attacked_model, check_attacked
 from stages.sensing.card import ACCEPTS_UNSTABLE, Precision
 from stages.sensing.import_model import (
     Filter,
@@ -51,12 +52,17 @@ from stages.sensing.import_model import (
     WeightsKey,
 )
 from stages.sensing.methods.method_options import (
+    AttackedModel,
+    AttackName,
+    Epsilon,
     JsdWeight,
     MethodName,
     MixDepth,
     MixSeverity,
     MixWidth,
     PerDistortion,
+    Step,
+    Steps,
 )
 from stages.sensing.methods.method_params import in_words, method_from, method_options
 from stages.sensing.models import model_name
@@ -107,7 +113,7 @@ class TrainSensing(Stage):
         "train-sensing --dataset cifar10 --network resnet18",
         "train-sensing --dataset ./photos --network torchvision:resnet18 --weights pretrained "
         "--preset fine-tune",
-        "train-sensing --dataset cifar10 --method noise --name resnet18-noise",
+        "train-sensing --dataset cifar10 --method adversarial --attacked resnet18 --name robust",
     )
 
     dataset: Dataset
@@ -157,6 +163,11 @@ class TrainSensing(Stage):
         "preset)",
     )
     method: MethodName | None = None
+    attack: AttackName | None = None
+    attacked: AttackedModel | None = None
+    epsilon: Epsilon | None = None
+    step: Step | None = None
+    steps: Steps | None = None
     per_distortion: PerDistortion | None = None
     mix_width: MixWidth | None = None
     mix_depth: MixDepth | None = None
@@ -206,7 +217,7 @@ class TrainSensing(Stage):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _ = self.params
+        check_attacked(self.params.method, self.attacked)
         if self.weights is None and (self.weights_key or self.train != "all"):
             option = "--weights-key" if self.weights_key else f"--train {self.train}"
             raise ValueError(
@@ -298,6 +309,7 @@ class TrainSensing(Stage):
                 self.accept_unstable,
                 self._start(workspace),
                 self._samples,
+                self._attacked(workspace),
             )
 
         return ArtifactJob(
@@ -319,6 +331,7 @@ class TrainSensing(Stage):
         train, _ = self.sources(workspace)
         require_labels(opened(workspace, train))
         params, start = self._trusted(workspace), self._start(workspace)
+        attacked = self._attacked(workspace)
         code = source_hash(params.network)
         return {
             **({"code": code} if code else {}),
@@ -336,6 +349,7 @@ class TrainSensing(Stage):
                 "source": facts_of(workspace, train),
                 **({"weights": start.weights.sha256} if start.weights else {}),
                 **({"samples": _hash_of(samples)} if (samples := self._samples) else {}),
+                **({"attacked": attacked.to_dict()} if attacked else {}),
             },
         }
 
@@ -350,6 +364,13 @@ class TrainSensing(Stage):
         if not (found := frozenset(sample_id for _, (sample_id,) in cells)):
             raise InputError(f"--samples {self.samples}: expected at least one sample, found none")
         return found
+
+    def _attacked(self, workspace: Workspace) -> Attacked | None:
+        """The model that the method attacks."""
+        if self.attacked is None:
+            return None
+        train, _ = self.sources(workspace)
+        return attacked_model(workspace, self.attacked, opened(workspace, train))
 
     def _options(self, workspace: Workspace) -> StartOptions:
         names = [each.name for each in dataclasses.fields(StartOptions)]

@@ -1,15 +1,27 @@
 """The method for the parameters of a training."""
 
+from stages.sensing.attacked import Attacked
+from stages.sensing.methods.adversarial import adversarial
 from stages.sensing.methods.augmix import augmix
 from stages.sensing.methods.distorted import noise
 from stages.sensing.methods.method import Method
-from stages.sensing.methods.method_params import AugMix, MethodParams, Noise
+from stages.sensing.methods.method_params import Adversarial, AugMix, Noise
+from stages.sensing.train_params import TrainParams
 
 
-def method_of(params: MethodParams, seed: int) -> Method:
-    """The method with these parameters; random numbers come from the seed."""
-    if isinstance(params, Noise):
-        return noise(params, seed)
-    if isinstance(params, AugMix):
-        return augmix(params)
+def method_of(params: TrainParams, device: str, attacked: Attacked | None) -> Method:
+    """The method of a training; random numbers come from its seed.
+
+    Args:
+        params: the parameters of the training.
+        device: device of the training.
+        attacked: the model that a method attacks, if it does.
+    """
+    method = params.method
+    if isinstance(method, Adversarial):
+        return adversarial(method, attacked, device, params.precision)
+    if isinstance(method, Noise):
+        return noise(method, params.seed)
+    if isinstance(method, AugMix):
+        return augmix(method)
     return Method()

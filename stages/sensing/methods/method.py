@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,6 +13,11 @@ from stages.sensing.labelled import LabelledImages
 
 Views = tuple[Tensor, ...]
 """One tensor of the images of a batch for each view; the first is that whose accuracy is shown."""
+
+
+def _no_network(images: Tensor) -> Tensor:
+    del images
+    raise TypeError("this batch belongs to no network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +29,14 @@ class Batch:
         labels: ``[n]`` int64.
         key: seed, epoch and first position in its order; the key of the random numbers of the
             batch, which must not depend on anything else.
+        logits: maps images ``[n, H, W, 3]`` float32 in [0, 255] to the logits of the network as it
+            is, in eval mode; differentiable with respect to the images.
     """
 
     images: Tensor
     labels: Tensor
     key: tuple[int, int, int]
+    logits: Callable[[Tensor], Tensor] = _no_network
 
 
 def _none_added(data: LabelledImages, rows: Tensor) -> LabelledImages | None:
@@ -40,8 +49,7 @@ def _the_images(batch: Batch) -> Views:
 
 
 def _cross_entropy(outputs: Views, labels: Tensor) -> Tensor:
-    (logits,) = outputs
-    return functional.cross_entropy(logits, labels)
+    return functional.cross_entropy(torch.cat(outputs), labels.repeat(len(outputs)))
 
 
 @dataclass(frozen=True, slots=True)

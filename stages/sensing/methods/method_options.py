@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
 
-from pipeline.fields import OneOf
-from stages.sensing.methods.method_params import METHODS, AugMix, Noise
+from pipeline.fields import OneOf, Written
+from stages.data.option_types import ModelName, fraction
+from stages.sensing.methods.method_params import METHODS, Adversarial, Attack, AugMix, Noise
 
 MethodName = Annotated[
     str,
@@ -14,6 +15,43 @@ MethodName = Annotated[
         description=f"Training method: {', '.join(METHODS)}; each has options of its own, marked "
         "with its name. (default: from the preset)"
     ),
+]
+_ADVERSARIAL = Adversarial()
+AttackName = Annotated[
+    Attack,
+    Field(
+        description="adversarial: i-fgsm attacks the model --attacked once, before the training; "
+        f"pgd attacks the network in training, in every batch. (default: {_ADVERSARIAL.attack})"
+    ),
+]
+AttackedModel = Annotated[
+    ModelName,
+    Field(description="adversarial: model of the store that i-fgsm attacks, trained without it."),
+]
+Epsilon = Annotated[
+    float,
+    BeforeValidator(fraction),
+    Written(metavar="X", read=fraction),
+    Field(
+        ge=0,
+        le=1,
+        description="adversarial: largest change of a pixel in [0, 1]. (default: 8/255)",
+    ),
+]
+Step = Annotated[
+    float,
+    BeforeValidator(fraction),
+    Written(metavar="X", read=fraction),
+    Field(
+        gt=0,
+        le=1,
+        description="adversarial: size of a step, for pixels in [0, 1]. "
+        f"(default: {_ADVERSARIAL.step})",
+    ),
+]
+Steps = Annotated[
+    PositiveInt,
+    Field(description=f"adversarial: number of steps. (default: {_ADVERSARIAL.steps})"),
 ]
 PerDistortion = Annotated[
     PositiveInt,

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from stages.data.corruptions.names import CURE
 from stages.errors import InputError
+
+Attack = Literal["i-fgsm", "pgd"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,42 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
+class Adversarial:
+    """Images that were attacked to raise the cross entropy are added (paper, Table 4).
+
+    Attributes:
+        attack: ``i-fgsm`` attacks a trained model, once; ``pgd`` the network in training, always.
+        epsilon: largest change of a pixel in [0, 1].
+        step: size of each of the ``steps``; the paper's.
+        steps: number of steps.
+    """
+
+    name: Literal["adversarial"] = "adversarial"
+    attack: Attack = "i-fgsm"
+    epsilon: float = 8 / 255
+    step: float = 0.01
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.attack not in get_args(Attack):
+            raise InputError(f"attack {self.attack!r}: expected one of {get_args(Attack)}")
+        if not (0 <= self.epsilon <= 1 and 0 < self.step <= 1 and self.steps >= 1):
+            raise InputError(
+                "adversarial: expected epsilon from 0 to 1, a step above 0 and up to 1, and at "
+                f"least 1 step, found {self.epsilon:g}, {self.step:g} and {self.steps}"
+            )
+
+    @property
+    def is_part_trainable(self) -> bool:
+        """Whether the images are the same in every epoch."""
+        return self.attack == "i-fgsm"
+
+    def n_added(self, n_rows: int) -> int:
+        """Number of images that it adds: views are not counted."""
+        return n_rows if self.attack == "i-fgsm" else 0
+
+
+@dataclass(frozen=True, slots=True)
 class AugMix:
     """AugMix with the Jensen-Shannon consistency loss (Hendrycks et al., ICLR 2020).
 
@@ -88,8 +126,10 @@ class AugMix:
         return 0
 
 
-MethodParams = Plain | Noise | AugMix
-METHODS: Mapping[str, MethodParams] = {each.name: each for each in (Plain(), Noise(), AugMix())}
+MethodParams = Plain | Adversarial | Noise | AugMix
+METHODS: Mapping[str, MethodParams] = {
+    each.name: each for each in (Plain(), Adversarial(), Noise(), AugMix())
+}
 """Every method by its name, with the parameters of its publication."""
 
 PLAIN = Plain()
@@ -127,5 +167,8 @@ def in_words(method: MethodParams) -> str:
     """
     facts = dataclasses.asdict(method)
     name = facts.pop("name")
-    shown = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    values = (
+        (key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts.items()
+    )
+    shown = ", ".join(f"{key} {value}" for key, value in values if value is not None)
     return f"{name} ({shown})" if shown else name
