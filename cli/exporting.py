@@ -68,6 +68,16 @@ class Chosen:
             metavar="FILE",
         ),
     ] = None
+    curation: Annotated[
+        str | None,
+        typer.Option(
+            "--curation",
+            help="Result of curate on these features: adds the suggested class, whether the label "
+            "is flagged, and all scores.",
+            metavar="RESULT",
+            autocompletion=completing(names_in_store("result")),
+        ),
+    ] = None
     images: Annotated[
         str | None,
         typer.Option(
@@ -162,8 +172,10 @@ def export(
 
 def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
     from stages.csv_text import cells_of
+    from stages.curation.curation_result import columns_of_rows
     from stages.export.exported_rows import Exported
     from stages.reflection.conditions import conditions
+    from stages.report.results import find_result
 
     scores = ("confidence", *options.names(chosen.scores))
     feature_set = store.open(features)
@@ -173,4 +185,7 @@ def _exported(store: FeatureStore, features: str, chosen: Chosen) -> Exported:
         cells = cells_of(Path(chosen.samples), ["sample_id"])
         sample_ids = frozenset(sample_id for _, (sample_id,) in cells)
     scored = scored_by(store, feature_set, scores, chosen.training, chosen.head)
-    return Exported(feature_set, scored, where, sample_ids, chosen.images)
+    more = None
+    if chosen.curation is not None:
+        more = columns_of_rows(find_result(store, chosen.curation), feature_set)
+    return Exported(feature_set, scored, where, sample_ids, chosen.images, more)

@@ -15,6 +15,8 @@ from cli.app import commands
 from cli.exporting import FORMS
 from pipeline.fields import Labelled
 from stages.active_learning.labels import read_labels
+from stages.curation.curate import Curate
+from stages.evaluation.evaluate import Evaluate
 from stages.export.export_file import WRITERS
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
@@ -54,6 +56,32 @@ def test_a_table_has_the_predictions_of_f_and_of_a_head(run: Command, tmp_path: 
     assert (rest["prediction_name"] == rest["prediction"]).all()  # classes without names
     assert not (rest["confidence"] == rest["T_confidence"]).any()
     assert rest["T_energy"].notna().all()
+
+
+def test_what_a_curation_found_goes_into_every_format(
+    run: Command, tmp_path: Path, home: SimpleNamespace
+) -> None:
+    made = make_in(home.store, Curate(features=home.set.name, top=0, folds=2, name="odd")).output
+    ranked = made.read_frame("ranked.parquet").set_index("row").sort_index()
+    words = "--curation odd --images https://host/i --out x --format"
+    for form in FORMS:
+        run(f"{words} {form}")
+        if form in ("csv", "parquet"):
+            read = pd.read_csv if form == "csv" else pd.read_parquet
+            found = read(tmp_path / "x")
+        else:
+            tasks = json.loads((tmp_path / "x").read_text())
+            samples = tasks["samples"] if form == "fiftyone" else [each["data"] for each in tasks]
+            found = pd.DataFrame(samples)
+        for name in ("is_label_issue", "self_confidence", "el2n", "similarity"):
+            mine = found[name].to_numpy(float)
+            np.testing.assert_allclose(mine, ranked[name].to_numpy(float), rtol=1e-12)
+        suggested = [each["suggested_name"].drop(UNREAD).astype(float) for each in (found, ranked)]
+        assert suggested[0].tolist() == suggested[1].tolist()
+    other = make_in(home.store, Evaluate(features=home.set.name, heads=(), resamples=0)).output
+    refusal = run(f"--curation {other.name} --out y.csv", 2)[1]
+    assert "expected a result of curate" in refusal
+    assert not (tmp_path / "y.csv").exists()
 
 
 def test_scores_are_fitted_to_training_rows(

@@ -11,14 +11,25 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from stages.curation.curation_scores import RANKINGS
+from stages.errors import InputError
 from stages.typed import typed
 from store.artifacts import Artifact
+from store.featureset import FeatureSet
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 RANKED, CLASSES, JOINT = "ranked.parquet", "classes.parquet", "joint.parquet"
 NEIGHBOURS = "neighbours.parquet"
+ROW_COLUMNS = (
+    *("suggested_name", "suggested_probability", "is_label_issue", "is_flipped"),
+    *RANKINGS,
+    "nearest_sample_id",
+)
+"""Columns of `RANKED` beside those of the sample table."""
+
 PAGE, PICTURE = "sheet.html", "sheet-{number}.png"
 
 
@@ -126,6 +137,33 @@ def top_of(result: Artifact) -> pd.DataFrame:
     ranked = result.read_frame(RANKED)
     asked = card.asked
     return top_rows(ranked, asked.by, asked.top, is_same_set=card.is_same_set)
+
+
+def columns_of_rows(result: Artifact, feature_set: FeatureSet) -> pa.Table:
+    """What a curation found for each row, in the order of the rows, as columns.
+
+    Raises:
+        InputError: the result is no curation, or that of other features.
+    """
+    import pyarrow as pa
+
+    if RANKED not in result.files():
+        raise InputError(f"result {result.name}: expected a result of curate")
+    if (features := CurationCard.of(result).features) != feature_set.name:
+        raise InputError(
+            f"result {result.name}: expected a curation of {feature_set.name}, found one of "
+            f"{features}"
+        )
+    rows = result.read_frame(RANKED).sort_values("row")
+    columns: dict[str, pa.Array] = {}
+    for name in ROW_COLUMNS:
+        if name in rows:
+            is_text = name.endswith(("_name", "_id"))
+            values = rows[name].to_numpy()
+            columns[name] = pa.array(
+                values, pa.string() if is_text else None, from_pandas=is_text or None
+            )
+    return pa.table(columns)
 
 
 def suspected_pairs(joint: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -40,6 +40,7 @@ class Exported:
         where: conditions that the rows to export satisfy.
         sample_ids: samples to export; all if ``None``.
         images: folder of the images or beginning of their URLs; without it there are no paths.
+        more: further columns, with a row for each row of the set, such as those of a curation.
     """
 
     feature_set: FeatureSet
@@ -47,6 +48,7 @@ class Exported:
     where: Sequence[Condition] = ()
     sample_ids: frozenset[str] | None = None
     images: str | None = None
+    more: pa.Table | None = None
 
     @property
     def predictors(self) -> tuple[str, ...]:
@@ -126,7 +128,8 @@ class Exported:
             for column in (*(column_of(each.label, name) for name in ANSWERS), *each.columns)
         ]
         image = [] if self.images is None else ["image"]
-        return [*image, "label_name", *of_predictors]
+        more = [] if self.more is None else self.more.column_names
+        return [*image, "label_name", *of_predictors, *more]
 
     def _table(self, shard: Shard) -> pa.Table | None:
         samples = self.feature_set.read_samples(shard)
@@ -134,7 +137,11 @@ class Exported:
         if not rows.size:
             return None
         arrays = [self.feature_set.read_chunk(name, shard)[rows] for name in ("features", "logits")]
-        return pa.table(self._columns(samples.take(rows), *arrays))
+        columns = self._columns(samples.take(rows), *arrays)
+        if self.more is not None:
+            more = self.more.take(shard.start + rows)
+            columns |= dict(zip(more.column_names, more.columns, strict=True))
+        return pa.table({name: columns[name] for name in self.columns})
 
     def _is_selected(self, samples: pa.Table) -> NDArray[np.bool_]:
         where = [*self.where]
@@ -152,8 +159,7 @@ class Exported:
             found["image"] = pa.array(paths, pa.string())
         for each in self.scored:
             found |= self._answers(each, *each.last_layer(features, logits))
-        found |= stored  # the prediction and the confidence of f are those of the store
-        return {name: found[name] for name in self.columns}
+        return found | stored  # the prediction and the confidence of f are those of the store
 
     def _answers(self, scored: Scored, hidden: Rows, logits: Rows) -> dict[str, Any]:
         """The columns of a predictor, from the input and output of its last layer."""

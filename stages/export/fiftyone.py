@@ -20,7 +20,12 @@ Row = Mapping[str, Any]  # Any: JSON
 RESERVED = ("id", "filepath", "tags", "metadata", "media_type", "created_at", "last_modified_at")
 """Fields that every sample of FiftyOne has, or may not have."""
 
-_KINDS = {pa.int64(): "IntField", pa.float64(): "FloatField", pa.string(): "StringField"}
+_KINDS = {
+    pa.int64(): "IntField",
+    pa.float64(): "FloatField",
+    pa.string(): "StringField",
+    pa.bool_(): "BooleanField",
+}
 _CLASSIFICATION = "EmbeddedDocumentField(fiftyone.core.labels.Classification)"
 _TRUTH = "ground_truth"
 
