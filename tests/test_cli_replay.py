@@ -222,7 +222,7 @@ HARMLESS = {
     "last_layer",
     "layer", "layer_loss", "layers", "loss", "losses", "maps", "mean", "measures", "method",
     "methods", "metrics", "model", "name", "notes", "odin", "odin_epsilon", "of_class",
-    "order", "paper", "precision", "predictive", "preset", "query", "reading", "reads",
+    "order", "paper", "precision", "predictive", "preset", "profile", "query", "reading", "reads",
     "resize", "result", "results", "rounding", "rows", "scaling", "schedule", "scores", "seeds",
     "select_on", "source", "split", "statistics", "std", "step", "strategies", "structure",
     "target", "test_split", "through", "title", "train", "training", "validation", "value_range",

@@ -216,6 +216,23 @@ def test_collapsed_head_is_refused_with_its_seed_and_the_remedy() -> None:
         stage.finish(state)
 
 
+def test_collapsed_heads_can_be_kept_and_are_named() -> None:
+    params = replace(STAGE.params, weight_decay=1.0, seeds=(7, 8))
+    stage = replace(STAGE, params=params, keep_collapsed=True)
+    state = stage.start()
+    run(stage, state, range(6))
+    _, facts = stage.finish(state)
+
+    assert facts["collapsed"] == [7, 8]
+    assert "collapsed" not in STAGE.finish(trained_state())[1]
+
+
+def trained_state() -> HeadState:
+    state = STAGE.start()
+    run(STAGE, state, range(6))
+    return state
+
+
 def test_a_collapse_gets_only_applicable_advice() -> None:
     linear = replace(STAGE.spec, layers=())
     stage = replace(STAGE, spec=linear, params=replace(STAGE.params, weight_decay=0.0))

@@ -91,3 +91,14 @@ def test_other_images_and_other_networks_are_not_its_clean_set(
 ) -> None:
     clean_set(store, **changes)
     assert not clean_of(store, Entry({}, result))
+
+
+def test_the_clean_evaluation_with_the_most_of_the_heads_is_used(
+    store: FeatureStore, result: Artifact
+) -> None:
+    clean = clean_set(store)
+    for heads in ({}, {"H": "h", "T": "t"}, {"H": "h"}):
+        make_in(store, Evaluate(features=clean, heads=heads, resamples=0))
+
+    used = store.artifact("result", clean_of(store, Entry({}, result)).result)
+    assert list(used.card()["contenders"]) == ["H", "T"]

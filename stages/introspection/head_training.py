@@ -18,6 +18,7 @@ from torch.nn import functional
 from pipeline.work import Tick
 from stages.errors import InputError, TrainingFailedError
 from stages.introspection.best_epoch import Best, Selection
+from stages.introspection.collapse import against_collapse, why_collapsed
 from stages.introspection.fitted_scaling import FittedScaling
 from stages.introspection.head import Head, load_head
 from stages.introspection.head_params import HeadParams
@@ -28,12 +29,6 @@ from stages.introspection.stacked import StackedMlp
 from stages.introspection.training_batches import Batches
 from stages.metrics.finite import finite_rows
 from stages.sensing.device import require_device
-
-COLLAPSED_SHARE = 0.98
-"""A head with a loss above this fraction of ``ln N``, the loss of a uniform guess, is collapsed,"""
-
-TIMES_CHANCE = 1.5
-"""unless its accuracy is at least this multiple of the share of the largest class."""
 
 WEIGHTS_KEY = "weights.safetensors"
 
@@ -69,6 +64,7 @@ class HeadTraining:
         device: device of data and heads: ``cpu``, ``cuda:0``.
         selection: rows on which the best epoch of each seed is chosen; ``None`` for the last epoch.
         further: the further arrays that the heads read, each ``(n, k)``, by name.
+        keep_collapsed: keep heads that have collapsed; their seeds are a fact of the training.
     """
 
     features: NDArray[np.floating[Any]]
@@ -79,6 +75,7 @@ class HeadTraining:
     device: str = "cpu"
     selection: Selection | None = None
     further: Arrays = field(default_factory=dict)
+    keep_collapsed: bool = False
 
     unit_name = "epoch"
 
@@ -217,14 +214,21 @@ class HeadTraining:
         """The weights of all seeds as a file, and facts of the training.
 
         Raises:
-            TrainingFailedError: a head has collapsed and predicts only a constant.
+            TrainingFailedError: a head has collapsed, and such heads are not kept.
         """
         weights = self.weights(state)
-        losses, accuracies = [], []
+        counts = torch.bincount(self._stored[2], minlength=self.spec.n_classes)
+        losses, accuracies, collapsed = [], [], []
         for index, seed in enumerate(self.params.seeds):
             head = load_head(self.full_spec, weights, index, device=self.device)
             loss, accuracy, n_predicted = self._evaluate(head, self._stored)
-            self._refuse_collapse(seed, loss, accuracy, n_predicted)
+            why = why_collapsed(loss, accuracy, n_predicted, counts)
+            if why and not self.keep_collapsed:
+                raise TrainingFailedError(
+                    f"head of seed {seed}: collapsed after {self.params.epochs} epochs: {why}; "
+                    f"{against_collapse(self.spec, self.params)}"
+                )
+            collapsed += [seed] if why else []
             losses.append(loss)
             accuracies.append(accuracy)
         facts = {
@@ -236,6 +240,7 @@ class HeadTraining:
             "train_accuracy": accuracies,
             "train_rows": self.rows_per_unit,
             "excluded_rows": len(self.labels) - self.rows_per_unit,
+            **({"collapsed": collapsed} if collapsed else {}),
         }
         if self.selection is not None and state.best is not None:
             facts |= {
@@ -360,28 +365,6 @@ class HeadTraining:
             predicted.update(torch.unique(prediction).tolist())
         n_rows = len(rows[0])
         return total / n_rows, n_correct / n_rows, len(predicted)
-
-    def _refuse_collapse(self, seed: int, loss: float, accuracy: float, n_predicted: int) -> None:
-        counts = torch.bincount(self._stored[2], minlength=self.spec.n_classes)
-        is_constant = n_predicted == 1 and int((counts > 0).sum()) > 1
-        is_blank = loss >= COLLAPSED_SHARE * math.log(self.spec.n_classes)
-        chance = float(counts.max()) / self.rows_per_unit
-        if not is_constant and not (is_blank and accuracy < TIMES_CHANCE * chance):
-            return
-        what = "it predicts one class for every row" if is_constant else "it has learned nothing"
-        raise TrainingFailedError(
-            f"head of seed {seed}: collapsed after {self.params.epochs} epochs: {what} (training "
-            f"loss {loss:.4f}, a uniform guess has {math.log(self.spec.n_classes):.4f}); "
-            f"{self._against_collapse}"
-        )
-
-    @property
-    def _against_collapse(self) -> str:
-        decay, n_layers = self.params.weight_decay, len(self.spec.layers)
-        lower = f"lower the weight decay (now {decay:g}; try {min(5e-4, decay / 10):g})"
-        ways = [lower] if decay else []
-        ways += [f"use fewer layers (now {n_layers})"] if n_layers else []
-        return ", ".join([*ways, "train for more epochs"])
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

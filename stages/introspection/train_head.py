@@ -135,6 +135,11 @@ class TrainHead(Stage):
         "seed, instead of the last. With the test images this selects on test data, as the "
         "paper's code base does: results on them are then optimistic.",
     )
+    keep_collapsed: bool = Field(
+        False,
+        description="Keep a head that predicts one class for every row or has learned nothing, "
+        "which is else an error: for studies that compare settings.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -214,6 +219,7 @@ class TrainHead(Stage):
                 workspace.device,
                 None if selected is None else _selection(selected, spec),
                 spec.further.read(feature_set, chosen),
+                self.keep_collapsed,
             )
 
         return ArtifactJob(
@@ -235,7 +241,10 @@ class TrainHead(Stage):
         )
 
     def plan(self, feature_set: FeatureSet, selected: FeatureSet | None = None) -> Plan:
-        """Everything that determines the weights of the head."""
+        """Everything that determines the weights of the head.
+
+        Whether a collapsed head is kept changes no weights.
+        """
         chosen_on = {} if selected is None else {"select_on": selected.name}
         params = {
             "spec": self.spec(feature_set).to_dict(),

@@ -45,8 +45,9 @@ class Clean:
 def clean_of(store: FeatureStore, entry: Entry) -> Clean:
     """The clean counterpart of a result over corruptions, made by the same weights.
 
-    It has the same family of data sets, split and precision, and no perturbation. Among several,
-    the first in the order of the names that has an evaluation without cells is used.
+    It has the same family of data sets, split and precision, and no perturbation. Among several
+    evaluations of such sets without cells, the one with the most of the heads is used, then the
+    first in the order of the names.
     """
     if stage_name(entry.result.plan()) != "evaluate":
         return Clean()
@@ -58,10 +59,12 @@ def clean_of(store: FeatureStore, entry: Entry) -> Clean:
     except StoreError:  # the features may have been deleted since
         return Clean()
     names = [found.name for found in _clean_sets(store, corrupted)]
-    evaluated = {features: result for features, result in _evaluations(store) if features in names}
-    for name, result in evaluated.items():
-        return Clean(name, result.name, fingerprint(result.plan()))
-    return Clean(names[0]) if names else Clean()
+    evaluated = [each for each in _evaluations(store) if each[0] in names]
+    if not evaluated:
+        return Clean(names[0]) if names else Clean()
+    ours = set(map(_identity, card.contenders.values()))
+    name, result = max(evaluated, key=lambda each: len(ours & _identities(each[1])))
+    return Clean(name, result.name, fingerprint(result.plan()))
 
 
 def clean_accuracies(store: FeatureStore, clean: Clean, found: Judged) -> dict[str, float]:
@@ -135,6 +138,10 @@ def _evaluated(result: Artifact, found: Judged) -> dict[str, float]:
     accuracies = {"f": of_label["f"]}
     accuracies |= {label: of_label[their] for label, their in labels.items() if their}
     return {label: float(value) for label, value in accuracies.items()}
+
+
+def _identities(result: Artifact) -> set[tuple[object, ...]]:
+    return set(map(_identity, ComparisonCard.of(result).contenders.values()))
 
 
 def _identity(head: HeadCard) -> tuple[object, ...]:

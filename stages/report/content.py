@@ -63,6 +63,7 @@ class Content:
         notes: further limitations to list.
         command: command that reproduces the report.
         clean: for each entry, where its accuracy on clean images comes from.
+        profile: control for the profile of the paper's gain; ``None`` to leave the profile out.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Content:
     notes: Sequence[str] = ()
     command: str = ""
     clean: Sequence[Clean] = ()
+    profile: str | None = None
 
     @property
     def plan(self) -> Plan:
@@ -87,6 +89,7 @@ class Content:
             "table": None if table is None else {**asdict(table), "metrics": list(table.metrics)},
             "figures": list(self.figures),
             "notes": list(self.notes),
+            **({} if self.profile is None else {"profile": self.profile}),
         }
         return {
             "stage": {"name": "report", "version": VERSION, "params": params},

@@ -127,6 +127,16 @@ def line_style(
     }
 
 
+def dot(name: str, style: Style) -> Artist:
+    """The handle of a contender in the legend of a figure of points."""
+    return Line2D([], [], label=name, **dots(style))
+
+
+def dots(style: Style) -> dict[str, Any]:  # Any: keyword arguments of matplotlib
+    """Keyword arguments for the points of a contender."""
+    return {**line_style(style), "linestyle": "", "markersize": 6}
+
+
 def label_ends(
     panel: Axes, ends: Mapping[str, tuple[float, float]], styles: Mapping[str, Style], *, side: int
 ) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
@@ -23,23 +22,25 @@ from stages.errors import InputError
 from stages.report.comparison import spoken, strong_one
 from stages.report.drawing import (
     MAX_PANELS,
+    dot,
+    dots,
     draw_line,
     label_ends,
     legend_above,
-    line_style,
     name_scales,
     over_seeds,
     panels_of,
-    remark,
     sheet,
     with_gain,
     zero_line,
 )
+from stages.report.gain_maps import draw_gain_cells, draw_gain_map
 from stages.report.palette import SETTINGS, Style, styles_of
 from stages.report.ranking import draw_by_detector
 from stages.report.reliability import draw_reliability
 from stages.report.results import varying
-from stages.sheets.theme import INK, SOFT
+from stages.report.trade_off import draw_accuracy_vs_ece
+from stages.sheets.theme import INK
 
 EPOCH, INFORMATION = "epoch", "mutual_information"
 _SPREAD = "Bands and whiskers run from the lowest to the highest seed."
@@ -56,6 +57,7 @@ class Kind:
         part: the frame from which it is drawn.
         needs: columns that it requires.
         shows: metrics whose definitions are listed with it.
+        is_default: whether it is drawn if no figure is named.
     """
 
     title: str
@@ -64,6 +66,7 @@ class Kind:
     part: Literal["by_group", "bins", "detections"] = "by_group"
     needs: tuple[str, ...] = ()
     shows: tuple[str, ...] = ("accuracy",)
+    is_default: bool = True
 
 
 def draw_figure(name: str, frames: dict[str, pd.DataFrame], axes: Sequence[str]) -> Figure:
@@ -92,84 +95,12 @@ def fitting_figures(by_group: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     return [
         name
         for name, kind in FIGURES.items()
-        if kind.part != "detections"
+        if kind.is_default
+        and kind.part != "detections"
         and all(column in by_group.columns for column in kind.needs)
         and (n_entries <= MAX_PANELS or name == "by-epoch")
         and not (is_alone and name.startswith("gain"))
     ]
-
-
-def _accuracy_vs_ece(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
-    figure, (panel,) = sheet(1, height=4.2)
-    styles = styles_of(frame["predictor"])
-    draw = _points_of_entries if axes else _paths_over_severity
-    draw(panel, frame, axes, styles)
-    panel.set(xlabel="accuracy", ylabel=spoken("ece"))
-    panel.set_ylim(bottom=0)
-    remark(panel, "better ↘", x=0.995, y=0.015, ha="right", va="bottom")
-    if axes:
-        legend_above(figure, styles, styles, handles=[_dot(*each) for each in styles.items()])
-    return figure
-
-
-def _paths_over_severity(
-    panel: Axes, frame: pd.DataFrame, _: tuple[str, ...], styles: dict[str, Style]
-) -> None:
-    by = ["severity"] if "severity" in frame.columns else []
-    points = _two_metrics(frame, by)
-    ends = {}
-    for name, found in points.groupby("predictor", sort=False):
-        panel.plot(found["accuracy"], found["ece"], **line_style(styles[str(name)]))
-        last = found.iloc[-1]
-        ends[str(name)] = (float(last["accuracy"]), float(last["ece"]))
-        if by and len(found) > 1 and styles[str(name)].is_thick:
-            _number_levels(panel, found, styles[str(name)])
-    left, right = panel.get_xlim()
-    panel.set_xlim(left - 0.24 * (right - left), right)
-    panel.set_ylim(0, panel.get_ylim()[1])
-    label_ends(panel, ends, styles, side=-1)
-
-
-def _number_levels(panel: Axes, points: pd.DataFrame, style: Style) -> None:
-    for level, x, y in zip(points["severity"], points["accuracy"], points["ece"], strict=True):
-        panel.annotate(
-            str(level),
-            (x, y),
-            xytext=(4.5, 5),
-            textcoords="offset points",
-            color=style.colour,
-            fontsize=7.5,
-        )
-
-
-def _points_of_entries(
-    panel: Axes, frame: pd.DataFrame, axes: tuple[str, ...], styles: dict[str, Style]
-) -> None:
-    strong = strong_one(styles)
-    points = _two_metrics(frame, axes)
-    names = points[list(axes)].astype(str).agg(" · ".join, axis=1)
-    for entry, found in points.groupby(names, sort=False):
-        pair = found[found["predictor"].isin(["f", strong])]
-        panel.plot(pair["accuracy"], pair["ece"], color=SOFT, linewidth=0.8, zorder=1)
-        for name, x, y in zip(found["predictor"], found["accuracy"], found["ece"], strict=True):
-            panel.plot([x], [y], **_dots(styles[name]))
-        first = pair.iloc[0]
-        panel.annotate(
-            str(entry),
-            (first["accuracy"], first["ece"]),
-            xytext=(7, 5),
-            textcoords="offset points",
-            color=INK,
-        )
-    panel.margins(x=0.12, y=0.12)
-
-
-def _two_metrics(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean accuracy and ECE by predictor and the columns of ``by``, where both exist."""
-    keys = ["predictor", *by]
-    accuracy, ece = (over_seeds(frame, by, name) for name in ("accuracy", "ece"))
-    both = accuracy[[*keys, "mean"]].merge(ece[[*keys, "mean"]], on=keys, suffixes=("_a", "_e"))
-    return both.rename(columns={"mean_a": "accuracy", "mean_e": "ece"})
 
 
 def _gain_by_corruption(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
@@ -190,15 +121,7 @@ def _gain_by_corruption(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
 def _handle(name: str, style: Style) -> Artist:
     if style.is_strong:
         return Patch(color=style.colour, label=name)
-    return _dot(name, style)
-
-
-def _dot(name: str, style: Style) -> Artist:
-    return Line2D([], [], label=name, **_dots(style))
-
-
-def _dots(style: Style) -> dict[str, Any]:  # Any: keyword arguments of matplotlib
-    return {**line_style(style), "linestyle": "", "markersize": 6}
+    return dot(name, style)
 
 
 def _bars(panel: Axes, gains: pd.DataFrame, names: Sequence[str], styles: dict[str, Style]) -> None:
@@ -210,7 +133,7 @@ def _bars(panel: Axes, gains: pd.DataFrame, names: Sequence[str], styles: dict[s
             panel.barh(rows, means, height=0.62, color=style.colour, alpha=0.9, zorder=2)
             panel.hlines(rows, found["low"], found["high"], color=INK, linewidth=1.1, zorder=6)
         else:
-            panel.plot(means, rows, **_dots(style))
+            panel.plot(means, rows, **dots(style))
     zero_line(panel, vertical=True)
     _name_rows(panel, names)
 
@@ -225,11 +148,11 @@ def _accuracy_by_class(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
         points = over_seeds(rows, ["class"], "accuracy")
         for name, part in points.groupby("predictor", sort=False):
             places = [names.index(each) for each in part["class"]]
-            panel.plot(part["mean"], places, **_dots(styles[str(name)]))
+            panel.plot(part["mean"], places, **dots(styles[str(name)]))
         _name_rows(panel, names)
         panel.set_title(title)
     name_scales(panels, x="accuracy", y="")
-    legend_above(figure, styles, styles, handles=[_dot(*each) for each in styles.items()])
+    legend_above(figure, styles, styles, handles=[dot(*each) for each in styles.items()])
     return figure
 
 
@@ -312,7 +235,7 @@ FIGURES: dict[str, Kind] = {
         "Accuracy against calibration error",
         "Mean over the cells. For a single result, a line connects its severities, numbered on "
         "the thick lines; for several results, a line connects f and H of each.",
-        _accuracy_vs_ece,
+        draw_accuracy_vs_ece,
         needs=("accuracy", "ece"),
         shows=("accuracy", "ece"),
     ),
@@ -327,6 +250,22 @@ FIGURES: dict[str, Kind] = {
         f"Mean over corruptions of the accuracy minus that of f in the same cell. {_SPREAD}",
         _by_level("accuracy", "accuracy minus that of f", of_gain=True),
         needs=("severity", "accuracy"),
+    ),
+    "gain-map": Kind(
+        "Gain in accuracy by corruption, for each contender",
+        "Points of accuracy over f, mean over severities and seeds; on the right the mean of all.",
+        draw_gain_map,
+        needs=("corruption", "accuracy"),
+        is_default=False,
+    ),
+    "gain-cells": Kind(
+        "Gain by corruption and severity",
+        "Points over f, mean over seeds, of the contender of the report and of the one with the "
+        "largest gain in accuracy. Blue is better, also where the ECE is lower.",
+        draw_gain_cells,
+        needs=("corruption", "severity", "accuracy", "ece"),
+        shows=("accuracy", "ece"),
+        is_default=False,
     ),
     "ece-by-level": Kind(
         "Calibration error by severity",

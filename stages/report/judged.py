@@ -12,6 +12,8 @@ from stages.report.clean import clean_accuracies, with_clean
 from stages.report.comparison import comparison_of, sentences, strong_one
 from stages.report.content import Content
 from stages.report.figures import FIGURES, draw_figure, fitting_figures
+from stages.report.gain_profile import gains_of, profile_grid, profile_sentence
+from stages.report.gain_table import check_control, gain_grid, gain_sentences
 from stages.report.kinds import PageKind
 from stages.report.legend import legend_of
 from stages.report.page import Drawing, Grid, Page, comparison_grid, ranking_grid, table_grid
@@ -46,13 +48,19 @@ def page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame |
     judged = read_entries(store, content.entries)
     axes = tuple(content.entries[0].axes)
     numbers = None if content.table is None else table_of(judged, content.table)
-    if numbers is not None and any(content.clean):
+    clean: list[dict[str, float]] = [{} for _ in judged]
+    if any(content.clean) and (numbers is not None or content.profile is not None):
         pairs = zip(content.clean, judged, strict=True)
-        numbers = with_clean(numbers, [clean_accuracies(store, *pair) for pair in pairs], axes)
+        clean = [clean_accuracies(store, *pair) for pair in pairs]
+    if numbers is not None and any(content.clean):
+        numbers = with_clean(numbers, clean, axes)
+    compared = _compared(judged, numbers, axes)
+    if content.profile is not None:
+        compared |= _profile(judged, clean, content.profile, axes)
     page = Page(
         title=content.title,
         about=content.about,
-        **_compared(judged, numbers, axes),
+        **compared,
         legend=legend_of(judged),
         table=None if numbers is None else table_grid(numbers, axes, _clean_note(content)),
         shortcomings=[*shortcomings(store, judged, numbers), *content.notes],
@@ -68,6 +76,24 @@ def page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame |
         ranking=_ranking(judged),
     )
     return page, numbers
+
+
+def _profile(
+    judged: Sequence[Judged], clean: Sequence[dict[str, float]], control: str, axes: Sequence[str]
+) -> dict[str, Any]:  # Any: fields of a Page
+    """Tables and sentences on the profile of the paper's gain, in place of the comparison."""
+    check_control(judged, control)
+    shown = [name for name in axes if len({each.axes[name] for each in judged}) > 1]
+    gains = [
+        ({name: each.axes[name] for name in shown}, gains_of(each, known))
+        for each, known in zip(judged, clean, strict=True)
+    ]
+    tables = {
+        "The profile of the paper's gain": profile_grid(gains),
+        "Gains of each contender": gain_grid(judged, control, shown),
+    }
+    sentences_of_gain = [profile_sentence(gains), *gain_sentences(judged, control)]
+    return {"tables": tables, "sentences": sentences_of_gain, "comparison": None}
 
 
 def _ranking(judged: Sequence[Judged]) -> Grid | None:

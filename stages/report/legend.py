@@ -18,6 +18,9 @@ GRADIENTS = (
     "f's last layer that would turn f's prediction into each of the classes"
 )
 
+FEW = 3
+"""Names with the same meaning that are still explained one by one."""
+
 
 def legend_of(judged: Sequence[Judged]) -> dict[str, str]:
     """The names in the tables and figures of a page, each with its meaning in plain English."""
@@ -25,9 +28,21 @@ def legend_of(judged: Sequence[Judged]) -> dict[str, str]:
     for label in dict.fromkeys(label for each in judged for label in each.heads):
         heads = [(each, each.heads[label]) for each in judged if label in each.heads]
         found[label] = _joined(_head_of(each, head) for each, head in heads)
+    found = _grouped(found)
     if cells := _joined(map(_cells_of, judged)):
         found["cell"] = cells
     return found
+
+
+def _grouped(meanings: dict[str, str]) -> dict[str, str]:
+    """Names with the same meaning together, if there are many of them."""
+    names: dict[str, list[str]] = {}
+    for name, text in meanings.items():
+        names.setdefault(text, []).append(name)
+    groups = {text: each if len(each) > FEW else [] for text, each in names.items()}
+    first = {each[0]: ", ".join(each) for each in groups.values() if each}
+    rest = {name for each in groups.values() for name in each[1:]}
+    return {first.get(name, name): text for name, text in meanings.items() if name not in rest}
 
 
 def _joined(texts: Iterable[str]) -> str:

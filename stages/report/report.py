@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.fields import LabelledList, OneOf, Place, Ref, Written
 from pipeline.make import ArtifactJob, Output
-from pipeline.stage import Preview, Several, Stage
+from pipeline.stage import Preview, Several, Stage, stage_name
 from pipeline.workspace import Workspace
 from stages.data.option_types import EscapeFormulas, OutputName
+from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS, DETECTION, INFORMATION, SELECTIVE
 from stages.report.kinds import kind_of
 from stages.report.vocabulary import (
@@ -81,6 +82,12 @@ class Report(Stage):
         None,
         description="Figures, separated by commas. (default: all that the results allow)",
     )
+    profile: Annotated[str, Written(metavar="LABEL")] | None = Field(
+        None,
+        description="Label of a control, such as f with its last layer retrained, or f: also show "
+        "the gains of each head over f and over it, and whether they have the profile of the "
+        "paper's gain.",
+    )
     table: Annotated[Table | None, Written(is_hidden=True)] = Field(
         None, description="Metrics and paper together, as recipes write them."
     )
@@ -105,7 +112,8 @@ class Report(Stage):
 
         Raises:
             NotFoundError, AmbiguousNameError: the results are not in the store.
-            InputError: the results are incompatible, or ``out`` contains other files.
+            InputError: the results are incompatible or have no profile of a gain, or ``out``
+                contains other files.
         """
         from stages.report.writing import check_folder
 
@@ -142,6 +150,10 @@ class Report(Stage):
 
         entries = self._entries(store)
         kind = kind_of(entries[0].result)
+        if self.profile is not None and stage_name(entries[0].result.plan()) != "evaluate":
+            raise InputError(
+                f"--profile: expected results of evaluate, found {entries[0].result.name}: omit it"
+            )
         figures = self.figures
         if figures is None:
             figures = tuple(kind.figures(store, entries))
@@ -159,6 +171,7 @@ class Report(Stage):
             notes=self.notes,
             command=command,
             clean=[clean_of(store, entry) for entry in entries],
+            profile=self.profile,
         )
 
     def _entries(self, store: FeatureStore) -> list[Entry]:

@@ -27,6 +27,8 @@ FIGURES = (
     "accuracy-vs-ece",
     "gain-by-corruption",
     "gain-by-level",
+    "gain-map",
+    "gain-cells",
     "ece-by-level",
     "accuracy-by-class",
     "reliability",
