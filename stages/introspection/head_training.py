@@ -25,7 +25,7 @@ from stages.introspection.head_params import HeadParams
 from stages.introspection.head_parts import Arrays
 from stages.introspection.head_spec import HeadSpec
 from stages.introspection.reading import usable_rows
-from stages.introspection.stacked import StackedMlp
+from stages.introspection.stacked import StackedMlp, cross_entropy
 from stages.introspection.training_batches import Batches
 from stages.metrics.finite import finite_rows
 from stages.sensing.device import require_device
@@ -343,7 +343,7 @@ class HeadTraining:
         n_correct = torch.zeros(k, dtype=torch.int64, device=self.device)
         for batch in self._batches.epoch(unit):
             hidden, logits = state.heads.forward(batch.inputs, batch.masks)
-            of_label, slope = _cross_entropy(logits, batch.labels)
+            of_label, slope = cross_entropy(logits, batch.labels)
             state.heads.backward(batch.inputs, hidden, slope, batch.masks)
             state.optimizer.step()
             total -= of_label.sum(dim=1)
@@ -365,18 +365,6 @@ class HeadTraining:
             predicted.update(torch.unique(prediction).tolist())
         n_rows = len(rows[0])
         return total / n_rows, n_correct / n_rows, len(predicted)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods ``(K, n)`` of the labels, and gradient ``(K, n, N)`` of the negative mean.
-
-    The gradient is ``(softmax(z) - onehot) / n``, computed in float32, in the dtype of the logits.
-    """
-    log_shares = logits.float().log_softmax(dim=2)
-    of_label = log_shares.gather(2, labels[:, :, None])
-    slope = log_shares.exp()
-    slope.scatter_add_(2, labels[:, :, None], torch.full_like(of_label, -1.0))
-    return of_label.squeeze(2), slope.div_(labels.shape[1]).to(logits.dtype)
 
 
 def _tensors(state: HeadState) -> dict[str, Tensor]:

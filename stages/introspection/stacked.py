@@ -131,6 +131,18 @@ class StackedMlp:
             self._grad.copy_(self._used_grad)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods ``(K, n)`` of the labels, and gradient ``(K, n, N)`` of the negative mean.
+
+    The gradient is ``(softmax(z) - onehot) / n``, computed in float32, in the dtype of the logits.
+    """
+    log_shares = logits.float().log_softmax(dim=2)
+    of_label = log_shares.gather(2, labels[:, :, None])
+    slope = log_shares.exp()
+    slope.scatter_add_(2, labels[:, :, None], torch.full_like(of_label, -1.0))
+    return of_label.squeeze(2), slope.div_(labels.shape[1]).to(logits.dtype)
+
+
 def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Consecutive parts of a vector as tensors with these shapes."""
     parts = torch.split(flat, [math.prod(shape) for shape in shapes])

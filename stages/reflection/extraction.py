@@ -29,7 +29,7 @@ from stages.metrics.finite import why_not_finite
 from stages.reflection.named_layer import NamedLayer
 from stages.sensing.card import ModelCard, Precision
 from stages.sensing.class_check import check_classes
-from stages.sensing.map_layers import STATISTICS, MapLayer
+from stages.sensing.map_layers import STATISTICS, MapLayer, statistics_spec
 from store.catalog import FeatureStore
 from store.encoding import encode_rows
 from store.featureset import FeatureSet
@@ -112,11 +112,6 @@ class Extraction:
             "shard_rows": self.shard_rows,
         }
 
-    @property
-    def map_names(self) -> tuple[str, ...]:
-        """Names of the layers in `maps`."""
-        return tuple(each.layer for each in self.maps)
-
     def schema(self, source: ImageSource) -> Schema:
         """The arrays and columns of the data set's features."""
         arrays = [
@@ -126,8 +121,7 @@ class Extraction:
         if self.layer is not None:
             arrays.append(self.layer.array_spec(self.card))
         if self.maps:
-            n_numbers = 2 * sum(each.channels for each in self.maps)
-            arrays.append(ArraySpec(STATISTICS, (n_numbers,), "float32", ("statistic",)))
+            arrays.append(statistics_spec(self.maps))
         columns = (
             ("row", "int64"),
             ("sample_id", "string"),
@@ -180,7 +174,7 @@ class FittedExtraction:
             stage.device,
             stage.precision,
             images=images,
-            maps=stage.map_names,
+            maps=[each.layer for each in stage.maps],
         )
         forward = Forward(sensing, stage.weights, stage.layer, self.batch_rows, stage.perturbations)
         return flow_of(source, forward, n_threads, self.n_images).checked(images)
@@ -332,7 +326,8 @@ def check_network(stage: Extraction) -> None:
     from stages.sensing.probe import sample_images
 
     images = sample_images(stage.source.open())
-    load_sensing(stage.card, stage.weights, images=images, is_new=True, maps=stage.map_names)
+    maps = [each.layer for each in stage.maps]
+    load_sensing(stage.card, stage.weights, images=images, is_new=True, maps=maps)
 
 
 def _unfit(

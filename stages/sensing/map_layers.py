@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from store.schema import ArraySpec
 
 STATISTICS = "statistics"
 """Array of a feature set, and field of its plan: see `MapLayer`."""
@@ -17,3 +20,9 @@ class MapLayer:
 
     layer: str
     channels: int
+
+
+def statistics_spec(layers: Sequence[MapLayer]) -> ArraySpec:
+    """The array that stores the statistics of some layers: ``[rows, columns]`` float32."""
+    n_columns = 2 * sum(each.channels for each in layers)
+    return ArraySpec(STATISTICS, (n_columns,), "float32", ("statistic",))
