@@ -499,3 +499,13 @@ def test_active_learning_that_cannot_be_is_refused_before_anything_is_made(
     text = LEARNING.replace("tiny-c", "none-yet").replace(old, new)
 
     assert message in refused_run(tmp_path, text)
+
+
+def test_ensembles_of_a_recipe_are_those_that_are_judged(place):
+    text = TINY.replace(
+        "    stage: evaluate\n", "    stage: uncertainty\n    ensembles: {both: f+temperature}\n"
+    )
+    found = states(place, text)
+    judged = next(status for label, status in found.items() if label.startswith("judged"))
+
+    assert judged.job.plan["stage"]["params"]["ensembles"] == {"both": "f+temperature"}

@@ -61,9 +61,10 @@ def _is_refused(field: FieldInfo) -> bool:
 def _job(workspace: Workspace, stage: Stage, inputs: Inputs) -> Job:
     """The job of a step, with names of outputs in place of names of steps.
 
-    A list that is not given is empty, whatever its default on the command line.
+    A list of outputs that is not given is empty, whatever its default on the command line.
     """
-    lists = [key for key, field in type(stage).model_fields.items() if is_labelled(field)]
+    fields = type(stage).model_fields.items()
+    lists = [key for key, field in fields if is_labelled(field) and mark_of(field, Ref)]
     names = {key: _names(found) for key, found in {**dict.fromkeys(lists, ()), **inputs}.items()}
     return stage.model_copy(update=names).job(workspace)
 

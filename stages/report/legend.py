@@ -98,7 +98,7 @@ def _head_of(found: Judged, head: HeadCard) -> str:
         case TrainedNetwork(spec, selected_on=selected_on):
             reads, parts = spec.reading.reads, spec.reading.parts
             named = {"reflection": "r_x", "statistics": "statistics of its feature maps"}
-            listed = "f's " + " and ".join(named.get(part, part) for part in parts)
+            listed = "f's " + ", ".join(named.get(part, part) for part in parts)
             control = "" if spec.reading.has_gradient else "control: "
             epoch = f"; of its epochs, the best on {selected_on} is kept" if selected_on else ""
             what = (
