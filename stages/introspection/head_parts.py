@@ -128,7 +128,6 @@ def canonical_reads(text: str) -> str:
     parts = text.split(SEPARATOR)
     if set(parts) - set(PARTS) or len(set(parts)) < len(parts):
         raise ValueError(
-            f"expected some of {', '.join(PARTS)}, each once and joined by {SEPARATOR}, "
-            f"found {text!r}"
+            f"expected some of {', '.join(PARTS)}, each once and joined by {SEPARATOR}"
         )
     return SEPARATOR.join(part for part in PARTS if part in parts)

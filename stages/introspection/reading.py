@@ -82,7 +82,7 @@ class Reading:
         try:
             canonical = canonical_reads(self.reads)
         except ValueError as error:
-            raise InputError(f"head reads: {error}") from error
+            raise InputError(f"head reads: {error}, found {self.reads!r}") from error
         if canonical != self.reads:
             raise InputError(f"head reads: expected {canonical!r}, found {self.reads!r}")
         if self.scaling not in (*SCALINGS, *FITTED):
