@@ -179,20 +179,20 @@ def _spec(run: Run, planned: PlannedSource) -> SourceSpec:
     """
     from cli.replay import images_of
     from stages.data.corruptions.cells import cells_of
+    from stages.data.picked import Sample
     from stages.data.registry import SourceSpec
 
-    corruption = planned.corruption
-    name, n_rows = planned.name, planned.n_rows
-    if corruption is not None:
-        name, n_rows = corruption.of, corruption.n_images
+    corruption, (name, n_rows) = planned.corruption, planned.clean
+    sample = planned.sample
     dataset, root, limit, corruptions = images_of(run, name, n_rows)
     return SourceSpec(
         dataset,
         planned.split,
         str(root),
         planned.resizing,
-        limit,
+        limit if sample is None else sample.of,
         corruptions,
         labels=bool(planned.class_names),
         cells=None if corruption is None else cells_of(corruption.cells, corruption.seed),
+        sample=None if sample is None else Sample(n_rows, sample.seed),
     )

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.workspace import Workspace
+from stages.data.corruptions.cells import cells_of
 from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.known import KNOWN, data_root_path
+from stages.data.opened import facts_of
+from stages.data.picked import Sample
+from stages.data.planned_images import planned_images
 from stages.data.registry import SourceSpec, known_datasets, open_source
 from stages.data.source import source_facts
 from stages.errors import DataNotFoundError, InputError
+from store.catalog import FeatureStore
 
 
 def _arrays(path: Path, n_rows: int = 5) -> None:
@@ -170,3 +176,42 @@ def test_the_list_shows_what_is_wrong_with_a_set(tmp_path: Path) -> None:
 def test_a_slip_of_the_pen_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"digitz: no such data set \(did you mean digits"):
         open_source("digitz", data_root=tmp_path)
+
+
+def test_a_sample_keeps_names_labels_and_order_and_is_part_of_a_larger_one() -> None:
+    whole, less, more = (
+        SourceSpec("digits", "test", "", limit=100, sample=Sample(n, 3)).open()
+        for n in (100, 7, 20)
+    )
+    rows, few, many = (each.read(0, each.n_rows) for each in (whole, less, more))
+    ids = {name: at for at, name in enumerate(rows.columns["sample_id"])}
+    chosen = [ids[name] for name in few.columns["sample_id"]]
+
+    assert whole.fingerprint() == open_source("digits", limit=100).fingerprint()
+    assert chosen == sorted(chosen) != list(range(7))
+    assert (few.images == rows.images[chosen]).all()
+    assert (few.columns["label"] == rows.columns["label"][chosen]).all()
+    assert set(few.columns["sample_id"]) < set(many.columns["sample_id"])
+
+
+def test_a_plan_records_a_sample_and_its_images_are_found_again(tmp_path: Path) -> None:
+    workspace = Workspace(FeatureStore(str(tmp_path)), str(tmp_path))
+    found = {
+        (limit, seed, cells): facts_of(
+            workspace,
+            SourceSpec(
+                "digits",
+                "test",
+                str(tmp_path),
+                limit=limit,
+                cells=cells and cells_of(cells),
+                sample=Sample(9, seed),
+            ),
+        )
+        for limit, seed, cells in ((None, 0, ()), (None, 1, ()), (50, 0, ()), (50, 0, ("fog:1",)))
+    }
+
+    assert len({facts["fingerprint"] for facts in found.values()}) == len(found)
+    assert found[50, 0, ()]["sample"] == {"of": 50, "seed": 0}
+    for facts in found.values():
+        assert facts_of(workspace, planned_images(workspace, facts, None)) == facts

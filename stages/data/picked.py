@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,26 @@ class PickedReader:
 def picked(source: ReaderSource, rows: NDArray[np.int64]) -> ReaderSource:
     """The source with these rows alone, which ascend; row ``i`` is row ``rows[i]`` of all."""
     return replace(source, reader=PickedReader(source.reader, rows), n_rows=len(rows))
+
+
+class Sample(NamedTuple):
+    """How many rows to draw, and with which seed."""
+
+    rows: int
+    seed: int
+
+
+def sampled(source: ReaderSource, sample: Sample) -> ReaderSource:
+    """The source with some of its rows, drawn at random, in their order; all if there are no more.
+
+    Rows of a smaller sample are among those of a larger one with the same seed. Each keeps its
+    ``sample_id``.
+    """
+    if sample.rows >= source.n_rows:
+        return source
+    order = np.random.default_rng(sample.seed).permutation(source.n_rows)
+    found = picked(source, np.sort(order[: sample.rows]))
+    return replace(found, sample={"of": source.n_rows, "seed": sample.seed})
 
 
 def images_of(

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.workspace import Workspace
 from stages.data.corruptions.cells import cells_of
 from stages.data.opened import facts_of, opened
+from stages.data.picked import Sample
 from stages.data.registry import SourceSpec
 from stages.data.source import PlannedSource, check_planned, planned_source
 from stages.errors import DataNotFoundError, InputError
@@ -67,17 +68,17 @@ def _specs(
     corruptions: Callable[[], tuple[str, ...]],
 ) -> Iterator[SourceSpec]:
     """Ways to open the source, the most likely one first."""
-    corruption, name, n_rows = planned.corruption, planned.name, planned.n_rows
-    if corruption is not None:
-        name, n_rows = corruption.of, corruption.n_images
+    corruption, (name, n_rows) = planned.corruption, planned.clean
+    sample = planned.sample
     spec = SourceSpec(
         dataset or name,
         planned.split,
         workspace.data_root,
         planned.resizing,
-        n_rows,
+        n_rows if sample is None else sample.of,
         labels=bool(planned.class_names),
         cells=None if corruption is None else cells_of(corruption.cells, corruption.seed),
+        sample=None if sample is None else Sample(n_rows, sample.seed),
     )
     yield from _in_order(workspace, spec, planned)
     columns = [name for name, _ in opened(workspace, spec).extra_columns]

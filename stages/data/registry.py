@@ -17,6 +17,7 @@ from stages.data.corruptions.cells import Cells
 from stages.data.decoding import PLAIN, Decoding
 from stages.data.known import KNOWN, Known, data_root_path, folder_of, how_to_get
 from stages.data.layouts import layout_of, open_path, open_url
+from stages.data.picked import Sample, sampled
 from stages.data.regular import refused
 from stages.data.resize import Resize, resizing_to
 from stages.data.source import ReaderSource, first_rows, without_labels
@@ -60,7 +61,8 @@ class SourceSpec:
 
     Without ``labels`` its images have no class. ``classes`` are names in the order of the labels,
     as in ``open_source``. With ``cells``, all images are corrupted when they are read. ``decoding``
-    replaces that of ``image_size``, unless it is the default.
+    replaces that of ``image_size``, unless it is the default. A ``sample`` is drawn from the rows
+    within the ``limit``, before they are corrupted.
     """
 
     dataset: str
@@ -73,6 +75,7 @@ class SourceSpec:
     classes: tuple[str, ...] = ()
     cells: Cells | None = None
     decoding: Decoding = PLAIN
+    sample: Sample | None = None
 
     def __post_init__(self) -> None:
         """Make paths absolute: a worker may run in another folder than the driver."""
@@ -96,6 +99,7 @@ class SourceSpec:
             self.classes,
         )
         source = source if self.labels else without_labels(source)
+        source = sampled(source, self.sample) if self.sample else source
         return corrupting(source, self.cells) if self.cells else source
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,10 @@ class ImageSource(Protocol):
         """How images are corrupted when they are read; see `stages.data.corrupting`."""
 
     @property
+    def sample(self) -> Mapping[str, int] | None:
+        """How the rows were drawn; see `stages.data.picked.sampled`."""
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Files beside the images that are not read, by reason."""
 
@@ -126,6 +130,8 @@ class ReaderSource:
         resizing: how stored images become those of ``read``.
         native: stored ``(H, W)``; ``None`` if it varies between images.
         corruption: how images are corrupted when they are read; ``None`` if they are not.
+        sample: how the rows were drawn, ``of`` how many, with which ``seed``; ``None`` if they were
+            not.
     """
 
     name: str
@@ -141,6 +147,7 @@ class ReaderSource:
     left_out: tuple[LeftOut, ...] = ()
     how_to_label: str = ""
     corruption: Mapping[str, Any] | None = None  # Any: JSON
+    sample: Mapping[str, int] | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -165,6 +172,7 @@ class ReaderSource:
     def fingerprint(self) -> str:
         """Hash of the data, ``n_rows``, the classes and the size; not of the name or location."""
         facts = [self.reader.content(), self.n_rows, self.class_names, self.image_size, self.resize]
+        facts += [dict(self.sample)] if self.sample else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def read(self, start: int, stop: int) -> Rows:
@@ -341,6 +349,7 @@ def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
         "resize": source.resize,
         "fingerprint": source.fingerprint(),
         **({"corruption": dict(source.corruption)} if source.corruption else {}),
+        **({"sample": dict(source.sample)} if source.sample else {}),
     }
 
 
@@ -377,6 +386,13 @@ class PlannedCorruption:
     seed: int
 
 
+class PlannedSample(NamedTuple):
+    """What a plan records about rows that were drawn."""
+
+    of: int
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedSource:
     """What a plan records about a source, as far as it is needed to find it."""
@@ -388,6 +404,14 @@ class PlannedSource:
     class_names: tuple[str, ...] | None = None
     resize: str = "none"
     corruption: PlannedCorruption | None = None
+    sample: PlannedSample | None = None
+
+    @property
+    def clean(self) -> tuple[str, int]:
+        """Name and number of rows of the images before they are corrupted."""
+        if self.corruption is None:
+            return self.name, self.n_rows
+        return self.corruption.of, self.corruption.n_images
 
     @property
     def resizing(self) -> Resize:

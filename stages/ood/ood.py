@@ -56,8 +56,9 @@ DetectorOrAll = Annotated[str, OneOf((*DETECTORS, "all"))]
 class Ood(Stage):
     """Detect images of other data sets from stored features, with f and with heads.
 
-    Missing features are extracted first, once for all detectors and heads; ODIN and attacks have
-    separate features. Existing results are read, not recomputed.
+    Missing features are extracted first, once for all detectors and heads, of no more rows of the
+    other data sets than --rows; ODIN and attacks have separate features. Existing results are
+    read, not recomputed.
     """
 
     verb = "ood"
@@ -143,15 +144,18 @@ class Ood(Stage):
         )
         plain = _features(workspace, inside)
         model = planned_model(plain.plan)
-        outsides = [
+        samples = [
             Extract(
                 dataset=each,
                 model=model.name,
                 precision=self.precision,
                 out_of_distribution=True,
+                sample=self.rows,
+                sample_seed=self.seed,
             )
             for each, _ in self.groups
         ]
+        outsides = [_stored_or_sampled(workspace, each) for each in samples]
         sources = [
             opened(workspace, replace(each.source(workspace), image_size=model.input))
             for each in (inside, *outsides)
@@ -173,7 +177,7 @@ class Ood(Stage):
 
         comparisons += [
             self._comparison(workspace, (inside, outside), group, name, contenders, shared)
-            for outside, (_, group) in zip(outsides, self.groups, strict=True)
+            for outside, (_, group) in zip(samples, self.groups, strict=True)
             for name in (DETECTORS if "all" in self.detectors else dict.fromkeys(self.detectors))
         ]
 
@@ -213,7 +217,7 @@ class Ood(Stage):
             stages[at] = plain[at].model_copy(update={**change, **odin})
         if detector.fit is not None:
             stages.append(plain[0].model_copy(update={"split": "train"}))
-        features = [_features(workspace, each) for each in stages]
+        features = [_features(workspace, _stored_or_sampled(workspace, each)) for each in stages]
         inside, outside = (each.output_name for each in features[:2])
         stage = Detect(
             features=inside,
@@ -252,6 +256,13 @@ class Ood(Stage):
 def _features(workspace: Workspace, stage: Extract) -> ShardJob:
     """The job of an extraction, which is shared by several detectors."""
     return workspace.once(stage, lambda: stage.job(workspace))
+
+
+def _stored_or_sampled(workspace: Workspace, stage: Extract) -> Extract:
+    """The extraction of all rows if that is stored and the sample is not, else of the sample."""
+    whole = stage.model_copy(update={"sample": None})
+    stored = [_is_complete(_features(workspace, each)) for each in (stage, whole)]
+    return whole if stored == [False, True] else stage
 
 
 def _check_distinct(sources: Sequence[ImageSource]) -> None:

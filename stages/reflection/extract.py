@@ -30,6 +30,7 @@ from stages.data.option_types import (
     ValueRange,
     fraction,
 )
+from stages.data.picked import Sample
 from stages.data.registry import SourceSpec
 from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
@@ -73,6 +74,7 @@ NEEDED = {
     **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed", "rounding"), "attack"),
     **dict.fromkeys(("layer_loss", "project"), "layer"),
     "corruption_seed": "corrupt",
+    "sample_seed": "sample",
 }
 """Fields that have no effect without another one."""
 
@@ -162,6 +164,12 @@ class Extract(Stage):
     exif_orientation: ExifOrientation = False
     value_range: ValueRange | None = None
     limit: Limit | None = None
+    sample: PositiveInt | None = Field(
+        None,
+        description="Use only N rows, drawn at random; their order and names are kept. With "
+        "--limit, from the first rows.",
+    )
+    sample_seed: NonNegativeInt = Field(0, description="Seed of --sample.")
     accept_unstable: AcceptUnstable = False
     out_of_distribution: bool = Field(
         False,
@@ -226,6 +234,7 @@ class Extract(Stage):
             classes=self.classes,
             cells=cells_of(self.corrupt, self.corruption_seed) if self.corrupt else None,
             decoding=Decoding(self.exif_orientation, self.value_range),
+            sample=Sample(self.sample, self.sample_seed) if self.sample else None,
         )
 
     def job(self, workspace: Workspace) -> ShardJob:
