@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cli.analysis import analyse
 from cli.conformity import conformal
@@ -25,11 +25,13 @@ from store.featureset import FeatureSet
 
 if TYPE_CHECKING:
     from stages.explanation.explain import Explain
-    from stages.introspection.comparison_card import ComparisonCard
+    from stages.judging.judged_result import Evaluation
+    from stages.ood.ood import Ood
     from stages.reflection.extract import Extract
     from store.artifacts import Artifact
 
 Summary = tuple[str, Any]  # Any: JSON
+R = TypeVar("R")
 
 PRIOR_FROM = {
     "given": "as given",
@@ -197,7 +199,7 @@ def evaluate(_: Stage, made: Made, __: Workspace) -> Summary:
     from stages.judging.judged_result import open_evaluation
 
     result = open_evaluation(made.output)
-    return shown(result), _facts_of_tables(made, result.card)
+    return shown(result), _facts_of_tables(made.output)
 
 
 def uncertainty(_: Stage, made: Made, __: Workspace) -> Summary:
@@ -206,9 +208,10 @@ def uncertainty(_: Stage, made: Made, __: Workspace) -> Summary:
     from stages.judging.judged_result import open_evaluation
     from stages.report.vocabulary import UNCERTAINTY_METRICS
 
-    result = open_evaluation(made.output)
-    gains = ("nll", "ece")
-    return shown(result, UNCERTAINTY_METRICS, gains), _facts_of_tables(made, result.card)
+    def of(result: Evaluation) -> str:
+        return shown(result, UNCERTAINTY_METRICS, ("nll", "ece"))
+
+    return _of_sets(made, open_evaluation, of)
 
 
 def detect_failures(_: Stage, made: Made, __: Workspace) -> Summary:
@@ -216,36 +219,56 @@ def detect_failures(_: Stage, made: Made, __: Workspace) -> Summary:
     from cli.failures import failure_table
     from stages.failures.failure_result import open_failures
 
-    result = open_failures(made.output)
-    return failure_table(result), _facts_of_tables(made, result.card)
+    return _of_sets(made, open_failures, failure_table)
 
 
-def _facts_of_tables(made: Made, card: ComparisonCard) -> dict[str, Any]:
+def _of_sets(
+    made: Made, open_result: Callable[[Artifact], R], text_of: Callable[[R], str]
+) -> Summary:
+    """The summary of one result, or those of several below each other."""
+    from cli.comparison import page_of
+
+    several = isinstance(made.output, list)
+    artifacts: list[Artifact] = made.output if several else [made.output]
+    found = [open_result(each) for each in artifacts]
+    facts = [_facts_of_tables(each) for each in artifacts]
+    texts = [text_of(each) for each in found]
+    if not several:
+        return texts[0], facts[0]
+    names = " ".join(each.name for each in artifacts)
+    return "\n\n".join([*texts, f"all on one page: {page_of(names)}"]), facts
+
+
+def _facts_of_tables(result: Artifact) -> dict[str, Any]:
     """Name, place, definitions and tables of a result that compares predictors, as JSON."""
+    from stages.introspection.comparison_card import ComparisonCard
+
+    card = ComparisonCard.of(result)
     frames = {
-        name: made.output.read_frame(f"{name.replace('_', '-')}.parquet")
+        name: result.read_frame(f"{name.replace('_', '-')}.parquet")
         for name in ("average", "by_group")
     }
     return {
-        "result": made.name,
-        "location": made.output.storage.location,
+        "result": result.name,
+        "location": result.storage.location,
         "title": card.title,
         "definitions": {**card.definitions, **card.statistics},
         **{name: frame.to_dict(orient="records") for name, frame in frames.items()},
     }
 
 
-def ood(_: Stage, made: Made, __: Workspace) -> Summary:
+def ood(stage: Ood, made: Made, _: Workspace) -> Summary:
     """A line for each set, detector and predictor."""
     from cli.detection import detection_facts, detection_table
     from stages.ood.detection_result import open_detection
 
-    for each in made.output.extracted:
+    for each in made.report:
         n_failed = each.report.n_failed_rows
         failed = f", {n_failed} not read" if n_failed else ""
         note(f"extracted {each.name}: {counted(each.output.n_rows, 'row')}{failed}")
-    found = [open_detection(each) for each in made.output.results]
-    groups = made.output.groups
+    found = [open_detection(each) for each in made.output]
+    n_detectors = len(found) // len(stage.groups)
+    groups = [group for _, group in stage.groups for _ in range(n_detectors)]
     facts = [detection_facts(each) | {"group": g} for each, g in zip(found, groups, strict=True)]
     return detection_table(found, groups), facts
 

@@ -57,6 +57,42 @@ def test_failures_are_printed_best_first_and_have_a_page(run: Command, store: Fe
 
 
 @pytest.mark.parametrize(
+    ("command", "frame"), [("uncertainty", "differences"), ("detect-failures", "curves")]
+)
+def test_several_sets_have_results_of_their_own_and_one_page(
+    run: Command, store: FeatureStore, command: str, frame: str
+) -> None:
+    cells(store, "plain", has_cells=False)
+    words = f"{command} --head H=h --resamples 100 --features"
+    together = f"{words} plain-test@net --also shapes-test@net,plain-test@net"
+    dry = json.loads(run(f"{together} --dry-run --json")[0])
+    assert not any(store.artifact("result", name).is_complete() for name in dry["results"])
+    out, _ = run(together)
+    facts = json.loads(run(f"{together} --json")[0])
+    names = [each["result"] for each in facts]
+
+    assert names == dry["results"]
+    assert [name.partition("@")[0] for name in names] == ["plain-test", "shapes-test"]
+    for name, features in zip(names, ("plain-test@net", "shapes-test@net"), strict=True):
+        alone = json.loads(run(f"{words} {features} --json")[0])
+        assert alone == facts[names.index(name)]
+        assert store.artifact("result", name).read_frame(f"{frame}.parquet").size
+    assert out.splitlines()[-1].endswith(f"intro-pipe report {' '.join(names)}")
+    page = json.loads(run(f"report {' '.join(names)} --json")[0])
+    html = store.artifact("report", page["report"]).read("report.html").decode()
+    assert all(name in html for name in names)
+
+
+def test_no_set_is_judged_if_one_of_them_cannot_be(run: Command, store: FeatureStore) -> None:
+    cells(store, "bare", has_labels=False)
+    words = "uncertainty --features shapes-test@net --also bare-test@net --resamples 0"
+    _, err = run(words, code=2)
+
+    assert "bare-test@net" in err
+    assert not [each for each in store.artifacts("result") if each.is_complete()]
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         ("--metrics ece", "failure detection has no ece"),

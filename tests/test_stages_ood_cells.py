@@ -93,7 +93,7 @@ class World:
         workspace = Workspace(self.store, str(self.root), CPU)
         workspace.once(("workers", 0), lambda: (LocalExecutor(1), "cpu"))  # one network
         made = make(stage, workspace, journal or self.journal)
-        return [open_detection(each) for each in made.output.results]
+        return [open_detection(each) for each in made.output]
 
     def files(self):
         return sorted(path for path in Path(self.store.location).rglob("*") if path.is_file())

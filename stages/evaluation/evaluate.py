@@ -15,14 +15,9 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, Resamples
 from stages.errors import InputError
-from stages.introspection.contenders import (
-    Contender,
-    check_contenders,
-    contenders_of,
-    planned_heads,
-)
-from stages.introspection.heads import Heads, check_labelled
-from stages.introspection.preparation import check_preparation
+from stages.introspection.contenders import Contender, contenders_of, planned_heads
+from stages.introspection.heads import Heads
+from stages.judging.judged_sets import check_judged
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.sums import N_BINS
 from store.catalog import FeatureStore
@@ -149,17 +144,13 @@ class Evaluate(Stage):
         self, store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender]
     ) -> None:
         """Raise ``InputError`` if labels clash, heads do not fit, or classes are missing."""
-        check_contenders(contenders)
-        check_labelled(feature_set, "evaluate")
+        check_judged(store, feature_set, contenders, "evaluate")
         (n_classes,) = feature_set.schema.array("logits").row_shape
         if self.present_classes and len(classes_in(feature_set)) == n_classes:
             raise InputError(
                 f"evaluate {feature_set.name}: all {n_classes} classes occur among its labels: "
                 "omit --present-classes"
             )
-        for each in contenders:
-            check_preparation(store, feature_set, each.head)
-        feature_set.require_usable()
 
 
 def classes_in(feature_set: FeatureSet) -> NDArray[np.int64]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from pipeline.artifact_jobs import ArtifactJobs
 from pipeline.fields import OneOf, Written
 from pipeline.make import ArtifactJob, Output
 from pipeline.progress import Progress
@@ -14,14 +16,10 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, Resamples
 from stages.errors import InputError
-from stages.introspection.contenders import (
-    Contender,
-    check_contenders,
-    contenders_of,
-    planned_heads,
-)
-from stages.introspection.heads import Heads, check_labelled
-from stages.introspection.preparation import check_preparation, check_same_network
+from stages.introspection.contenders import Contender, contenders_of, planned_heads
+from stages.introspection.heads import Heads
+from stages.introspection.preparation import check_same_network
+from stages.judging.judged_sets import Also, check_judged, jobs_of
 from stages.scores.known_scores import BASELINE, SCORES
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
@@ -49,12 +47,13 @@ class DetectFailures(Stage):
     verb = "detect-failures"
     makes = "result"
     examples = (
-        "detect-failures --features cifar10c@resnet18",
+        "detect-failures --features cifar10-test@resnet18 --also cifar10c@resnet18",
         "detect-failures --features cifar10-test@resnet18 --confidence msp,exgrad,knn "
         "--training cifar10-train@resnet18",
     )
 
     features: Annotated[FeatureSetName, Field(description="Feature set of the store.")]
+    also: Also = ()
     heads: Heads = None
     confidences: Annotated[
         Several[Annotated[str, OneOf(CONFIDENCES)]],
@@ -89,14 +88,16 @@ class DetectFailures(Stage):
         """The confidences, `BASELINE` first."""
         return tuple(dict.fromkeys((BASELINE, *self.confidences)))
 
-    def job(self, workspace: Workspace) -> ArtifactJob:
-        """The comparison.
+    def job(self, workspace: Workspace) -> ArtifactJob | ArtifactJobs:
+        """The comparison on each feature set.
 
         Raises:
             InputError: labels clash, a head does not fit or has no logits, or no row has a label.
         """
-        store = workspace.store
-        feature_set = store.open(self.features).require_complete()
+        return jobs_of((self.features, *self.also), partial(self._job_on, workspace.store))
+
+    def _job_on(self, store: FeatureStore, name: str) -> ArtifactJob:
+        feature_set = store.open(name).require_complete()
         training = None if self.training is None else store.open(self.training)
         contenders = contenders_of(store, feature_set, self.heads)
         plan, title = self.plan(feature_set, contenders, training), feature_set.plan["name"]
@@ -156,16 +157,13 @@ class DetectFailures(Stage):
     ) -> None:
         from stages.introspection.predictors import factors
 
-        check_contenders(contenders)
+        check_judged(store, feature_set, contenders, "failures")
         if taken := [each.label for each in contenders if each.label in self.names]:
             raise InputError(
                 f"failures: '{taken[0]}' is a confidence and the label of a head: name the head as "
                 "LABEL=NAME"
             )
-        check_labelled(feature_set, "failures")
         for each in contenders:
-            check_preparation(store, feature_set, each.head)
             factors(each.head)
-        feature_set.require_usable()
         if training is not None:
             check_same_network(feature_set, training.require_usable(), "--training")

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from pipeline.artifact_jobs import ArtifactJobs, is_stored
 from pipeline.fields import Labelled, OneOf, Place, Written
-from pipeline.journal import Journal
 from pipeline.make import ArtifactJob, ShardJob
-from pipeline.progress import Progress
-from pipeline.stage import Made, Preview, Several, Stage, State
+from pipeline.stage import Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.opened import opened
 from stages.data.option_types import ClassNames, ModelName, Resamples, Split
@@ -39,9 +37,7 @@ from stages.reflection.extract import (
 from stages.reflection.feature_plan import planned_model
 from stages.scores.known_scores import DETECTORS
 from stages.sensing.card import Precision
-from store.artifacts import Artifact
 from store.catalog import FeatureStore
-from store.plan import Plan
 
 if TYPE_CHECKING:
     from stages.ood.scoreboard import Scoreboard
@@ -128,7 +124,7 @@ class Ood(Stage):
         given = ((self.outside, None), (self.near, "near"), (self.far, "far"))
         return [(name, group) for names, group in given for name in names]
 
-    def job(self, workspace: Workspace) -> Detections:
+    def job(self, workspace: Workspace) -> ArtifactJobs:
         """One result per set and detector, and the missing features that they need.
 
         Raises:
@@ -187,7 +183,14 @@ class Ood(Stage):
                 check_heads(store, sides, contenders)
             check_comparable(sources[0], sources[1:])
 
-        return Detections(comparisons, check, (*plain.preview.notes, *notes))
+        needed = {each.result.output_name: each.features for each in comparisons}
+        return ArtifactJobs(
+            [each.result for each in comparisons],
+            lambda missing: [job for each in missing for job in needed[each.output_name]],
+            check,
+            "detect",
+            (*plain.preview.notes, *notes),
+        )
 
     def _contenders(
         self, store: FeatureStore, features: Planned
@@ -233,7 +236,7 @@ class Ood(Stage):
         )
         sides = Sides(*(Planned(each.plan) for each in features))
         job = stage.job_of(workspace.store, sides, contenders, shared, group)
-        return Comparison(stage, job, sides, features, group)
+        return Comparison(stage, job, sides, features)
 
     def _attack(self, contenders: Sequence[Contender]) -> list[dict[str, object]]:
         """Fields of the two extractions; in-distribution images are attacked towards uniform
@@ -261,7 +264,7 @@ def _features(workspace: Workspace, stage: Extract) -> ShardJob:
 def _stored_or_sampled(workspace: Workspace, stage: Extract) -> Extract:
     """The extraction of all rows if that is stored and the sample is not, else of the sample."""
     whole = stage.model_copy(update={"sample": None})
-    stored = [_is_complete(_features(workspace, each)) for each in (stage, whole)]
+    stored = [is_stored(_features(workspace, each)) for each in (stage, whole)]
     return whole if stored == [False, True] else stage
 
 
@@ -273,112 +276,9 @@ def _check_distinct(sources: Sequence[ImageSource]) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result, the stage that makes it, the features that it needs, and the group of its set."""
+    """A result, the stage that makes it, and the features that it needs."""
 
     stage: Detect
     result: ArtifactJob
     sides: Sides
     features: Sequence[ShardJob]
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class Detected:
-    """The results of all comparisons, and the feature sets that were extracted for them.
-
-    ``groups`` has the group of each result's set: near, far or None.
-    """
-
-    results: Sequence[Artifact]
-    extracted: Sequence[Made]
-    groups: Sequence[str | None] = ()
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The comparisons of a stage `Ood`.
-
-    Attributes:
-        check: raises if new results must not be computed.
-        notes: lines to print first.
-    """
-
-    comparisons: Sequence[Comparison]
-    check: Callable[[], None]
-    notes: Sequence[str]
-
-    @property
-    def plan(self) -> Plan:
-        """The plans of the results."""
-        return {"results": [each.result.plan for each in self.comparisons]}
-
-    @property
-    def place(self) -> str:
-        """Folder of the results, relative to the store."""
-        return "results"
-
-    @property
-    def output_name(self) -> str:
-        """The names of the results."""
-        return ", ".join(each.result.output_name for each in self.comparisons)
-
-    @property
-    def output(self) -> list[Artifact]:
-        """The results; they need not exist."""
-        return [each.result.output for each in self.comparisons]
-
-    @property
-    def preview(self) -> Preview:
-        """Names of the sets to extract, and of the results."""
-        names = [each.output_name for each in self._missing()]
-        n_results = len(self.comparisons)
-        lines = [f"extract {name}" for name in names]
-        lines.append(f"make {n_results} results, reading those that exist")
-        facts = {"results": [each.name for each in self.output], "extract": names}
-        return Preview("\nwould ".join(lines), facts, self.notes)
-
-    def progress(self) -> tuple[State, str]:
-        """How many of the results exist."""
-        n_all, n_done = len(self.comparisons), sum(each.is_complete() for each in self.output)
-        state = State.COMPLETE if n_done == n_all else State.PARTIAL if n_done else State.MISSING
-        return state, f"{n_done} of {n_all} results"
-
-    def refuse(self) -> None:
-        """Raise the errors that forbid missing features or results, if any are missing."""
-        for each in self._missing():
-            each.refuse()
-        if not all(each.is_complete() for each in self.output):
-            self.check()
-
-    def failure(self) -> None:
-        """None: results have no rows that fail."""
-
-    def run(self, journal: Journal) -> Made:
-        """Extract the missing features, then compare."""
-        self.refuse()
-        extracted = [each.run(journal) for each in self._missing()]
-        by_detector: dict[str, list[Comparison]] = {}
-        for each in self.comparisons:
-            by_detector.setdefault(each.stage.detector, []).append(each)
-        with Progress("detect", len(self.comparisons), unit="results") as progress:
-            for each in chain.from_iterable(by_detector.values()):
-                each.result.run(journal)
-                progress.advance(1)
-        return Made(
-            self, Detected(self.output, extracted, [each.group for each in self.comparisons])
-        )
-
-    def _missing(self) -> list[ShardJob]:
-        """The extractions that results still need, without duplicates."""
-        needed = {
-            job.output_name: job
-            for each in self.comparisons
-            if not each.result.output.is_complete()
-            for job in each.features
-        }
-        return [job for job in needed.values() if not _is_complete(job)]
-
-
-def _is_complete(job: ShardJob) -> bool:
-    existing = job.find()
-    return existing is not None and existing.is_complete()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
+from pipeline.artifact_jobs import ArtifactJobs
 from pipeline.fields import LabelledList, Written
 from pipeline.make import ArtifactJob, Output
 from pipeline.progress import Progress
@@ -14,14 +16,9 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, Resamples
 from stages.errors import InputError
-from stages.introspection.contenders import (
-    Contender,
-    check_contenders,
-    contenders_of,
-    planned_heads,
-)
-from stages.introspection.heads import Heads, check_labelled
-from stages.introspection.preparation import check_preparation
+from stages.introspection.contenders import Contender, contenders_of, planned_heads
+from stages.introspection.heads import Heads
+from stages.judging.judged_sets import Also, check_judged, jobs_of
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.sums import N_BINS
 from store.catalog import FeatureStore
@@ -45,10 +42,12 @@ class Uncertainty(Stage):
     makes = "result"
     examples = (
         "uncertainty --features cifar10c@resnet18 --head H=resnet18-h --head L=resnet18-laplace",
-        "uncertainty --features cifar10-test@resnet18 --dropout 0.1 --ensemble deep=f+resnet18-b",
+        "uncertainty --features cifar10-test@resnet18 --also cifar10c@resnet18 --dropout 0.1",
+        "uncertainty --features cifar10-test@resnet18 --ensemble deep=f+resnet18-b",
     )
 
     features: Annotated[FeatureSetName, Field(description="Feature set of the store.")]
+    also: Also = ()
     heads: Heads = None
     dropout: Several[Annotated[FiniteFloat, Field(gt=0, lt=1)]] = Field(
         (),
@@ -81,17 +80,19 @@ class Uncertainty(Stage):
             raise ValueError("uncertainty: expected each ensemble and each dropout rate once")
         return self
 
-    def job(self, workspace: Workspace) -> ArtifactJob:
-        """The comparison.
+    def job(self, workspace: Workspace) -> ArtifactJob | ArtifactJobs:
+        """The comparison on each feature set.
 
         Raises:
             InputError: labels clash, a head or an ensemble does not fit, or no row has a label.
             DataNotFoundError: a member of an ensemble does not exist.
         """
+        return jobs_of((self.features, *self.also), partial(self._job_on, workspace.store))
+
+    def _job_on(self, store: FeatureStore, name: str) -> ArtifactJob:
         from stages.uncertainty.judges import networks_in
 
-        store = workspace.store
-        feature_set = store.open(self.features).require_complete()
+        feature_set = store.open(name).require_complete()
         contenders = contenders_of(store, feature_set, self.heads)
         sampling = self._sampling()
         others = networks_in(store, feature_set, contenders, sampling)
@@ -156,17 +157,13 @@ class Uncertainty(Stage):
         sampling: Sampling,
     ) -> None:
         """Raise ``InputError`` if labels clash, heads do not fit, or no row has a label."""
-        check_contenders(contenders)
+        check_judged(store, feature_set, contenders, "uncertainty")
         labels = [REFERENCE, *(each.label for each in contenders), *sampling.labels]
         if clashing := [label for label in sampling.labels if labels.count(label) > 1]:
             raise InputError(
                 f"uncertainty: '{clashing[0]}' is the label of two contenders: name ensembles as "
                 "LABEL=NAME+NAME"
             )
-        check_labelled(feature_set, "uncertainty")
-        for each in contenders:
-            check_preparation(store, feature_set, each.head)
-        feature_set.require_usable()
 
     def _computed(
         self,
