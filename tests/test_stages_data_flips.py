@@ -18,6 +18,7 @@ from stages.data.flips import Flips
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
 from stages.recipes.run import Reproduce
+from stages.reflection.extract import Extract
 from stages.sensing.labelled import read_labelled
 from stages.sensing.train_sensing import TrainSensing
 from stages.sensing.trained import TrainedModel
@@ -169,3 +170,7 @@ def test_the_recipe_trains_on_flipped_labels_and_finds_them(store: FeatureStore,
     with pytest.raises(InputError, match="judge the same ones with --flip-labels pairwise"):
         make_in(store, Curate(features=features.name, top=0))
     assert TrainedModel.of(model).recipe.flip_labels == "pairwise:0.2:0"
+    some = Extract(dataset=data, split="train", model=model.name, limit=20)
+    few = make_in(store, some).output.name
+    with pytest.raises(InputError, match="expected the rows on whose flipped labels"):
+        make_in(store, Curate(features=few, top=0, flip_labels="pairwise:0.2"))

@@ -230,7 +230,12 @@ class Curate(Stage):
 
 
 def flips_of_training(store: FeatureStore, feature_set: FeatureSet) -> str | None:
-    """The flipped labels of these rows on which their network was trained; None for none."""
+    """The flipped labels of these rows on which their network was trained; None for none.
+
+    Raises:
+        InputError: the network was trained on flipped labels of this split, but on other rows of
+            it, whose flips are others.
+    """
     from stages.reflection.feature_plan import FeaturePlan
     from stages.sensing.trained import TrainedModel, is_trained_here
 
@@ -239,8 +244,15 @@ def flips_of_training(store: FeatureStore, feature_set: FeatureSet) -> str | Non
     if not artifact.is_complete() or not is_trained_here(artifact):
         return None
     found = TrainedModel.of(artifact)
-    is_same = (
-        found.card.weights_sha256 == features.model.weights_sha256
-        and features.source.fingerprint == FeaturePlan.of(artifact.plan()).source.fingerprint
-    )
-    return found.recipe.flip_labels if is_same else None
+    is_other = found.card.weights_sha256 != features.model.weights_sha256
+    if is_other or not found.recipe.flip_labels:
+        return None
+    ours, theirs = features.source, FeaturePlan.of(artifact.plan()).source
+    if (ours.name, ours.split) != (theirs.name, theirs.split):
+        return None
+    if ours.fingerprint != theirs.fingerprint:
+        raise InputError(
+            f"{feature_set.name}: expected the rows on whose flipped labels the network was "
+            "trained: extract the whole split, without another --limit"
+        )
+    return found.recipe.flip_labels
