@@ -27,6 +27,7 @@ from stages.sensing.methods.augmix import (
     mixed_views,
     mixture,
 )
+from stages.sensing.methods.chosen import method_of
 from stages.sensing.methods.distorted import KEY, distorted
 from stages.sensing.methods.method import Batch
 from stages.sensing.methods.method_params import (
@@ -444,3 +445,27 @@ def test_options_of_another_method_are_refused():
 def test_every_method_is_found_by_its_name():
     assert METHODS["plain"] == PLAIN
     assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
+
+
+def test_label_smoothing_spreads_a_share_of_the_target():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    target = torch.full((6, 4), 0.2 / 4)
+    target[range(6), labels] += 0.8
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+
+    for method in (PLAIN, Noise()):
+        smoothed = dataclasses.replace(QUICK, method=method, label_smoothing=0.2)
+        found = method_of(smoothed, "cpu", None).loss((logits,), labels)
+        torch.testing.assert_close(found, expected)
+    assert "label_smoothing" not in planned_params(QUICK)
+    assert planned_params(smoothed)["label_smoothing"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"label_smoothing": 1.0}, {"label_smoothing": 0.1, "method": AugMix()}]
+)
+def test_label_smoothing_without_an_effect_is_refused(wrong):
+    with pytest.raises(InputError, match=r"label.smoothing"):
+        dataclasses.replace(QUICK, **wrong)

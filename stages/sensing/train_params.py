@@ -37,6 +37,8 @@ class TrainParams:
         held_out: number of rows that are not trained on, drawn with ``seed``.
         held_out_until: fraction of ``epochs`` after which they are trained on too; 1 means never.
         nesterov: Nesterov's momentum.
+        label_smoothing: share of the target that is spread over all classes, for a method whose
+            loss is the cross entropy.
         train: layers that are trained; with ``last-layer`` the others stay in eval mode.
         method: training method, with its own parameters.
         flip_labels: training labels that are flipped, as text of `stages.data.flips.Flips`.
@@ -60,6 +62,7 @@ class TrainParams:
     method: MethodParams = PLAIN
     nesterov: bool = False
     flip_labels: str | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
@@ -91,7 +94,12 @@ class TrainParams:
                 f"held out until {self.held_out_until}: no rows are held out; say how many with "
                 "--held-out"
             )
-
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"label smoothing {self.label_smoothing}: expected a share from 0 to below 1"
+            )
+        if self.label_smoothing and isinstance(self.method, AugMix):
+            raise InputError("--label-smoothing: --method augmix has a loss of its own; omit one")
         if self.train != "all" and not self.method.is_part_trainable:
             raise InputError(
                 f"--method {self.method.name}: it trains all layers, found --train {self.train}"
@@ -108,8 +116,8 @@ def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
     """The parameters as recorded in a plan.
 
     Held-out rows and flipped labels are only recorded if there are any, the layers only if not all
-    are trained, and the method and Nesterov's momentum only if they are not the default, so that
-    older plans remain valid.
+    are trained, and the method, Nesterov's momentum and label smoothing only if they are not the
+    default, so that older plans remain valid.
     """
     values = dataclasses.asdict(params)
     if not params.held_out:
@@ -120,6 +128,8 @@ def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
         del values["method"]
     if not params.nesterov:
         del values["nesterov"]
+    if not params.label_smoothing:
+        del values["label_smoothing"]
     if params.flip_labels is None:
         del values["flip_labels"]
     return values

@@ -173,6 +173,10 @@ class TrainSensing(Stage):
     mix_depth: MixDepth | None = None
     mix_severity: MixSeverity | None = None
     jsd_weight: JsdWeight | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        _PRESET.label_smoothing,
+        description="Label smoothing: share of the target that is spread over all classes.",
+    )
     precision: Precision | None = Field(
         None, description="Precision of the training: fp32 or bf16. (default: from the preset)"
     )

@@ -48,8 +48,10 @@ def _the_images(batch: Batch) -> Views:
     return (batch.images,)
 
 
-def _cross_entropy(outputs: Views, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(torch.cat(outputs), labels.repeat(len(outputs)))
+def cross_entropy(outputs: Views, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy of all views; ``smoothing`` is that of ``torch.nn.CrossEntropyLoss``."""
+    logits, repeated = torch.cat(outputs), labels.repeat(len(outputs))
+    return functional.cross_entropy(logits, repeated, label_smoothing=smoothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,4 +71,4 @@ class Method:
 
     added: Callable[[LabelledImages, Tensor], LabelledImages | None] = _none_added
     views: Callable[[Batch], Views] = _the_images
-    loss: Callable[[Views, Tensor], Tensor] = _cross_entropy
+    loss: Callable[[Views, Tensor], Tensor] = cross_entropy
