@@ -17,6 +17,7 @@ from torch import nn
 from stages.data.registry import SourceSpec
 from stages.errors import InputError
 from stages.evaluation.evaluate import Evaluate
+from stages.introspection.best_epoch import Selection
 from stages.introspection.head import Head, load_head, predict_probabilities
 from stages.introspection.head_params import HeadParams
 from stages.introspection.head_parts import FurtherArrays, StoredGradients, canonical_reads
@@ -125,6 +126,18 @@ def test_training_is_plain_sgd_on_standardised_parts(reads: str, layers: tuple[i
     assert stage.save(stage.load(stage.save(state))) == stage.save(state)
     first = load(stage.weights(state))["linears.0.weight"]
     assert bool(torch.isfinite(first).all())
+
+
+def test_the_best_epoch_is_chosen_by_all_parts() -> None:
+    selection = Selection("test", F, Z, LABELS, FURTHER)
+    spec = HeadSpec(K, D, (6,), MIXED, further=STORED)
+    params = HeadParams(epochs=4, batch_rows=20)
+    stage = HeadTraining(F, Z, LABELS, spec, params, selection=selection, further=FURTHER)
+    state = stage.start()
+    found = [stage.step(state, unit, lambda _: None)["selection"] for unit in range(4)]
+    _, facts = stage.finish(state)
+    assert facts["best_epoch"] == [1 + int(np.argmax(found))]
+    assert facts["train_accuracy"] == facts["selection_accuracy"] == [max(found)]
 
 
 @pytest.fixture
