@@ -14,8 +14,9 @@ from pipeline.terminal import printable_line
 if TYPE_CHECKING:
     from pipeline.journal import Run
     from stages.contents import Row
+    from stages.data.planned_source import PlannedSource
     from stages.data.registry import SourceSpec
-    from stages.data.source import PlannedSource, ReaderSource
+    from stages.data.source import ReaderSource
     from store.artifacts import Artifact
     from store.catalog import FeatureStore
     from store.plan import Plan
@@ -156,7 +157,7 @@ def source_of(run: Run, planned: Mapping[str, Any]) -> ReaderSource:  # Any: JSO
 
     A run may have named its classes, so the planned order is used if it fits the data set.
     """
-    from stages.data.source import planned_source
+    from stages.data.planned_source import planned_source
     from stages.errors import InputError
 
     facts = planned_source(planned)
@@ -178,21 +179,9 @@ def _spec(run: Run, planned: PlannedSource) -> SourceSpec:
         JournalError: a journal may not name this place.
     """
     from cli.replay import images_of
-    from stages.data.corruptions.cells import cells_of
-    from stages.data.picked import Sample
+    from stages.data.planned_images import changed_as
     from stages.data.registry import SourceSpec
 
-    corruption, (name, n_rows) = planned.corruption, planned.clean
-    sample = planned.sample
-    dataset, root, limit, corruptions = images_of(run, name, n_rows)
-    return SourceSpec(
-        dataset,
-        planned.split,
-        str(root),
-        planned.resizing,
-        limit if sample is None else sample.of,
-        corruptions,
-        labels=bool(planned.class_names),
-        cells=None if corruption is None else cells_of(corruption.cells, corruption.seed),
-        sample=None if sample is None else Sample(n_rows, sample.seed),
-    )
+    dataset, root, limit, corruptions = images_of(run, *planned.clean)
+    spec = SourceSpec(dataset, planned.split, str(root), planned.resizing, limit, corruptions)
+    return changed_as(planned, spec)

@@ -47,6 +47,7 @@ def test_a_shell_is_offered_the_words_that_fit(
         "reproduce table-1": ["table-1", "table-10", "table-11", "table-12"],
         "extract --dataset cifar10": ["cifar10", "cifar10c"],
         "extract --precision ": ["fp32", "bf16"],
+        "extract --denoise med": ["median"],
         "active-learn --strategy badge,marg": ["badge,margin"],
         "impo": ["import-model"],
     }

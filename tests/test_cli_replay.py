@@ -228,6 +228,7 @@ HARMLESS = {
     "target", "test_split", "through", "title", "train", "training", "validation", "value_range",
     "variant",
     "weights_key", "where",
+    "denoise", "normalisation",
     "keep", "probabilities", "rates", "snapshot_features", "snapshots", "space", "test",
     "table", "to",  # keys of recipes; `to` is a folder below the data root, see below
     "recipe",  # of reproduce, a name; that of run has a mark

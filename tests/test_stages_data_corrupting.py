@@ -17,9 +17,10 @@ from stages.data.corruption_work import CorruptionWork
 from stages.data.corruptions.cells import ALL, Cells, cells_of
 from stages.data.corruptions.names import CORRUPTIONS
 from stages.data.corruptions.severities import corrupt
+from stages.data.planned_source import planned_source
 from stages.data.registry import SourceSpec, open_source
 from stages.data.resize import Resize
-from stages.data.source import planned_source, source_facts
+from stages.data.source import source_facts
 from stages.data.stored_sizes import stored_sizes
 from stages.errors import InputError
 from store.catalog import FeatureStore

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stages.data.class_names import first_few
 from stages.data.folder import FolderReader
 from stages.data.near_equal import near_equal_note, near_hint, number_in
+from stages.data.picked import PickedReader
 from stages.data.resize import Resize
 from stages.data.sample_table import TableReader
 from stages.data.source import ArrayReader, Reader, ReaderSource, Rows, UnlabelledReader
@@ -148,11 +149,16 @@ def order_note(
 
 def counted_classes(source: ReaderSource) -> NDArray[np.int64] | None:
     """Number of images per class, ``int64 [n_classes]``; ``None`` if images had to be read."""
-    labels = _labels_in(source.reader)
+    labels = stored_labels(source)
     if labels is None:
         return None
-    labels = labels[: source.n_rows]
     return np.bincount(labels[labels >= 0], minlength=source.n_classes)
+
+
+def stored_labels(source: ReaderSource) -> NDArray[np.int64] | None:
+    """Labels of the rows, ``int64 [n]``; empty if unknown, ``None`` if images had to be read."""
+    labels = _labels_in(source.reader)
+    return None if labels is None else labels[: source.n_rows]
 
 
 def _labels_in(reader: Reader) -> NDArray[np.int64] | None:
@@ -162,6 +168,9 @@ def _labels_in(reader: Reader) -> NDArray[np.int64] | None:
         return reader.labels()
     if isinstance(reader, ArrayReader):
         return reader.load()[1]
+    if isinstance(reader, PickedReader):
+        inner = _labels_in(reader.reader)
+        return None if inner is None else inner[reader.rows]
     if isinstance(reader, RelabelledReader):
         inner = _labels_in(reader.reader)
         return None if inner is None else reader.label_of(inner)

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.workspace import Workspace
+from stages.data.altering import planned_alteration
 from stages.data.corruptions.cells import cells_of
 from stages.data.opened import facts_of, opened
 from stages.data.picked import Sample
+from stages.data.planned_source import PlannedSource, planned_source
 from stages.data.registry import SourceSpec
-from stages.data.source import PlannedSource, check_planned, planned_source
+from stages.data.source import check_planned
 from stages.errors import DataNotFoundError, InputError
 from store.featureset import FeatureSet
 from store.plan import differences
@@ -68,22 +70,32 @@ def _specs(
     corruptions: Callable[[], tuple[str, ...]],
 ) -> Iterator[SourceSpec]:
     """Ways to open the source, the most likely one first."""
-    corruption, (name, n_rows) = planned.corruption, planned.clean
-    sample = planned.sample
-    spec = SourceSpec(
-        dataset or name,
-        planned.split,
-        workspace.data_root,
-        planned.resizing,
-        n_rows if sample is None else sample.of,
+    name, n_rows = planned.clean
+    stored = SourceSpec(
+        dataset or name, planned.split, workspace.data_root, planned.resizing, n_rows
+    )
+    spec = changed_as(planned, stored)
+    yield from _in_order(workspace, spec, planned)
+    columns = [name for name, _ in opened(workspace, spec).extra_columns]
+    if planned.corruption is None and "corruption" in columns:
+        yield from _in_order(workspace, replace(spec, corruptions=corruptions()), planned)
+
+
+def changed_as(planned: PlannedSource, stored: SourceSpec) -> SourceSpec:
+    """The images of a plan: stored ones, drawn, corrupted, denoised and augmented as it records.
+
+    Raises:
+        InputError: the plan has an unknown corruption or filter.
+    """
+    corruption, sample, (_, n_rows) = planned.corruption, planned.sample, planned.clean
+    return replace(
+        stored,
+        limit=stored.limit if sample is None else sample.of,
         labels=bool(planned.class_names),
         cells=None if corruption is None else cells_of(corruption.cells, corruption.seed),
         sample=None if sample is None else Sample(n_rows, sample.seed),
+        alteration=planned_alteration(planned.alteration),
     )
-    yield from _in_order(workspace, spec, planned)
-    columns = [name for name, _ in opened(workspace, spec).extra_columns]
-    if corruption is None and "corruption" in columns:
-        yield from _in_order(workspace, replace(spec, corruptions=corruptions()), planned)
 
 
 def _in_order(

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 from stages.data import corrupted
+from stages.data.altering import Alteration, altering
 from stages.data.anywhere import is_url
 from stages.data.classes import with_classes
 from stages.data.corrupting import corrupting
@@ -60,9 +61,9 @@ class SourceSpec:
     """How to open a source; sent to workers in place of the source.
 
     Without ``labels`` its images have no class. ``classes`` are names in the order of the labels,
-    as in ``open_source``. With ``cells``, all images are corrupted when they are read. ``decoding``
-    replaces that of ``image_size``, unless it is the default. A ``sample`` is drawn from the rows
-    within the ``limit``, before they are corrupted.
+    as in ``open_source``. A ``sample`` is drawn from the rows within the ``limit``. With ``cells``,
+    all images are then corrupted when they are read, and with ``alteration`` denoised and
+    augmented. ``decoding`` replaces that of ``image_size``, unless it is the default.
     """
 
     dataset: str
@@ -76,6 +77,7 @@ class SourceSpec:
     cells: Cells | None = None
     decoding: Decoding = PLAIN
     sample: Sample | None = None
+    alteration: Alteration | None = None
 
     def __post_init__(self) -> None:
         """Make paths absolute: a worker may run in another folder than the driver."""
@@ -100,7 +102,8 @@ class SourceSpec:
         )
         source = source if self.labels else without_labels(source)
         source = sampled(source, self.sample) if self.sample else source
-        return corrupting(source, self.cells) if self.cells else source
+        source = corrupting(source, self.cells) if self.cells else source
+        return altering(source, self.alteration) if self.alteration else source
 
 
 def open_source(

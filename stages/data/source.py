@@ -6,15 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.data.listing import LeftOut
-from stages.data.resize import Resize, resize_of, resizing_to
+from stages.data.resize import Resize, resizing_to
 from stages.errors import InputError
-from stages.typed import typed
 from store.plan import differences
 
 SPLITS = ("train", "test")
@@ -91,6 +90,14 @@ class ImageSource(Protocol):
         """How the rows were drawn; see `stages.data.picked.sampled`."""
 
     @property
+    def alteration(self) -> Mapping[str, Any] | None:  # Any: JSON
+        """How images are denoised and augmented when they are read; see `stages.data.altering`."""
+
+    @property
+    def original(self) -> ImageSource | None:
+        """The source of the images before they are denoised and augmented, if they are."""
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Files beside the images that are not read, by reason."""
 
@@ -132,6 +139,8 @@ class ReaderSource:
         corruption: how images are corrupted when they are read; ``None`` if they are not.
         sample: how the rows were drawn, ``of`` how many, with which ``seed``; ``None`` if they were
             not.
+        alteration: how they are then denoised and augmented; ``None`` if they are not.
+        original: the source before that.
     """
 
     name: str
@@ -148,6 +157,8 @@ class ReaderSource:
     how_to_label: str = ""
     corruption: Mapping[str, Any] | None = None  # Any: JSON
     sample: Mapping[str, int] | None = None
+    alteration: Mapping[str, Any] | None = None  # Any: JSON
+    original: ReaderSource | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -339,6 +350,10 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
     """What plans record about a source: everything that determines its rows."""
+    altered: dict[str, Any] = {}
+    if source.alteration and source.original:
+        of = {"of": source.original.name, "fingerprint": source.original.fingerprint()}
+        altered = {"alteration": {**of, **source.alteration}}
     return {
         "name": source.name,
         "split": source.split,
@@ -350,6 +365,7 @@ def source_facts(source: ImageSource) -> dict[str, Any]:  # Any: JSON
         "fingerprint": source.fingerprint(),
         **({"corruption": dict(source.corruption)} if source.corruption else {}),
         **({"sample": dict(source.sample)} if source.sample else {}),
+        **altered,
     }
 
 
@@ -374,59 +390,6 @@ def require_clean(source: ImageSource) -> None:
             f"{source.name} {source.split}: is already corrupted (it has the columns "
             f"{', '.join(columns)}); corrupt the clean set"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedCorruption:
-    """What a plan records about images that are corrupted when they are read."""
-
-    of: str
-    n_images: int
-    cells: tuple[str, ...]
-    seed: int
-
-
-class PlannedSample(NamedTuple):
-    """What a plan records about rows that were drawn."""
-
-    of: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedSource:
-    """What a plan records about a source, as far as it is needed to find it."""
-
-    name: str
-    split: str
-    n_rows: int
-    image_size: tuple[int, int]
-    class_names: tuple[str, ...] | None = None
-    resize: str = "none"
-    corruption: PlannedCorruption | None = None
-    sample: PlannedSample | None = None
-
-    @property
-    def clean(self) -> tuple[str, int]:
-        """Name and number of rows of the images before they are corrupted."""
-        if self.corruption is None:
-            return self.name, self.n_rows
-        return self.corruption.of, self.corruption.n_images
-
-    @property
-    def resizing(self) -> Resize:
-        """How its images were resized."""
-        return resize_of(self.resize, self.image_size)
-
-
-def planned_source(planned: object) -> PlannedSource:
-    """Parse the facts about a source in a plan, which may be foreign; raises ``InputError``."""
-    if not isinstance(planned, Mapping):
-        raise InputError("the plan does not describe a data set: expected its name and size")
-    found = typed(PlannedSource, planned, "the data set of the plan")
-    if "\0" in found.name:
-        raise InputError("the data set of the plan: expected a name, found a zero byte in it")
-    return found
 
 
 def check_planned(source: ImageSource, planned: Mapping[str, Any]) -> None:

@@ -140,6 +140,11 @@ def _inputs(asked: Asked, workspace: Workspace) -> _Inputs:
             "not stored: explain the features of the same images without --odin and --attack"
         )
     card = planned_model(feature_set.plan)
+    if card.batch_statistics is not None:
+        raise InputError(
+            f"{feature_set.name}: batch norm used the statistics of groups of images, so no image "
+            "has an explanation of its own: explain features without --batch-statistics"
+        )
     require_trusted_code(card)
     if asked.head is None and not asked.choice.disagree:
         return _Inputs(feature_set, card, None)

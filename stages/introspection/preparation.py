@@ -107,6 +107,7 @@ def _preparation(model: ModelFacts | ModelCard) -> dict[str, Any]:  # Any: JSON
         "std": model.std,
         "last_layer": model.last_layer,
         "resizing": model.resizing and model.resizing.rule(None),
+        "batch_statistics": model.batch_statistics or "running",
     }
     return {key: value for key, value in facts.items() if value is not None}
 

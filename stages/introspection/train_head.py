@@ -304,7 +304,7 @@ def training_rows(
             f"rows held-out: model '{model.name}' held no row out of its training; train it "
             "with `intro-pipe train-sensing --held-out`, or use all rows"
         )
-    if features.source.fingerprint != FeaturePlan.of(artifact.plan()).source.fingerprint:
+    if features.source.stored_fingerprint != FeaturePlan.of(artifact.plan()).source.fingerprint:
         raise InputError(
             f"rows held-out: {feature_set.name} is not of the images that model '{model.name}' "
             "was trained on; extract its whole training set"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pipeline.workspace import Workspace
 from stages.data.opened import opened
 from stages.data.planned_images import planned_images
+from stages.data.planned_source import planned_source
 from stages.data.resize import ONE_LAYOUT, shape_after
-from stages.data.source import ImageSource, planned_source
+from stages.data.source import ImageSource
 from stages.data.stored_sizes import shape_of
 from stages.errors import InputError
 from stages.ood.overlap import check_apart

@@ -24,11 +24,11 @@ from stages.introspection.heads import Heads
 from stages.ood.comparable import check_comparable
 from stages.ood.detect import DEFAULT_ROWS, Detect, Rows
 from stages.ood.sides import Planned, Sides, check_heads
-from stages.reflection.extract import (
+from stages.reflection.extract import Extract
+from stages.reflection.extract_options import (
     N_PGD_STEPS,
     PGD_STEP,
     Epsilon,
-    Extract,
     Pixels,
     Rounding,
     Step,

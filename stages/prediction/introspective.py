@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.data.source import planned_source
+from stages.data.planned_source import planned_source
 from stages.errors import InputError
 from stages.introspection.contenders import LABELS
 from stages.introspection.head_card import (

@@ -6,21 +6,23 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from pipeline.fields import OneOf, Place, Ref, Written
 from pipeline.make import ArtifactJob, ShardJob
 from pipeline.stage import Preview, Several, Stage
 from pipeline.terminal import counted, size
 from pipeline.workspace import Workspace
+from stages.data.altering import Alteration
+from stages.data.augmenting import Augmenting
 from stages.data.corruptions.cells import cells_of
 from stages.data.decoding import Decoding
+from stages.data.denoising import denoising_of
 from stages.data.opened import facts_of, opened
 from stages.data.option_types import (
     AcceptUnstable,
     ClassNames,
     Corruption,
-    CorruptionCell,
     Dataset,
     ExifOrientation,
     LastLayer,
@@ -28,14 +30,34 @@ from stages.data.option_types import (
     ModelName,
     Split,
     ValueRange,
-    fraction,
 )
 from stages.data.picked import Sample
 from stages.data.registry import SourceSpec
 from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
+from stages.reflection.batch_notes import group_notes
+from stages.reflection.extract_options import (
+    N_PGD_STEPS,
+    PGD_STEP,
+    AcceptFailed,
+    Augmentation,
+    AugmentationSeed,
+    BatchStatistics,
+    Corrupt,
+    Denoise,
+    Epsilon,
+    FeatureMaps,
+    NetworkInput,
+    OutOfDistribution,
+    Pixels,
+    RetryFailed,
+    Rounding,
+    SampleRows,
+    Step,
+    Steps,
+)
 from stages.reflection.losses import DEFAULT_LOSS, LOSSES
-from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard, Precision
+from stages.sensing.card import ACCEPTS_UNSTABLE, UNNORMALISED, ModelCard, Precision
 from stages.sensing.class_check import (
     has_some_classes,
     listed_classes,
@@ -74,26 +96,10 @@ NEEDED = {
     **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed", "rounding"), "attack"),
     **dict.fromkeys(("layer_loss", "project"), "layer"),
     "corruption_seed": "corrupt",
+    "augmentation_seed": "augmentation",
     "sample_seed": "sample",
 }
 """Fields that have no effect without another one."""
-
-Pixels = Annotated[
-    float, BeforeValidator(fraction), Written(metavar="X", read=fraction), Field(gt=0, le=1)
-]
-"""A step in pixels in [0, 1]: 0.0014, or 1/255."""
-
-Epsilon = Annotated[Pixels, Field(description="Radius of PGD, for pixels in [0, 1].")]
-Step = Annotated[Pixels, Field(description="Step size of PGD, for pixels in [0, 1].")]
-Steps = Annotated[PositiveInt, Field(description="Number of PGD steps; the last iterate is used.")]
-PGD_STEP, N_PGD_STEPS = 1 / 255, 10
-Rounding = Annotated[
-    Literal["exact", "code"],
-    Field(
-        description="How PGD rounds to grey levels: exact, or code, as in the paper's code base, "
-        "whose steps lose levels."
-    ),
-]
 
 
 class Extract(Stage):
@@ -115,14 +121,11 @@ class Extract(Stage):
     corruptions: Several[Corruption] = Field(
         (), description="Corruptions to use of a set that is already corrupted. (default: all)"
     )
-    corrupt: Several[CorruptionCell] = Field(
-        (),
-        description="Corruptions to apply when images are read, after resizing and cropping, "
-        "separated by commas: fog:3, fog for all severities, or all for 19 corruptions at 5 "
-        "severities. Constants are those of CIFAR-10-C for 32x32 pixels, of Tiny-ImageNet-C for "
-        "64x64, else of ImageNet-C.",
-    )
+    corrupt: Corrupt = ()
     corruption_seed: NonNegativeInt = Field(0, description="Seed of --corrupt.")
+    denoise: Denoise | None = None
+    augmentation: Augmentation | None = None
+    augmentation_seed: AugmentationSeed = 0
     model: ModelName | None = Field(
         None, description="Model of the store. (default: the one trained for this data set)"
     )
@@ -135,6 +138,8 @@ class Extract(Stage):
     image_size: InputSize | None = None
     resize: ResizeBy | None = None
     interpolation: Filter | None = None
+    normalisation: NetworkInput = "model"
+    batch_statistics: BatchStatistics | None = None
     layer: str | None = Field(
         None, description="Another layer whose per-image gradients are also stored."
     )
@@ -144,12 +149,7 @@ class Extract(Stage):
     project: PositiveInt | None = Field(
         None, description="Dimension to which those gradients are randomly projected."
     )
-    statistics: Several[str] = Field(
-        (),
-        description="Layers whose feature maps are summarised in the array statistics, separated "
-        "by commas: mean and standard deviation of each channel. auto for the ends of the stages "
-        "of a ResNet.",
-    )
+    statistics: FeatureMaps = ()
     precision: Precision = Field(
         "fp32", description="Precision of the network: fp32 or bf16 (logits stay fp32)."
     )
@@ -164,18 +164,10 @@ class Extract(Stage):
     exif_orientation: ExifOrientation = False
     value_range: ValueRange | None = None
     limit: Limit | None = None
-    sample: PositiveInt | None = Field(
-        None,
-        description="Use only N rows, drawn at random; their order and names are kept. With "
-        "--limit, from the first rows.",
-    )
+    sample: SampleRows | None = None
     sample_seed: NonNegativeInt = Field(0, description="Seed of --sample.")
     accept_unstable: AcceptUnstable = False
-    out_of_distribution: bool = Field(
-        False,
-        description="Accept images of other classes than the network's: they get no labels, unless "
-        "the classes are the same.",
-    )
+    out_of_distribution: OutOfDistribution = False
     odin: Pixels | None = Field(
         None,
         description="Step size of ODIN, which perturbs the images first; for pixels in [0, 1].",
@@ -191,16 +183,8 @@ class Extract(Stage):
     steps: Steps = N_PGD_STEPS
     attack_seed: NonNegativeInt = Field(0, description="Seed of PGD.")
     rounding: Rounding = "exact"
-    retry_failed: bool = Field(
-        False,
-        description="Recompute only the rows that failed. If files were fixed in the meantime, the "
-        "rows of all other images are reused.",
-    )
-    accept_failed: bool = Field(
-        False,
-        description="Accept any number of failed rows: the set then counts as complete without "
-        "them. (default: at most 1 % of the rows, or 10)",
-    )
+    retry_failed: RetryFailed = False
+    accept_failed: AcceptFailed = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -209,6 +193,13 @@ class Extract(Stage):
                 "expected one data set: its name or path with --dataset (in a recipe: either "
                 "'dataset', or 'images', a step that writes one)"
             )
+        if self.batch_statistics is not None:
+            alone = ("odin", "attack", "layer", "statistics")
+            if given := [f"--{name}" for name in alone if getattr(self, name)]:
+                raise ValueError(
+                    f"--batch-statistics makes the images of a group depend on each other, and "
+                    f"{given[0]} needs each image alone: leave out one of them"
+                )
         return self
 
     def check_given(self, options: Collection[str]) -> None:
@@ -235,7 +226,16 @@ class Extract(Stage):
             cells=cells_of(self.corrupt, self.corruption_seed) if self.corrupt else None,
             decoding=Decoding(self.exif_orientation, self.value_range),
             sample=Sample(self.sample, self.sample_seed) if self.sample else None,
+            alteration=self._alteration(),
         )
+
+    def _alteration(self) -> Alteration | None:
+        """What is done to images once they have the network's size; None for nothing."""
+        if self.denoise is None and self.augmentation is None:
+            return None
+        denoising = denoising_of(self.denoise) if self.denoise else None
+        how, seed = self.augmentation, self.augmentation_seed
+        return Alteration(denoising, Augmenting(how, seed) if how else None)
 
     def job(self, workspace: Workspace) -> ShardJob:
         """The extraction.
@@ -249,9 +249,8 @@ class Extract(Stage):
         from stages.reflection.retry import retry_job
 
         executor, device = workspace.workers()
-        card, imports = self._network(workspace)
-        if self.layer is not None or self.statistics:
-            require_trusted_code(card)  # the size of the arrays is known once it is built
+        model, imports = self._network(workspace)
+        card = self._as_asked(model)
         source = self._labelled(workspace, card)
         extraction = Extraction(
             source,
@@ -264,6 +263,7 @@ class Extract(Stage):
             NamedLayer(self.layer, self.layer_loss, self.project) if self.layer else None,
             self.perturbations(workspace),
             self._maps(card),
+            _tags(card, model),
         )
         plan = extraction.plan(facts_of(workspace, source), opened(workspace, source))
         job = extraction_job(
@@ -304,6 +304,24 @@ class Extract(Stage):
         if self.accept_unstable:
             card = card.with_facts(ACCEPTS_UNSTABLE)
         return card, None
+
+    def _as_asked(self, card: ModelCard) -> ModelCard:
+        """The card with the input and the batch statistics of this extraction.
+
+        Raises:
+            InputError: the network has no batch norm, or is code that the user has not named.
+        """
+        if self.layer is not None or self.statistics or self.batch_statistics is not None:
+            require_trusted_code(card)  # it is built before anything is computed
+        if self.batch_statistics is not None:
+            from stages.sensing.batch_statistics import use_batch_statistics
+            from stages.sensing.build import build_network
+
+            use_batch_statistics(build_network(card.network, card.n_classes), card.network)
+            card = replace(card, batch_statistics=self.batch_statistics)
+        if self.normalisation == "none":
+            card = card.normalised_by(UNNORMALISED)
+        return card
 
     def _import(self, network: str) -> ImportModel:
         """The stage that imports the network; raises ``InputError`` without weights."""
@@ -368,6 +386,9 @@ class Extract(Stage):
             )
         if not self.out_of_distribution:
             notes += output_notes(source, card, is_ordered=bool(self.classes), is_new=is_new)
+        if n_rows := self.batch_statistics:
+            stored = opened(workspace, replace(spec, cells=None, alteration=None))
+            notes += group_notes(stored, len(spec.cells.cells) if spec.cells else 0, n_rows)
         found = workspace.store.preview(plan)
         mapping = listed_classes(source, card)
         text = (
@@ -377,3 +398,9 @@ class Extract(Stage):
         )
         facts = {**found, "executor": workers, "classes": mapping, **left_out_of(source)}
         return Preview(text, facts, notes + source_notes(source))
+
+
+def _tags(card: ModelCard, model: ModelCard) -> tuple[str, ...]:
+    """Words for what a card does and its model does not, in the name of a feature set."""
+    raw = ["unnormalised"] * (card.normalisation != model.normalisation)
+    return (*raw, *(f"batch-{n}" for n in (card.batch_statistics,) if n))

@@ -7,8 +7,8 @@ last layer; the gradients of all losses are computed from them when they are use
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
@@ -27,6 +27,7 @@ from stages.data.source import ImageSource, check_planned, source_facts
 from stages.errors import InputError
 from stages.metrics.finite import why_not_finite
 from stages.reflection.named_layer import NamedLayer
+from stages.reflection.sample_columns import sample_columns
 from stages.sensing.card import ModelCard, Precision
 from stages.sensing.class_check import check_classes
 from stages.sensing.map_layers import STATISTICS, MapLayer, statistics_spec
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from stages.reflection.flow import Flow
     from stages.reflection.perturbation import Perturbation
 
-BLOCK_ROWS = 1024
-
 
 @dataclass(frozen=True)
 class Extraction:
@@ -53,13 +52,15 @@ class Extraction:
         source: the images; their size must be the network's.
         card, weights: the network.
         precision: precision of the layers before the last one, "fp32" or "bf16".
-        shard_rows: images in a shard, a Zarr chunk and a Parquet part.
+        shard_rows: images in a shard, a Zarr chunk and a Parquet part; with batch statistics
+            rounded down to whole groups, but at least one.
         device: device of the workers; "cuda" is the GPU assigned to a worker.
         batch_rows: images per forward pass, chosen by `fitted` by default. It is not part of the
         plan, because it only affects rounding.
         layer: another layer whose gradients are stored as well; none by default.
         perturbations: applied to the images first, in this order; none by default.
         maps: layers whose feature maps' mean and standard deviation of each channel are stored.
+        tags: suffixes of the set's name for what distinguishes ``card`` from the stored model's.
     """
 
     source: SourceSpec
@@ -72,9 +73,20 @@ class Extraction:
     layer: NamedLayer | None = None
     perturbations: tuple[Perturbation, ...] = ()
     maps: tuple[MapLayer, ...] = ()
+    tags: tuple[str, ...] = ()
 
     name: ClassVar[str] = "extract"
     version: ClassVar[int] = 1  # raise it when any row changes
+
+    def __post_init__(self) -> None:
+        """Round to whole groups: then no group depends on how rows are split into shards."""
+        n_groups = max(1, self.shard_rows // self.group_rows)
+        object.__setattr__(self, "shard_rows", n_groups * self.group_rows)
+
+    @property
+    def group_rows(self) -> int:
+        """Number of consecutive rows that share batch statistics; 1 without them."""
+        return self.card.batch_statistics or 1
 
     def plan(
         self, facts: Mapping[str, Any] | None = None, source: ImageSource | None = None
@@ -91,7 +103,9 @@ class Extraction:
         source = source or self.source.open()
         check_classes(source, self.card)
         perturbed = [each.to_dict() for each in self.perturbations]
-        tags = "".join(f"+{each.tag}" for each in self.perturbations)
+        tags = "".join(
+            f"+{tag}" for tag in (*self.tags, *(each.tag for each in self.perturbations))
+        )
         # In version 1, gradients of a layer were wrong where images are perturbed.
         version = 2 if self.layer and self.perturbations else self.version
         return {
@@ -206,7 +220,7 @@ class FittedExtraction:
         failed |= _unfit(shard, arrays, failed, errors)
         for values in arrays.values():
             values[list(failed)] = np.nan
-        columns = _columns(shard, parts, arrays["logits"], failed, schema)
+        columns = sample_columns(shard, parts, arrays["logits"], failed, schema)
         chunk_rows = min(self.stage.shard_rows, state.source.n_rows)  # setup: the planned number
         files = encode_rows(schema, shard, chunk_rows, arrays, columns)
         encode_s = time.perf_counter() - began
@@ -303,11 +317,11 @@ def fitted(stage: Extraction, executor: Executor, n_shards: int) -> FittedExtrac
         is_perturbed=bool(stage.perturbations),
         device=stage.device,
     )
-    if not (batch_rows := found.batch_rows(memory, stage.batch_rows)):
+    if not (batch_rows := found.batch_rows(memory, stage.batch_rows, stage.group_rows)):
         title = f"{source.name} at {source.image_size[0]}x{source.image_size[1]} pixels"
         is_dense = stage.layer is not None and stage.layer.size is None
         projected = "; or project the gradients (--project 512)" if is_dense else ""
-        raise ResourceError(found.refusal(title, memory) + projected)
+        raise ResourceError(found.refusal(title, memory, stage.group_rows) + projected)
     return FittedExtraction(stage, batch_rows, found.n_images(memory))
 
 
@@ -327,7 +341,11 @@ def check_network(stage: Extraction) -> None:
 
     images = sample_images(stage.source.open())
     maps = [each.layer for each in stage.maps]
-    load_sensing(stage.card, stage.weights, images=images, is_new=True, maps=maps)
+    # Batch norm may depend on other images if that is requested, and nothing else may.
+    plain = replace(stage.card, batch_statistics=None)
+    cards = [plain] if plain == stage.card else [plain, stage.card]
+    for card in cards:
+        load_sensing(card, stage.weights, images=images, is_new=True, maps=maps)
 
 
 def _unfit(
@@ -357,42 +375,3 @@ def _unfit(
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _columns(
-    shard: Shard,
-    parts: Sequence[Mapping[str, NDArray[Any]]],
-    logits: NDArray[np.float32],
-    failed: dict[int, str],
-    schema: Schema,
-) -> dict[str, Any]:
-    prediction = logits.argmax(axis=1)
-    prediction[list(failed)] = -1
-    status = np.full(shard.n_rows, "ok", dtype=object)
-    status[list(failed)] = list(failed.values())
-    made = {
-        "row": np.arange(shard.start, shard.stop),
-        "prediction": prediction,
-        "confidence": np.concatenate([_confidence(block) for block in _blocks(logits)]),
-        "status": status,
-    }
-    read = {
-        name: np.concatenate([columns[name] for columns in parts])
-        for name, _ in schema.columns
-        if name not in made
-    }
-    return {**read, **made}
-
-
-def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Yield blocks of rows, since intermediate results of all rows may take too much memory."""
-    return (values[start : start + BLOCK_ROWS] for start in range(0, len(values), BLOCK_ROWS))
-
-
-def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The largest softmax probability, in float64, since confident predictions round to 1 in
-    float32."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    confidence: NDArray[np.float64] = 1.0 / np.exp(z).sum(axis=1)
-    return confidence

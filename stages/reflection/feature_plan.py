@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.data.class_names import numbers
+from stages.data.planned_source import PlannedAlteration
 from stages.data.resize import Resize
 from stages.sensing.card import ModelCard
 from stages.sensing.map_layers import MapLayer
@@ -30,6 +31,7 @@ class SourceFacts:
         class_names: names in the order of the labels.
         resize: rule by which images were brought to the network's size, or "none"; ``None`` if the
             plan does not record it.
+        alteration: how images were denoised and augmented; ``None`` if they were not.
     """
 
     name: str = ""
@@ -38,6 +40,12 @@ class SourceFacts:
     fingerprint: str | None = None
     class_names: tuple[str, ...] = ()
     resize: str | None = None
+    alteration: PlannedAlteration | None = None
+
+    @property
+    def stored_fingerprint(self) -> str | None:
+        """Hash of the images before they were denoised and augmented."""
+        return self.fingerprint if self.alteration is None else self.alteration.fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class ModelFacts:
     std: tuple[float, ...] | None = None
     last_layer: str | None = None
     resizing: Resize | None = None
+    batch_statistics: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,10 +74,10 @@ class Flow:
         return min(network.batch_rows for network in self.networks)
 
     def checked(self, images: Tensor) -> Self:
-        """Compare the networks on one of ``images [n, H, W, 3]``, and return the flow itself."""
+        """Compare the networks on one group of ``images [n, H, W, 3]``; return the flow itself."""
         first, *others = self.networks
         for other in others:
-            check_twin(first.sensing, other.sensing, images[:1])
+            check_twin(first.sensing, other.sensing, images[: first.group_rows])
         return self
 
     def through(self, shard: Shard, arrays: Arrays) -> Iterator[Batch]:
@@ -90,7 +90,7 @@ class Flow:
             out = {name: values[at : at + len(rows.images)] for name, values in arrays.items()}
             network = self._free.get()
             try:
-                return Batch(at, rows, network.fill(out, rows.images), read_s)
+                return Batch(at, rows, network.fill(out, rows.images, rows.failed), read_s)
             finally:
                 self._free.put(network)
 

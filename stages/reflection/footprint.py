@@ -64,17 +64,22 @@ class Footprint:
         """Number of images that fit into ``memory`` bytes at once."""
         return max(0, memory - self.fixed) // self.image
 
-    def batch_rows(self, memory: int, asked: int | None) -> int:
-        """The requested or best batch size, halved until it fits; 0 if no image fits."""
-        rows = asked or self.best_rows
-        while rows > self.n_images(memory):
-            rows //= 2
-        return rows
+    def batch_rows(self, memory: int, asked: int | None, group_rows: int = 1) -> int:
+        """The requested or best number of groups of images, halved until it fits; 0 if none does.
 
-    def refusal(self, what: str, memory: int) -> str:
-        """Error message if not even one image fits."""
+        The result is a number of images, and at least one group is requested.
+        """
+        n_groups = max(1, (asked or self.best_rows) // group_rows)
+        while n_groups * group_rows > self.n_images(memory):
+            n_groups //= 2
+        return n_groups * group_rows
+
+    def refusal(self, what: str, memory: int, group_rows: int = 1) -> str:
+        """Error message if not even one group of images fits."""
+        images = "one image" if group_rows == 1 else f"{group_rows:,} images"
         return (
-            f"{what}: a worker needs {gib(self.fixed + self.image)} with one image at a time, "
+            f"{what}: a worker needs {gib(self.fixed + group_rows * self.image)} with {images} at "
+            "a time, "
             f"{gib(self.shard)} of it for the rows of a shard, and may use {gib(memory)}: use "
             "smaller shards (--shard-rows), more memory (--memory) or fewer workers (--workers)"
         )

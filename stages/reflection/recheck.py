@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +23,11 @@ from stages.sensing.probe import (
 )
 from store.featureset import FeatureSet
 
+T = TypeVar("T")
+
 N_ROWS = 16
-"""Number of rows to recompute per set, spread over those that did not fail."""
+"""Number of rows to recompute per set, spread over those that did not fail; with batch statistics
+as many as whole groups allow, but at least one group."""
 
 FP32_TOLERANCE = 1e-3
 """Largest relative difference that other hardware and other releases of torch can cause."""
@@ -58,34 +62,47 @@ def differences_now(feature_set: FeatureSet, source: ImageSource, weights: str) 
         yield f"a run today would refuse it: {error}"
     if planned.perturbations or card.accepts_unstable:
         return
-    read = {row: source.read(row, row + 1) for row in _rows_of(feature_set)}
-    yield from (f"row {row}: {each.failed[0]}" for row, each in read.items() if each.failed)
-    rows = [row for row, each in read.items() if not each.failed]
-    if not rows:
-        return
-    images = np.concatenate([read[row].images for row in rows])
-    with evaluating(network, card.image_size):
-        pixels = pixels_of(card, torch.from_numpy(images), torch.device("cpu"))
-        expected = own_answer(network, card.last_layer, pixels)
     tolerance = FP32_TOLERANCE if planned.precision == "fp32" else BF16_TOLERANCE
-    if other := disagreement(_stored(feature_set, rows), expected, tolerance):
-        yield f"the network gives different {other} in a sample of {len(rows)} rows"
+    for group in _groups_of(feature_set, card.batch_statistics):
+        read = {row: source.read(row, row + 1) for row in group}
+        unread = {row: each.failed[0] for row, each in read.items() if each.failed}
+        yield from (f"row {row}: {reason}" for row, reason in unread.items())
+        if len(unread) == len(group) or (unread and card.batch_statistics):
+            continue  # the other images of a group with batch statistics depend on these
+        rows = [row for row in group if row not in unread]
+        images = np.concatenate([read[row].images for row in rows])
+        with evaluating(network, card.image_size):
+            pixels = pixels_of(card, torch.from_numpy(images), torch.device("cpu"))
+            expected = own_answer(network, card.last_layer, pixels)
+        if other := disagreement(_stored(feature_set, rows), expected, tolerance):
+            yield f"the network gives different {other} in a sample of {len(rows)} rows"
+            return
 
 
-def _rows_of(feature_set: FeatureSet) -> list[int]:
-    """A sample of rows that did not fail, from finished shards."""
+def _groups_of(feature_set: FeatureSet, group_rows: int | None) -> list[list[int]]:
+    """A sample of rows that did not fail, from finished shards, to be computed together.
+
+    With batch statistics, each list is one whole group without failed rows.
+    """
     shard_set = feature_set.shard_set
     failed = {row for receipt in shard_set.receipts() for row in receipt.failed}
     done = shard_set.done()
-    good = [
-        row
-        for shard in shard_set.shards
-        if shard.index in done
-        for row in range(shard.start, shard.stop)
-        if row not in failed
-    ]
-    places = np.linspace(0, len(good) - 1, min(N_ROWS, len(good))).astype(int)
-    return [good[place] for place in places]
+    finished = [shard for shard in shard_set.shards if shard.index in done]
+    if group_rows is None:
+        good = [
+            row for shard in finished for row in range(shard.start, shard.stop) if row not in failed
+        ]
+        return [_spread(good, N_ROWS)] if good else []
+    starts = (start for each in finished for start in range(each.start, each.stop, group_rows))
+    groups = (list(range(start, min(start + group_rows, feature_set.n_rows))) for start in starts)
+    whole = [group for group in groups if failed.isdisjoint(group)]
+    return _spread(whole, max(1, N_ROWS // group_rows))
+
+
+def _spread(values: Sequence[T], n: int) -> list[T]:
+    """Up to ``n`` of the values, evenly spaced."""
+    places = np.linspace(0, len(values) - 1, min(n, len(values))).astype(int)
+    return [values[place] for place in places]
 
 
 def _stored(feature_set: FeatureSet, rows: list[int]) -> Answer:

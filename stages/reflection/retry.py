@@ -120,9 +120,10 @@ class RetryFailed:
             if not set(rows) - set(images.failed):
                 continue
             part = self.extraction.compute(state, batch, _no_tick)
+            rows = _with_their_groups(rows, batch, self.extraction.stage.group_rows)
             old.take(rows, part.files, batch)
             for row in rows:
-                del failed[row]
+                failed.pop(row, None)
             found = {int(row): reason for row, reason in part.facts["failed"].items()}
             failed |= {row: found[row] for row in rows if row in found}
         files = encode_rows(old.schema, shard, old.chunk_rows, old.arrays, old.columns)
@@ -135,6 +136,13 @@ class RetryFailed:
             "others_of": {"set": old.set_name, **{k: old.receipt.facts.get(k) for k in OF_BEFORE}},
         }
         return ShardOutput(files, facts)
+
+
+def _with_their_groups(rows: list[int], batch: Shard, group_rows: int) -> list[int]:
+    """All rows of a batch that share batch statistics with one of ``rows``."""
+    groups = {(row - batch.start) // group_rows for row in rows}
+    every = range(batch.start, batch.stop)
+    return [row for row in every if (row - batch.start) // group_rows in groups]
 
 
 def retry_job(job: ShardJob, store: FeatureStore) -> ShardJob:

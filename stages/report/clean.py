@@ -108,11 +108,12 @@ def _clean_sets(store: FeatureStore, corrupted: FeatureSet) -> Iterator[FeatureS
 
 
 def _conditions(found: FeatureSet) -> tuple[object, ...]:
-    """What two feature sets must share: family, split, weights, precision, perturbations."""
+    """What two feature sets must share: family, split, network, and all that is done to images."""
     plan = FeaturePlan.of(found.plan)
-    source = plan.source
-    weights = plan.model.weights_sha256
-    return source.family, source.split, weights, plan.precision, plan.perturbations
+    source, model = plan.source, plan.model
+    altered = source.alteration and (source.alteration.denoising, source.alteration.augmentation)
+    network = (model.weights_sha256, model.mean, model.std, model.batch_statistics)
+    return source.family, source.split, network, altered, plan.precision, plan.perturbations
 
 
 def _evaluations(store: FeatureStore) -> Iterator[tuple[str, Artifact]]:

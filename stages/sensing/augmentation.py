@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.data.augmenting import CROP_PAD
 from stages.sensing.train_params import Augmentation
-
-CROP_PAD = 4
-"""Black border added before cropping to the original size; main.py of wide-resnet.pytorch."""
 
 
 @dataclass(frozen=True, slots=True)

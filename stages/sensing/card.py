@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import FiniteFloat
+from pydantic import FiniteFloat, PositiveInt
 
 from stages.data.resize import Resize
 from stages.errors import InputError
@@ -26,6 +26,9 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 CIFAR10_NORMALISATION = Normalisation(CIFAR10_MEAN, CIFAR10_STD)
 """Constants of CIFAR-10 from config.py of meliketoy/wide-resnet.pytorch (method notes, 1.2)."""
+
+UNNORMALISED = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""The network gets pixels in [0, 1]."""
 
 ACCEPTS_UNSTABLE = {"accepts": "unstable"}
 """Facts in ``extra`` of a network that was accepted although its output for an image depends on
@@ -72,7 +75,8 @@ class ModelCard:
     still be read. ``M`` is the mean over the training images of the largest logit.
     ``weights_sha256`` identifies the weights by content. ``resizing`` says how images become the
     input; None, in cards of older versions, leaves it to the layout of the data set, and is not
-    part of the JSON form.
+    part of the JSON form. Neither is ``batch_statistics`` if it is None; else it is the number of
+    images in a group, whose mean and variance batch norm uses in place of the running ones.
     """
 
     name: str
@@ -89,6 +93,7 @@ class ModelCard:
     weights_sha256: str
     extra: dict[str, Any] = field(default_factory=dict)  # Any: JSON
     resizing: Resize | None = None
+    batch_statistics: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.class_names and len(self.class_names) != self.n_classes:
@@ -104,6 +109,17 @@ class ModelCard:
         return self.resizing or Resize((self.image_size, self.image_size))
 
     @property
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation of each channel."""
+        return Normalisation(self.mean, self.std)
+
+    def normalised_by(self, how: Normalisation) -> Self:
+        """The card with another normalisation."""
+        (red, green, blue), (of_red, of_green, of_blue) = how
+        mean, std = (red, green, blue), (of_red, of_green, of_blue)
+        return dataclasses.replace(self, mean=mean, std=std)
+
+    @property
     def accepts_unstable(self) -> bool:
         """Whether its output for an image may depend on chance or on the rest of the batch."""
         return self.extra.items() >= ACCEPTS_UNSTABLE.items()
@@ -115,6 +131,8 @@ class ModelCard:
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
         """JSON form, which a round trip through JSON does not change."""
         values = dataclasses.asdict(self)
+        if self.batch_statistics is None:
+            del values["batch_statistics"]
         if self.resizing is None:
             del values["resizing"]
         else:
@@ -132,11 +150,15 @@ class ModelCard:
         if not isinstance(values, Mapping):
             raise InputError("model card: expected names and values; write it again")
         names = {item.name for item in dataclasses.fields(cls)}
-        if missing := sorted(names - values.keys() - {"extra", "resizing"}):
+        if missing := sorted(names - values.keys() - _OPTIONAL):
             raise InputError(f"model card: no {missing[0]!r}; write it again with train-sensing")
         if unknown := sorted(values.keys() - names):
             raise InputError(f"model card: unknown key {unknown[0]!r}; a newer version wrote it?")
         return typed(cls, values, "model card")
+
+
+_OPTIONAL = {"extra", "resizing", "batch_statistics"}
+"""Keys that the JSON form may lack."""
 
 
 def _listed(values: dict[str, Any]) -> dict[str, Any]:  # Any: JSON

@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.errors import InputError
+from stages.sensing.batch_statistics import (
+    Grouped,
+    check_groups,
+    fastest,
+    in_turn,
+    use_batch_statistics,
+)
 from stages.sensing.build import build_network, source_hash
 from stages.sensing.card import (
     CIFAR10_NORMALISATION,
@@ -149,6 +156,7 @@ class Sensing(nn.Module):
         maps: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.in_groups: Grouped = in_turn
         self.taps = [_Tap(layer) for layer in last_layers(network, card)]
         self.card = card
         self.arrangement = arrangement
@@ -198,13 +206,18 @@ class Sensing(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of a batch.
 
+        With batch statistics, the batch consists of groups of consecutive images, of which the last
+        one may be shorter.
+
         Args:
             images: ``[n, H, W, 3]`` uint8 RGB, on this module's device.
 
         Returns:
             ``f`` ``[n, feature_dim]`` and ``z = W f + b`` ``[n, n_classes]``, both float32.
         """
-        return self.vectors(normalised(images, self.mean, self.scale))
+        pixels = normalised(images, self.mean, self.scale)
+        n_rows = self.card.batch_statistics
+        return self.in_groups(self.vectors, pixels, n_rows) if n_rows else self.vectors(pixels)
 
     def statistics(self) -> Tensor:
         """Statistics of the feature maps of the last batch, layer by layer; see `map_statistics`.
@@ -214,7 +227,10 @@ class Sensing(nn.Module):
         return torch.cat([tap.seen.pop() for tap in self.map_taps], dim=1)
 
     def vectors(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of normalised pixels ``[n, 3, H, W]``; differentiable."""
+        """Features and logits of normalised pixels ``[n, 3, H, W]``; differentiable.
+
+        With batch statistics, the pixels are one group.
+        """
         kind = pixels.device.type
         if self.arrangement.memory_format is not torch.channels_last:
             pixels = pixels.contiguous()
@@ -274,9 +290,12 @@ def sensing_of(
             network, layer, pixels_of(card, images, device), pixels_of(card, noise, device)
         )
         check_head(network, layer, answer, name)
-        if is_new and not card.accepts_unstable:
+        if is_new and not (card.accepts_unstable or card.batch_statistics):
             check_stable(network, layer, pixels, answer, name)
         sensing = _rearranged(network, card, pixels, answer, keeps_layers=keeps_layers, maps=maps)
+        if card.batch_statistics:
+            check_groups(sensing.vectors, pixels, card.batch_statistics, name)
+            sensing.in_groups = fastest(sensing.vectors, pixels)
         if precision == "fp32":
             return sensing
         sensing.round_to(precision)
@@ -411,6 +430,8 @@ def load_network(card: ModelCard, weights_path: str | Path) -> nn.Module:
             f"weights {weights_path}: not those of model {card.name} (expected "
             f"{card.weights_sha256[:12]}, found {found[:12]}); restore the file or import it again"
         )
+    if card.batch_statistics:
+        use_batch_statistics(network, card.network)
     return network.eval()
 
 

@@ -10,9 +10,10 @@ from pydantic import BeforeValidator, Field
 
 from pipeline.fields import PRETRAINED
 from pipeline.workspace import Workspace
+from stages.data.planned_source import planned_source
 from stages.data.registry import DEFAULT_IMAGE_SIZE
 from stages.data.resize import Interpolation, Resize, shape_after
-from stages.data.source import ImageSource, planned_source
+from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, check_normalisation
 from stages.sensing.import_model import Mean, Std, Weights, changed_resizing, weights_file

@@ -153,6 +153,7 @@ def features_of(store: FeatureStore, feature_set: FeatureSet, model: str) -> Fea
         if (theirs := FeaturePlan.of(each.plan)).model.name == model
         and theirs.source.fingerprint == ours.source.fingerprint
         and theirs.perturbations == ours.perturbations
+        and theirs.model.batch_statistics == ours.model.batch_statistics
         and each.n_rows == feature_set.n_rows
     ]
     if not found:
