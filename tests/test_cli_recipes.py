@@ -214,7 +214,7 @@ def test_a_recipe_is_checked_without_the_heavy_libraries(place):
             "--set epochs=7: epochs is already set to 3: remove one of them",
         ),
         (("run", "tiny.yaml", "--set", "epochs=x"), "expected a whole number such as 6, found x"),
-        (("reproduce", "table-4"), "there is no recipe 'table-4', expected one of table-1"),
+        (("reproduce", "table-13"), "there is no recipe 'table-13', expected one of table-1"),
         (("reproduce",), "expected the name of a recipe"),
     ],
 )

@@ -103,7 +103,7 @@ def test_another_table_is_another_report(run) -> None:
     [
         ("sh", "use more of the name"),
         ("nothing", "intro-pipe evaluate"),
-        ("shapes --paper table-4", "table-3"),
+        ("shapes --paper table-13", "table-3"),
         ("shapes --figures pie", "--figures: expected one of accuracy-vs-ece, "),
         ("shapes --metrics jaccard", "--metrics: expected one of accuracy, "),
         ("shapes --out {file}", "is a file"),

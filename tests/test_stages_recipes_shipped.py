@@ -9,6 +9,7 @@ N_INSTANCES = {
     "table-1": 3,  # the corrupted set, the runs, a report
     "table-2": 25,  # f, eleven feature sets, H and three controls, eight results, a report
     "table-3": 25,  # f, two feature sets, H, a control and a result for each network, a report
+    "table-4": 42,  # four f, each with three feature sets, H, four controls and a result
     "table-5": 42,
     "table-7": 16,
     "table-8": 16,
@@ -30,6 +31,7 @@ N_INSTANCES = {
     "layers": 23,  # f, three feature sets, seven heads and a result for two weight decays, ...
     "readings": 36,  # 17 readings, five pairs, the best epoch and five controls on one f
 }
+METHODS = ("table-4",)
 LEARNING = ("table-1", "figure-11")
 DOMAINS = ("table-9",)
 QUALITY = ("table-12",)
@@ -59,13 +61,31 @@ def test_a_recipe_that_ships_is_valid(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in N_INSTANCES if name not in (*LEARNING, *DOMAINS, *QUALITY)]
+    "name", [name for name in N_INSTANCES if name not in (*LEARNING, *DOMAINS, *QUALITY, *METHODS)]
 )
 def test_a_recipe_that_ships_runs_on_other_data(name):
     recipe = shipped(name, dataset="digits", networks="[cnn2]", preset="quick", epochs="5")
     trainings = [each for each in recipe.instances if each.kind.name == "train-sensing"]
 
     assert {(each.stage.dataset, each.stage.network) for each in trainings} == {("digits", "cnn2")}
+
+
+def test_the_methods_of_table_4_differ_in_nothing_else():
+    recipe = shipped(
+        "table-4", augmix_networks="[resnet18]", augmix_preset="paper", augmix_epochs="200"
+    )
+    stages = {
+        each.step: each.stage for each in recipe.instances if each.kind.name == "train-sensing"
+    }
+    own = ("method", "attacked", "epsilon", "step", "steps", "per_distortion", "jsd_weight")
+    changed = [
+        {name for name, value in stage if value != getattr(stages["f"], name)}
+        for stage in stages.values()
+    ]
+
+    assert [stage.method for stage in stages.values()] == [None, "adversarial", "noise", "augmix"]
+    assert set().union(*changed) <= set(own)
+    assert stages["f"] == shipped("table-5", networks="[resnet18]").instances[1].stage
 
 
 def test_every_domain_is_the_target_of_every_other_one():
@@ -126,9 +146,9 @@ def test_the_cost_counts_each_seed():
 
 def test_a_recipe_that_does_not_ship_is_refused():
     with pytest.raises(
-        InputError, match="there is no recipe 'table-4', expected one of table-1, table-2"
+        InputError, match="there is no recipe 'table-13', expected one of table-1, table-2"
     ):
-        shipped_text("table-4")
+        shipped_text("table-13")
 
 
 def readings_of(**changes):

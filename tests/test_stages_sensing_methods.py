@@ -1,6 +1,7 @@
 """Training methods: what each adds to the training images, and how a batch is formed."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from stripes import Stripes
 from torch.nn import functional
 
-from stages.data.corruptions.names import CURE
+from stages.data.corruptions.names import CURE, names_of
 from stages.data.corruptions.severities import corrupt
 from stages.errors import InputError
 from stages.sensing.attacked import Attacked
@@ -469,3 +470,46 @@ def test_label_smoothing_spreads_a_share_of_the_target():
 def test_label_smoothing_without_an_effect_is_refused(wrong):
     with pytest.raises(InputError, match=r"label.smoothing"):
         dataclasses.replace(QUICK, **wrong)
+
+
+# leaks
+
+
+def hashes_of(images):
+    return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Hashes of test images, and of corrupted ones."""
+    test, rows = read_labelled(Stripes(n_rows=10, seed=1, side=32)).images.numpy(), np.arange(10)
+    found = [
+        corrupt(test, name, level, rows, seed=0, collection=collection)
+        for collection in ("cure", "cifar10c")
+        for name in names_of(collection)
+        for level in (1, 5)
+    ]
+    images = np.concatenate([test, *found])
+    # Overexposed images may be all white, whatever they were.
+    return set(hashes_of(image for image in images if np.ptp(image)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadAtTheEnd(Stripes):
+    """Test images that no epoch may read."""
+
+    def read(self, start, stop):
+        raise AssertionError("test images were read before the end")
+
+
+@pytest.mark.parametrize("method", METHOD_CASES, ids=in_words)
+def test_no_test_image_and_no_corrupted_one_is_trained_on(method, attacked, cells):
+    """Nothing that goes through the network has the content of a test cell, or another origin."""
+    stage = dataclasses.replace(
+        training(method, attacked), test=ReadAtTheEnd(n_rows=10, seed=1, side=32)
+    )
+    state = step_through(stage, range(1))
+    views = [view.round().to(torch.uint8) for view in stage_views(stage, state)]
+    seen = {*hashes_of(state.data.images.numpy()), *hashes_of(torch.cat(views).numpy())}
+    assert set(hashes_of(read_labelled(Stripes(n_rows=30, side=32)).images.numpy())) <= seen
+    assert seen.isdisjoint(cells)

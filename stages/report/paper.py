@@ -8,6 +8,7 @@ matches the paper's row, whatever the head is called.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -106,6 +107,17 @@ def in_cell(row: str | None, dataset: str, detector: str | None) -> str | None:
     if row is None or detector is None:
         return row
     return f"{row}, {detector}, {dataset.partition(' against ')[2]}"
+
+
+def of_method(table: str | None, row: str | None, axes: Mapping[str, object]) -> str | None:
+    """Row name in a table with rows of several training methods, which the axis "method" names.
+
+    >>> of_method("table-4", "H", {"method": "noise"})
+    'noise H'
+    """
+    if row is None or table != "table-4":
+        return row
+    return f"{axes.get('method')} {row}"
 
 
 def paper_row(table: str | None, network: str, head: HeadCard | None) -> str | None:

@@ -20,6 +20,8 @@ from stages.introspection.reading import Reading
 from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.report.paper import other_data
 from stages.report.results import Judged
+from stages.sensing.methods.method_params import AugMix, in_words
+from stages.sensing.train_params import TrainParams, planned_params
 from stages.sensing.trained import TrainedModel, is_trained_here
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
@@ -27,6 +29,7 @@ from store.errors import NotFoundError
 Row = dict[str, str]
 
 PAPER_F = {"epochs": 200, "augmentation": "flip", "precision": "fp32"}
+PUBLISHED_AUGMIX = {"epochs": 100, "augmentation": "crop_flip", "precision": "fp32"}
 PAPER_H = {
     "epochs": 200,
     "weight_decay": 5e-3,
@@ -85,7 +88,7 @@ def networks_used(store: FeatureStore, judged: Sequence[Judged]) -> list[Row]:
             "model": name,
             "network": found.network,
             "weights": weights[:12] or "unknown: the features were deleted",
-            "recipe": _listed(asdict(trained.recipe)) if trained else "trained elsewhere",
+            "recipe": _recipe_of(trained.recipe) if trained else "trained elsewhere",
             "test accuracy": _fraction(trained.test_accuracy if trained else None),
             "trained in": _duration(history_of(model) if trained else []),
         }
@@ -172,7 +175,9 @@ def _other_recipe(
         if "f" in beside:
             trained = _training_of(store, found)
             recipe = asdict(trained.recipe) if trained else {}
-            here[found.card.model] = _other_facts(recipe, PAPER_F)
+            is_augmix = trained is not None and isinstance(trained.recipe.method, AugMix)
+            theirs = PUBLISHED_AUGMIX if is_augmix else PAPER_F
+            here[found.card.model] = _other_facts(recipe, theirs)
         for label in beside & set(found.heads):
             network = found.heads[label].predictor
             if isinstance(network, TrainedNetwork):
@@ -271,6 +276,13 @@ def _parameters_of(head: HeadCard) -> str:
         case Votes(reading=reading) if reading.M:
             return _listed({"M": reading.M})
     return ""
+
+
+def _recipe_of(recipe: TrainParams) -> str:
+    facts = planned_params(recipe)
+    if "method" in facts:
+        facts["method"] = in_words(recipe.method)
+    return _listed(facts)
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

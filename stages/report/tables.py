@@ -10,7 +10,15 @@ import pandas as pd
 
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS, DETECTION, INFORMATION, SELECTIVE
-from stages.report.paper import check_paper_table, in_cell, other_data, paper_number, paper_row
+from stages.report.paper import (
+    PaperNumber,
+    check_paper_table,
+    in_cell,
+    of_method,
+    other_data,
+    paper_number,
+    paper_row,
+)
 from stages.report.results import Judged
 from stages.report.vocabulary import TABLE_METRICS
 
@@ -87,11 +95,15 @@ def _rows_of(found: Judged, spec: TableSpec) -> pd.DataFrame:
 
 
 def _beside_the_paper(rows: pd.DataFrame, found: Judged, paper: str | None) -> pd.DataFrame:
-    facts, dataset, detector = [], found.dataset, found.card.detector
+    facts = []
+
+    def printed(row: str | None, metric: str) -> PaperNumber:
+        row = in_cell(of_method(paper, row, found.axes), found.dataset, found.card.detector)
+        return paper_number(paper, found.network, row, metric)
+
     for contender, metric in zip(rows["contender"], rows["metric"], strict=True):
         row = paper_row(paper, found.network, found.heads.get(contender)) if paper else None
-        number = paper_number(paper, found.network, in_cell(row, dataset, detector), metric)
-        of_f = paper_number(paper, found.network, in_cell("f", dataset, detector), metric)
+        number, of_f = printed(row, metric), printed("f", metric)
         is_other = bool(number.dataset and other_data(number.dataset, found.card))
         facts.append(
             {

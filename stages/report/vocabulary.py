@@ -21,7 +21,16 @@ PAGES: dict[str, str] = {
 """Stage name in a result's plan -> module and name of its `PageKind`. A new kind of page is
 one line here."""
 
-PAPER_TABLES = ("table-1", "table-2", "table-3", "table-5", "table-7", "table-8", "table-11")
+PAPER_TABLES = (
+    "table-1",
+    "table-2",
+    "table-3",
+    "table-4",
+    "table-5",
+    "table-7",
+    "table-8",
+    "table-11",
+)
 FIGURES = (
     # of evaluations and detections
     "accuracy-vs-ece",
