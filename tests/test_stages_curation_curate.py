@@ -322,6 +322,8 @@ def test_the_page_shows_classes_pairs_and_rows(run: Command, home: Path) -> None
 
     assert "of 200 labelled rows" in out
     text = (home / "report" / "report.md").read_text()
+    html = (home / "report" / "report.html").read_text()
+    assert "mathdefault" not in html  # ticks of a logarithmic axis are plain numbers
     for part in ("Suspected label errors by class", "Confused classes", "First rows", "memorised"):
         assert part in text
     figures = sorted(path.stem for path in (home / "report" / "figures").iterdir())

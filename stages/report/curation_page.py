@@ -96,7 +96,8 @@ def curation_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
         tables["Flipped labels that were found"] = _flip_grid(found)
     for each in found if len(found) == 1 or not tables else ():
         tables[f"{each.prefix}Suspected label errors by class"] = _class_grid(each)
-        tables[f"{each.prefix}Confused classes"] = _pair_grid(each)
+        if (pairs := _pair_grid(each)).lines:
+            tables[f"{each.prefix}Confused classes"] = pairs
         tables[f"{each.prefix}First rows"] = _row_grid(each)
     page = Page(
         title=content.title,
@@ -338,6 +339,7 @@ def _draw_scores(each: _Read) -> Figure:
             counts, _ = np.histogram(judged[name][part], edges)
             panel.stairs(counts, edges, color=colour, label=label, linewidth=1.4)
         panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:,.0f}")  # powers of ten would be formulas
         panel.tick_params(labelbottom=True)
         panel.set_xlabel({"el2n": "EL2N"}.get(name, name.replace("_", " ")))
     panels[0].set_ylabel("rows")

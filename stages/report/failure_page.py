@@ -180,9 +180,10 @@ def _of_heads(rows: pd.DataFrame) -> list[str]:
     for _, row in found.iterrows():
         verdict = _VERDICTS[verdict_of("auroc_f", row["gain_low"], row["gain_high"])]
         ends = interval(row["gain_low"], row["gain_high"])
+        gain = f"{signed(row['gain'])} {ends}".strip()
         said.append(
             f"As a confidence in f's predictions, {row['confidence']} has an AUROC of errors of "
-            f"{row['mean']:.4f}, {verdict} {BASELINE} ({' '.join([signed(row['gain']), ends])})."
+            f"{row['mean']:.4f}, {verdict} {BASELINE} ({gain})."
         )
     return said
 
