@@ -114,10 +114,15 @@ def test_kept_rows_are_written_for_other_trainings(store: FeatureStore, tmp_path
     kept = found.read_frame(KEPT)
     assert UNREAD not in set(kept["row"])
     written = pd.read_csv(tmp_path / "kept" / "el2n-0.5.csv")
-    half = kept[kept["keep"] == 0.5]
+    half = kept[(kept["keep"] == 0.5) & (kept["score"] == "el2n")]
     assert written["row"].tolist() == half["row"].tolist()
     labels = store.open("clouds-train@net").samples()["label"]
     assert written["label"].tolist() == labels[written["row"]].tolist()
+    chance = pd.read_csv(tmp_path / "kept" / "random-0.5.csv")["row"].tolist()
+    rows = Labelled.of(store.open("clouds-train@net"))
+    plan = Plan(("el2n",), SHARES, "hardest", HeadParams(epochs=1, seeds=(0, 3)))
+    drawn = {(name, share, seeds): at for name, share, seeds, at in subsets(rows, plan)}
+    assert chance == rows.rows[drawn[RANDOM, 0.5, (0,)]].tolist()
 
 
 def test_the_page_has_a_table_and_curves(

@@ -25,7 +25,7 @@ from store.plan import fingerprint
 if TYPE_CHECKING:
     from stages.pruning.pruned import Plan
 
-VERSION = 1
+VERSION = 2
 """Raised whenever an accuracy for the same options changes."""
 
 By = Literal["el2n", "grand", "margin"]
@@ -72,8 +72,8 @@ class Prune(Stage):
     )
     out: Annotated[str, Place.OUTPUT, Written(metavar="FOLDER")] | None = Field(
         None,
-        description="Folder for a CSV file of the kept rows of every score and share, with sample "
-        "ids and labels.",
+        description="Folder for a CSV file of the kept rows of every score and share, and of the "
+        "random subsets of the first seed, with sample ids and labels.",
     )
     escape_formulas: EscapeFormulas = False
 

@@ -144,7 +144,8 @@ def n_kept(share: float, n: int) -> int:
 def pruned(
     training: Labelled, test: Labelled, plan: Plan, tick: Tick
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The accuracy of every training, and the kept rows of every subset that a score chose.
+    """The accuracy of every training, and the kept rows of every score and of the first seed's
+    random subsets.
 
     Raises:
         TrainingFailedError: a loss is not finite.
@@ -157,7 +158,8 @@ def pruned(
                 {"score": name, "keep": share, "seed": seed, "n_rows": len(at),
                  "n_classes": n_classes, "accuracy": accuracy}
             )  # fmt: skip
-        if name not in (ALL, RANDOM):
+        is_random = name == RANDOM and seeds[0] == plan.params.seeds[0]
+        if is_random or name not in (ALL, RANDOM):
             kept.append(pd.DataFrame({"score": name, "keep": share, "row": training.rows[at]}))
     return pd.DataFrame(lines), pd.concat(kept, ignore_index=True)
 
