@@ -22,6 +22,7 @@ from stages.introspection.head import Head, load_head, predict_probabilities
 from stages.introspection.head_params import HeadParams
 from stages.introspection.head_parts import FurtherArrays, StoredGradients, canonical_reads
 from stages.introspection.head_spec import HeadSpec
+from stages.introspection.head_target import HeadTarget
 from stages.introspection.head_training import HeadTraining
 from stages.introspection.predictors import open_head, predictors
 from stages.introspection.preparation import check_preparation
@@ -227,6 +228,8 @@ def test_a_head_is_refused_where_its_arrays_are_not_read(
     head, other = (store.artifact("head", name) for name in ("h", "s"))
     with pytest.raises(InputError, match="reads gradients, which this command does not read"):
         predictors(store, head)
+    with pytest.raises(InputError, match="reads gradients, which this command does not read"):
+        HeadTarget(store.location, "h").to_dict()
     with pytest.raises(InputError, match="reads gradients of conv1, which predict does not"):
         open_introspective(store, "h")
     check_preparation(store, found, head)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stages.introspection.head_card import head_card
-from stages.introspection.predictors import open_head
+from stages.introspection.predictors import check_only_last_layer, open_head
 from stages.reflection.perturbation import Judge
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -29,7 +29,11 @@ class HeadTarget:
     seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
-        """Identifies the weights in a plan, wherever they are stored and whatever their name."""
+        """Identifies the weights in a plan, wherever they are stored and whatever their name.
+
+        Raises ``InputError`` for a head that reads more than the vectors.
+        """
+        check_only_last_layer(self._artifact)
         seed = head_card(self._artifact).seeds[0] if self.seed is None else self.seed
         files = {key: digest.sha256 for key, digest in sorted(self._artifact.files().items())}
         return {"files": files, "seed": seed}

@@ -64,7 +64,7 @@ def _job(workspace: Workspace, stage: Stage, inputs: Inputs) -> Job:
     A list of outputs that is not given is empty, whatever its default on the command line.
     """
     fields = type(stage).model_fields.items()
-    lists = [key for key, field in fields if is_labelled(field) and mark_of(field, Ref)]
+    lists = [key for key, field in fields if is_labelled(field) and mark_of(field, Ref) is not None]
     names = {key: _names(found) for key, found in {**dict.fromkeys(lists, ()), **inputs}.items()}
     return stage.model_copy(update=names).job(workspace)
 
