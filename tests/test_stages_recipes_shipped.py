@@ -11,6 +11,7 @@ N_INSTANCES = {
     "table-3": 25,  # f, two feature sets, H, a control and a result for each network, a report
     "table-4": 42,  # four f, each with three feature sets, H, four controls and a result
     "table-5": 42,
+    "table-6": 82,  # of each network: three trainings, six sets, nine heads, two results
     "table-7": 16,
     "table-8": 16,
     "table-9": 121,  # f, features and four heads of three domains, two sets of six pairs
@@ -35,6 +36,7 @@ METHODS = ("table-4",)
 LEARNING = ("table-1", "figure-11")
 DOMAINS = ("table-9",)
 QUALITY = ("table-12",)
+UNLABELLED = ("table-6",)
 
 
 def shipped(name, **changes):
@@ -61,7 +63,12 @@ def test_a_recipe_that_ships_is_valid(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in N_INSTANCES if name not in (*LEARNING, *DOMAINS, *QUALITY, *METHODS)]
+    "name",
+    [
+        name
+        for name in N_INSTANCES
+        if name not in (*LEARNING, *DOMAINS, *QUALITY, *METHODS, *UNLABELLED)
+    ],
 )
 def test_a_recipe_that_ships_runs_on_other_data(name):
     recipe = shipped(name, dataset="digits", networks="[cnn2]", preset="quick", epochs="5")
@@ -93,6 +100,21 @@ def test_every_domain_is_the_target_of_every_other_one():
     pairs = [each.axes for each in recipe.instances if each.step == "judged"]
 
     assert [(each["source"], each["target"]) for each in pairs] == [("a", "b"), ("b", "a")]
+
+
+def test_classifiers_of_self_supervised_features_start_from_them():
+    recipe = shipped("table-6", networks="[cnn2]", hidden="20")
+    trainings = {
+        each.step: each.stage for each in recipe.instances if each.kind.name == "train-sensing"
+    }
+
+    assert {name: each.network for name, each in trainings.items()} == {
+        "simclr": "cnn2",
+        "f-linear": "cnn2",
+        "f-mlp": "cnn2+20",
+    }
+    assert trainings["simclr"].params.method.name == "simclr"
+    assert {each.from_model for each in trainings.values()} == {None, "simclr"}
 
 
 def test_active_learning_runs_on_other_data_with_other_sizes():

@@ -132,6 +132,8 @@ def paper_row(table: str | None, network: str, head: HeadCard | None) -> str | N
         return "f"
     if table == "table-8":
         return _row_of_table_8(head)
+    if table == "table-6" and isinstance(head.predictor, Votes):
+        return "weighted kNN" if _is_of_simclr(head.predictor) else None
     if not isinstance(head.predictor, TrainedNetwork):
         return None
     spec = head.predictor.spec
@@ -148,6 +150,12 @@ def _is_on_reflection(reading: Reading) -> bool:
     """Whether it is the reflection as the paper reads it: single pass, scaled to [-1, 1]."""
     how = (reading.reads, reading.variant, reading.scaling, reading.bias_gradient)
     return how == ("reflection", "single-pass", "minmax", False)
+
+
+def _is_of_simclr(votes: Votes) -> bool:
+    """Whether they are the weighted votes of leftthomas/SimCLR."""
+    how = (votes.k, votes.temperature, votes.reading.reads, votes.reading.scaling)
+    return how == (200, 0.5, "features", "none")
 
 
 def _row_of_table_8(head: HeadCard) -> str | None:

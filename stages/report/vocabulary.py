@@ -27,6 +27,7 @@ PAPER_TABLES = (
     "table-3",
     "table-4",
     "table-5",
+    "table-6",
     "table-7",
     "table-8",
     "table-11",

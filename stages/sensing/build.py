@@ -18,6 +18,7 @@ from pipeline.namesakes import OURS, namesakes_in
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.grey import accepting_rgb
 from stages.sensing.hf_networks import CONFIG, hf_file, hf_network
+from stages.sensing.hidden_layers import add_hidden_layers, plain_name, widths_in, with_widths
 from stages.sensing.network_settings import unknown
 from stages.sensing.networks import network_factories
 from stages.sensing.outputs import returning_logits
@@ -38,13 +39,21 @@ def build_network(network: str, n_classes: int | None = None) -> nn.Module:
             (``torchvision:inception_v3,transform_input=true``), ``timm:NAME`` likewise,
             ``hf:FOLDER`` or ``hf:ID``, ``file.py:factory`` or ``package.module:factory``. A
             factory is called with ``n_classes=`` or ``num_classes=`` if it has such a parameter,
-            else without arguments.
+            else without arguments. ``NETWORK+128`` adds hidden layers to the classifier.
         n_classes: number of logits; ``None`` leaves it to the network (10 for built-in ones).
 
     Raises:
         DataNotFoundError: the user's file or module does not exist.
         InputError: no such network or factory, or the factory fails or returns something else.
     """
+    module = _plain_network(plain_name(network), n_classes)
+    if widths := widths_in(network):
+        add_hidden_layers(module, network, widths)
+    return module
+
+
+def _plain_network(network: str, n_classes: int | None) -> nn.Module:
+    """A network without hidden layers in its classifier."""
     if network.startswith(TORCHVISION):
         return torchvision_network(network, n_classes)
     if network.startswith(TIMM):
@@ -64,6 +73,8 @@ def located(network: str) -> str:
 
     Settings of networks of a library are sorted; torchvision's defaults are omitted.
     """
+    if widths := widths_in(network):
+        return with_widths(located(plain_name(network)), widths)
     if network.startswith(TORCHVISION):
         return canonical(network)
     if network.startswith(TIMM):
@@ -80,6 +91,7 @@ def source_hash(network: str) -> str | None:
 
     That is the source file of a user's network, or the configuration of one of transformers.
     """
+    network = plain_name(network)
     if network.startswith(HF):
         return hashlib.sha256(hf_file(network, CONFIG).read_bytes()).hexdigest()
     if not is_code(network):

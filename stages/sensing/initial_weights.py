@@ -6,9 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages.errors import InputError
+from stages.sensing.hidden_layers import (
+    classifier_name,
+    plain_name,
+    widths_in,
+    with_widths,
+    without_hidden_layers,
+)
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from stages.sensing.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +74,14 @@ def initial_weights(
     from stages.sensing.last_layer import find_last_layer
     from stages.sensing.pretrained import checkpoint_in
     from stages.sensing.torchvision_networks import with_settings_of
-    from stages.sensing.weights import load_backbone, tensors_hash
+    from stages.sensing.weights import tensors_hash
 
-    checkpoint = checkpoint_in(file, key, network, is_pretrained=is_pretrained)
-    network, notes = with_settings_of(network, checkpoint, is_published=is_published)
+    checkpoint = checkpoint_in(file, key, plain_name(network), is_pretrained=is_pretrained)
+    plain, notes = with_settings_of(plain_name(network), checkpoint, is_published=is_published)
+    network = with_widths(plain, widths_in(network))
     module = build_network(network, n_classes)
     layer = find_last_layer(module, torch.zeros(2, 3, image_size, image_size), last_layer)
-    notes += load_backbone(module, checkpoint, layer)
+    notes += _load(module, checkpoint, layer, network)
     sha256 = tensors_hash(checkpoint.weights)
     return InitialWeights(network, file, key, is_pretrained, sha256, notes)
 
@@ -84,14 +94,33 @@ def load_initial(module: nn.Module, weights: InitialWeights, classifier: str) ->
         InputError: the file was changed after it was checked.
     """
     from stages.sensing.pretrained import checkpoint_in
-    from stages.sensing.weights import load_backbone, tensors_hash
+    from stages.sensing.weights import tensors_hash
 
+    plain = plain_name(weights.network)
     checkpoint = checkpoint_in(
-        weights.file, weights.key, weights.network, is_pretrained=weights.is_pretrained
+        weights.file, weights.key, plain, is_pretrained=weights.is_pretrained
     )
     if (found := tensors_hash(checkpoint.weights)) != weights.sha256:
         raise InputError(
             f"weights {weights.file}: changed since the training was planned (expected "
             f"{weights.sha256[:12]}, found {found[:12]}); run the command again"
         )
-    load_backbone(module, checkpoint, classifier)
+    _load(module, checkpoint, classifier, weights.network)
+
+
+def _load(
+    module: nn.Module, checkpoint: Checkpoint, last_layer: str, network: str
+) -> tuple[str, ...]:
+    """Load a checkpoint into a network, in place; returns notes on what was used.
+
+    A classifier with hidden layers keeps its own weights, unless the checkpoint has them too.
+    """
+    from stages.sensing.weights import load_backbone
+
+    first = f"{classifier_name(last_layer)}.0.weight"
+    if not widths_in(network) or any(name.endswith(first) for name in checkpoint.weights):
+        return load_backbone(module, checkpoint, last_layer)
+    with without_hidden_layers(module, last_layer) as layer:
+        notes = load_backbone(module, checkpoint, layer)
+    new = f"weights {checkpoint.path}: the classifier {layer!r} of {network} is newly initialised"
+    return (*(note for note in notes if repr(layer) not in note), new)

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from stages.errors import DataNotFoundError, InputError
 from stages.sensing.card import ModelCard
+from stages.sensing.hidden_layers import plain_name, widths_in
 from stages.sensing.trust import HF, require_trust
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -78,7 +79,11 @@ def model_name(network: str) -> str:
 
     >>> model_name("hf:google/vit-base-patch16-224")
     'vit-base-patch16-224'
+    >>> model_name("torchvision:resnet18+128")
+    'resnet18-128'
     """
+    if widths := widths_in(network):
+        return "-".join([model_name(plain_name(network)), *map(str, widths)])
     if network.startswith(HF):
         return spelled_out(network.removeprefix(HF)).absolute().name.partition("@")[0]
     return network.rpartition(":")[2].partition(",")[0]

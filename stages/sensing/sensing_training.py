@@ -23,6 +23,7 @@ from stages.sensing.card import ACCEPTS_UNSTABLE, ModelCard
 from stages.sensing.device import require_device
 from stages.sensing.evaluated import EVALUATION_BATCH, all_of, evaluated, features_of
 from stages.sensing.fault import blame_rows
+from stages.sensing.hidden_layers import without_hidden_layers
 from stages.sensing.initial_weights import load_initial
 from stages.sensing.labelled import (
     LabelledImages,
@@ -35,13 +36,13 @@ from stages.sensing.labelled import (
 from stages.sensing.methods.adversarial import frozen
 from stages.sensing.methods.chosen import method_of
 from stages.sensing.methods.method import Batch, Method
-from stages.sensing.model import describe, lay_out, normalised, sensing_of
+from stages.sensing.model import Sensing, describe, lay_out, normalised, sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.start import RANDOM, Start
 from stages.sensing.train_params import TrainParams, held_out_rows, learning_rate
 from stages.sensing.trained import TrainedModel
-from stages.sensing.training_state import TrainState, classifier, restore, saved
+from stages.sensing.training_state import TrainState, classifier, optimiser_of, restore, saved
 from stages.sensing.weights import save_weights, weights_hash
 
 
@@ -105,26 +106,18 @@ class SensingTraining:
         card = self._described(network, source, clean.images, kept)
         if weights := self.initial.weights:
             load_initial(network, weights, card.last_layer)
-        is_frozen = self.params.train == "last-layer"
+        is_frozen = self.params.train != "all"
         check_round_trip(network, card, is_trained=not is_frozen)
         network.to(self.device)
-        precision = self.params.precision if is_frozen else "fp32"
-        sensing = sensing_of(network, card, clean.take(kept[:N_ROWS]), precision, is_new=True)
+        sensing = self._sensing(network, card, clean.take(kept[:N_ROWS]))
         memory_format = sensing.arrangement.memory_format
         lay_out(network, memory_format)
-        trained = classifier(network, card) if is_frozen else network
-        optimiser = torch.optim.SGD(
-            trained.parameters(),
-            lr=self.params.lr,
-            momentum=self.params.momentum,
-            weight_decay=self.params.weight_decay,
-            nesterov=self.params.nesterov,
-            fused=True,
-        )
+        trained = self._trained(network, card, method)
         data = self._with_added(method, clean, kept)
         return TrainState(
             network=network,
-            optimiser=optimiser,
+            trained=trained,
+            optimiser=optimiser_of(self.params, trained),
             data=data.to(self.device),
             n_clean=len(clean.labels),
             kept=self._kept(data, source.n_rows).to(self.device),
@@ -135,6 +128,26 @@ class SensingTraining:
             memory_format=memory_format,
             frozen=sensing if is_frozen else None,
         )
+
+    def _sensing(self, network: nn.Module, card: ModelCard, images: Tensor) -> Sensing:
+        """The network, checked on some images; if a part is trained, it computes the input of it.
+
+        That of a classifier with hidden layers is the input of its first layer.
+        """
+        precision = "fp32" if self.params.train == "all" else self.params.precision
+        if self.params.train != "classifier":
+            return sensing_of(network, card, images, precision, is_new=True)
+        sensing_of(network, card, images, is_new=True)
+        with without_hidden_layers(network, card.last_layer) as layer:
+            plain = dataclasses.replace(card, last_layer=layer)
+            return sensing_of(network, plain, images, precision)
+
+    def _trained(self, network: nn.Module, card: ModelCard, method: Method) -> nn.Module:
+        """The part of the network that is trained, or the network with what the method adds."""
+        if self.params.train != "all":
+            return classifier(network, card, self.params.train)
+        with self._seeded(self.params.seed):
+            return method.trained(network, card).to(self.device)
 
     def _with_added(self, method: Method, clean: LabelledImages, kept: Tensor) -> LabelledImages:
         """The training images, and those that the method adds to them."""
@@ -186,7 +199,7 @@ class SensingTraining:
         draws = dataclasses.replace(draws, order=rows[draws.order])
         total = torch.zeros(2, device=self.device, dtype=torch.float64)  # loss, correct
         if state.frozen is None:
-            state.network.train()
+            state.trained.train()
         elif self.params.augmentation == "none" and state.features is None:
             state.features = features_of(state.frozen, state.data)
         with self._seeded(self.params.seed + 1_000_003 * (unit + 1)):
@@ -277,11 +290,12 @@ class SensingTraining:
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         state.optimiser.step()
-        n_right = (outputs[0].detach().argmax(1) == labels).sum()
+        logits = outputs[0].detach()[:, : state.card.n_classes]
+        n_right = (logits.argmax(1) == labels).sum()
         return torch.stack([loss.detach().double() * len(labels), n_right.double()])
 
     def save(self, state: TrainState) -> bytes:
-        """Weights and momentum of the trained part, as safetensors."""
+        """Weights of the trained part and state of the optimiser, as safetensors."""
         return saved(state)
 
     def load(self, data: bytes) -> TrainState:

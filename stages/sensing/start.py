@@ -16,6 +16,7 @@ from stages.data.resize import Interpolation, Resize, shape_after
 from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, check_normalisation
+from stages.sensing.hidden_layers import plain_name
 from stages.sensing.import_model import Mean, Std, Weights, changed_resizing, weights_file
 from stages.sensing.initial_weights import InitialWeights, initial_weights
 from store.artifacts import Artifact
@@ -65,6 +66,8 @@ class StartOptions:
     image_size: int | None = None
     resize: int | tuple[int, int] | None = None
     interpolation: Interpolation | None = None
+    resizing: Resize | None = None
+    """How images are prepared for the weights, if that is known; the options above change it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +131,9 @@ def resizing_of(workspace: Workspace, options: StartOptions) -> Resize:
 
     Else the shorter side is resized to the input size, and the centre is cut out.
     """
-    found = _published(workspace, options)
-    known = found.resizing if found else Resize((DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))
+    found = None if options.resizing else _published(workspace, options)
+    unknown = Resize((DEFAULT_IMAGE_SIZE, DEFAULT_IMAGE_SIZE))
+    known = options.resizing or (found.resizing if found else unknown)
     chosen = changed_resizing(known, options.image_size, options.resize, options.interpolation)
     return chosen.in_layout(stretches=False)
 
@@ -171,7 +175,7 @@ def _initial_weights(
         ("initial weights", options, n_classes, image_size),
         lambda: initial_weights(
             options.network,
-            weights_file(workspace, options.network, weights),
+            weights_file(workspace, plain_name(options.network), weights),
             options.weights_key,
             n_classes=n_classes,
             image_size=image_size,
@@ -188,7 +192,8 @@ def _published(workspace: Workspace, options: StartOptions) -> Preprocessing | N
 
     if (weights := options.weights) is None:
         return None
-    file = weights_file(workspace, options.network, weights)
-    what = (options.network, file, options.image_size)
+    network = plain_name(options.network)
+    file = weights_file(workspace, network, weights)
+    what = (network, file, options.image_size)
     found = workspace.once(("published", *what), lambda: published(*what))
     return found.preprocessing if found else None

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, Precision
-from stages.sensing.methods.method_params import PLAIN, AugMix, MethodParams
+from stages.sensing.hidden_layers import widths_in
+from stages.sensing.methods.method_params import PLAIN, AugMix, MethodParams, SimClr
 
 Augmentation = Literal["none", "flip", "crop_flip"]
 Schedule = Literal["steps", "one-cycle", "cosine"]
-Trained = Literal["all", "last-layer"]
+Trained = Literal["all", "last-layer", "classifier"]
+Optimiser = Literal["sgd", "adam"]
 WARM_UP = 0.25
 """Fraction of a one-cycle training during which the rate rises."""
 
@@ -25,7 +27,7 @@ LAST_RATE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class TrainParams:
-    """Parameters of SGD on the cross entropy. The defaults are the paper's (its appendix C.1).
+    """Parameters of a training. The defaults are the paper's, for SGD (its appendix C.1).
 
     Attributes:
         milestones: fractions of ``epochs`` after which ``steps`` multiplies the rate by ``gamma``;
@@ -39,7 +41,9 @@ class TrainParams:
         nesterov: Nesterov's momentum.
         label_smoothing: share of the target that is spread over all classes, for a method whose
             loss is the cross entropy.
-        train: layers that are trained; with ``last-layer`` the others stay in eval mode.
+        train: layers that are trained; with ``last-layer``, or ``classifier`` of a network with
+            hidden layers in it, the others stay in eval mode.
+        optimiser: ``adam`` has no momentum of its own setting.
         method: training method, with its own parameters.
         flip_labels: training labels that are flipped, as text of `stages.data.flips.Flips`.
     """
@@ -59,6 +63,7 @@ class TrainParams:
     held_out: int = 0
     held_out_until: float = 1.0
     train: Trained = "all"
+    optimiser: Optimiser = "sgd"
     method: MethodParams = PLAIN
     nesterov: bool = False
     flip_labels: str | None = None
@@ -76,6 +81,7 @@ class TrainParams:
             "augmentation": (self.augmentation, get_args(Augmentation)),
             "precision": (self.precision, get_args(Precision)),
             "train": (self.train, get_args(Trained)),
+            "optimiser": (self.optimiser, get_args(Optimiser)),
         }
         for name, (choice, known) in choices.items():
             if choice not in known:
@@ -98,8 +104,15 @@ class TrainParams:
             raise InputError(
                 f"label smoothing {self.label_smoothing}: expected a share from 0 to below 1"
             )
-        if self.label_smoothing and isinstance(self.method, AugMix):
-            raise InputError("--label-smoothing: --method augmix has a loss of its own; omit one")
+        if self.label_smoothing and isinstance(self.method, AugMix | SimClr):
+            raise InputError(
+                f"--label-smoothing: --method {self.method.name} has a loss of its own; omit one"
+            )
+        if self.train == "classifier" and not widths_in(self.network):
+            raise InputError(
+                f"network {self.network}: --train classifier needs hidden layers in the "
+                f"classifier, as in {self.network}+128; give --train last-layer"
+            )
         if self.train != "all" and not self.method.is_part_trainable:
             raise InputError(
                 f"--method {self.method.name}: it trains all layers, found --train {self.train}"
@@ -116,14 +129,16 @@ def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
     """The parameters as recorded in a plan.
 
     Held-out rows and flipped labels are only recorded if there are any, the layers only if not all
-    are trained, and the method, Nesterov's momentum and label smoothing only if they are not the
-    default, so that older plans remain valid.
+    are trained, and the optimiser, the method, Nesterov's momentum and label smoothing only if they
+    are not the default, so that older plans remain valid.
     """
     values = dataclasses.asdict(params)
     if not params.held_out:
         del values["held_out"], values["held_out_until"]
     if params.train == "all":
         del values["train"]
+    if params.optimiser == "sgd":
+        del values["optimiser"]
     if params.method == PLAIN:
         del values["method"]
     if not params.nesterov:
@@ -150,7 +165,29 @@ PRESETS = {
         method=AugMix(),
         nesterov=True,
     ),
+    "simclr": TrainParams(
+        network="torchvision:resnet18",
+        epochs=500,
+        batch=512,
+        lr=1e-3,
+        weight_decay=1e-6,
+        milestones=(),
+        augmentation="none",
+        optimiser="adam",
+        method=SimClr(),
+    ),
+    "linear": TrainParams(
+        network="torchvision:resnet18",
+        epochs=100,
+        batch=512,
+        lr=1e-3,
+        weight_decay=0.0,
+        milestones=(),
+        augmentation="none",
+        optimiser="adam",
+    ),
 }
+"""A method with a preset of its name uses it by default."""
 
 PRESET_NORMALISATION = {"augmix": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 """Normalisation of the pixels of a training from random weights, where a preset has its own."""

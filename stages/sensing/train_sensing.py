@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from functools import cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Self
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import model_validator
 
-from pipeline.fields import OneOf, Place, Written
 from pipeline.loop import Loop
 from pipeline.make import ArtifactJob
 from pipeline.stage import Preview, Stage
@@ -31,11 +21,9 @@ from stages.data.option_types import (
     ClassNames,
     Dataset,
     ExifOrientation,
-    FlipLabels,
     LastLayer,
     Limit,
     ModelOutputName,
-    Network,
     Split,
     ValueRange,
 )
@@ -44,7 +32,8 @@ from stages.data.source import require_labels
 from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
 from stages.sensing.attacked import Attacked, attacked_model, check_attacked
-from stages.sensing.card import ACCEPTS_UNSTABLE, Precision
+from stages.sensing.card import ACCEPTS_UNSTABLE
+from stages.sensing.chosen_samples import read_samples, samples_hash
 from stages.sensing.import_model import (
     Filter,
     InputSize,
@@ -60,12 +49,14 @@ from stages.sensing.methods.method_options import (
     MixDepth,
     MixSeverity,
     MixWidth,
+    NtXentTemperature,
     PerDistortion,
+    Projection,
     Step,
     Steps,
 )
 from stages.sensing.methods.method_params import in_words, method_from, method_options
-from stages.sensing.models import model_name
+from stages.sensing.models import model_card, model_name, weights_path
 from stages.sensing.snapshots import Snapshots, snapshot_epochs, with_its_snapshots
 from stages.sensing.start import (
     Start,
@@ -80,12 +71,31 @@ from stages.sensing.start import (
 from stages.sensing.train_params import (
     PRESET_NORMALISATION,
     PRESETS,
-    Augmentation,
-    Schedule,
-    Trained,
     TrainParams,
     params_from,
     planned_params,
+)
+from stages.sensing.training_options import (
+    AugmentationName,
+    BatchSize,
+    Epochs,
+    FlippedLabels,
+    FromModel,
+    HeldOut,
+    HeldOutUntil,
+    KeepEvery,
+    LabelSmoothing,
+    LearningRate,
+    OptimiserName,
+    Preset,
+    ScheduleName,
+    Seed,
+    TestSplit,
+    TrainedLayers,
+    TrainedNetwork,
+    TrainedSamples,
+    TrainingPrecision,
+    WeightDecay,
 )
 from stages.sensing.trust import require_trust
 from store.artifacts import Artifact
@@ -114,54 +124,28 @@ class TrainSensing(Stage):
         "train-sensing --dataset ./photos --network torchvision:resnet18 --weights pretrained "
         "--preset fine-tune",
         "train-sensing --dataset cifar10 --method adversarial --attacked resnet18 --name robust",
+        "train-sensing --dataset cifar10 --method simclr --name simclr",
+        "train-sensing --dataset cifar10 --from-model simclr --network torchvision:resnet18+128 "
+        "--train classifier --preset linear --name simclr-mlp",
     )
 
     dataset: Dataset
     split: Split = "train"
-    test_split: Annotated[
-        str,
-        Written(metavar="SPLIT"),
-        Field(description="Split on which the accuracy is reported, if the data set has it."),
-    ] = "test"
-    network: Network | None = Field(
-        None,
-        description="Network to train: resnet18, resnet34, resnet50, resnet101, vgg16, wrn40-2, "
-        "cnn2, torchvision:NAME, timm:NAME, hf:FOLDER, hf:OWNER/NAME, file.py:factory or "
-        "package.module:factory. (default: from the preset)",
-    )
-    preset: Annotated[str, OneOf(tuple(PRESETS))] = Field(
-        "paper",
-        description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs. "
-        "fine-tune: 20 epochs, flips, a lower learning rate. augmix: wrn40-2, 100 epochs, as "
-        "AugMix is published.",
-    )
+    test_split: TestSplit = "test"
+    network: TrainedNetwork | None = None
+    preset: Preset | None = None
     weights: StartWeights = None
+    from_model: FromModel | None = None
     weights_key: WeightsKey | None = None
-    train: Trained = Field(
-        _PRESET.train,
-        description="Layers to train: all, or last-layer, which freezes the others in eval mode.",
-    )
+    train: TrainedLayers = _PRESET.train
     name: ModelOutputName | None = None
-    epochs: PositiveInt | None = Field(
-        None, description="Number of epochs. (default: from the preset)"
-    )
-    batch_size: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Images per training step. (default: from the preset)"
-    )
-    lr: PositiveFloat | None = Field(
-        None, description="Initial learning rate. (default: from the preset)"
-    )
-    weight_decay: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Weight decay of SGD. (default: from the preset)"
-    )
-    augmentation: Augmentation | None = Field(
-        None, description="Augmentation: none, flip or crop_flip. (default: from the preset)"
-    )
-    schedule: Schedule | None = Field(
-        None,
-        description="Learning rate schedule: steps, one-cycle or cosine. (default: from the "
-        "preset)",
-    )
+    epochs: Epochs | None = None
+    batch_size: BatchSize | None = None
+    lr: LearningRate | None = None
+    weight_decay: WeightDecay | None = None
+    optimiser: OptimiserName | None = None
+    augmentation: AugmentationName | None = None
+    schedule: ScheduleName | None = None
     method: MethodName | None = None
     attack: AttackName | None = None
     attacked: AttackedModel | None = None
@@ -173,40 +157,16 @@ class TrainSensing(Stage):
     mix_depth: MixDepth | None = None
     mix_severity: MixSeverity | None = None
     jsd_weight: JsdWeight | None = None
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        _PRESET.label_smoothing,
-        description="Label smoothing: share of the target that is spread over all classes.",
-    )
-    precision: Precision | None = Field(
-        None, description="Precision of the training: fp32 or bf16. (default: from the preset)"
-    )
-    seed: NonNegativeInt = Field(
-        _PRESET.seed, description="Seed of weights, order and augmentation."
-    )
-    held_out: NonNegativeInt = Field(
-        _PRESET.held_out,
-        description="Number of rows, drawn with the seed, that the network is not trained on.",
-    )
-    held_out_until: Annotated[float, Field(gt=0, le=1)] = Field(
-        _PRESET.held_out_until,
-        description="Fraction of the epochs after which the held-out rows are included.",
-    )
-    samples: Annotated[str, Place.FILE, Written(metavar="FILE")] | None = Field(
-        None,
-        description="CSV file with a column sample_id: train only on these samples, such as those "
-        "that prune kept. (default: all)",
-    )
-    flip_labels: FlipLabels | None = Field(
-        None,
-        description="Flip a share of the training labels on purpose, to measure how wrong labels "
-        "are found: symmetric:0.2 to any other class, pairwise:0.2 to the next class; a third part "
-        "is the seed, 0 by default.",
-    )
-    keep_every: PositiveInt | None = Field(
-        None,
-        description="Interval in epochs at which to keep intermediate models, beginning with "
-        "NAME-epoch-001.",
-    )
+    nt_xent_temperature: NtXentTemperature | None = None
+    projection: Projection | None = None
+    label_smoothing: LabelSmoothing = _PRESET.label_smoothing
+    precision: TrainingPrecision | None = None
+    seed: Seed = _PRESET.seed
+    held_out: HeldOut = _PRESET.held_out
+    held_out_until: HeldOutUntil = _PRESET.held_out_until
+    samples: TrainedSamples | None = None
+    flip_labels: FlippedLabels | None = None
+    keep_every: KeepEvery | None = None
     last_layer: LastLayer | None = None
     accept_unstable: AcceptUnstable = False
     mean: StartMean | None = None
@@ -222,10 +182,14 @@ class TrainSensing(Stage):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_attacked(self.params.method, self.attacked)
-        if self.weights is None and (self.weights_key or self.train != "all"):
+        if self.from_model and (self.weights or self.weights_key):
+            raise ValueError("--from-model takes the place of --weights: give one of them")
+        has_start = self.weights or self.from_model
+        if not has_start and (self.weights_key or self.train != "all"):
             option = "--weights-key" if self.weights_key else f"--train {self.train}"
             raise ValueError(
-                f"{option} needs weights to start from: add --weights FILE, or --weights pretrained"
+                f"{option} needs weights to start from: add --weights FILE, --weights pretrained, "
+                "or --from-model MODEL"
             )
         return self
 
@@ -235,10 +199,25 @@ class TrainSensing(Stage):
         names = {each.name for each in dataclasses.fields(TrainParams)} - {"method"}
         given = {name: value for name, value in self if name in names}
         given["method"] = method_from(
-            self.method or PRESETS[self.preset].method.name,
+            self.method or PRESETS[self._preset].method.name,
             {name: value for name, value in self if name in method_options()},
         )
-        return params_from(self.preset, batch=self.batch_size, **given)
+        return params_from(self._preset, batch=self.batch_size, **given)
+
+    @property
+    def _preset(self) -> str:
+        return self.preset or (self.method if self.method in PRESETS else "paper")
+
+    def _params(self, workspace: Workspace) -> TrainParams:
+        """The parameters, by default with the network of the model that the training starts from.
+
+        Raises:
+            NotFoundError, DamagedError: that model is not finished, or was altered.
+        """
+        if self.network or not self.from_model:
+            return self.params
+        network = model_card(workspace.store.artifact("model", self.from_model)).network
+        return dataclasses.replace(self.params, network=network)
 
     @property
     def kept_epochs(self) -> range:
@@ -274,11 +253,14 @@ class TrainSensing(Stage):
     def check(
         self,
         workspace: Workspace,
-        needs: Mapping[str, Stage],  # noqa: ARG002 - the signature of all stages
+        needs: Mapping[str, Stage],
     ) -> None:
         """Raise ``InputError`` if the data set or the network does not exist."""
         from stages.sensing.build import build_network
 
+        if "from_model" in needs:  # a model that may not exist yet
+            self.model_copy(update={"from_model": None}).check(workspace, {})
+            return
         train, _ = self.sources(workspace)
         params = self._trusted(workspace)
         build_network(params.network, opened(workspace, train).n_classes or None)
@@ -312,7 +294,7 @@ class TrainSensing(Stage):
                 self.last_layer,
                 self.accept_unstable,
                 self._start(workspace),
-                self._samples,
+                read_samples(self.samples),
                 self._attacked(workspace),
             )
 
@@ -336,7 +318,7 @@ class TrainSensing(Stage):
         require_labels(opened(workspace, train))
         params, start = self._trusted(workspace), self._start(workspace)
         attacked = self._attacked(workspace)
-        code = source_hash(params.network)
+        code, samples = source_hash(params.network), read_samples(self.samples)
         return {
             **({"code": code} if code else {}),
             "stage": {
@@ -352,22 +334,10 @@ class TrainSensing(Stage):
             "inputs": {
                 "source": facts_of(workspace, train),
                 **({"weights": start.weights.sha256} if start.weights else {}),
-                **({"samples": _hash_of(samples)} if (samples := self._samples) else {}),
+                **({"samples": samples_hash(samples)} if samples else {}),
                 **({"attacked": attacked.to_dict()} if attacked else {}),
             },
         }
-
-    @property
-    def _samples(self) -> frozenset[str] | None:
-        """Ids of the samples to train on; raises ``InputError`` if the file has none."""
-        from stages.csv_text import cells_of
-
-        if self.samples is None:
-            return None
-        cells = cells_of(Path(self.samples), ["sample_id"])
-        if not (found := frozenset(sample_id for _, (sample_id,) in cells)):
-            raise InputError(f"--samples {self.samples}: expected at least one sample, found none")
-        return found
 
     def _attacked(self, workspace: Workspace) -> Attacked | None:
         """The model that the method attacks."""
@@ -379,19 +349,27 @@ class TrainSensing(Stage):
     def _options(self, workspace: Workspace) -> StartOptions:
         names = [each.name for each in dataclasses.fields(StartOptions)]
         given = {name: value for name, value in self if name in names}
-        if self.resize is None and (self.name or workspace.recipe is None):
-            name = self.name or model_name(self.params.network)
+        network = self._params(workspace).network
+        if self.from_model:
+            card = model_card(workspace.store.artifact("model", self.from_model))
+            given["weights"] = weights_path(workspace.store, self.from_model)
+            given["resizing"] = card.input
+            if not (self.mean or self.std):
+                given |= {"mean": card.mean, "std": card.std}
+        elif self.resize is None and (self.name or workspace.recipe is None):
+            name = self.name or model_name(network)
             before = stretched_before(workspace.store.artifact("model", name))
             given["resize"] = before if before and min(before) >= (self.image_size or 0) else None
-        pixels = PRESET_NORMALISATION.get(self.preset)
-        if pixels and self.weights is None and self.mean is None and self.std is None:
+        pixels = PRESET_NORMALISATION.get(self._preset)
+        has_own = self.weights or self.from_model or self.mean or self.std
+        if pixels and not has_own:
             given |= pixels._asdict()
-        return StartOptions(**{**given, "network": self.params.network})
+        return StartOptions(**{**given, "network": network})
 
     def _start(self, workspace: Workspace) -> Start:
         """Weights that the training starts from, and how images are prepared."""
         train, _ = self.sources(workspace)
-        require_trust(self.params.network, workspace.named_by)
+        require_trust(self._params(workspace).network, workspace.named_by)
         return start_of(workspace, self._options(workspace), opened(workspace, train))
 
     def _trusted(self, workspace: Workspace) -> TrainParams:
@@ -402,14 +380,14 @@ class TrainSensing(Stage):
         """
         from stages.sensing.build import located
 
-        params = self.params
+        params = self._params(workspace)
         require_trust(params.network, workspace.named_by)
         weights = self._start(workspace).weights
         network = located(weights.network if weights else params.network)
         return dataclasses.replace(params, network=network)
 
     def _artifact(self, workspace: Workspace, plan: Plan) -> Artifact:
-        plain, store = model_name(self.params.network), workspace.store
+        plain, store = model_name(self._params(workspace).network), workspace.store
         if workspace.recipe and self.keep_every and not self.name:
             name = f"{plain}-{fingerprint(plan)[:8]}-every-{self.keep_every}"
             return with_its_snapshots(store, name, plan, self.kept_epochs)
@@ -420,12 +398,13 @@ class TrainSensing(Stage):
     def _preview(self, workspace: Workspace, plan: Plan, snapshots: Snapshots) -> Preview:
         specs = filter(None, self.sources(workspace))
         train, *others = (opened(workspace, spec) for spec in specs)
-        facts = planned_params(self.params)
+        params = self._params(workspace)
+        facts = planned_params(params)
         if "method" in facts:
-            facts["method"] = in_words(self.params.method)
+            facts["method"] = in_words(params.method)
         recipe = ", ".join(f"{key} {value}" for key, value in facts.items())
         name, kept = snapshots.model.name, [model.name for model in snapshots.models()]
-        n_rows = len(self._samples or ()) or train.n_rows
+        n_rows = len(read_samples(self.samples) or ()) or train.n_rows
         text = f"train {name} on {n_rows:,} images ({recipe})"
         text += f"; would keep {len(kept)} snapshots" if kept else ""
         return Preview(
@@ -437,8 +416,3 @@ class TrainSensing(Stage):
                 *self._start(workspace).notes,
             ],
         )
-
-
-def _hash_of(samples: frozenset[str]) -> str:
-    """SHA-256 of the sorted ids, hex."""
-    return hashlib.sha256(json.dumps(sorted(samples)).encode()).hexdigest()

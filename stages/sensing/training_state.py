@@ -9,24 +9,37 @@ from torch import Tensor, nn
 
 from stages.errors import InputError
 from stages.sensing.card import ModelCard
+from stages.sensing.hidden_layers import classifier_name
 from stages.sensing.labelled import LabelledImages
 from stages.sensing.methods.method import Method
 from stages.sensing.model import Sensing, last_layers
+from stages.sensing.train_params import Trained, TrainParams
 from stages.sensing.weights import cpu_copy, load_state
+
+_KEPT = {
+    "momentum_buffer": "momentum",
+    "step": "step",
+    "exp_avg": "exp_avg",
+    "exp_avg_sq": "exp_avg_sq",
+}
+"""What SGD and Adam keep of a parameter -> its name in a checkpoint."""
 
 
 @dataclass(slots=True)
 class TrainState:
     """What an epoch changes (network, optimiser) and what it reads, all on the device.
 
-    ``data`` has the ``n_clean`` images of the source, then those that ``method`` adds. ``kept`` has
-    the indexes in it of the rows that are not held out, ``[m]`` int64; ``test`` is read when it is
-    first used. If only the last layer is trained, ``frozen`` computes its input and ``features``
-    has it for all rows, ``[n, d]`` float32, unless augmentation changes them.
+    ``trained`` is what the optimiser changes: the network, a part of it, or the network with what
+    ``method`` adds to it. ``data`` has the ``n_clean`` images of the source, then those that
+    ``method`` adds. ``kept`` has the indexes in it of the rows that are not held out, ``[m]``
+    int64; ``test`` is read when it is first used. If only the classifier is trained, ``frozen``
+    computes its input and ``features`` has it for all rows, ``[n, d]`` float32, unless augmentation
+    changes them.
     """
 
     network: nn.Module
-    optimiser: torch.optim.SGD
+    trained: nn.Module
+    optimiser: torch.optim.Optimizer
     data: LabelledImages
     n_clean: int
     kept: Tensor
@@ -39,17 +52,14 @@ class TrainState:
     frozen: Sensing | None = None
     features: Tensor | None = None
 
-    @property
-    def trained(self) -> nn.Module:
-        """The part of the network that is trained."""
-        return classifier(self.network, self.card) if self.frozen else self.network
 
-
-def classifier(network: nn.Module, card: ModelCard) -> nn.Linear:
-    """The last layer of a network that is trained alone.
+def classifier(network: nn.Module, card: ModelCard, train: Trained) -> nn.Module:
+    """The last layer of a network, or its classifier with hidden layers, that is trained alone.
 
     Raises ``InputError`` if the network has more than one, or one that is not linear.
     """
+    if train == "classifier":
+        return network.get_submodule(classifier_name(card.last_layer))
     layers = last_layers(network, card)
     if len(layers) > 1 or not isinstance(layers[0], nn.Linear):
         raise InputError(
@@ -59,27 +69,43 @@ def classifier(network: nn.Module, card: ModelCard) -> nn.Linear:
     return layers[0]
 
 
+def optimiser_of(params: TrainParams, trained: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a module, before its first step."""
+    shared = {"lr": params.lr, "weight_decay": params.weight_decay, "fused": True}
+    if params.optimiser == "adam":
+        return torch.optim.Adam(trained.parameters(), **shared)
+    momentum = {"momentum": params.momentum, "nesterov": params.nesterov}
+    return torch.optim.SGD(trained.parameters(), **momentum, **shared)
+
+
 def saved(state: TrainState) -> bytes:
-    """Weights and momentum of the trained part, as safetensors."""
+    """Weights of the trained part and state of the optimiser, as safetensors."""
     part = state.trained
     tensors = {f"network.{name}": cpu_copy(x) for name, x in part.state_dict().items()}
     for name, parameter in part.named_parameters():
-        momentum = state.optimiser.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = cpu_copy(momentum)
+        kept = state.optimiser.state.get(parameter, {})
+        for key, prefix in _KEPT.items():
+            if kept.get(key) is not None:
+                tensors[f"{prefix}.{name}"] = cpu_copy(kept[key])
     data: bytes = save_tensors(tensors)
     return data
 
 
 def restore(state: TrainState, data: bytes) -> None:
-    """The inverse of `saved`: load weights and momentum into a fresh state, in place."""
+    """The inverse of `saved`: load weights and optimiser into a fresh state, in place."""
     tensors, prefix = load_tensors(data), "network."
     load_state(
         state.trained,
         {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)},
     )
     for name, parameter in state.trained.named_parameters():
-        if (momentum := tensors.get(f"momentum.{name}")) is not None:
-            # empty_like keeps the parameter's memory layout, as the optimiser itself does.
-            buffer = torch.empty_like(parameter).copy_(momentum)
-            state.optimiser.state[parameter]["momentum_buffer"] = buffer.detach()
+        for key, prefix in _KEPT.items():
+            if (value := tensors.get(f"{prefix}.{name}")) is not None:
+                state.optimiser.state[parameter][key] = _laid_out(value, parameter)
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor of the optimiser on the device and in the memory layout of its parameter."""
+    if value.shape != parameter.shape:  # the number of steps
+        return value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(value).detach()

@@ -15,6 +15,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from stages.errors import InputError
+from stages.sensing.hidden_layers import plain_name
 from store.disk import spelled_out
 
 TORCHVISION = "torchvision:"
@@ -118,6 +119,7 @@ def _line_of(network: str) -> str:
 
     A name alone could mean a different module in each folder, and another network after an edit.
     """
+    network = plain_name(network)
     target, _, factory = network.rpartition(":")
     is_file = target.endswith(".py")
     source = spelled_out(target).resolve() if is_file else _source_of(target)

@@ -8,7 +8,8 @@ from stages.sensing.methods.adversarial import adversarial
 from stages.sensing.methods.augmix import augmix
 from stages.sensing.methods.distorted import noise
 from stages.sensing.methods.method import Method, cross_entropy
-from stages.sensing.methods.method_params import Adversarial, AugMix, Noise
+from stages.sensing.methods.method_params import Adversarial, AugMix, Noise, SimClr
+from stages.sensing.methods.simclr import simclr
 from stages.sensing.train_params import TrainParams
 
 
@@ -34,4 +35,6 @@ def _method_of(params: TrainParams, device: str, attacked: Attacked | None) -> M
         return noise(method, params.seed)
     if isinstance(method, AugMix):
         return augmix(method)
+    if isinstance(method, SimClr):
+        return simclr(method)
     return Method()

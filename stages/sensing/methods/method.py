@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.sensing.card import ModelCard
 from stages.sensing.labelled import LabelledImages
 
 Views = tuple[Tensor, ...]
@@ -54,6 +55,11 @@ def cross_entropy(outputs: Views, labels: Tensor, *, smoothing: float = 0.0) -> 
     return functional.cross_entropy(logits, repeated, label_smoothing=smoothing)
 
 
+def _the_network(network: nn.Module, card: ModelCard) -> nn.Module:
+    del card
+    return network
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A training method, by default the plain one.
@@ -67,8 +73,11 @@ class Method:
             ``[n, H, W, 3]``, uint8 or float32, in [0, 255].
         loss: maps the outputs for each view, ``[n, N]`` float32, and the labels ``[n]`` to the mean
             loss of the batch.
+        trained: maps the network and its card to the module that is trained, whose outputs begin
+            with the logits; random weights come from torch's generator.
     """
 
     added: Callable[[LabelledImages, Tensor], LabelledImages | None] = _none_added
     views: Callable[[Batch], Views] = _the_images
     loss: Callable[[Views, Tensor], Tensor] = cross_entropy
+    trained: Callable[[nn.Module, ModelCard], nn.Module] = _the_network

@@ -2,11 +2,19 @@
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from pipeline.fields import OneOf, Written
+from pipeline.stage import Several
 from stages.data.option_types import ModelName, fraction
-from stages.sensing.methods.method_params import METHODS, Adversarial, Attack, AugMix, Noise
+from stages.sensing.methods.method_params import (
+    METHODS,
+    Adversarial,
+    Attack,
+    AugMix,
+    Noise,
+    SimClr,
+)
 
 MethodName = Annotated[
     str,
@@ -85,5 +93,19 @@ JsdWeight = Annotated[
     Field(
         description="augmix: weight in the loss of the divergence between an image and its "
         f"mixtures. (default: {AugMix().jsd_weight:g})"
+    ),
+]
+NtXentTemperature = Annotated[
+    PositiveFloat,
+    Field(
+        description="simclr: temperature of the NT-Xent loss. "
+        f"(default: {SimClr().nt_xent_temperature})"
+    ),
+]
+Projection = Annotated[
+    Several[PositiveInt],
+    Field(
+        description="simclr: widths of the hidden layer and of the output of the projection head. "
+        f"(default: {','.join(map(str, SimClr().projection))})"
     ),
 ]

@@ -126,9 +126,38 @@ class AugMix:
         return 0
 
 
-MethodParams = Plain | Adversarial | Noise | AugMix
+@dataclass(frozen=True, slots=True)
+class SimClr:
+    """Two views of an image have similar features; labels are not needed (Chen et al. 2020).
+
+    The defaults are those of main.py and model.py of leftthomas/SimCLR.
+
+    Attributes:
+        nt_xent_temperature: temperature of the loss.
+        projection: widths of the hidden layer and of the output of the projection head.
+    """
+
+    name: Literal["simclr"] = "simclr"
+    nt_xent_temperature: float = 0.5
+    projection: tuple[int, ...] = (512, 128)
+    is_part_trainable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.nt_xent_temperature < math.inf:
+            raise InputError(
+                f"nt-xent temperature {self.nt_xent_temperature}: expected more than 0"
+            )
+        if len(self.projection) != 2 or min(self.projection) < 1:
+            raise InputError(f"projection {self.projection}: expected two widths, such as 512,128")
+
+    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
+        """Number of images that it adds."""
+        return 0
+
+
+MethodParams = Plain | Adversarial | Noise | AugMix | SimClr
 METHODS: Mapping[str, MethodParams] = {
-    each.name: each for each in (Plain(), Adversarial(), Noise(), AugMix())
+    each.name: each for each in (Plain(), Adversarial(), Noise(), AugMix(), SimClr())
 }
 """Every method by its name, with the parameters of its publication."""
 
