@@ -9,7 +9,7 @@ N_INSTANCES = {
     "table-1": 3,  # the corrupted set, the runs, a report
     "table-2": 25,  # f, eleven feature sets, H and three controls, eight results, a report
     "table-3": 25,  # f, two feature sets, H, a control and a result for each network, a report
-    "table-4": 42,  # four f, each with three feature sets, H, four controls and a result
+    "table-4": 44,  # four f, each with three feature sets, H, four controls and a result, ...
     "table-5": 42,
     "table-6": 82,  # of each network: three trainings, six sets, nine heads, two results
     "table-7": 16,

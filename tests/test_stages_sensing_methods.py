@@ -2,13 +2,16 @@
 
 import dataclasses
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from made import make_in
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 from scipy import stats
+from small_data import train_small, write_image_folder
 from stripes import Stripes
 from torch.nn import functional
 
@@ -51,6 +54,7 @@ from stages.sensing.train_params import (
     planned_params,
 )
 from stages.sensing.train_sensing import TrainSensing
+from store.catalog import FeatureStore
 
 QUICK = TrainParams(network="cnn2", epochs=3, batch=16, lr=0.02, schedule="one-cycle")
 METHOD_CASES = [
@@ -273,6 +277,44 @@ def test_an_attack_needs_its_model_and_no_other_method_takes_one():
         TrainSensing(dataset="digits", attacked="m")
     with pytest.raises(InputError, match="trains all layers"):
         of(Adversarial(attack="pgd"), train="last-layer")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder of images, and a store with a model that was trained on them."""
+    home = tmp_path_factory.mktemp("world")
+    store = FeatureStore(str(home / "store"))
+    store.prepare()
+    photos = write_image_folder(home / "photos", 12)
+    train_small(store, photos)
+    return SimpleNamespace(store=store, photos=photos)
+
+
+def robust(world, **changes):
+    options = {"preset": "quick", "epochs": 1, "method": "adversarial", "attacked": "cnn2"}
+    return TrainSensing(dataset=str(world.photos), name="robust", **{**options, **changes})
+
+
+def test_a_model_of_the_store_is_attacked_and_named_in_the_plan(world):
+    done = make_in(world.store, robust(world))
+    plan, card = done.output.plan(), done.output.card()
+    attacked = world.store.artifact("model", "cnn2").card()["card"]
+    assert plan["inputs"]["attacked"]["weights"] == attacked["weights_sha256"]
+    assert plan["stage"]["params"]["method"] == card["recipe"]["method"]
+    assert (card["n_train"], card["n_added"]) == (12, 12)
+    assert make_in(world.store, robust(world)).report.n_units_run == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 16}, "takes images of 32x32 pixels, the training has 16x16; give --image"),
+        ({"classes": ("two", "one", "zero")}, "expected the classes of photos, found others"),
+    ],
+)
+def test_a_model_for_other_images_is_not_attacked(world, changes, message):
+    with pytest.raises(InputError, match=message):
+        make_in(world.store, robust(world, **changes))
 
 
 # augmix
