@@ -82,3 +82,8 @@ def test_models_are_compared_by_how_they_prepare_images() -> None:
         "image_size: 32, found 64",
         "std: [0.2, 0.2, 0.2], found nothing",
     ]
+
+
+def test_a_plan_of_maps_names_a_layer_and_has_no_gradients() -> None:
+    plan = {"stage": {"params": {"layer": "layer3"}}, "inputs": {}}
+    assert FeaturePlan.of(plan).gradients is None

@@ -82,7 +82,7 @@ class FurtherArrays:
                 f"it with --statistics {layers}"
             )
         if self.gradients and asdict(self.gradients) != _gradients_in(stored, self.gradients):
-            ours, theirs = self.gradients, stored.layer or {"layer": "no layer"}
+            ours, theirs = self.gradients, stored.gradients or {"layer": "no layer"}
             size = f" --project {ours.size}" if ours.size else ""
             raise InputError(
                 f"head '{head}' reads gradients of {ours.layer}, {name} has those of "
@@ -92,7 +92,7 @@ class FurtherArrays:
 
 
 def _gradients_in(stored: FeaturePlan, like: StoredGradients) -> dict[str, Any]:
-    return {**(stored.layer or {}), "columns": like.columns}
+    return {**(stored.gradients or {}), "columns": like.columns}
 
 
 def further_arrays(feature_set: FeatureSet, reads: str) -> FurtherArrays:
@@ -103,16 +103,16 @@ def further_arrays(feature_set: FeatureSet, reads: str) -> FurtherArrays:
     """
     parts, stored = reads.split(SEPARATOR), FeaturePlan.of(feature_set.plan)
     ways = {STATISTICS: "--statistics auto", GRADIENTS: "--layer LAYER --project 512"}
-    found = {STATISTICS: stored.statistics, GRADIENTS: stored.layer}
+    found = {STATISTICS: stored.statistics, GRADIENTS: stored.gradients}
     for name, way in ways.items():
         if name in parts and not found[name]:
             raise InputError(
                 f"reads {reads}: {feature_set.name} has no array {name}; extract it with {way}"
             )
     gradients = None
-    if GRADIENTS in parts and stored.layer:
+    if GRADIENTS in parts and stored.gradients:
         (columns,) = feature_set.schema.array(GRADIENTS).row_shape
-        gradients = StoredGradients(**stored.layer, columns=columns)
+        gradients = StoredGradients(**stored.gradients, columns=columns)
     return FurtherArrays(stored.statistics if STATISTICS in parts else (), gradients)
 
 

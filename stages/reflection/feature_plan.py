@@ -91,7 +91,7 @@ class FeaturePlan:
         precision: "fp32" or "bf16"; ``None`` if the plan does not record it.
         perturbations: facts of the perturbations in order, as JSON; empty for none.
         statistics: layers whose feature maps are summarised in the array of that name.
-        layer: layer, loss and size of the array ``gradients``; ``None`` if there is none.
+        gradients: layer, loss and size of the array ``gradients``; ``None`` if there is none.
     """
 
     source: SourceFacts
@@ -99,7 +99,7 @@ class FeaturePlan:
     precision: str | None = None
     perturbations: tuple[Mapping[str, Any], ...] = ()  # Any: JSON
     statistics: tuple[MapLayer, ...] = ()
-    layer: Mapping[str, Any] | None = None
+    gradients: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> FeaturePlan:
@@ -109,7 +109,10 @@ class FeaturePlan:
         source, model = (known(inputs.get(key, {}), what) for key in ("source", "model"))
         params = stage.get("params")
         facts = params if isinstance(params, Mapping) else {}  # other programs write none of ours
-        return typed(cls, {**facts, "source": source, "model": model}, what)
+        layer = facts.get("layer")  # of maps, only its name
+        gradients = layer if isinstance(layer, Mapping) else None
+        found = {"source": source, "model": model, "gradients": gradients}
+        return typed(cls, {**facts, **found}, what)
 
     def output_names(self, n_classes: int) -> tuple[str, ...]:
         """Names of the network's outputs, from the model, else from the data set, else numbers."""
