@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from pipeline.fields import OneOf, Place, Ref, Written
+from pipeline.fields import Place, Ref, Written
 from pipeline.make import ArtifactJob, ShardJob
 from pipeline.stage import Preview, Several, Stage
 from pipeline.terminal import counted, size
@@ -42,21 +42,26 @@ from stages.reflection.extract_options import (
     AcceptFailed,
     Augmentation,
     AugmentationSeed,
+    BatchSize,
     BatchStatistics,
     Corrupt,
     Denoise,
     Epsilon,
     FeatureMaps,
+    Layer,
+    LayerLoss,
     NetworkInput,
     OutOfDistribution,
     Pixels,
+    Project,
     RetryFailed,
     Rounding,
     SampleRows,
+    ShardRows,
     Step,
     Steps,
 )
-from stages.reflection.losses import DEFAULT_LOSS, LOSSES
+from stages.reflection.losses import DEFAULT_LOSS
 from stages.sensing.card import ACCEPTS_UNSTABLE, UNNORMALISED, ModelCard, Precision
 from stages.sensing.class_check import (
     has_some_classes,
@@ -140,26 +145,15 @@ class Extract(Stage):
     interpolation: Filter | None = None
     normalisation: NetworkInput = "model"
     batch_statistics: BatchStatistics | None = None
-    layer: str | None = Field(
-        None, description="Another layer whose per-image gradients are also stored."
-    )
-    layer_loss: Annotated[str, OneOf(tuple(LOSSES))] = Field(
-        DEFAULT_LOSS, description="Loss of those gradients."
-    )
-    project: PositiveInt | None = Field(
-        None, description="Dimension to which those gradients are randomly projected."
-    )
+    layer: Layer | None = None
+    layer_loss: LayerLoss = DEFAULT_LOSS
+    project: Project | None = None
     statistics: FeatureMaps = ()
     precision: Precision = Field(
         "fp32", description="Precision of the network: fp32 or bf16 (logits stay fp32)."
     )
-    batch_size: PositiveInt | None = Field(
-        None, description="Images per forward pass. (default: fitted to the network and memory)"
-    )
-    shard_rows: PositiveInt = Field(
-        DEFAULT_SHARD_ROWS,
-        description="Images per shard, the unit of writing and resuming.",
-    )
+    batch_size: BatchSize | None = None
+    shard_rows: ShardRows = DEFAULT_SHARD_ROWS
     classes: ClassNames = ()
     exif_orientation: ExifOrientation = False
     value_range: ValueRange | None = None

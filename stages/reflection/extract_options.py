@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from pipeline.fields import Written
+from pipeline.fields import OneOf, Written
 from pipeline.stage import Several
 from stages.data.augmenting import Flips
 from stages.data.denoising import FILTERS, denoising_of
 from stages.data.option_types import CorruptionCell, fraction
+from stages.reflection.losses import LOSSES
 
 Pixels = Annotated[
     float, BeforeValidator(fraction), Written(metavar="X", read=fraction), Field(gt=0, le=1)
@@ -79,6 +80,20 @@ BatchStatistics = Annotated[
         description="Let batch norm use the mean and variance of each N consecutive rows, as in "
         "training, in place of the running statistics. Shards are rounded down to whole groups."
     ),
+]
+Layer = Annotated[
+    str, Field(description="Another layer whose per-image gradients are also stored.")
+]
+LayerLoss = Annotated[str, OneOf(tuple(LOSSES)), Field(description="Loss of those gradients.")]
+Project = Annotated[
+    PositiveInt, Field(description="Dimension to which those gradients are randomly projected.")
+]
+BatchSize = Annotated[
+    PositiveInt,
+    Field(description="Images per forward pass. (default: fitted to the network and memory)"),
+]
+ShardRows = Annotated[
+    PositiveInt, Field(description="Images per shard, the unit of writing and resuming.")
 ]
 FeatureMaps = Annotated[
     Several[str],
