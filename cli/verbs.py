@@ -46,6 +46,12 @@ class Commands(TyperGroup):
         """The options of the program, ``--help`` included."""
         return with_placeholders(super().get_params(ctx))
 
+    def list_commands(self, ctx: Any) -> list[str]:  # Any: click's home varies
+        """The names of the commands, whose summaries are read now: they take a while."""
+        for verb in MODULES:
+            self.commands[verb].help = summary_of(verb)
+        return super().list_commands(ctx)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # Any: click's home varies
         """The command that the arguments begin with."""
         name, command, rest = super().resolve_command(ctx, args)
@@ -55,7 +61,7 @@ class Commands(TyperGroup):
 def add_to(app: typer.Typer) -> None:
     """List the verbs of all stages among the commands."""
     for verb in MODULES:
-        app.command(verb, help=summary_of(verb), rich_help_panel=group_of(verb))(lambda: None)
+        app.command(verb, rich_help_panel=group_of(verb))(lambda: None)
 
 
 def command_of(verb: str) -> TyperCommand:

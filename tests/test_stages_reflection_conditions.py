@@ -1,6 +1,6 @@
 """Conditions on sample columns: what they accept, and which rows satisfy them."""
 
-import pandas as pd
+import pyarrow as pa
 import pytest
 
 from stages.errors import InputError
@@ -17,7 +17,7 @@ SCHEMA = Schema(
         ("confidence", "float64"),
     ),
 )
-FRAME = pd.DataFrame(
+SAMPLES = pa.table(
     {
         "site": ["north", "south", "a,b", "label"],
         "sample_id": ["north", "1", "2", "3"],
@@ -54,8 +54,8 @@ FRAME = pd.DataFrame(
 def test_rows_that_satisfy_all_conditions(texts: list[str], expected: list[int]) -> None:
     where = conditions(texts, SCHEMA)
 
-    assert matching(FRAME, where).nonzero()[0].tolist() == expected
-    assert set(columns_of(where)) <= set(FRAME)
+    assert matching(SAMPLES, where).nonzero()[0].tolist() == expected
+    assert set(columns_of(where)) <= set(SAMPLES.column_names)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ class _Job:
         stored = STORED if self.is_stored and self.metrics else ()
         columns = list(dict.fromkeys(["label", *stored, *self.by, *columns_of(self.where)]))
         samples = self.feature_set.read_samples(shard, columns)
-        keep = matching(samples.to_pandas(), self.where) if self.where else slice(None)
+        keep = matching(samples, self.where) if self.where else slice(None)
         codes, groups = group_codes(samples, self.by, keep)
         if not groups:
             return {}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stages.errors import InputError
 from stages.export.image_paths import check_images, image_path
 from stages.metrics.finite import finite_rows
-from stages.reflection.conditions import Condition, columns_of, matching
+from stages.reflection.conditions import Condition, matching
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.reduction import each_shard
 from stages.scores.asked_scores import Scored, column_of
@@ -147,8 +147,7 @@ class Exported:
         where = [*self.where]
         if self.sample_ids is not None:
             where.append(Condition("sample_id", tuple(self.sample_ids)))
-        columns = dict.fromkeys(("label", *columns_of(where)))  # at least one, to have rows
-        return matching(samples.select([*columns]).to_pandas(), where)
+        return matching(samples, where)
 
     def _columns(self, samples: pa.Table, features: Rows, logits: Rows) -> dict[str, Any]:
         """The columns of some rows by name; Arrow arrays."""

@@ -1,14 +1,13 @@
 """Conditions on sample columns, such as ``severity=3,5`` or ``prediction != label``.
 
-This module does not import numpy: the command line shows `WHERE` in its help.
+This module imports neither numpy nor pyarrow: the command line shows `WHERE` in its help.
 """
 
 from __future__ import annotations
 
 import csv
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from stages.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from store.schema import Schema
@@ -27,15 +26,15 @@ WHERE = (
 )
 """Help of the option."""
 
-OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "=": operator.eq,
-    "<": operator.lt,
-    ">": operator.gt,
+COMPARISONS: Mapping[str, str] = {
+    "!=": "not_equal",
+    "<=": "less_equal",
+    ">=": "greater_equal",
+    "=": "equal",
+    "<": "less",
+    ">": "greater",
 }
-"""Comparisons; those of two characters first, for parsing."""
+"""Comparisons and Arrow's names of them; those of two characters first, for parsing."""
 
 CLASSES = ("label", "prediction")
 """Columns of class numbers, in which -1 is an unknown class."""
@@ -48,7 +47,7 @@ class Condition:
     Attributes:
         column: name of the column.
         values: one value; ``=`` and ``!=`` take several: any of them, and none of them.
-        comparison: a key of `OPERATORS`.
+        comparison: a key of `COMPARISONS`.
         other: name of a column to compare with, in place of values.
     """
 
@@ -66,27 +65,26 @@ class Condition:
         """The columns that it reads."""
         return (self.column,) if self.other is None else (self.column, self.other)
 
-    def holds(self, samples: pd.DataFrame) -> NDArray[np.bool_]:
+    def holds(self, samples: pa.Table) -> pa.ChunkedArray:
         """Flag the rows that satisfy it, shape ``(n,)``.
 
         A missing number satisfies no comparison. Neither does an unknown class, -1, where two
         columns are compared.
         """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         ours = samples[self.column]
-        is_known = ours.notna().to_numpy()
         if self.other is None and self.comparison in ("=", "!="):
-            found: NDArray[np.bool_] = ours.isin(list(self.values)).to_numpy()
-            return found if self.comparison == "=" else ~found & is_known
-        compare = OPERATORS[self.comparison]
-        if self.other is None:
-            flags: NDArray[np.bool_] = compare(ours, self.values[0]).to_numpy(bool)
-            return flags & is_known
-        found = compare(ours, samples[self.other]).to_numpy(bool)
+            found = pc.is_in(ours, value_set=pa.array(self.values, ours.type))
+            return found if self.comparison == "=" else pc.and_not(_is_known(ours), found)
+        theirs = samples[self.other] if self.other else pa.scalar(self.values[0], ours.type)
+        found = pc.call_function(COMPARISONS[self.comparison], [ours, theirs])
         for name in self.columns:
-            found = found & samples[name].notna().to_numpy()
-            if name in CLASSES:
-                found = found & (samples[name] != -1).to_numpy()
-        return found
+            found = pc.and_(found, _is_known(samples[name]))
+            if name in CLASSES and self.other is not None:
+                found = pc.and_(found, pc.not_equal(samples[name], -1))
+        return pc.fill_null(found, False)
 
 
 def conditions(texts: Sequence[str], schema: Schema) -> tuple[Condition, ...]:
@@ -98,14 +96,23 @@ def conditions(texts: Sequence[str], schema: Schema) -> tuple[Condition, ...]:
     return tuple(_condition(text, dict(schema.columns)) for text in texts)
 
 
-def matching(samples: pd.DataFrame, where: Sequence[Condition]) -> NDArray[np.bool_]:
+def matching(samples: pa.Table, where: Sequence[Condition]) -> NDArray[np.bool_]:
     """Flag the rows that satisfy all conditions, shape ``(n,)``."""
     import numpy as np
+    import pyarrow as pa
 
-    keep = np.ones(len(samples), dtype=bool)
+    from stages.reflection.groups import numbers
+
+    keep = np.ones(samples.num_rows, dtype=bool)
     for each in where:
-        keep &= each.holds(samples)
+        keep &= numbers(each.holds(samples).cast(pa.uint8())).astype(bool)
     return keep
+
+
+def _is_known(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow.compute as pc
+
+    return pc.invert(column.is_null(nan_is_null=True))
 
 
 def columns_of(where: Sequence[Condition]) -> list[str]:
@@ -114,7 +121,7 @@ def columns_of(where: Sequence[Condition]) -> list[str]:
 
 
 def _condition(text: str, kinds: Mapping[str, str]) -> Condition:
-    pattern = rf"(.*?)\s*({'|'.join(OPERATORS)})=?(.*)"
+    pattern = rf"(.*?)\s*({'|'.join(COMPARISONS)})=?(.*)"
     parts = re.fullmatch(pattern, text, re.DOTALL)
     column = parts[1].strip() if parts else ""
     if parts is None or column not in kinds:

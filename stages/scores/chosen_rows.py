@@ -115,8 +115,9 @@ class _Chooser:
         names = [name for name, _ in self.feature_set.schema.columns]
         wanted = ["sample_id", "prediction", "status", *columns_of(choice.where)]
         wanted += [choice.by] if choice.by in names else []
-        samples = self.feature_set.read_samples(shard, list(dict.fromkeys(wanted))).to_pandas()
-        keep = (samples["status"] == "ok").to_numpy() & matching(samples, choice.where)
+        table = self.feature_set.read_samples(shard, list(dict.fromkeys(wanted)))
+        samples = table.to_pandas()
+        keep = (samples["status"] == "ok").to_numpy() & matching(table, choice.where)
         named = np.zeros(len(samples), dtype=bool)
         rows = np.arange(shard.start, shard.stop)
         if choice.samples:
