@@ -24,6 +24,7 @@ PARTS = {
     "head-training": "benchmarks.head_training",
     "query": "benchmarks.query",
     "scale": "benchmarks.scale",
+    "scores": "benchmarks.scores",
     "explanations": "benchmarks.explanations",
 }
 """Name of a part -> its module."""

@@ -39,12 +39,13 @@ SCHEMA = Schema(
     (ArraySpec("features", (64,)), ArraySpec("logits", (10,))),
     (("row", "int64"), ("label", "int64"), ("prediction", "int64"), ("confidence", "float64")),
 )
+NAME = "given-test@none"
 SHARD_ROWS = 10_000
 SMALL_SHARD_ROWS = 100
 
 
 @cache
-def _block(shard_rows: int) -> dict[str, np.ndarray[Any, Any]]:
+def block_of(shard_rows: int) -> dict[str, np.ndarray[Any, Any]]:
     """Features and logits of every shard, which differ only in its number in the first value."""
     rng = np.random.default_rng(0)
     shapes = {spec.name: (shard_rows, *spec.row_shape) for spec in SCHEMA.arrays}
@@ -82,7 +83,7 @@ class Given:
         return ShardOutput(encode_rows(SCHEMA, shard, self.shard_rows, arrays, columns), {})
 
     def _rows(self) -> dict[str, np.ndarray[Any, Any]]:
-        return _block(self.shard_rows)
+        return block_of(self.shard_rows)
 
 
 @dataclass(frozen=True)
@@ -118,17 +119,22 @@ class SimulatedWorkers:
             yield from outcomes
 
 
-def storing(n_rows: int, shard_rows: int, n_workers: int | None, folder: Path) -> Once:
-    """Store rows; with ``n_workers``, by simulated ones, and less what they took."""
-    plan = {
-        "name": "given-test@none",
+def plan_of(n_rows: int, shard_rows: int) -> Plan:
+    """The plan of given rows."""
+    return {
+        "name": NAME,
         "n_rows": n_rows,
         "shard_rows": shard_rows,
         "schema": SCHEMA.to_json(),
         "inputs": {"source": {"name": "given"}, "model": {"name": "none"}},
     }
+
+
+def storing(n_rows: int, shard_rows: int, n_workers: int | None, folder: Path) -> Once:
+    """Store rows; with ``n_workers``, by simulated ones, and less what they took."""
+    plan = plan_of(n_rows, shard_rows)
     stage = Given(min(shard_rows, n_rows))
-    _block(stage.shard_rows)
+    block_of(stage.shard_rows)
 
     def once() -> dict[str, Any]:
         store = FeatureStore(str(folder)).prepare()
@@ -167,11 +173,13 @@ def _timed(work: Any) -> tuple[Any, float]:
 
 def _check_ends(store: FeatureStore, n_rows: int) -> None:
     """Raise ``WrongNumbersError`` where the first or the last rows are not those given."""
-    found = store.open("given-test@none")
+    found = store.open(NAME)
     for start in (0, max(0, n_rows - 10)):
         first = found.read("features", start, start + 10)
         index = start // found.shard_set.chunk_rows
-        right = _block(found.shard_set.chunk_rows)["features"][start % found.shard_set.chunk_rows :]
+        right = block_of(found.shard_set.chunk_rows)["features"][
+            start % found.shard_set.chunk_rows :
+        ]
         right = right[:10].copy()
         right[:, 0] = index
         if not np.array_equal(first, right):
