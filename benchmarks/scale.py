@@ -176,11 +176,8 @@ def _check_ends(store: FeatureStore, n_rows: int) -> None:
     found = store.open(NAME)
     for start in (0, max(0, n_rows - 10)):
         first = found.read("features", start, start + 10)
-        index = start // found.shard_set.chunk_rows
-        right = block_of(found.shard_set.chunk_rows)["features"][
-            start % found.shard_set.chunk_rows :
-        ]
-        right = right[:10].copy()
+        index, at = divmod(start, found.shard_set.chunk_rows)
+        right = block_of(found.shard_set.chunk_rows)["features"][at : at + 10].copy()
         right[:, 0] = index
         if not np.array_equal(first, right):
             raise WrongNumbersError(f"rows from {start} on are not those that were given")

@@ -1,8 +1,8 @@
 """Mean of ten scores over stored rows of 64 and 10 numbers, 10,000 rows a shard, in this process.
 
-`from the store` reads, checks and scores all rows, one shard per thread at a time, as
-`intro-pipe query --score` does. `in memory` is the same arithmetic, in as many threads and in blocks
-of as many rows, on arrays that are in memory already. The memory is that of the process.
+`from the store` reads, checks and scores all rows, one shard per thread at a time, as `intro-pipe
+query --score` does. `in memory` is the same arithmetic, in as many threads and in blocks of as many
+rows, on arrays that are in memory already. The memory is that of the process.
 """
 
 from __future__ import annotations

@@ -35,7 +35,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "detect-failures": {"confidences": ("msp", "knn", "vim"), "training": TRAIN},
     "prune": {"test": TEST, "keep": (0.5,), "seeds": (0,)},
     "score": {"scores": ASKED, "training": TRAIN, "heads": ["T=warm"]},
-    "train-head": {"features": TRAIN, "epochs": 5, "batch_size": 16, "weight_decay": 0.0},
+    "train-head": {
+        "features": TRAIN,
+        "reads": "features+logits",
+        "layers": (32,),
+        "epochs": 60,
+        "batch_size": 8,
+        "weight_decay": 0.0,
+    },
 }
 """Options without a default, or with one that takes long."""
 
