@@ -260,7 +260,7 @@ def test_the_example_of_the_docs_is_valid():
     [
         ("epochs: $epochs", "epoch: $epochs"),
         ("model: f, dataset: cifar10, split", "model: g, split"),
-        ("[mse-m, ce]", "[mse, ce]"),
+        ("[mse-m, ce]", "[mse-x, ce]"),
     ],
 )
 def test_the_error_messages_in_the_docs_are_current(old, new):
