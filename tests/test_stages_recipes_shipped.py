@@ -9,7 +9,7 @@ N_INSTANCES = {
     "table-1": 3,  # the corrupted set, the runs, a report
     "table-2": 25,  # f, eleven feature sets, H and three controls, eight results, a report
     "table-3": 25,  # f, two feature sets, H, a control and a result for each network, a report
-    "table-4": 44,  # four f, each with three feature sets, H, four controls and a result, ...
+    "table-4": 55,  # five f, each with three feature sets, H, four controls and a result, ...
     "table-5": 42,
     "table-6": 82,  # of each network: three trainings, six sets, nine heads, two results
     "table-7": 16,
@@ -81,9 +81,8 @@ def test_the_methods_of_table_4_differ_in_nothing_else():
     recipe = shipped(
         "table-4", augmix_networks="[resnet18]", augmix_preset="paper", augmix_epochs="200"
     )
-    stages = {
-        each.step: each.stage for each in recipe.instances if each.kind.name == "train-sensing"
-    }
+    steps = ("f", "f-adversarial", "f-noise", "f-augmix")
+    stages = {each.step: each.stage for each in recipe.instances if each.step in steps}
     own = ("method", "attacked", "epsilon", "step", "steps", "per_distortion", "jsd_weight")
     changed = [
         {name for name, value in stage if value != getattr(stages["f"], name)}
