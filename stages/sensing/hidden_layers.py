@@ -85,13 +85,13 @@ def without_hidden_layers(module: nn.Module, last_layer: str) -> Iterator[str]:
         Name of the linear layer. Its weight is the identity as far as it is square.
     """
     from torch import nn
-    from torch.nn.utils import skip_init
 
     name = classifier_name(last_layer)
     classifier = module.get_submodule(name)
     linears = [each for each in classifier.children() if isinstance(each, nn.Linear)]
     weight, sizes = linears[0].weight, (linears[0].in_features, linears[-1].out_features)
-    plain = skip_init(nn.Linear, *sizes, device=weight.device)  # draws no random numbers
+    # An uninitialised layer, because initialisation draws random numbers.
+    plain = nn.Linear(*sizes, device="meta").to_empty(device=weight.device)
     nn.init.eye_(plain.weight)
     nn.init.zeros_(plain.bias)
     module.set_submodule(name, plain)

@@ -112,7 +112,8 @@ class WideBlock(nn.Module):
         y = functional.relu(self.bn1(x))
         kept = x if self.shortcut is None else self.shortcut(y)
         y = self.conv2(functional.relu(self.bn2(self.conv1(y))))
-        return y + kept
+        total: Tensor = y + kept
+        return total
 
 
 class WideResNet(nn.Module):

@@ -71,11 +71,17 @@ def classifier(network: nn.Module, card: ModelCard, train: Trained) -> nn.Module
 
 def optimiser_of(params: TrainParams, trained: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a module, before its first step."""
-    shared = {"lr": params.lr, "weight_decay": params.weight_decay, "fused": True}
+    weights, lr, decay = trained.parameters(), params.lr, params.weight_decay
     if params.optimiser == "adam":
-        return torch.optim.Adam(trained.parameters(), **shared)
-    momentum = {"momentum": params.momentum, "nesterov": params.nesterov}
-    return torch.optim.SGD(trained.parameters(), **momentum, **shared)
+        return torch.optim.Adam(weights, lr=lr, weight_decay=decay, fused=True)
+    return torch.optim.SGD(
+        weights,
+        lr=lr,
+        momentum=params.momentum,
+        weight_decay=decay,
+        nesterov=params.nesterov,
+        fused=True,
+    )
 
 
 def saved(state: TrainState) -> bytes:
