@@ -9,7 +9,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stages.errors import InputError
 from stages.sensing.batch_statistics import (
@@ -32,10 +31,10 @@ from stages.sensing.feature_maps import differing, plain_statistics, tapped
 from stages.sensing.folding import copied, fold
 from stages.sensing.grey import takes_grey
 from stages.sensing.last_layer import find_last_layer
+from stages.sensing.last_layer_tap import LastLayerTap
 from stages.sensing.logit_layers import (
     TOGETHER,
     LogitLayer,
-    averaged,
     joint_bias,
     joint_weight,
     linear_map,
@@ -157,7 +156,7 @@ class Sensing(nn.Module):
     ) -> None:
         super().__init__()
         self.in_groups: Grouped = in_turn
-        self.taps = [_Tap(layer) for layer in last_layers(network, card)]
+        self.taps = [LastLayerTap(layer) for layer in last_layers(network, card)]
         self.card = card
         self.arrangement = arrangement
         self.network = copied(network)
@@ -447,34 +446,6 @@ def check_code(card: ModelCard) -> None:
             f"model {card.name}: {card.network} was changed after the model was imported; restore "
             "the code, or import it as another --model with --network and --weights"
         )
-
-
-class _Tap(nn.Module):
-    """A last layer, in float32; ``seen`` holds features and logits until they are removed.
-
-    Removing them within the same forward pass leaves no side effect, as ``torch.export`` requires.
-    """
-
-    def __init__(self, layer: LogitLayer) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(layer.weight.detach().clone().float().flatten(1))
-        self.out_features, self.in_features = self.weight.shape
-        bias = layer.bias
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone().float())
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[n, d]`` or ``[n, d, h, w]`` of any dtype -> logits in float32; may be by keyword.
-
-        A convolution gets the same logits at each place: only their average is used.
-        """
-        with torch.autocast(input.device.type, enabled=False):
-            features = averaged(input.float())
-            logits = functional.linear(features, self.weight, self.bias)
-            self.seen = [(features, logits)]  # a new list: a failed pass may have left something
-            if input.ndim == 2:
-                return logits
-            return logits[:, :, None, None].expand(-1, -1, *input.shape[2:])
 
 
 def _channels(values: tuple[float, ...]) -> tuple[float, float, float]:
