@@ -87,7 +87,7 @@ def computing(n_rows: int, _: Path) -> Once:
         )
 
     def once() -> None:
-        sums = sum(in_threads(sums_of, range(0, n_rows, SHARD_ROWS)))
+        sums = np.sum([*in_threads(sums_of, range(0, n_rows, SHARD_ROWS))], axis=0)
         _check(dict(zip(PLAIN, sums / n_rows, strict=True)), n_rows)
 
     return once

@@ -8,7 +8,6 @@ import pytest
 from cells import N_CLASSES, UNREAD, cells, small_head
 from made import make_in
 from pydantic import ValidationError
-from torch import nn
 
 from cli.app import main
 from stages.conformal.conformal import Conformal
@@ -122,15 +121,6 @@ def test_each_class_can_have_its_own_threshold(store: FeatureStore) -> None:
     assert found.thresholds["label"].tolist() == [0, 1, 2]
     assert found.thresholds["n_rows"].sum() == found.card.calibration_rows
     assert found.average["low"].isna().all()
-
-
-def test_no_forward_pass_is_made(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.sensing import build, model
-
-    for module, name in ((build, "build_network"), (model, "load_sensing")):
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("a network was built"))
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda *_: pytest.fail("a forward pass"))
-    made(store, heads=["H=h"], features=MOVED, seed=11)
 
 
 def test_what_cannot_be_judged_is_refused_before_anything_is_written(store: FeatureStore) -> None:

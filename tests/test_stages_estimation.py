@@ -209,15 +209,6 @@ def test_a_group_is_unfinished_until_its_last_shard() -> None:
     assert _most_unfinished([]) == 0
 
 
-def test_no_forward_pass_is_made(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.sensing import build, model
-
-    for module, name in ((build, "build_network"), (model, "load_sensing")):
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("a network was built"))
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda *_: pytest.fail("a forward pass"))
-    made(store, heads=["H=h"], seed=11)
-
-
 @pytest.mark.parametrize(
     ("scores", "n_below", "expected"),
     [
