@@ -1,11 +1,15 @@
 """The commands uncertainty and detect-failures, and the pages of their results."""
 
 import json
+from itertools import combinations
 
 import pytest
 from cells import cells, small_head
 from conftest import Command
 
+from stages.errors import InputError
+from stages.report.kinds import kind_of
+from stages.report.vocabulary import PAGES
 from store.catalog import FeatureStore
 
 
@@ -119,3 +123,17 @@ def test_pages_of_several_results_name_them(run: Command, store: FeatureStore) -
         assert f"shapes-test@net-{kind}" in html
     both = "shapes-test@net-failures shapes-test@net-uncertainty"
     assert "use separate reports" in run(f"report {both}", code=2)[1]
+
+
+def test_results_of_two_kinds_of_pages_are_refused(store: FeatureStore) -> None:
+    results = []
+    for stage in PAGES:
+        results.append(store.artifact("result", f"of-{stage}"))
+        results[-1].claim({"stage": {"name": stage}})
+    judged = [f"of-{name}" for name in ("evaluate", "ood", "uncertainty")]
+    for one, other in combinations(results, 2):
+        if one.name in judged and other.name in judged:
+            assert kind_of([one, other]) is kind_of([one])
+        else:
+            with pytest.raises(InputError, match=f"result {other.name} is one of .*separate rep"):
+                kind_of([one, other])

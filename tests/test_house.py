@@ -585,3 +585,12 @@ def _pins():
     matches = [re.fullmatch(r"([a-z0-9-]+)==([\w.]+)", line) for line in lines if line[0] != "#"]
     assert all(matches)
     return {match[1]: match[2] for match in matches}
+
+
+def test_tables_are_printed_by_one_function_that_knows_the_width_of_the_terminal() -> None:
+    aligning = [
+        path.name
+        for path in sorted((REPOSITORY / "cli").glob("*.py"))
+        if re.search(r"\.[lr]just\(", path.read_text(encoding="utf-8"))
+    ]
+    assert aligning == ["output.py"]

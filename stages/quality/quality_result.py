@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.stage import stage_name
 from stages.metrics.agreement import (
     CORRELATIONS,
     Start,
@@ -70,11 +69,6 @@ class QualityCard:
     def of(cls, result: Artifact) -> Self:
         """Read a card; raises ``InputError`` if it is not in our format."""
         return typed(cls, result.card(), f"card of result '{result.name}'")
-
-
-def is_quality(result: Artifact) -> bool:
-    """Whether a result is from iqa."""
-    return stage_name(result.plan()) == "iqa"
 
 
 def read_table(result: Artifact, name: str) -> pd.DataFrame:

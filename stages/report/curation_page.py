@@ -81,7 +81,7 @@ def curation_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
     """The page of curations, and the numbers of its table.
 
     Raises:
-        InputError: other results are among them, or a metric or a figure is not for them.
+        InputError: a metric or a figure is not for them.
     """
     del store
     if content.table is not None:
@@ -140,10 +140,6 @@ DEFINITIONS = {
 
 def _opened(entry: Entry) -> _Read:
     result: Artifact = entry.result
-    if RANKED not in result.files() or JOINT not in result.files():
-        raise InputError(
-            f"result {result.name} is not a curation, but others are: use separate reports"
-        )
     frames = (result.read_frame(name) for name in (RANKED, CLASSES, JOINT))
     return _Read(entry, CurationCard.of(result), *frames)
 

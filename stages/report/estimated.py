@@ -34,7 +34,7 @@ Results = Sequence[tuple[str, Estimated]]
 def estimation_page(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame]:
     """The page of results of the stage estimate-accuracy, and the estimates of all groups.
 
-    Raises ``NotFoundError`` if a result is not finished, ``InputError`` for another kind.
+    Raises ``NotFoundError`` if a result is not finished.
     """
     del store
     found = _opened(content.entries)

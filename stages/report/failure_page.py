@@ -75,10 +75,10 @@ def failure_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
     """The page of results of failure detection, and the numbers of its table if it has one.
 
     Raises:
-        InputError: other results are among them, or a metric or figure is not for these results.
+        InputError: a metric or figure is not for these results.
     """
     del store
-    found = [_opened(entry) for entry in content.entries]
+    found = [open_failures(entry.result) for entry in content.entries]
     axes = tuple(content.entries[0].axes)
     metrics = content.table.metrics if content.table else FAILURE_METRICS
     average = _frames(content.entries, [each.average for each in found])
@@ -107,17 +107,6 @@ def failure_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
     )
     numbers = average[average["metric"].isin(metrics)] if content.table else None
     return page, numbers
-
-
-def _opened(entry: Entry) -> Failures:
-    from pipeline.stage import stage_name
-
-    if (name := stage_name(entry.result.plan())) != "detect-failures":
-        raise InputError(
-            f"result {entry.result.name} is one of '{name}', but others are of detect-failures: "
-            "use separate reports"
-        )
-    return open_failures(entry.result)
 
 
 def _frames(entries: Sequence[Entry], frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -32,7 +32,7 @@ def faithfulness_page_of(store: FeatureStore, content: Content) -> tuple[Page, p
     """The page of evaluations of maps, and the numbers of its table.
 
     Raises:
-        InputError: other results are among them, or a table or a figure is asked for.
+        InputError: a table or a figure is asked for.
     """
     del store
     if content.table is not None or content.figures:

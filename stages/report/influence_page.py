@@ -14,7 +14,6 @@ from stages.report.kinds import PageKind
 from stages.report.page import Cell, Grid, Line, Page
 from stages.report.provenance import Row
 from stages.report.results import Entry
-from store.artifacts import Artifact
 from store.catalog import FeatureStore
 
 Read = Sequence[tuple[Entry, InfluenceCard, pd.DataFrame]]
@@ -24,12 +23,15 @@ def influence_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.D
     """The page of results of the stage influence, and the numbers of its table.
 
     Raises:
-        InputError: other results are among them, or a table or a figure is asked for.
+        InputError: a table or a figure is asked for.
     """
     del store
     if content.table is not None or content.figures:
         raise InputError("influences have one table, and no metrics or figures to choose")
-    read = [(each, _card(each.result), each.result.read_frame(METHODS)) for each in content.entries]
+    read = [
+        (each, InfluenceCard.of(each.result), each.result.read_frame(METHODS))
+        for each in content.entries
+    ]
     cards = [card for _, card, _ in read]
     page = Page(
         title=content.title,
@@ -46,14 +48,6 @@ def influence_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.D
         command=content.command,
     )
     return page, pd.concat([frame.assign(**entry.axes) for entry, _, frame in read])
-
-
-def _card(result: Artifact) -> InfluenceCard:
-    if METHODS not in result.files():
-        raise InputError(
-            f"result {result.name} has no influences, but others have: use separate reports"
-        )
-    return InfluenceCard.of(result)
 
 
 def _sentences(card: InfluenceCard, methods: pd.DataFrame) -> list[str]:

@@ -36,18 +36,28 @@ class PageKind:
     figures: Callable[[FeatureStore, Sequence[Entry]], Sequence[str]]
 
 
-def kind_of(result: Artifact) -> PageKind:
-    """The kind of page of a result; imports its module.
+def kind_of(results: Sequence[Artifact]) -> PageKind:
+    """The kind of page of results, that of the first one; imports its module.
 
     Raises:
-        InputError: there is no page for such results.
+        InputError: there is no page for such results, or none for all of them.
     """
-    name = stage_name(result.plan())
-    if name not in PAGES:
+    names = [_stage_of(each) for each in results]
+    module, _, kind = PAGES[names[0]].partition(":")
+    for each, name in zip(results, names, strict=True):
+        if PAGES[name].partition(":")[0] != module:
+            raise InputError(
+                f"result {each.name} is one of '{name}', but {results[0].name} is one of "
+                f"'{names[0]}': use separate reports"
+            )
+    found: PageKind = getattr(import_module(module), kind)
+    return found
+
+
+def _stage_of(result: Artifact) -> str:
+    if (name := stage_name(result.plan())) not in PAGES:
         raise InputError(
             f"result {result.name}: expected a result of {', '.join(PAGES)}, found one of "
             f"'{name}', which has no page: `intro-pipe ls` lists the others"
         )
-    module, _, kind = PAGES[name].partition(":")
-    found: PageKind = getattr(import_module(module), kind)
-    return found
+    return name

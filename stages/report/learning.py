@@ -12,9 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.stage import stage_name
 from stages.active_learning.active_runs import CurvesCard, means_of, read_curves, with_interval
-from stages.active_learning.result_names import CURVES_STAGE
 from stages.active_learning.rounds import RoundParams, RunCard
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
@@ -118,11 +116,6 @@ def _paper(paper: str | None, row: pd.Series[Any], contender: str) -> float:
 
 def _check(entries: Sequence[Entry], table: TableSpec | None, figures: Sequence[str]) -> None:
     for entry in entries:
-        if stage_name(entry.result.plan()) != CURVES_STAGE:
-            raise InputError(
-                f"result {entry.result.name} is not from active learning, but others are: use "
-                "separate reports"
-            )
         kinds = {lesson.kind for lesson in CurvesCard.of(entry.result).lessons}
         if kinds != {"f", "h"}:
             raise InputError(

@@ -20,7 +20,6 @@ from stages.report.palette import SETTINGS, styles_of
 from stages.report.provenance import Row
 from stages.report.results import Entry
 from stages.report.svg import svg_of
-from store.artifacts import Artifact
 from store.catalog import FeatureStore
 
 CURVES = "accuracy-by-share"
@@ -31,12 +30,15 @@ def pruning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
     """The page of results of the stage prune, and the numbers of its table.
 
     Raises:
-        InputError: other results are among them, or metrics are asked for.
+        InputError: metrics are asked for.
     """
     del store
     if content.table is not None:
         raise InputError("pruned training sets have one table, and no metrics to choose")
-    read = [(each, _card(each.result), each.result.read_frame(MEANS)) for each in content.entries]
+    read = [
+        (each, PruningCard.of(each.result), each.result.read_frame(MEANS))
+        for each in content.entries
+    ]
     cards = [card for _, card, _ in read]
     page = Page(
         title=content.title,
@@ -57,15 +59,6 @@ def pruning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
         command=content.command,
     )
     return page, pd.concat([frame.assign(**entry.axes) for entry, _, frame in read])
-
-
-def _card(result: Artifact) -> PruningCard:
-    if MEANS not in result.files():
-        raise InputError(
-            f"result {result.name} is of no pruned training set, but others are: use separate "
-            "reports"
-        )
-    return PruningCard.of(result)
 
 
 def _sentence(card: PruningCard, means: pd.DataFrame) -> str:

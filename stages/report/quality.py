@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from stages.errors import InputError
 from stages.metrics.agreement import METRICS, logistic
 from stages.quality.measures import MEASURES, column_of
-from stages.quality.quality_result import MONOTONY, QualityCard, is_quality, read_table, titles
+from stages.quality.quality_result import MONOTONY, QualityCard, read_table, titles
 from stages.report.comparison import BETTER, EQUAL, WORSE
 from stages.report.content import Content
 from stages.report.drawing import WIDTH
@@ -45,7 +45,7 @@ def quality_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
     """The page of the results of iqa, and the numbers of its tables.
 
     Raises:
-        InputError: other results are among them, or a figure is not of quality.
+        InputError: a figure is not of quality.
     """
     del store  # the results have everything
     entries = content.entries
@@ -78,11 +78,6 @@ def quality_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
 
 
 def _check(content: Content) -> None:
-    for entry in content.entries:
-        if not is_quality(entry.result):
-            raise InputError(
-                f"result {entry.result.name} is not from iqa, but others are: use separate reports"
-            )
     if content.table is not None:
         raise InputError("the report of iqa has a table of its own: omit --metrics and --paper")
     if other := [name for name in content.figures if name not in FIGURES]:

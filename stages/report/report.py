@@ -149,7 +149,7 @@ class Report(Stage):
         from stages.report.tables import TableSpec
 
         entries = self._entries(store)
-        kind = kind_of(entries[0].result)
+        kind = kind_of([each.result for each in entries])
         if self.profile is not None and stage_name(entries[0].result.plan()) != "evaluate":
             raise InputError(
                 f"--profile: expected results of evaluate, found {entries[0].result.name}: omit it"
@@ -211,5 +211,5 @@ def _title(entries: Sequence[Entry]) -> str:
 def _written(store: FeatureStore, content: Content) -> Output:
     from stages.report.writing import output_of
 
-    page, numbers = kind_of(content.entries[0].result).build(store, content)
+    page, numbers = kind_of([each.result for each in content.entries]).build(store, content)
     return output_of(page, numbers, content)

@@ -45,7 +45,7 @@ Results = Sequence[tuple[str, Conformity]]
 def conformity_page(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame]:
     """The page of results of the stage conformal, and the numbers of its table.
 
-    Raises ``NotFoundError`` if a result is not finished, ``InputError`` for another kind.
+    Raises ``NotFoundError`` if a result is not finished.
     """
     del store
     found = _opened(content.entries)
