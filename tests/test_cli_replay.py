@@ -214,22 +214,18 @@ def test_the_other_options_mean_the_same(
 
 
 HARMLESS = {
-    "about", "against", "arrays", "attack", "attacked", "augmentation", "by", "calibration",
-    "changes",
-    "collection", "colour_map", "confidences", "contrast", "corrupt", "corruption",
-    "corruptions", "detectors", "dropout", "ensembles", "epsilon", "features", "figures",
-    "flip_labels", "from_model", "head", "heads", "held_out_until", "input_scale", "interpolation",
-    "kinds", "last_layer",
-    "layer", "layer_loss", "layers", "loss", "losses", "maps", "mean", "measures", "method",
-    "methods", "metrics", "model", "name", "notes", "odin", "odin_epsilon", "of_class",
-    "optimiser", "order", "paper", "precision", "predictive", "preset", "profile", "query",
-    "reading", "reads",
+    "about", "against", "also", "arrays", "attack", "attacked", "augmentation", "by",
+    "calibration", "changes", "collection", "colour_map", "confidences", "contrast", "corrupt",
+    "corruption", "corruptions", "denoise", "detectors", "dropout", "ensembles", "epsilon",
+    "features", "figures", "flip_labels", "from_model", "head", "heads", "held_out_until",
+    "input_scale", "interpolation", "kinds", "last_layer", "layer", "layer_loss", "layers", "loss",
+    "losses", "maps", "mean", "measures", "method", "methods", "metrics", "model", "name",
+    "normalisation", "notes", "odin", "odin_epsilon", "of_class", "optimiser", "order", "paper",
+    "precision", "predictive", "preset", "profile", "projection", "query", "reading", "reads",
     "resize", "result", "results", "rounding", "rows", "scaling", "schedule", "scores", "seeds",
     "select_on", "source", "split", "statistics", "std", "step", "strategies", "structure",
     "target", "test_split", "through", "title", "train", "training", "validation", "value_range",
-    "variant",
-    "weights_key", "where",
-    "denoise", "normalisation",
+    "variant", "weights_key", "where",
     "keep", "probabilities", "rates", "snapshot_features", "snapshots", "space", "test",
     "table", "to",  # keys of recipes; `to` is a folder below the data root, see below
     "recipe",  # of reproduce, a name; that of run has a mark
