@@ -84,8 +84,9 @@ def _report(workspace: Workspace, stage: Report, inputs: Inputs) -> Job:
     missing: dict[str, Any] = {"title": heading.title, "about": heading.about}
     missing |= {"figures": ()} | ({} if stage.table or stage.paper else {"metrics": ()})
     results = inputs["results"]
-    if len(stage.results) > 1 and isinstance(results, tuple):
-        # Entries with the same axes are distinguished by their labels.
+    if isinstance(results, tuple) and len({tuple(each.axes.items()) for each in results}) < len(
+        results
+    ):  # entries with the same axes are distinguished by their labels
         results = tuple(replace(each, axes={"set": each.label, **each.axes}) for each in results)
     unset = {key: missing[key] for key in missing if key not in stage.model_fields_set}
     return _job(workspace, stage.model_copy(update=unset), {"results": results})
