@@ -59,8 +59,8 @@ def refusal(text: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    loss: $loss\n", "    loss: mse\n", "19: step H: loss: expected one of ce, mse-m"),
-        ("[mse-m, ce]", "[mse]", "19: step H: loss: expected one of ce, mse-m"),
+        ("    loss: $loss\n", "    loss: mze\n", "19: step H: loss: expected one of ce, mse-m"),
+        ("[mse-m, ce]", "[mze]", "19: step H: loss: expected one of ce, mse-m"),
         ("layers: [20]", "layers: [0]", "20: step H: layers.0: expected greater than 0"),
         ("seeds: [0, 1]", "seeds: []", "21: step H: seeds: "),
         ("seeds: [0, 1]", "seeds: [1, 1]", "15: step H: seeds: expected different ones"),
