@@ -64,7 +64,7 @@ def refusal(text: str) -> str:
         ("layers: [20]", "layers: [0]", "20: step H: layers.0: expected greater than 0"),
         ("seeds: [0, 1]", "seeds: []", "21: step H: seeds: "),
         ("seeds: [0, 1]", "seeds: [1, 1]", "15: step H: seeds: expected different ones"),
-        ("reads: features", "reads: feature", "27: step scaled: reads: expected 'reflection'"),
+        ("reads: features", "reads: feature", "27: step scaled: reads: expected some of"),
         ("reads: features", "reads: features\n    loss: ce", "24: step scaled: head: reading"),
         ("preset: quick", "preset: slow", "step f: preset: expected one of paper, paper-crop"),
         ("[contrast,", "[contrst,", "10: step hard: corruptions.0: expected one of brightness"),
