@@ -234,17 +234,18 @@ def test_a_method_uses_the_preset_of_its_name() -> None:
     assert TrainSensing(dataset="digits", method="simclr", preset="quick").params.lr == 0.02
 
 
+@pytest.mark.slow
 def test_table_6_compares_three_classifiers_of_simclr(store: FeatureStore, tmp_path: Path) -> None:
     write_npz_set(tmp_path / "tiny", 300, 10)
     changes = {
         "dataset": "tiny",
         "corrupted": "tiny-c",
         "networks": "[cnn2]",
-        "epochs": "2",
+        "epochs": "1",
         "batch_size": "64",
         "hidden": "12",
         "classifier_epochs": "12",
-        "classifier_batch_size": "8",
+        "classifier_batch_size": "10",
         "neighbours": "20",
         "seeds": "[0]",
         "layers": "[]",
