@@ -21,6 +21,8 @@ GRADIENTS = (
 FEW = 3
 """Names with the same meaning that are still explained one by one."""
 
+TRAINED_ON = "; trained on "
+
 
 def legend_of(judged: Sequence[Judged]) -> dict[str, str]:
     """The names in the tables and figures of a page, each with its meaning in plain English."""
@@ -46,7 +48,19 @@ def _grouped(meanings: dict[str, str]) -> dict[str, str]:
 
 
 def _joined(texts: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(filter(None, texts)))
+    """Different texts one after another; what several of them begin with is written once.
+
+    >>> _joined(["an MLP; trained on a", "an MLP; trained on b", "a temperature"])
+    'an MLP; trained on a, b; a temperature'
+    """
+    places: dict[str, list[str]] = {}
+    for text in dict.fromkeys(filter(None, texts)):
+        what, _, place = text.partition(TRAINED_ON)
+        places.setdefault(what, []).append(place)
+    return "; ".join(
+        what + (TRAINED_ON + ", ".join(found) if any(found) else "")
+        for what, found in places.items()
+    )
 
 
 def _network_of(found: Judged) -> str:
@@ -106,7 +120,7 @@ def _head_of(found: Judged, head: HeadCard) -> str:
                 if reads == "reflection"
                 else f"{control}a small network that predicts the class from {listed}"
             )
-            return f"{what}; trained on {head.features}{same}{epoch}"
+            return f"{what}{TRAINED_ON}{head.features}{same}{epoch}"
 
 
 def _cells_of(found: Judged) -> str:
