@@ -50,8 +50,8 @@ class ScoreOptions:
     head: Annotated[
         list[str] | None,
         head_option(
-            "Head whose scores to average too, as [LABEL=]NAME, in columns LABEL_SCORE; may be "
-            "repeated. The first of its seeds is used."
+            "Head whose scores are averaged as well, as [LABEL=]NAME, in columns LABEL_SCORE; may "
+            "be repeated. The first of its seeds is used."
         ),
     ] = None
 

@@ -161,7 +161,7 @@ def test_other_layers_are_refused(names: list[str], message: str) -> None:
 
 
 def test_auto_needs_stages() -> None:
-    with pytest.raises(InputError, match="no stages; name layers, among conv1, conv2"):
+    with pytest.raises(InputError, match="no stages; name some of its layers: conv1, conv2"):
         map_layers(network_of("cnn2")[1], ["auto"])
 
 

@@ -271,7 +271,7 @@ def test_pgd_attacks_the_network_in_eval_mode_and_leaves_it_as_it_was(attacked):
 
 
 def test_an_attack_needs_its_model_and_no_other_method_takes_one():
-    with pytest.raises(ValidationError, match="give --attack pgd"):
+    with pytest.raises(ValidationError, match="use --attack pgd"):
         TrainSensing(dataset="digits", method="adversarial")
     with pytest.raises(ValidationError, match="--attacked has no effect without"):
         TrainSensing(dataset="digits", attacked="m")
@@ -457,7 +457,7 @@ def test_the_loss_is_the_jensen_shannon_divergence_of_scipy():
 
 
 def test_augmix_trains_all_layers():
-    with pytest.raises(InputError, match="augmix: it trains all layers, found --train last-layer"):
+    with pytest.raises(InputError, match="augmix trains all layers: omit --train last-layer"):
         of(AugMix(), train="last-layer")
 
 

@@ -215,9 +215,9 @@ def test_a_network_without_a_linear_layer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--train classifier --from-model m", "as in resnet18+128; give --train last-layer"),
+        ("--train classifier --from-model m", "as in resnet18+128; or use --train last-layer"),
         ("--train last-layer", "add --weights FILE, --weights pretrained, or --from-model MODEL"),
-        ("--weights w.pt --from-model m", "--from-model takes the place of --weights"),
+        ("--weights w.pt --from-model m", "--from-model replaces --weights"),
         ("--from-model missing", "model 'missing' does not exist"),
         ("--method simclr --projection 8", "expected two widths, such as 512,128"),
         ("--projection 8,8", "has no effect with --method plain"),

@@ -28,7 +28,7 @@ from store.plan import Plan
 
 
 class FitNeighbours(Stage):
-    """Fit a k-nearest-neighbour classifier with Euclidean distance, or with the cosine.
+    """Fit a k-nearest-neighbour classifier by Euclidean distance or by cosine similarity.
 
     The probability of a class is its share of the votes. Nothing is copied: predictions read the
     training features from the store.
@@ -48,8 +48,9 @@ class FitNeighbours(Stage):
     k: PositiveInt = Field(10, description="Number of neighbours that vote.")
     temperature: Annotated[FiniteFloat, Field(gt=0)] | None = Field(
         None,
-        description="Temperature T of weighted votes: neighbours are those of the largest cosine, "
-        "and a vote weighs exp(cosine / T). (default: Euclidean distance, equal votes)",
+        description="Temperature T of weighted votes: neighbours have the largest cosine "
+        "similarity, and votes the weight exp(cosine / T). (default: Euclidean distance, equal "
+        "votes)",
     )
     reads: Reads = Field(
         "features", description="Vectors to compare: features, reflection or features+logits."

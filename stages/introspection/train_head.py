@@ -105,8 +105,8 @@ class TrainHead(Stage):
     )
     bias_gradient: bool = Field(
         False,
-        description="Also read the gradient to the bias of the last layer, which the paper leaves "
-        "out.",
+        description="Also read the gradient with respect to the bias of the last layer, which the "
+        "paper leaves out.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         _SPEC.dropout, description="Dropout probability after each hidden layer."
@@ -133,12 +133,13 @@ class TrainHead(Stage):
         None,
         description="Keep the epoch with the best accuracy on these labelled features, for each "
         "seed, instead of the last. With the test images this selects on test data, as the "
-        "paper's code base does: results on them are then optimistic.",
+        "paper's code base does, so results on them are optimistic.",
     )
     keep_collapsed: bool = Field(
         False,
         description="Keep a head that predicts one class for every row or has learned nothing, "
-        "which is else an error: for studies that compare settings.",
+        "which is otherwise "
+        "an error: for studies that compare settings.",
     )
 
     @model_validator(mode="after")

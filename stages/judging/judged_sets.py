@@ -23,7 +23,7 @@ Also = Annotated[
     Written("--also", "LIST", is_command_only=True),
     Field(
         description="Other feature sets to judge, separated by commas, such as corrupted or "
-        "rotated images: each has a result of its own, and one page shows all."
+        "rotated images. Each has its own result, and one page shows all of them."
     ),
 ]
 

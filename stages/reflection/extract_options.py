@@ -53,32 +53,30 @@ Denoise = Annotated[
     Written(metavar="FILTER", words=lambda: FILTERS),
     Field(
         description="Filter that removes noise from the images, after resizing and --corrupt: "
-        "nlm, median, gaussian, bilateral or tv. Its parameters may follow: nlm:10,10,7,21 is the "
-        "default of nlm (h, h_color, template and search window of OpenCV)."
+        "nlm, median, gaussian, bilateral or tv. Its parameters may follow: nlm is short for "
+        "nlm:10,10,7,21 (h, h_color, template and search window of OpenCV)."
     ),
 ]
 Augmentation = Annotated[
     Flips,
     Field(
-        description="Change each image at random as training does, by its row and "
-        "--augmentation-seed: flip, or crop_flip to also crop."
+        description="Augmentation of each image, as in training, drawn from its row and "
+        "--augmentation-seed: flip, or crop_flip to crop as well."
     ),
 ]
-AugmentationSeed = Annotated[
-    NonNegativeInt, Field(description="Number of the draw of --augmentation.")
-]
+AugmentationSeed = Annotated[NonNegativeInt, Field(description="Seed of --augmentation.")]
 NetworkInput = Annotated[
     Literal["model", "none"],
     Field(
-        description="Mean and std of the input: those of the model, or none, so that the network "
-        "gets pixels in [0, 1]."
+        description="Normalisation of the input: model for the mean and std of the model, or none "
+        "to feed pixels in [0, 1]."
     ),
 ]
 BatchStatistics = Annotated[
     PositiveInt,
     Field(
-        description="Let batch norm use the mean and variance of each N consecutive rows, as in "
-        "training, in place of the running statistics. Shards are rounded down to whole groups."
+        description="Let batch norm use the mean and variance of groups of N consecutive rows, as "
+        "in training, in place of the running statistics. Shards are rounded down to whole groups."
     ),
 ]
 Layer = Annotated[
@@ -99,15 +97,15 @@ FeatureMaps = Annotated[
     Several[str],
     Field(
         description="Layers whose feature maps are summarised in the array statistics, separated "
-        "by commas: mean and standard deviation of each channel. auto for the ends of the stages "
+        "by commas: mean and standard deviation of each channel. auto for the output of each stage "
         "of a ResNet."
     ),
 ]
 SampleRows = Annotated[
     PositiveInt,
     Field(
-        description="Use only N rows, drawn at random; their order and names are kept. With "
-        "--limit, from the first rows."
+        description="Use only N rows, drawn at random, in their order. With --limit, they are "
+        "drawn from the first rows."
     ),
 ]
 OutOfDistribution = Annotated[

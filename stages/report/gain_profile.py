@@ -34,7 +34,7 @@ EXCEPTED = ("contrast", 5)
 
 @dataclass(frozen=True)
 class Gains:
-    """Differences of a head to f, means over the seeds.
+    """Differences between a head and f, means over the seeds.
 
     Attributes:
         accuracy, ece: a row for each corruption, a column for each severity, ascending.

@@ -50,7 +50,7 @@ def check_control(judged: Sequence[Judged], control: str) -> None:
 
 
 def gain_grid(judged: Sequence[Judged], control: str, axes: Sequence[str]) -> Grid:
-    """Differences in accuracy and ECE to f, to a control and to the first H, best accuracy first.
+    """Differences in accuracy and ECE from f, a control and the first H, best accuracy first.
 
     ``axes`` are shown for each entry.
     """
@@ -85,8 +85,8 @@ def gain_sentences(judged: Sequence[Judged], control: str) -> Iterator[str]:
             gains = {label: of[label, other, "accuracy"] for label in heads}
             best = max(gains, key=lambda label: gains[label].value)
             yield (
-                f"The largest difference in accuracy to {other}{where} is {_said(gains[best])}, of "
-                f"{best}; in ECE it is {_said(of[best, other, 'ece'])}."
+                f"The largest difference in accuracy from {other}{where} is {_said(gains[best])}, "
+                f"of {best}; in ECE it is {_said(of[best, other, 'ece'])}."
             )
         if strong in heads:
             yield _moved(of, heads, strong, where)

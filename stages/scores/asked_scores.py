@@ -79,7 +79,7 @@ def check_asked(names: Sequence[str], training: str | None) -> None:
         raise InputError(f"unknown score '{unknown[0]}': choose from {', '.join(ASKED)}")
     fitted = [name for name in names if name in FITTED]
     if fitted and training is None:
-        raise InputError(f"score {fitted[0]}: expected --training, features that it is fitted to")
+        raise InputError(f"score {fitted[0]}: expected --training FEATURES, to which it is fitted")
     if not fitted and training is not None:
         raise InputError(
             f"--training: none of the scores is fitted; add one of {', '.join(FITTED)}"

@@ -19,8 +19,8 @@ class ScoreRows(Stage):
     """Write scores of f and of heads to the store as Parquet columns, one row per sample.
 
     The columns are those of `query --score` and `export --scores`: energy, knn, H_energy. pandas,
-    Polars and DuckDB join them to the sample columns by row. No image goes through a network.
-    Running the command again computes only what is missing, and shards whose features were
+    Polars and DuckDB join them to the samples by sample_id or row. No image goes through a network.
+    Running the command again computes only shards that are missing, or whose features were
     recomputed since.
     """
 
@@ -42,8 +42,8 @@ class ScoreRows(Stage):
         Written("--head", "[LABEL=]NAME", is_repeated=True),
     ] = Field(
         (),
-        description="Head to score too, as [LABEL=]NAME, in columns LABEL_SCORE; may be repeated. "
-        "The first of its seeds is used.",
+        description="Head to score as well, as [LABEL=]NAME, in columns LABEL_SCORE; may be "
+        "repeated. The first of its seeds is used.",
     )
     training: FeatureSetName | None = Field(
         None, description="Features of the training images, for scores that are fitted to them."

@@ -42,7 +42,7 @@ def check_attacked(method: MethodParams, attacked: str | None) -> None:
     if is_needed and attacked is None:
         raise InputError(
             "--method adversarial attacks a trained network: name a model of the store with "
-            "--attacked MODEL, or give --attack pgd"
+            "--attacked MODEL, or use --attack pgd"
         )
     if attacked is not None and not is_needed:
         raise InputError("--attacked has no effect without --method adversarial --attack i-fgsm")

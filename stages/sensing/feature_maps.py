@@ -1,4 +1,4 @@
-"""Mean and standard deviation of feature maps over their places, recorded in a forward pass."""
+"""Mean and standard deviation of feature maps over positions, recorded in a forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.sensing.map_layers import MapLayer
 from stages.sensing.probe import TOLERANCE, difference, evaluating, size
 
 AUTO = "auto"
-"""In place of layers: the ends of the stages of a ResNet."""
+"""In place of layers: the output of each stage of a ResNet."""
 
 _STAGE = re.compile(r"(.*\.)?(layer|stages\.)\d+")
 """Names of stages in ResNets of this package, torchvision and timm, and of transformers."""
@@ -57,7 +57,7 @@ def tapped(network: nn.Module, layers: Sequence[str]) -> list[MapTap]:
 
 @torch.no_grad()
 def map_statistics(maps: Tensor) -> Tensor:
-    """Mean and population standard deviation of each channel over places, ``[n, 2 k]`` float32.
+    """Mean and population standard deviation of each channel over positions, ``[n, 2 k]`` float32.
 
     The means of all channels precede the deviations. They are computed in two passes: on a CPU,
     ``torch.var_mean`` took eight times as long, and sums of squares lose digits.
@@ -81,7 +81,7 @@ def is_channels_last(shape: Sequence[int]) -> bool:
 
 
 def map_layers(card: ModelCard, names: Sequence[str]) -> tuple[MapLayer, ...]:
-    """The layers with these names, or those that `AUTO` stands for; runs an untrained network.
+    """Find the layers with these names, or those of `AUTO`, by running an untrained network.
 
     Raises:
         InputError: a name is unknown or given twice, or a layer is not called exactly once for an
@@ -108,7 +108,7 @@ def map_layers(card: ModelCard, names: Sequence[str]) -> tuple[MapLayer, ...]:
 def plain_statistics(
     network: nn.Module, layers: Sequence[str], run: Callable[[], object]
 ) -> Tensor:
-    """Statistics of layers of an unmodified network, side by side, of the images of a run of it."""
+    """Run an unmodified network; return the statistics of its layers, concatenated."""
     found = _recorded(network, layers, run, lambda output: map_statistics(_first(output)))
     return torch.cat([found[name][-1] for name in layers], dim=1)
 
@@ -162,7 +162,7 @@ def _refusal(names: Sequence[str], found: Mapping[str, MapLayer | None]) -> str:
     more = f" and {len(known) - _N_LISTED:,} others" if len(known) > _N_LISTED else ""
     listed = f"{', '.join(known[:_N_LISTED])}{more}"
     if not names:
-        return f"--statistics {AUTO}: the network has no stages; name layers, among {listed}"
+        return f"--statistics {AUTO}: the network has no stages; name some of its layers: {listed}"
     bad = next(name for name in names if not found.get(name))
     why = "is not called once, or returns no feature map" if bad in found else "does not exist"
     return f"--statistics {bad}: this layer {why}; expected some of {listed}"

@@ -13,7 +13,7 @@ from stages.sensing.model import Sensing
 def input_gradient(
     sensing: Sensing, images: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Gradient of each image's loss to its normalised pixels, in the layout of the images.
+    """Gradient of each image's loss with respect to its normalised pixels, shaped as the images.
 
     Its signs are those of the gradient with respect to the pixels themselves. Where it is NaN there
     is no direction: such pixels become NaN, and so the image becomes a failed row.

@@ -13,9 +13,9 @@ STATISTICS = "statistics"
 
 @dataclass(frozen=True, slots=True)
 class MapLayer:
-    """A layer whose output has places: its name in ``network.named_modules()``, its channels.
+    """A layer that returns a feature map: name in ``network.named_modules()``, number of channels.
 
-    In the array, each layer has ``2 * channels`` columns: the means, then the deviations.
+    In the array, each layer has ``2 * channels`` columns: means, then standard deviations.
     """
 
     layer: str
@@ -23,6 +23,6 @@ class MapLayer:
 
 
 def statistics_spec(layers: Sequence[MapLayer]) -> ArraySpec:
-    """The array that stores the statistics of some layers: ``[rows, columns]`` float32."""
+    """Specification of the array of the statistics of layers: ``[rows, columns]`` float32."""
     n_columns = 2 * sum(each.channels for each in layers)
     return ArraySpec(STATISTICS, (n_columns,), "float32", ("statistic",))

@@ -111,11 +111,11 @@ class TrainParams:
         if self.train == "classifier" and not widths_in(self.network):
             raise InputError(
                 f"network {self.network}: --train classifier needs hidden layers in the "
-                f"classifier, as in {self.network}+128; give --train last-layer"
+                f"classifier, as in {self.network}+128; or use --train last-layer"
             )
         if self.train != "all" and not self.method.is_part_trainable:
             raise InputError(
-                f"--method {self.method.name}: it trains all layers, found --train {self.train}"
+                f"--method {self.method.name} trains all layers: omit --train {self.train}"
             )
 
     @property

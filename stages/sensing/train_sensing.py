@@ -183,7 +183,7 @@ class TrainSensing(Stage):
     def _fits(self) -> Self:
         check_attacked(self.params.method, self.attacked)
         if self.from_model and (self.weights or self.weights_key):
-            raise ValueError("--from-model takes the place of --weights: give one of them")
+            raise ValueError("--from-model replaces --weights: use only one of them")
         has_start = self.weights or self.from_model
         if not has_start and (self.weights_key or self.train != "all"):
             option = "--weights-key" if self.weights_key else f"--train {self.train}"

@@ -25,7 +25,7 @@ Preset = Annotated[
         description="paper: 200 epochs, flips. paper-crop: crops as well. quick: cnn2, 20 epochs. "
         "fine-tune: 20 epochs, flips, a lower learning rate. augmix: wrn40-2, 100 epochs, as "
         "published. simclr: Adam, 500 epochs, as published. linear: Adam, 100 epochs, for --train. "
-        "(default: that with the name of the method, else paper)"
+        "(default: the preset with the name of --method, else paper)"
     ),
 ]
 FromModel = Annotated[
@@ -75,7 +75,7 @@ LabelSmoothing = Annotated[
     Field(
         ge=0,
         lt=1,
-        description="Label smoothing: share of the target that is spread over all classes.",
+        description="Label smoothing: share of each target that is spread over all classes.",
     ),
 ]
 TrainingPrecision = Annotated[
@@ -115,7 +115,7 @@ FlippedLabels = Annotated[
     FlipLabels,
     Field(
         description="Flip a share of the training labels on purpose, to measure how wrong labels "
-        "are found: symmetric:0.2 to any other class, pairwise:0.2 to the next class; a third part "
-        "is the seed, 0 by default."
+        "are found: symmetric:0.2 to any other class, pairwise:0.2 to the next class; "
+        "a third part is the seed, 0 by default."
     ),
 ]

@@ -20,7 +20,7 @@ MethodName = Annotated[
     str,
     OneOf(tuple(METHODS)),
     Field(
-        description=f"Training method: {', '.join(METHODS)}; each has options of its own, marked "
+        description=f"Training method: {', '.join(METHODS)}. Options of a single method begin "
         "with its name. (default: from the preset)"
     ),
 ]
@@ -34,7 +34,7 @@ AttackName = Annotated[
 ]
 AttackedModel = Annotated[
     ModelName,
-    Field(description="adversarial: model of the store that i-fgsm attacks, trained without it."),
+    Field(description="adversarial: trained model of the store that i-fgsm attacks."),
 ]
 Epsilon = Annotated[
     float,
@@ -84,15 +84,15 @@ MixSeverity = Annotated[
     Field(
         gt=0.1,
         le=10,
-        description="augmix: upper bound of the level of an operation, of 10. "
+        description="augmix: upper bound of the level of an operation, up to 10. "
         f"(default: {AugMix().mix_severity:g})",
     ),
 ]
 JsdWeight = Annotated[
     NonNegativeFloat,
     Field(
-        description="augmix: weight in the loss of the divergence between an image and its "
-        f"mixtures. (default: {AugMix().jsd_weight:g})"
+        description="augmix: weight of the divergence between an image and its mixtures in the "
+        f"loss. (default: {AugMix().jsd_weight:g})"
     ),
 ]
 NtXentTemperature = Annotated[

@@ -76,7 +76,9 @@ class Adversarial:
 
     def __post_init__(self) -> None:
         if self.attack not in get_args(Attack):
-            raise InputError(f"attack {self.attack!r}: expected one of {get_args(Attack)}")
+            raise InputError(
+                f"attack {self.attack!r}: expected one of {', '.join(get_args(Attack))}"
+            )
         if not (0 <= self.epsilon <= 1 and 0 < self.step <= 1 and self.steps >= 1):
             raise InputError(
                 "adversarial: expected epsilon from 0 to 1, a step above 0 and up to 1, and at "
