@@ -47,7 +47,7 @@ def test_the_profile_of_the_paper_holds_in_all_its_parts():
     gains = of_the_paper()
 
     assert set(held(gains).values()) == {True}
-    assert profile_sentence([({}, {"H": gains})]).endswith("is that of H.")
+    assert profile_sentence([({}, {"H": gains})]).endswith("profile of the paper's gain: H.")
     assert profile_grid([({}, {"H": gains})]).lines[0].cells[0].text == "yes"
 
 

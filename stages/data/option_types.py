@@ -75,7 +75,7 @@ ExifOrientation = Annotated[
 
 
 def fraction(value: object) -> object:
-    """``1/255`` as a number; whatever is no number is left to the type."""
+    """A fraction such as ``1/255`` as a number; other text is left for the type to check."""
     if not isinstance(value, str):
         return value
     try:  # a Fraction of 1e999999999 would be computed digit by digit

@@ -73,7 +73,7 @@ class Best:
         return cls(kept, torch.full((k,), -1.0, dtype=torch.float64), torch.zeros(k).long())
 
     def update(self, tensors: Mapping[str, Tensor], accuracies: list[float], epoch: int) -> None:
-        """Take over the heads that are better than ever."""
+        """Keep the parameters of the heads whose accuracy is the best so far."""
         found = torch.tensor(accuracies, dtype=torch.float64)
         better = found > self.accuracy
         for name, tensor in tensors.items():

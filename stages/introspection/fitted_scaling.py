@@ -34,7 +34,7 @@ class FittedScaling:
         """Fit a scaling that maps the smallest training value to -1 and the largest to 1.
 
         ``global`` has one range, that of all elements of all rows; ``feature`` has one for each
-        element. Elements of other rows may leave [-1, 1]. A range that is flat, as in
+        element. Elements of other rows may lie outside [-1, 1]. A flat range, as in
         ``RankOneGradient.scaled``, becomes zero, also for other rows.
 
         Args:

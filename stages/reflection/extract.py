@@ -395,6 +395,6 @@ class Extract(Stage):
 
 
 def _tags(card: ModelCard, model: ModelCard) -> tuple[str, ...]:
-    """Words for what a card does and its model does not, in the name of a feature set."""
+    """Suffixes, in the name of a feature set, for settings that are not those of the model."""
     raw = ["unnormalised"] * (card.normalisation != model.normalisation)
     return (*raw, *(f"batch-{n}" for n in (card.batch_statistics,) if n))

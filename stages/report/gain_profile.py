@@ -221,7 +221,7 @@ def profile_sentence(gains: Sequence[tuple[Mapping[str, object], Mapping[str, Ga
     most = max(counts.values())
     nearest = ", ".join(name for name, count in counts.items() if count == most)
     if most == len(CRITERIA):
-        return f"The profile of the paper's gain is that of {nearest}."
+        return f"Contenders with the profile of the paper's gain: {nearest}."
     return (
         "No contender has the profile of the paper's gain; "
         f"the most criteria hold for {nearest}: {most} of {len(CRITERIA)}."

@@ -1,6 +1,6 @@
 """Batch norm with the mean and variance of groups of images, in place of the running ones.
 
-A network in training mode computes so, for the images of a batch. Here only batch norm does; all
+A network in training mode does this with the images of a batch. Here only batch norm does it: all
 other layers stay in eval mode, and the running statistics are neither used nor updated.
 """
 

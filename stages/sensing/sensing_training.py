@@ -130,7 +130,7 @@ class SensingTraining:
         )
 
     def _sensing(self, network: nn.Module, card: ModelCard, images: Tensor) -> Sensing:
-        """The network, checked on some images; if a part is trained, it computes the input of it.
+        """The network, checked on some images; it computes the input of a part trained alone.
 
         That of a classifier with hidden layers is the input of its first layer.
         """
@@ -156,7 +156,7 @@ class SensingTraining:
         return clean if added is None else joined(clean, added, f"training {self.model_name}")
 
     def _labelled(self, source: ImageSource) -> LabelledImages:
-        """The images to train on, with the labels that are flipped on purpose."""
+        """The images to train on, with the flipped labels, if any."""
         data = _read(source, self.samples)
         flips = self.params.flip_labels
         return data.flipped(Flips.of(flips), source) if flips else data
@@ -252,7 +252,7 @@ class SensingTraining:
         return Batch(images, state.data.labels[rows], key, partial(self._logits, state))
 
     def _logits(self, state: TrainState, images: Tensor) -> Tensor:
-        """Logits of the network as it is, in eval mode and without gradients of its weights."""
+        """Logits of the current network, in eval mode and without gradients of its weights."""
         with frozen(state.network), self._autocast():
             logits: Tensor = state.network(self._pixels(state, images))
         return logits.float()

@@ -1,8 +1,8 @@
-"""The method adversarial: images that were changed to raise the loss are trained on as well.
+"""The method adversarial: also train on images that were changed to raise the loss.
 
 ``i-fgsm`` attacks a trained network once, before the first epoch (Kurakin et al. 2017); ``pgd``
 attacks the network in training, in eval mode, in every batch (Madry et al. 2018). Pixels are in
-[0, 255] here, and steps are those of pixels, whatever the normalisation of the network.
+[0, 255] here, and so are steps, whatever the normalisation of the network.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from stages.sensing.model import load_sensing
 from stages.sensing.probe import N_ROWS
 
 ATTACK_BATCH = 256
-"""Images that are attacked at a time."""
+"""Images per batch of the attack."""
 
 Gradient = Callable[[Tensor], Tensor]
-"""Maps images ``[n, H, W, 3]`` float32 to something with the signs of the loss's gradient."""
+"""Maps images ``[n, H, W, 3]`` float32 to values with the signs of the gradient of the loss."""
 
 
 def adversarial(
@@ -108,7 +108,7 @@ def ascended(
 
 
 def attacked_views(batch: Batch, *, params: Adversarial) -> Views:
-    """The images of a batch, and what PGD makes of them against the network as it is."""
+    """The images of a batch, and adversarial copies by PGD on the current network."""
     images = batch.images.to(torch.float32)
     generator = np.random.default_rng([*batch.key, zlib.crc32(b"pgd")])
     share = generator.uniform(-1, 1, images.shape).astype(np.float32)
@@ -124,7 +124,7 @@ def attacked_views(batch: Batch, *, params: Adversarial) -> Views:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients of weights; afterwards both are as before."""
+    """Use eval mode without gradients of weights in the block; restore both afterwards."""
     was_training = {part: part.training for part in network.modules()}
     needed_gradients = [each for each in network.parameters() if each.requires_grad]
     network.eval()

@@ -1,4 +1,4 @@
-"""The method augmix: mixtures of augmented images, and one answer for all of them.
+"""The method augmix: mixtures of augmented images, and a consistency loss.
 
 Source: Hendrycks et al., "AugMix", ICLR 2020, and their code (google-research/augmix, ``cifar.py``
 and ``augmentations.py``). Operations are applied to whole batches, on the device of the images,
@@ -47,11 +47,11 @@ MIN_PROBABILITY = 1e-7
 """Lower bound of the mean probabilities whose logarithm is taken."""
 
 BLOCK_PIXELS = 2**18
-"""Pixels that are transformed at once, for a bounded memory."""
+"""Pixels that are transformed at once, which bounds the memory."""
 
 
 def augmix(params: AugMix) -> Method:
-    """The method: the images and two mixtures of each, trained to give the same answer."""
+    """The method: the images and two mixtures of each, trained to get the same prediction."""
     return Method(
         views=partial(mixed_views, params=params),
         loss=partial(consistent_loss, weight=params.jsd_weight),

@@ -1,4 +1,4 @@
-"""The method noise: distorted copies of some training images are trained on as well."""
+"""The method noise: also train on distorted copies of some training images."""
 
 from __future__ import annotations
 

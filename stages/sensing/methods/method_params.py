@@ -62,7 +62,8 @@ class Adversarial:
     """Images that were attacked to raise the cross entropy are added (paper, Table 4).
 
     Attributes:
-        attack: ``i-fgsm`` attacks a trained model, once; ``pgd`` the network in training, always.
+        attack: ``i-fgsm`` attacks a trained model, once; ``pgd`` the network in training, in every
+            batch.
         epsilon: largest change of a pixel in [0, 1].
         step: size of each of the ``steps``; the paper's.
         steps: number of steps.

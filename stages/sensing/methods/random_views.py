@@ -21,7 +21,7 @@ CROP_SCALE = (0.08, 1.0)
 """Range of the area of a crop, as a fraction of the image."""
 
 CROP_RATIO = (3 / 4, 4 / 3)
-"""Range of width by height of a crop."""
+"""Range of the aspect ratio (width / height) of a crop."""
 
 N_TRIES = 10
 """Crops that are drawn until one fits into the image; else it is the largest central one."""
@@ -173,7 +173,7 @@ def _saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue, with value and chroma unchanged.
+    """Rotate the hue, with value and chroma unchanged.
 
     A channel is ``V - C clamp(min(k, 4 - k), 0, 1)`` with ``k = 5, 3, 1 + 6 hue (mod 6)`` for red,
     green and blue: the usual closed form of the conversion from HSV.

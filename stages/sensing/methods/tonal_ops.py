@@ -17,7 +17,7 @@ def levels_like(images: Tensor) -> Tensor:
 
 
 def looked_up(images: Tensor, tables: Tensor) -> Tensor:
-    """Replace every value of images by that in a table.
+    """Map every value of images through a table.
 
     Args:
         images: ``[n, H, W, 3]`` uint8.
@@ -40,7 +40,7 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Tables that make the values of each channel as frequent as each other, ``[n, 3, 256]``."""
+    """Tables that equalise the histogram of each channel, ``[n, 3, 256]``."""
     counts = histograms(images)
     # The highest level that occurs does not count: a step is a 255th of the other pixels.
     levels = levels_like(images)
@@ -65,7 +65,7 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
 
 
 def histograms(images: Tensor) -> Tensor:
-    """How often each level occurs in each channel of each image, ``[n, 3, 256]`` int64."""
+    """Histogram of each channel of each image, ``[n, 3, 256]`` int64."""
     n = len(images)
     first = LEVELS * torch.arange(3 * n, device=images.device).reshape(n, 1, 1, 3)
     counts = torch.bincount((images + first).flatten(), minlength=3 * n * LEVELS)
