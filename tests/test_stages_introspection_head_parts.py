@@ -232,8 +232,10 @@ def test_a_head_is_refused_where_its_arrays_are_not_read(
         HeadTarget(store.location, "h").to_dict()
     with pytest.raises(InputError, match="reads gradients of conv1, which predict does not"):
         open_introspective(store, "h")
-    check_preparation(store, found, head)
-    with pytest.raises(InputError, match="--layer conv1 --layer-loss bce --project 6"):
+    with pytest.raises(InputError, match="reads gradients, which this command does not read"):
         check_preparation(store, plain_of(store), head)
+    check_preparation(store, found, head, reads_further=True)
+    with pytest.raises(InputError, match="--layer conv1 --layer-loss bce --project 6"):
+        check_preparation(store, plain_of(store), head, reads_further=True)
     with pytest.raises(InputError, match="has those of no layer: extract it with --statistics co"):
-        check_preparation(store, plain_of(store), other)
+        check_preparation(store, plain_of(store), other, reads_further=True)

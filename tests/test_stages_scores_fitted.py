@@ -11,7 +11,7 @@ from pipeline.errors import ResourceError
 from stages.errors import InputError
 from stages.scores import factors
 from stages.scores.factors import Linear, TrainingRows
-from stages.scores.known_scores import SCORES
+from stages.scores.known_scores import OF_WEIGHTS, SCORES
 from stages.scores.mahalanobis import fit_ddu, fit_rmds
 from stages.scores.nearest import Bank, fit_nnguide
 from stages.scores.patterns import fit_fdbd, fit_klm, fit_she
@@ -322,6 +322,14 @@ def test_scores_are_those_of_pytorch_ood():
 
         own = logits if name in ("gen", "klm") else Z
         assert fitted(name)(F, own) == pytest.approx(expected, rel=rel, abs=2e-3), name
+
+
+@pytest.mark.parametrize("name", FITTED + OF_LAYER)
+def test_scores_read_weights_if_they_are_listed_so(name):
+    loads = []
+    rows = replace(TRAINING, load_linear=lambda: loads.append(name) or LINEAR)
+    SCORES[name].fitted(lambda: rows, rows.load_linear)(F, Z)
+    assert bool(loads) == (name in OF_WEIGHTS)
 
 
 @pytest.mark.parametrize("name", FITTED + OF_LAYER)

@@ -194,3 +194,20 @@ def test_a_copy_for_another_thread_records_its_own() -> None:
         sensing(images_of(2))
         twin(images_of(3))
         assert (len(sensing.statistics()), len(twin.statistics())) == (2, 3)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_taps_are_not_layers_of_a_sequential_network(arrangement) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, stride=8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(64, 10)).eval()
+    _, card = network_of("cnn2")
+    card = replace(card, last_layer="4", feature_dim=64)
+    sensing = Sensing(network, card, "fp32", arrangement, ["0", "2"])
+
+    _, logits = sensing(images_of(3))
+
+    expected = slow(network, card, ["0", "2"], images_of(3))
+    np.testing.assert_allclose(sensing.statistics(), expected, rtol=1e-4, atol=1e-5)
+    plain = network(pixels_of(card, images_of(3), torch.device("cpu")))
+    torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-5)

@@ -144,7 +144,7 @@ class Evaluate(Stage):
         self, store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender]
     ) -> None:
         """Raise ``InputError`` if labels clash, heads do not fit, or classes are missing."""
-        check_judged(store, feature_set, contenders, "evaluate")
+        check_judged(store, feature_set, contenders, "evaluate", reads_further=True)
         (n_classes,) = feature_set.schema.array("logits").row_shape
         if self.present_classes and len(classes_in(feature_set)) == n_classes:
             raise InputError(

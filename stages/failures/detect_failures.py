@@ -155,7 +155,7 @@ class DetectFailures(Stage):
         contenders: Sequence[Contender],
         training: FeatureSet | None,
     ) -> None:
-        from stages.introspection.predictors import factors
+        from stages.scores.predictor import check_scores
 
         check_judged(store, feature_set, contenders, "failures")
         if taken := [each.label for each in contenders if each.label in self.names]:
@@ -164,6 +164,6 @@ class DetectFailures(Stage):
                 "LABEL=NAME"
             )
         for each in contenders:
-            factors(each.head)
+            check_scores(each.head, self.names)
         if training is not None:
             check_same_network(feature_set, training.require_usable(), "--training")

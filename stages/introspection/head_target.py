@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from stages.introspection.head_card import head_card
-from stages.introspection.predictors import check_only_last_layer, open_head
+from stages.introspection.predictors import open_head
+from stages.introspection.preparation import check_only_last_layer
 from stages.reflection.perturbation import Judge
 from store.artifacts import Artifact
 from store.catalog import FeatureStore

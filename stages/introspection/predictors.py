@@ -17,13 +17,13 @@ from stages.introspection.head_card import (
     FittedTemperature,
     TrainedNetwork,
     Votes,
-    further_of,
     head_card,
 )
 from stages.introspection.head_training import WEIGHTS_KEY
 from stages.introspection.heads import factors_in_memory, labels_of
 from stages.introspection.laplace import Posterior, probit_logits, read_posterior
 from stages.introspection.neighbours import Neighbours
+from stages.introspection.preparation import check_only_last_layer
 from stages.reflection.losses import softmax
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -129,15 +129,6 @@ def factors(artifact: Artifact) -> dict[int, LastLayer]:
         f"head '{artifact.name}': expected a trained network, a temperature or a Laplace "
         f"approximation, which have logits, found {card.kind}; omit it"
     )
-
-
-def check_only_last_layer(artifact: Artifact) -> None:
-    """Raise ``InputError`` if a head reads arrays other than features and logits."""
-    if further := further_of(head_card(artifact)).names:
-        raise InputError(
-            f"head '{artifact.name}' reads {' and '.join(further)}, which this command does not "
-            "read; evaluate and uncertainty do, and predict computes statistics: omit the head"
-        )
 
 
 def divided(

@@ -17,6 +17,9 @@ from store.catalog import FeatureStore
 from store.errors import StoreError
 from store.plan import Plan, differences
 
+PREPARED_BY = "model, --normalisation and --batch-statistics"
+"""What determines how a network prepares images."""
+
 
 class OfModel(Protocol):
     """A feature set, or the plan of one."""
@@ -53,17 +56,32 @@ def check_same_network(feature_set: OfModel, other: OfModel, option: str) -> Non
         )
 
 
-def check_preparation(store: FeatureStore, found: OfModel, artifact: Artifact) -> None:
+def check_preparation(
+    store: FeatureStore, found: OfModel, artifact: Artifact, *, reads_further: bool = False
+) -> None:
     """Raise ``InputError`` if a head was trained on images that were prepared differently.
 
     The size, the normalisation and the last layer must be the same, and photographs must not be
     stretched in one case and cropped in the other. Labels must mean the same classes, because one
     network may be in the store twice, with its outputs in two orders. A head whose features were
-    deleted is not checked in these respects. The features must have the arrays that it reads.
+    deleted is not checked in these respects. If the caller ``reads_further`` arrays, the features
+    must have those of the head; otherwise the head must read only features and logits.
     """
-    further_of(head_card(artifact)).check(found.plan, artifact.name, found.name)
+    if reads_further:
+        further_of(head_card(artifact)).check(found.plan, artifact.name, found.name)
+    else:
+        check_only_last_layer(artifact)
     if (difference := difference_of(store, found, artifact)) is not None:
         raise difference
+
+
+def check_only_last_layer(artifact: Artifact) -> None:
+    """Raise ``InputError`` if a head reads arrays other than features and logits."""
+    if further := further_of(head_card(artifact)).names:
+        raise InputError(
+            f"head '{artifact.name}' reads {' and '.join(further)}, which this command does not "
+            "read; evaluate and uncertainty do, and predict computes statistics: omit the head"
+        )
 
 
 def made_of(store: FeatureStore, artifact: Artifact) -> FeaturePlan | None:
@@ -85,7 +103,7 @@ def difference_of(store: FeatureStore, found: OfModel, artifact: Artifact) -> In
     if not (different := prepared + resized + labelled):
         return None
     how = "prepared" if prepared or resized else "labelled"
-    ways_out = ["extract these with the head's model"] * bool(prepared + labelled)
+    ways_out = [f"extract these with the head's {PREPARED_BY}"] * bool(prepared + labelled)
     ways_out += [ONE_LAYOUT] * bool(resized)
     return InputError(
         f"head '{artifact.name}' was trained on {head_card(artifact).features}, whose images "
@@ -143,5 +161,5 @@ def check_alike(found: OfModel, other: OfModel) -> None:
     if different:
         raise InputError(
             f"{found.name} and {other.name} were prepared differently ({'; '.join(different)}): "
-            "extract both with the same model"
+            f"extract both with the same {PREPARED_BY}"
         )

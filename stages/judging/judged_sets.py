@@ -44,7 +44,12 @@ def jobs_of(
 
 
 def check_judged(
-    store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender], what: str
+    store: FeatureStore,
+    feature_set: FeatureSet,
+    contenders: Sequence[Contender],
+    what: str,
+    *,
+    reads_further: bool = False,
 ) -> None:
     """Check that predictors can be judged on rows.
 
@@ -53,6 +58,7 @@ def check_judged(
         feature_set: the rows, some of which have a label.
         contenders: heads that fit, with distinct labels.
         what: the command, for messages.
+        reads_further: whether the command reads more than features and logits for heads.
 
     Raises:
         InputError, FailedRowsError: they cannot.
@@ -60,5 +66,5 @@ def check_judged(
     check_contenders(contenders)
     check_labelled(feature_set, what)
     for each in contenders:
-        check_preparation(store, feature_set, each.head)
+        check_preparation(store, feature_set, each.head, reads_further=reads_further)
     feature_set.require_usable()

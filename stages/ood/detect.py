@@ -143,7 +143,7 @@ class Detect(Stage):
             for each in sides.opened(store).all:
                 if isinstance(each, FeatureSet):
                     each.require_usable()
-            check_heads(store, sides, contenders)
+            check_heads(store, sides, contenders, [self.detector])
 
         def compute() -> Output:
             from stages.ood.detection_result import Comparison, detected

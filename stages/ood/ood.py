@@ -178,9 +178,10 @@ class Ood(Stage):
         ]
 
         def check() -> None:
-            new = [each.sides for each in comparisons if not each.result.output.is_complete()]
+            missing = [each for each in comparisons if not each.result.output.is_complete()]
+            new, asked = [each.sides for each in missing], [each.stage.detector for each in missing]
             for sides in {each.inside.name: each for each in new}.values():
-                check_heads(store, sides, contenders)
+                check_heads(store, sides, contenders, asked)
             check_comparable(sources[0], sources[1:])
 
         needed = {each.result.output_name: each.features for each in comparisons}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from stages.errors import InputError
 from stages.introspection.contenders import Contender, check_contenders
-from stages.introspection.preparation import OfModel, check_preparation, models_differ
+from stages.introspection.preparation import (
+    PREPARED_BY,
+    OfModel,
+    check_preparation,
+    models_differ,
+)
 from stages.reflection.feature_plan import FeaturePlan
 from stages.scores.known_scores import DETECTORS
 from store.catalog import FeatureStore
@@ -69,7 +74,7 @@ def check_sides(sides: Sides, contenders: Sequence[Contender], name: str) -> Non
             raise InputError(
                 f"ood {sides.name}: the images of {each.name} and {sides.inside.name} were "
                 f"prepared differently ({'; '.join(different)}), expected the same preparation: "
-                "extract both with the same model"
+                f"extract both with the same {PREPARED_BY}"
             )
     check_contenders(contenders)
     detector = DETECTORS[name]
@@ -81,13 +86,15 @@ def check_sides(sides: Sides, contenders: Sequence[Contender], name: str) -> Non
             raise InputError(f"ood: {name} needs features of images {wanted}, found {each.name}")
 
 
-def check_heads(store: FeatureStore, sides: Sides, contenders: Sequence[Contender]) -> None:
-    """Raise ``InputError`` for a head that was made of other images, or that has no logits."""
-    from stages.introspection.predictors import factors
+def check_heads(
+    store: FeatureStore, sides: Sides, contenders: Sequence[Contender], detectors: Collection[str]
+) -> None:
+    """Raise ``InputError`` for a head that was made of other images, or that lacks what is read."""
+    from stages.scores.predictor import check_scores
 
     for contender in contenders:
         check_preparation(store, sides.inside, contender.head)
-        factors(contender.head)
+        check_scores(contender.head, detectors)
 
 
 def plan_of(found: OfModel) -> FeaturePlan:

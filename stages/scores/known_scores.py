@@ -54,6 +54,7 @@ class Kind:
         fit: makes a score from training rows and the last layer.
         is_high_if_certain: whether high values are confident, or in-distribution.
         reads_logits: whether it depends on more than features and labels.
+        fits_weights: whether ``fit`` reads the weights of the last layer.
         is_perturbed: whether it reads the features of perturbed images.
         temperature: divisor of f's logits; H's are not divided (section C.9 of the paper).
     """
@@ -64,6 +65,7 @@ class Kind:
     fit: Fit | None = None
     is_high_if_certain: bool = True
     reads_logits: bool = True
+    fits_weights: bool = False
     is_perturbed: bool = False
     temperature: float = 1.0
 
@@ -151,21 +153,25 @@ SCORES: dict[str, Kind] = {
         "minus the distance to the principal subspace of the training rows' features, of half "
         "their width, 512 from a width of 768, 1000 from 2048 (Wang et al. 2022)",
         fit=fit_residual,
+        fits_weights=True,
     ),
     "vim": Kind(
         "energy minus the distance of residual in units of logits: virtual-logit matching (Wang "
         "et al. 2022)",
         fit=fit_vim,
+        fits_weights=True,
     ),
     "react": Kind(
         f"energy with features clipped at percentile {REACT_PERCENTILE:g} of all training features "
         "(Sun et al. 2021)",
         fit=fit_react,
+        fits_weights=True,
     ),
     "dice": Kind(
         f"energy with those weights of the last layer whose mean contribution on training rows is "
         f"above percentile {DICE_PERCENTILE:g} (Sun and Li 2022)",
         fit=fit_dice,
+        fits_weights=True,
     ),
     "ash-p": Kind(
         f"energy with the features of a row below its percentile {ASH_PERCENTILE:g} set to 0 "
@@ -196,6 +202,7 @@ SCORES: dict[str, Kind] = {
         "mean distance to the decision boundaries with the other classes, over the distance to the "
         "training mean (Liu and Qin 2024)",
         fit=fit_fdbd,
+        fits_weights=True,
     ),
     "nnguide": Kind(
         f"energy times the mean of the {N_GUIDES} largest products of cosine and energy over 1 % "
@@ -209,6 +216,11 @@ SCORES: dict[str, Kind] = {
     ),
 }
 """Every score."""
+
+OF_WEIGHTS = tuple(
+    name for name, kind in SCORES.items() if kind.of_layer is not None or kind.fits_weights
+)
+"""Those that read the weights of the last layer."""
 
 DETECTORS: dict[str, Kind] = {name: kind for name, kind in SCORES.items() if name != "confidence"}
 """Those by which images are detected; `msp` orders rows as the confidence does, without ties."""

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.fields import Labelled
 from stages.errors import InputError
 from stages.introspection.contenders import Contender, check_contenders, contenders_of
-from stages.introspection.head_card import FittedTemperature, head_card
+from stages.introspection.head_card import FittedLaplace, FittedTemperature, head_card
 from stages.introspection.predictors import LastLayer, divided, factors, open_head
 from stages.introspection.preparation import check_preparation
 from stages.metrics.definitions import REFERENCE
@@ -20,6 +20,7 @@ from stages.metrics.finite import finite_rows
 from stages.reflection.feature_plan import planned_model
 from stages.reflection.reduction import each_shard
 from stages.scores.factors import Block, Linear, Rows, TrainingRows, as_it_is
+from stages.scores.known_scores import OF_WEIGHTS
 from stages.sensing.logit_layers import linear_map, logit_layers
 from stages.sensing.model import load_network
 from stages.sensing.models import require_trusted_code, weights_path
@@ -123,15 +124,30 @@ def sensing_linear(store: FeatureStore, feature_set: FeatureSet) -> Linear:
 
 
 def head_linear(store: FeatureStore, feature_set: FeatureSet, head: Artifact, seed: int) -> Linear:
-    """The last layer of a head; of a temperature, f's, divided by it."""
+    """The last layer of a head; of a temperature, f's, divided by it.
+
+    Raises ``InputError`` as `check_scores`, and as `sensing_linear` for a temperature.
+    """
     predictor = head_card(head).predictor
     if isinstance(predictor, FittedTemperature):
         weight, bias = sensing_linear(store, feature_set)
         return Linear(weight / predictor.temperature, bias / predictor.temperature)
+    check_scores(head, OF_WEIGHTS)
     last = open_head(head, seed).linears[-1]
     assert isinstance(last, nn.Linear)  # by the definition of Head
     own, constant = linear_map([last])
     return Linear(own.double().numpy(), constant.double().numpy())
+
+
+def check_scores(head: Artifact, names: Iterable[str]) -> None:
+    """Raise ``InputError`` for a head without the logits or weights that scores read."""
+    factors(head)
+    reads_weights = not set(OF_WEIGHTS).isdisjoint(names)
+    if reads_weights and isinstance(head_card(head).predictor, FittedLaplace):
+        raise InputError(
+            f"head '{head.name}' is a Laplace approximation, whose logits are no linear map of "
+            f"features, which {', '.join(OF_WEIGHTS)} read: omit the head, or these scores"
+        )
 
 
 def divided_by(value: float, predictor: Predictor) -> Predictor:

@@ -44,13 +44,20 @@ class MapTap(nn.Module):
         return self(output)
 
 
-def tapped(network: nn.Module, layers: Sequence[str]) -> list[MapTap]:
-    """Attach a tap to each of the layers of a network, in place."""
+def tapped(network: nn.Module, layers: Sequence[str], holder: nn.Module) -> list[MapTap]:
+    """Attach a tap to each of the layers of a network, in place.
+
+    Args:
+        network: a network.
+        layers: names of some of its layers.
+        holder: a part of the network that gets the taps as submodules, so that they are found when
+            it is traced. It must not call its submodules, as ``nn.Sequential`` does.
+    """
     taps = []
     for at, name in enumerate(layers):
         tap = MapTap()
         network.get_submodule(name).register_forward_hook(tap.hook)
-        network.add_module(f"map_tap_{at}", tap)  # so that it can be found when traced
+        holder.add_module(f"map_tap_{at}", tap)
         taps.append(tap)
     return taps
 

@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stages.errors import InputError
 from stages.sensing.feature_maps import MapTap
+from stages.sensing.last_layer_tap import LastLayerTap
 
 # Dynamic control flow, and arguments that tracing cannot follow, raise one of these.
 _UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, NameError, KeyError)
@@ -41,10 +42,11 @@ def fold(network: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Follows everything but torch's own layers and the taps of feature maps."""
+    """Follows everything but torch's own layers and taps, which record what they get."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, MapTap) or super().is_leaf_module(m, module_qualified_name)
+        is_tap = isinstance(m, MapTap | LastLayerTap)
+        return is_tap or super().is_leaf_module(m, module_qualified_name)
 
 
 def copied(network: nn.Module) -> nn.Module:

@@ -160,11 +160,11 @@ class Sensing(nn.Module):
         self.card = card
         self.arrangement = arrangement
         self.network = copied(network)
-        self.map_taps = tapped(self.network, maps)
-        if arrangement.is_folded:
-            self.network = fold(self.network)
         for name, tap in zip(card.last_layer.split(TOGETHER), self.taps, strict=True):
             self.network.set_submodule(name, tap)
+        self.map_taps = tapped(self.network, maps, self.taps[0])
+        if arrangement.is_folded:
+            self.network = fold(self.network)
         self.round_to(precision)
         # On pixels in 0..255: (x / 255 - mean) / std = (x - 255 mean) / (255 std).
         self.register_buffer("mean", 255 * torch.tensor(card.mean), persistent=False)

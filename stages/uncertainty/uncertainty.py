@@ -157,7 +157,7 @@ class Uncertainty(Stage):
         sampling: Sampling,
     ) -> None:
         """Raise ``InputError`` if labels clash, heads do not fit, or no row has a label."""
-        check_judged(store, feature_set, contenders, "uncertainty")
+        check_judged(store, feature_set, contenders, "uncertainty", reads_further=True)
         labels = [REFERENCE, *(each.label for each in contenders), *sampling.labels]
         if clashing := [label for label in sampling.labels if labels.count(label) > 1]:
             raise InputError(
