@@ -33,6 +33,7 @@ OPTIONS = {
     "shapes+contrast-2+nlm-4-4-3-7-test": "--corrupt contrast:2 --denoise nlm:4,4,3,7",
     "shapes+unnormalised-test": "--normalisation none",
     "shapes+unnormalised+batch-4-test": "--normalisation none --batch-statistics 4 --shard-rows 6",
+    "shapes+batch-5-test": "--batch-statistics 5 --shuffle --sample-seed 2",
     "shapes+gaussian+odin-test": "--denoise gaussian --odin 0.002",
 }
 
@@ -118,6 +119,8 @@ def test_notes_say_what_is_in_the_groups(run: Run) -> None:
     assert "compare heads on these features with f of the same set" in said
     assert "groups of 3 rows do not divide the 10 images of a cell" in said
     assert "3 of 3 groups have images of one class, since the rows of shapes are sorted" in said
+    said = run(f"{EXTRACT} {IMPORT} --batch-statistics 3 --shuffle --dry-run")[1]
+    assert "of one class" not in said
     said = run(f"{EXTRACT} {IMPORT} --batch-statistics 5 --dry-run")[1]
     assert "of one class" not in said
     assert "of a cell" not in said
@@ -136,6 +139,7 @@ def test_features_with_batch_statistics_are_not_explained(
     [
         ("--denoise wiener", "no filter 'wiener': expected one of nlm, median, gaussian"),
         ("--denoise median:4", "median:4: expected an odd number of pixels up to 99 as window"),
+        ("--sample-seed 1", "--sample-seed has no effect without --sample or --shuffle"),
         ("--augmentation-seed 1", "--augmentation-seed has no effect without --augmentation"),
         ("--batch-statistics 4 --odin 0.1", "and --odin needs each image alone: leave"),
         ("--batch-statistics 4 --layer 0", "and --layer needs each image alone: leave"),

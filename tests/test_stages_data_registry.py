@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_data import write_image_folder
 
 from pipeline.workspace import Workspace
 from stages.data.corruptions.cells import cells_of
@@ -194,10 +195,55 @@ def test_a_sample_keeps_names_labels_and_order_and_is_part_of_a_larger_one() -> 
     assert set(few.columns["sample_id"]) < set(many.columns["sample_id"])
 
 
+def test_rows_are_shuffled_with_their_labels_and_names() -> None:
+    plain, shuffled, other = (
+        SourceSpec("digits", "test", "", limit=100, sample=sample).open()
+        for sample in (None, Sample(None, 3, is_shuffled=True), Sample(None, 4, is_shuffled=True))
+    )
+    rows, found = plain.read(0, 100), shuffled.read(0, 100)
+    order = np.random.default_rng(3).permutation(100)
+
+    assert (found.images == rows.images[order]).all()
+    for name, values in rows.columns.items():
+        assert (found.columns[name] == values[order]).all()
+    part = shuffled.read(40, 47)
+    assert (part.images == found.images[40:47]).all()
+    assert len({each.fingerprint() for each in (plain, shuffled, other)}) == 3
+
+
+def test_failed_rows_move_with_the_order(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "shapes", 12)
+    broken = sorted((tmp_path / "shapes").rglob("*.png"))[4]
+    broken.write_bytes(b"no image")
+    sample = Sample(None, 0, is_shuffled=True)
+    source = SourceSpec("shapes", "test", str(tmp_path), sample=sample).open()
+    found = source.read(0, source.n_rows)
+    (at,) = found.failed
+    assert str(found.columns["sample_id"][at]).endswith(broken.name)
+    assert not found.images[at].any()
+
+
+def test_corrupted_images_are_shuffled_within_each_cell(tmp_path: Path) -> None:
+    n_images, names = 6, ("fog", "snow")
+    for at, name in enumerate(names):
+        images = np.arange(5 * n_images) + 100 * at
+        cube = np.broadcast_to(images[:, None, None, None], (5 * n_images, 8, 8, 3))
+        np.save(tmp_path / f"{name}.npy", cube.astype(np.uint8))
+    np.save(tmp_path / "labels.npy", np.tile(np.arange(n_images), 5))
+    sample = Sample(None, 1, is_shuffled=True)
+    source = SourceSpec(str(tmp_path), "test", str(tmp_path), 8, sample=sample).open()
+    values = source.read(0, source.n_rows).images[:, 0, 0, 0].reshape(10, n_images)
+
+    in_order = [100 * (cell // 5) + n_images * (cell % 5) + np.arange(6) for cell in range(10)]
+    assert (np.sort(values, axis=1) == in_order).all()
+    assert (values != in_order).any()
+    assert list(source.read(7, 8).columns["label"]) == [values[1, 1] % n_images]
+
+
 def test_a_plan_records_a_sample_and_its_images_are_found_again(tmp_path: Path) -> None:
     workspace = Workspace(FeatureStore(str(tmp_path)), str(tmp_path))
     found = {
-        (limit, seed, cells): facts_of(
+        (limit, seed, cells, n_rows): facts_of(
             workspace,
             SourceSpec(
                 "digits",
@@ -205,13 +251,19 @@ def test_a_plan_records_a_sample_and_its_images_are_found_again(tmp_path: Path) 
                 str(tmp_path),
                 limit=limit,
                 cells=cells and cells_of(cells),
-                sample=Sample(9, seed),
+                sample=Sample(n_rows, seed, is_shuffled=n_rows is None),
             ),
         )
-        for limit, seed, cells in ((None, 0, ()), (None, 1, ()), (50, 0, ()), (50, 0, ("fog:1",)))
+        for limit, seed, cells, n_rows in (
+            (None, 0, (), 9),
+            (None, 1, (), 9),
+            (50, 0, (), 9),
+            (50, 0, ("fog:1",), 9),
+            (50, 0, ("fog:1",), None),
+        )
     }
 
     assert len({facts["fingerprint"] for facts in found.values()}) == len(found)
-    assert found[50, 0, ()]["sample"] == {"of": 50, "seed": 0}
+    assert found[50, 0, (), 9]["sample"] == {"of": 50, "seed": 0}
     for facts in found.values():
         assert facts_of(workspace, planned_images(workspace, facts, None)) == facts

@@ -12,13 +12,12 @@ from made import make_in
 from stages.errors import InputError
 from stages.failures.detect_failures import CONFIDENCES, DEFAULT, FITTED, DetectFailures
 from stages.failures.failure_result import Failures, open_failures
-from stages.introspection.fit_laplace import FitLaplace
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.predictors import factors
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.selective import SELECTIVE_METRICS, risk_curve, risks_at
 from stages.reflection.losses import softmax
-from stages.scores.known_scores import OF_WEIGHTS, SCORES
+from stages.scores.known_scores import SCORES
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 
@@ -185,15 +184,3 @@ def test_rows_without_labels_are_refused(store: FeatureStore) -> None:
 def test_the_largest_probability_is_no_second_name_of_msp() -> None:
     assert "confidence" not in CONFIDENCES
     assert set(DEFAULT) <= set(CONFIDENCES)
-
-
-def test_scores_that_read_weights_refuse_a_posterior_of_them(store: FeatureStore) -> None:
-    found = cells(store)
-    make_in(store, FitLaplace(features=found.name, name="l", structure="full"))
-    assert set(found_in(store, found, heads={"L": "l"}).by_group["predictor"]) == {"f", "L"}
-    results = store.artifacts("result")
-    for name in OF_WEIGHTS:
-        options = {"training": found.name} if name in FITTED else {}
-        with pytest.raises(InputError, match=f"Laplace approximation.*{name}.*: omit the head"):
-            found_in(store, found, heads={"L": "l"}, confidences=(name,), **options)
-    assert store.artifacts("result") == results

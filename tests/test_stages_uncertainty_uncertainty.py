@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from stages.errors import DataNotFoundError, InputError
-from stages.failures.detect_failures import DetectFailures
+from stages.failures.detect_failures import FITTED, DetectFailures
 from stages.introspection.fit_laplace import FitLaplace
 from stages.introspection.fit_temperature import FitTemperature
 from stages.introspection.head_card import FittedLaplace, head_card
@@ -20,6 +20,7 @@ from stages.introspection.prior_precision import log_marginal_likelihood
 from stages.introspection.train_head import TrainHead
 from stages.judging.judged_result import Evaluation, open_evaluation
 from stages.reflection.losses import softmax
+from stages.scores.known_scores import OF_WEIGHTS
 from stages.sensing.stored_layer import stored_layer
 from stages.uncertainty.uncertainty import Uncertainty
 from store.catalog import FeatureStore
@@ -190,3 +191,15 @@ def test_no_verb_passes_an_image_through_a_network(made: FeatureStore) -> None:
     finally:
         hook.remove()
     assert passes == ["Conv2d"]  # that of this test
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_scores_that_read_weights_refuse_a_posterior_of_them(made: FeatureStore, name: str) -> None:
+    n_results = len(made.artifacts("result"))
+    training = TRAIN if name in FITTED else None
+    stage = DetectFailures(
+        features=TEST, heads={"L": "full"}, confidences=(name,), training=training, resamples=0
+    )
+    with pytest.raises(InputError, match=f"Laplace approximation.*{name}.*: omit the head"):
+        make_in(made, stage)
+    assert len(made.artifacts("result")) == n_results

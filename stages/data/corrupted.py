@@ -134,6 +134,7 @@ def corrupted_source(
         reader=reader,
         extra_columns=(("corruption", "string"), ("severity", "int64")),
         is_named=class_names != numbers(len(class_names)),
+        cell_rows=reader.n_images,
     )
 
 

@@ -140,6 +140,7 @@ def corrupted_folder_source(root: Path, name: str, split: str, resizing: Resize)
         reader=reader,
         extra_columns=(("clean_id", "string"), ("corruption", "string"), ("severity", "int64")),
         left_out=tally(left_out),
+        cell_rows=len(files),
     )
     return with_classes(source, planned_names) if planned_names else source
 

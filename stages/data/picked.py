@@ -19,7 +19,7 @@ class PickedReader:
 
     Attributes:
         reader: reads all rows.
-        rows: the rows to read, ascending, shape ``(n,)``.
+        rows: the rows to read, each once, shape ``(n,)``.
     """
 
     reader: Reader
@@ -30,8 +30,10 @@ class PickedReader:
         picked = self.rows[start:stop]
         if not len(picked):
             return self.reader.read(0, 0, resizing)
-        runs = np.split(picked, np.flatnonzero(np.diff(picked) != 1) + 1)
-        return joined([self.reader.read(int(run[0]), int(run[-1]) + 1, resizing) for run in runs])
+        ascending = np.sort(picked)
+        runs = np.split(ascending, np.flatnonzero(np.diff(ascending) != 1) + 1)
+        found = joined([self.reader.read(int(run[0]), int(run[-1]) + 1, resizing) for run in runs])
+        return found if (ascending == picked).all() else _taken(found, np.argsort(picked).argsort())
 
     def held_bytes(self) -> int:
         """Memory in bytes that the data takes while a process reads from it."""
@@ -42,29 +44,50 @@ class PickedReader:
         return self.reader.content()
 
 
+def _taken(found: Rows, order: NDArray[np.int64]) -> Rows:
+    """The rows in another order; ``order[i]`` becomes row ``i``."""
+    columns = {name: values[order] for name, values in found.columns.items()}
+    old = order.tolist()
+    failed = {at: found.failed[row] for at, row in enumerate(old) if row in found.failed}
+    return Rows(found.images[order], columns, failed)
+
+
 def picked(source: ReaderSource, rows: NDArray[np.int64]) -> ReaderSource:
-    """The source with these rows alone, which ascend; row ``i`` is row ``rows[i]`` of all."""
+    """The source with these rows alone; row ``i`` is row ``rows[i]`` of all."""
     return replace(source, reader=PickedReader(source.reader, rows), n_rows=len(rows))
 
 
 class Sample(NamedTuple):
-    """How many rows to draw, and with which seed."""
+    """How many rows to draw, or None for all; with which seed; and whether in random order."""
 
-    rows: int
+    rows: int | None
     seed: int
+    is_shuffled: bool = False
 
 
 def sampled(source: ReaderSource, sample: Sample) -> ReaderSource:
-    """The source with some of its rows, drawn at random, in their order; all if there are no more.
+    """The source with some of its rows, drawn at random; all if there are no more.
 
-    Rows of a smaller sample are among those of a larger one with the same seed. Each keeps its
-    ``sample_id``.
+    They keep their order, or are in random order within each cell of a corrupted set. Rows of a
+    smaller sample are among those of a larger one with the same seed. Each keeps its ``sample_id``.
     """
-    if sample.rows >= source.n_rows:
+    n_rows = min(source.n_rows, sample.rows or source.n_rows)
+    if n_rows == source.n_rows and not sample.is_shuffled:
         return source
-    order = np.random.default_rng(sample.seed).permutation(source.n_rows)
-    found = picked(source, np.sort(order[: sample.rows]))
-    return replace(found, sample={"of": source.n_rows, "seed": sample.seed})
+    drawn = np.random.default_rng(sample.seed).permutation(source.n_rows)[:n_rows]
+    cells = drawn // (source.cell_rows or source.n_rows)
+    rows = drawn[np.argsort(cells, kind="stable")] if sample.is_shuffled else np.sort(drawn)
+    facts = {"of": source.n_rows, "seed": sample.seed}
+    return replace(
+        picked(source, rows),
+        sample={**facts, "shuffled": True} if sample.is_shuffled else facts,
+        cell_rows=source.cell_rows if n_rows == source.n_rows else None,
+    )
+
+
+def sample_of(rows: int | None, seed: int, *, is_shuffled: bool) -> Sample | None:
+    """The sample; None if it is all rows in their order."""
+    return None if rows is None and not is_shuffled else Sample(rows, seed, is_shuffled)
 
 
 def images_of(

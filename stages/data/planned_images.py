@@ -93,7 +93,7 @@ def changed_as(planned: PlannedSource, stored: SourceSpec) -> SourceSpec:
         limit=stored.limit if sample is None else sample.of,
         labels=bool(planned.class_names),
         cells=None if corruption is None else cells_of(corruption.cells, corruption.seed),
-        sample=None if sample is None else Sample(n_rows, sample.seed),
+        sample=None if sample is None else Sample(n_rows, sample.seed, sample.shuffled),
         alteration=planned_alteration(planned.alteration),
     )
 

@@ -29,6 +29,7 @@ class PlannedSample(NamedTuple):
 
     of: int
     seed: int
+    shuffled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,8 @@ class ReaderSource:
         corruption: how images are corrupted when they are read; ``None`` if they are not.
         sample: how the rows were drawn, ``of`` how many, with which ``seed``; ``None`` if they were
             not.
+        cell_rows: stored images of each corruption and severity; ``None`` if it is not a set of
+            corrupted images.
         alteration: how they are then denoised and augmented; ``None`` if they are not.
         original: the source before that.
     """
@@ -157,6 +159,7 @@ class ReaderSource:
     how_to_label: str = ""
     corruption: Mapping[str, Any] | None = None  # Any: JSON
     sample: Mapping[str, int] | None = None
+    cell_rows: int | None = None
     alteration: Mapping[str, Any] | None = None  # Any: JSON
     original: ReaderSource | None = None
 

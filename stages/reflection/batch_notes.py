@@ -11,21 +11,24 @@ SORTED = 0.5
 """Fraction of groups with images of one class from which rows count as sorted by class."""
 
 
-def group_notes(stored: ReaderSource, n_cells: int, group_rows: int) -> Iterator[str]:
+def group_notes(
+    stored: ReaderSource, group_rows: int, *, is_corrupted: bool = False
+) -> Iterator[str]:
     """What to know about features with batch statistics.
 
     Args:
         stored: the images before they are corrupted.
-        n_cells: number of corruptions and severities of each; 0 for clean images.
         group_rows: images per group.
+        is_corrupted: whether they are corrupted when they are read.
     """
     yield (
         f"batch norm uses the statistics of groups of {group_rows:,} rows: compare heads on these "
         "features with f of the same set"
     )
-    if n_cells > 1 and stored.n_rows % group_rows:
+    n_images = stored.cell_rows or stored.n_rows
+    if (is_corrupted or stored.cell_rows) and n_images % group_rows:
         yield (
-            f"groups of {group_rows:,} rows do not divide the {stored.n_rows:,} images of a cell, "
+            f"groups of {group_rows:,} rows do not divide the {n_images:,} images of a cell, "
             "so some groups have images of two cells: choose another --batch-statistics"
         )
     labels = stored_labels(stored)
@@ -36,6 +39,5 @@ def group_notes(stored: ReaderSource, n_cells: int, group_rows: int) -> Iterator
     if n_alike > SORTED * len(groups) and (labels != labels[0]).any():
         yield (
             f"{n_alike:,} of {len(groups):,} groups have images of one class, since the rows of "
-            f"{stored.name} are sorted by class; list its files in random order in a manifest "
-            "(.csv) for groups of mixed classes"
+            f"{stored.name} are sorted by class: add --shuffle for groups of mixed classes"
         )

@@ -31,7 +31,7 @@ from stages.data.option_types import (
     Split,
     ValueRange,
 )
-from stages.data.picked import Sample
+from stages.data.picked import sample_of
 from stages.data.registry import SourceSpec
 from stages.data.source_notes import left_out_of, source_notes
 from stages.errors import InputError
@@ -58,6 +58,7 @@ from stages.reflection.extract_options import (
     Rounding,
     SampleRows,
     ShardRows,
+    Shuffle,
     Step,
     Steps,
 )
@@ -96,15 +97,14 @@ OF_IMPORTS = (
 )
 """Fields that describe a network that is not in the store yet."""
 
-
 NEEDED = {
     **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed", "rounding"), "attack"),
     **dict.fromkeys(("layer_loss", "project"), "layer"),
     "corruption_seed": "corrupt",
     "augmentation_seed": "augmentation",
-    "sample_seed": "sample",
+    "sample_seed": "sample or shuffle",
 }
-"""Fields that have no effect without another one."""
+"""Fields that have no effect without another one, or without either of two."""
 
 
 class Extract(Stage):
@@ -159,7 +159,8 @@ class Extract(Stage):
     value_range: ValueRange | None = None
     limit: Limit | None = None
     sample: SampleRows | None = None
-    sample_seed: NonNegativeInt = Field(0, description="Seed of --sample.")
+    shuffle: Shuffle = False
+    sample_seed: NonNegativeInt = Field(0, description="Seed of --sample and --shuffle.")
     accept_unstable: AcceptUnstable = False
     out_of_distribution: OutOfDistribution = False
     odin: Pixels | None = Field(
@@ -199,9 +200,9 @@ class Extract(Stage):
     def check_given(self, options: Collection[str]) -> None:
         """Raise ``InputError`` for an option of the attack, for example, without it."""
         for name, needed in NEEDED.items():
-            if name in options and not getattr(self, needed):
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} has no effect without --{needed}")
+            if name in options and not any(getattr(self, each) for each in needed.split(" or ")):
+                option, others = name.replace("_", "-"), needed.replace(" or ", " or --")
+                raise InputError(f"--{option} has no effect without --{others}")
 
     def check(self, workspace: Workspace, needs: Mapping[str, Stage]) -> None:  # noqa: ARG002 - a dataset needs no stage
         """Raise ``InputError`` if the data set does not exist."""
@@ -219,7 +220,7 @@ class Extract(Stage):
             classes=self.classes,
             cells=cells_of(self.corrupt, self.corruption_seed) if self.corrupt else None,
             decoding=Decoding(self.exif_orientation, self.value_range),
-            sample=Sample(self.sample, self.sample_seed) if self.sample else None,
+            sample=sample_of(self.sample, self.sample_seed, is_shuffled=self.shuffle),
             alteration=self._alteration(),
         )
 
@@ -227,9 +228,9 @@ class Extract(Stage):
         """What is done to images once they have the network's size; None for nothing."""
         if self.denoise is None and self.augmentation is None:
             return None
-        denoising = denoising_of(self.denoise) if self.denoise else None
         how, seed = self.augmentation, self.augmentation_seed
-        return Alteration(denoising, Augmenting(how, seed) if how else None)
+        augmenting = Augmenting(how, seed) if how else None
+        return Alteration(denoising_of(self.denoise) if self.denoise else None, augmenting)
 
     def job(self, workspace: Workspace) -> ShardJob:
         """The extraction.
@@ -382,7 +383,7 @@ class Extract(Stage):
             notes += output_notes(source, card, is_ordered=bool(self.classes), is_new=is_new)
         if n_rows := self.batch_statistics:
             stored = opened(workspace, replace(spec, cells=None, alteration=None))
-            notes += group_notes(stored, len(spec.cells.cells) if spec.cells else 0, n_rows)
+            notes += group_notes(stored, n_rows, is_corrupted=spec.cells is not None)
         found = workspace.store.preview(plan)
         mapping = listed_classes(source, card)
         text = (

@@ -108,6 +108,13 @@ SampleRows = Annotated[
         "drawn from the first rows."
     ),
 ]
+Shuffle = Annotated[
+    bool,
+    Field(
+        description="Put the rows in random order, within each corruption and severity, for groups "
+        "of --batch-statistics with images of several classes. Each keeps its sample_id."
+    ),
+]
 OutOfDistribution = Annotated[
     bool,
     Field(
