@@ -96,7 +96,6 @@ OF_IMPORTS = (
     *("mean", "std", "image_size", "resize", "interpolation"),
 )
 """Fields that describe a network that is not in the store yet."""
-
 NEEDED = {
     **dict.fromkeys(("through", "epsilon", "step", "steps", "attack_seed", "rounding"), "attack"),
     **dict.fromkeys(("layer_loss", "project"), "layer"),
