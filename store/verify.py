@@ -365,6 +365,7 @@ def _is_still_damaged(shard_set: ShardSet, index: int, problems: list[Problem]) 
     receipt = _receipt_checksum(shard_set, shard_set.shards[index])
     of_shard = [p for p in problems if p.shard is not None and p.shard.index == index]
     kinds = {p.kind for p in of_shard if p.receipt == receipt and not p.is_harmless}
-    if kinds <= set(FILE_PROBLEMS):
-        kinds &= {problem.kind for problem in _receipt_problems(shard_set, shard_set.shards[index])}
-    return bool(kinds)
+    if kinds <= set(FILE_PROBLEMS):  # a file may be missing now that was altered then
+        found = _receipt_problems(shard_set, shard_set.shards[index])
+        return bool(kinds) and any(True for _ in found)
+    return True

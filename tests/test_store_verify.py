@@ -154,10 +154,13 @@ def test_data_without_a_receipt_is_found_and_harmless(numbers: FeatureSet) -> No
     assert all(problem.is_harmless for problem in problems)
 
 
-def test_a_receipt_without_data_is_found(numbers: FeatureSet) -> None:
+def test_a_receipt_without_data_is_found_and_repaired(numbers: FeatureSet) -> None:
     numbers.shard_set.storage.remove(CHUNK)
     numbers.shard_set.storage.remove(PART)
-    assert found_in(numbers) == [("receipt without data", RECEIPT)]
+    problems = list(verify_feature_set(numbers))
+    assert [(each.kind, each.key) for each in problems] == [("receipt without data", RECEIPT)]
+    assert repair(numbers.shard_set, problems) == (numbers.shard_set.shards[1],)
+    assert numbers.shard_set.missing() == (numbers.shard_set.shards[1],)
 
 
 def test_shards_that_were_not_computed_are_missing_but_not_wrong(begun: FeatureSet) -> None:
