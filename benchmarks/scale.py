@@ -59,6 +59,7 @@ class Given:
     shard_rows: int
     name: str = "given"
     version: int = 1
+    rows: str = "rows"
 
     def check(self, plan: Plan) -> None:
         """Nothing can change."""

@@ -79,7 +79,7 @@ def run_map(
         max_failed = inf if accepts_failures else max_failed_rows(shard_set)
         run = _Run(SetWork(stage, shard_set), executor, journal, lease, again, max_failed)
         n_rows = sum(shard.n_rows for shard in todo)
-        report = run.run(todo, Progress(title, n_rows))
+        report = run.run(todo, Progress(title, n_rows, unit=stage.rows))
         if accepts_failures:
             accept(shard_set)
         return report

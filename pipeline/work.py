@@ -80,6 +80,10 @@ class ShardWork(Protocol):
     def version(self) -> int:
         """Raised whenever the results change."""
 
+    @property
+    def rows(self) -> str:
+        """Name of the rows in progress output, in the plural."""
+
     def check(self, plan: Plan) -> None:
         """Raise ``ValueError`` where the inputs are no longer those that the plan names.
 

@@ -15,6 +15,9 @@ BESIDE = "beside"
 FAILED = "failed"
 """Fact of a receipt: row of the set, a string -> why its sample could not be computed."""
 
+INPUTS = "inputs"
+"""Fact of a receipt: checksums of other files of the store that the rows were computed from."""
+
 _OWN = ("plan", "shard", "files")
 """Entries of a receipt that the store writes; the others are facts of the stage."""
 
@@ -70,6 +73,11 @@ class Receipt:
     def failed(self) -> dict[int, str]:
         """Row of the set -> why its sample could not be computed."""
         return {int(row): str(why) for row, why in self.facts.get(FAILED, {}).items()}
+
+    @property
+    def inputs(self) -> Any:  # Any: JSON
+        """What the shard was computed from, of stages that recompute it when that changes."""
+        return self.facts.get(INPUTS)
 
     @property
     def beside(self) -> dict[str, FileDigest]:

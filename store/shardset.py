@@ -156,8 +156,8 @@ class ShardSet:
 
         Args:
             staged: the shard, from ``stage``.
-            replacing: check of the lease. If given, and the shard exists with other bytes, it is
-                discarded and replaced; otherwise an existing shard is kept.
+            replacing: check of the lease. If given, and the shard exists with other bytes or other
+                ``inputs``, it is discarded and replaced; otherwise an existing shard is kept.
 
         Returns:
             The receipt of the shard.
@@ -193,11 +193,13 @@ class ShardSet:
         return self.publish(self.stage(shard, files, facts))
 
     def holds(self, staged: "StagedShard") -> bool:
-        """Whether the shard exists with the same bytes as the staged one."""
+        """Whether the shard exists with the same bytes and inputs as the staged one."""
         try:
-            return self.receipt(staged.shard).files == staged.receipt.files
+            found = self.receipt(staged.shard)
         except (DamagedError, NotFoundError):
             return False
+        own = staged.receipt
+        return (found.files, found.inputs) == (own.files, own.inputs)
 
     def drop(self, staged: "StagedShard") -> None:
         """Remove the files of a staged shard."""

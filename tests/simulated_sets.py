@@ -66,6 +66,7 @@ class Texts:
     about: SetWork
     name: str = "texts"
     version: int = 1
+    rows: str = "rows"
 
     def check(self, plan: Plan) -> None:
         if self.about.n_changes % 2:

@@ -60,6 +60,7 @@ class Squares:
     pause_s: float = 0.0
     name: str = "squares"
     version: int = 1
+    rows: str = "rows"
 
     def check(self, plan: Plan) -> None:
         pass  # numbers do not change

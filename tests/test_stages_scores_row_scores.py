@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import dask
 import duckdb
@@ -16,17 +18,21 @@ from cells import UNREAD, cells, small_head
 from conftest import Command
 from made import make_in
 from nodes import nodes
+from numpy.typing import NDArray
 
 from pipeline.activity import costs_of
 from pipeline.fields import Labelled
 from pipeline.journal import runs
 from stages.contents import contents
+from stages.errors import InputError
 from stages.evaluation.recognition import query
 from stages.scores.asked_scores import asked_scores, columns_of_scores, values_of
-from stages.scores.row_scores import ARRAYS, lazy_scores
+from stages.scores.row_scores import ARRAYS, lazy_scores, row_scores
 from stages.scores.score_rows import ScoreRows
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, encode_chunk
+from store.errors import StoreError
+from store.featureset import FeatureSet
 from store.verify import verify_feature_set
 
 NAMES = ("energy", "exgrad", "mahalanobis")
@@ -97,18 +103,36 @@ def test_a_second_run_computes_what_is_missing_and_what_has_other_features(
     scores.shard_set.storage.remove("receipts/00003.json")
     assert make_in(scored, SCORE).report.n_computed == 1
 
-    found = scored.open("shapes@net")
-    shard = found.shard_set.shards[UNREAD // 10]
-    arrays = {name: np.nan_to_num(found.read_chunk(name, shard), nan=1) for name in ARRAYS}
-    keys = {name: chunk_key(found.schema.array(name), shard) for name in ARRAYS}
-    files = {key: found.shard_set.storage.read(key) for key in found.shard_set.receipt(shard).files}
-    files |= {
-        keys[name]: encode_chunk(found.schema.array(name), arrays[name], 10) for name in ARRAYS
-    }
-    found.shard_set.discard([shard], lambda: None)
-    found.shard_set.commit(shard, files, {"failed": {}})
+    recompute(scored.open("shapes@net"), lambda rows: np.nan_to_num(rows, nan=1))
     assert make_in(scored, SCORE).report.n_computed == 1
     assert scored.open("shapes@net", "scores").samples().notna().all(axis=None)
+
+
+def recompute(found: FeatureSet, change: Callable[[NDArray[np.float32]], Any]) -> None:
+    """Change the features and logits of the shard with the failed row in place."""
+    shard = found.shard_set.shards[UNREAD // 10]
+    files = {key: found.shard_set.storage.read(key) for key in found.shard_set.receipt(shard).files}
+    for name in ARRAYS:
+        spec, rows = found.schema.array(name), change(found.read_chunk(name, shard))
+        files[chunk_key(spec, shard)] = encode_chunk(spec, rows, 10)
+    found.shard_set.discard([shard], lambda: None)
+    found.shard_set.commit(shard, files, {"failed": {}})
+
+
+def test_scores_are_fitted_again_after_training_rows_were_recomputed(scored: FeatureStore) -> None:
+    near = SCORE.model_copy(update={"scores": ("knn",), "heads": ()})
+    found = scored.open("shapes@net")
+    scoring = row_scores(scored, found, NAMES, HEADS, "train@net")
+    make_in(scored, near)
+    recompute(scored.open("train@net"), lambda rows: rows * 2)
+
+    with pytest.raises(InputError, match="recomputed meanwhile"):
+        scoring.check(scoring.plan(found, None))
+    for stage in (near, SCORE):  # knn scales rows to length 1: its values remain the same
+        made = make_in(scored, stage)
+        assert made.job.preview.facts["shards_to_do"] == made.report.n_computed == 9
+        assert make_in(scored, stage).report.n_computed == 0
+    pd.testing.assert_frame_equal(made.output.samples(), expected(scored), check_dtype=False)
 
 
 def test_they_are_listed_verified_and_stale_without_the_network(
@@ -152,6 +176,27 @@ def test_a_lazy_frame_has_the_scores_of_f_and_of_heads(template: FeatureStore) -
     assert frame.npartitions == 9
     with dask.config.set(scheduler="synchronous"):
         pd.testing.assert_frame_equal(frame.compute(), expected(template), check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "heads", "why"),
+    [
+        ([], {}, "expected a list of names"),
+        ("energy", {}, "expected a list of names"),
+        (["energy"], {"f": "h"}, "found 'f'"),
+        (["energy"], {"H": "gone"}, "head 'gone' does not exist"),
+    ],
+)
+def test_a_lazy_frame_of_what_cannot_be_scored_is_refused_at_once(
+    template: FeatureStore, names: Sequence[str], heads: dict[str, str], why: str
+) -> None:
+    with pytest.raises((InputError, StoreError), match=why):
+        lazy_scores(template, "shapes@net", names, heads=heads)
+
+
+def test_no_head_leaves_the_columns_of_f(template: FeatureStore) -> None:
+    none, found = [Labelled(label="none", name="none")], template.open("shapes@net")
+    assert row_scores(template, found, ["energy"], none, None).columns == ("energy",)
 
 
 def test_two_processes_compute_the_same_as_a_query(template: FeatureStore) -> None:

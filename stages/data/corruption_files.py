@@ -70,6 +70,7 @@ class CorruptedFiles:
 
     name: ClassVar[str] = "corrupt"
     version: ClassVar[int] = VERSION
+    rows: ClassVar[str] = "images"
     unit: ClassVar[str] = "shard"
     fixed_keys: ClassVar[tuple[str, ...]] = ()
 

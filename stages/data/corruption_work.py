@@ -65,6 +65,7 @@ class CorruptionWork:
 
     name: ClassVar[str] = "corrupt"
     version: ClassVar[int] = VERSION
+    rows: ClassVar[str] = "images"
     unit: ClassVar[str] = "corruption"
     fixed_keys: ClassVar[tuple[str, ...]] = (LABELS_KEY,)
     image_bytes: ClassVar[int] = SIDE * SIDE * 3

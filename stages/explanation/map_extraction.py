@@ -79,6 +79,7 @@ class Explanation:
 
     name: ClassVar[str] = "explain"
     version: ClassVar[int] = 1  # raise it when any map changes
+    rows: ClassVar[str] = "images"
 
     @property
     def has_voice(self) -> bool:

@@ -90,6 +90,7 @@ class Scoring:
 
     name: ClassVar[str] = "iqa"
     version: ClassVar[int] = 1  # raise it when any score changes
+    rows: ClassVar[str] = "images"
 
     def plan(self, pairs: Pairs) -> dict[str, Any]:  # Any: JSON
         """Everything that determines the scores."""

@@ -164,6 +164,7 @@ class FittedExtraction:
 
     name: ClassVar[str] = Extraction.name
     version: ClassVar[int] = Extraction.version
+    rows: ClassVar[str] = "images"
 
     def check(self, plan: Plan) -> None:
         """Check that the source is still the planned one; raises ``InputError``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ class RetryFailed:
     extraction: FittedExtraction
     own: ShardSet
     before: ShardSet | None
+
+    rows: ClassVar[str] = FittedExtraction.rows
 
     @property
     def name(self) -> str:

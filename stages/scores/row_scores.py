@@ -17,13 +17,15 @@ from pipeline.make import ShardJob
 from pipeline.stage import Preview
 from pipeline.terminal import counted
 from pipeline.work import ShardOutput, Tick
-from stages.introspection.contenders import contenders_of, planned_heads
+from stages.errors import InputError
+from stages.introspection.contenders import check_contenders, contenders_of, planned_heads
 from stages.metrics.definitions import REFERENCE
 from stages.scores.asked_scores import Scored, asked_scores, check_asked, column_of, values_of
 from store.catalog import FeatureStore
 from store.encoding import chunk_key, encode_rows
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
+from store.receipts import INPUTS
 from store.schema import Schema
 from store.shards import Shard
 from store.shardset import ShardSet
@@ -51,6 +53,7 @@ class RowScores:
         scores: names of scores, each once.
         heads: label and name of each head.
         training: full name of the features that scores are fitted to.
+        training_files: hash of the files of these features; see `hash_of_files`.
     """
 
     store: str
@@ -58,9 +61,11 @@ class RowScores:
     scores: tuple[str, ...]
     heads: tuple[tuple[str, str], ...] = ()
     training: str | None = None
+    training_files: str | None = None
 
     name: ClassVar[str] = "score"
     version: ClassVar[int] = 1  # raise it when any score changes
+    rows: ClassVar[str] = "rows"
 
     def open(self) -> FeatureSet:
         """The rows to score."""
@@ -106,7 +111,15 @@ class RowScores:
         }
 
     def check(self, plan: Plan) -> None:
-        """Nothing can change: the plan has the checksums of the model and of the heads."""
+        """Raise ``InputError`` if a head or the training rows are no longer the planned ones."""
+        store = FeatureStore(self.store)
+        training = None if self.training is None else hash_of_files(store.open(self.training))
+        now = fingerprint(self.plan(self.open(), plan["name"]))
+        if (now, training) != (fingerprint(plan), self.training_files):
+            raise InputError(
+                f"score {plan['name']}: a head or the training rows were recomputed meanwhile: run "
+                "the command again"
+            )
 
     def setup(self, n_threads: int) -> Opened:  # noqa: ARG002 - most scores use one core
         """The rows and the fitted scores."""
@@ -116,8 +129,39 @@ class RowScores:
         """The scores of a shard, NaN in failed rows."""
         schema, columns = self.schema(state.feature_set), state.columns(shard)
         tick(shard.n_rows)
-        facts = {"sha256": sha256_of(state.feature_set, shard)}
+        facts = {INPUTS: self.inputs(state.feature_set, shard)}
         return ShardOutput(encode_rows(schema, shard, shard.n_rows, {}, columns), facts)
+
+    def inputs(self, feature_set: FeatureSet, shard: Shard) -> list[str]:
+        """Checksums of what the scores of a shard are computed from, for its receipt."""
+        files = feature_set.shard_set.receipt(shard).files
+        keys = [chunk_key(feature_set.schema.array(name), shard) for name in ARRAYS]
+        fitted = [] if self.training_files is None else [self.training_files]
+        return [*(files[key].sha256 for key in keys), *fitted]
+
+
+def row_scores(
+    store: FeatureStore,
+    feature_set: FeatureSet,
+    names: Sequence[str],
+    heads: Sequence[Labelled],
+    training: str | None,
+) -> RowScores:
+    """Scores that are asked for by name. Raises as `check_asked` and `contenders_of`."""
+    if isinstance(names, str) or not names:
+        raise InputError(f"scores: expected a list of names, such as energy, found {names!r}")
+    check_asked(names, training)
+    contenders = contenders_of(store, feature_set, heads)
+    check_contenders(contenders)
+    fitted = None if training is None else store.open(training)
+    return RowScores(
+        store.location,
+        feature_set.name,
+        tuple(dict.fromkeys(names)),
+        tuple((each.label, each.head.name) for each in contenders),
+        None if fitted is None else fitted.name,
+        None if fitted is None else hash_of_files(fitted),
+    )
 
 
 @dataclass(frozen=True)
@@ -158,11 +202,11 @@ def _opened(scoring: RowScores, plan: str) -> Opened:
     return Opened(found, asked_scores(store, found, scoring.scores, training, scoring.labelled))
 
 
-def sha256_of(feature_set: FeatureSet, shard: Shard) -> list[str]:
-    """Checksums of the features and logits of a shard."""
-    files = feature_set.shard_set.receipt(shard).files
-    keys = [chunk_key(feature_set.schema.array(name), shard) for name in ARRAYS]
-    return [files[key].sha256 for key in keys]
+def hash_of_files(feature_set: FeatureSet) -> str:
+    """Hash of the checksums of all files; rows that failed may be recomputed in place."""
+    receipts = feature_set.shard_set.receipts()
+    files = {key: found.sha256 for each in receipts for key, found in each.files.items()}
+    return fingerprint(files)
 
 
 def row_scores_job(scoring: RowScores, executor: Executor, name: str | None) -> ShardJob:
@@ -175,14 +219,11 @@ def row_scores_job(scoring: RowScores, executor: Executor, name: str | None) -> 
         found = store.find(plan, SCORES)
         return None if found is None else found.shard_set
 
-    def outdated(existing: ShardSet) -> list[Shard]:
-        """Shards whose features were recomputed since, such as those with failed rows."""
-        shards = [existing.shards[index] for index in sorted(existing.done())]
-        return [
-            shard
-            for shard in shards
-            if existing.receipt(shard).facts.get("sha256") != sha256_of(feature_set, shard)
-        ]
+    todo = dict(store.preview(plan, SCORES))
+    if existing := find():
+        again = outdated(scoring, feature_set, existing)
+        todo["rows_to_do"] += sum(shard.n_rows for shard in again)
+        todo["shards_to_do"] += len(again)
 
     def fit(n_shards: int) -> Callable[[ShardSet], RowScores]:
         del n_shards
@@ -193,15 +234,25 @@ def row_scores_job(scoring: RowScores, executor: Executor, name: str | None) -> 
         f"{SCORES}/{output_name}",
         output_name,
         f"score {plan['name']}",
-        _preview(scoring, store.preview(plan, SCORES), executor),
+        _preview(scoring, todo, executor),
         executor,
         find,
         lambda: store.prepare().create(plan, SCORES).shard_set,
         fit,
         check=partial(opened, scoring),
         opened=FeatureSet,
-        redo=outdated,
+        redo=partial(outdated, scoring, feature_set),
     )
+
+
+def outdated(scoring: RowScores, feature_set: FeatureSet, existing: ShardSet) -> list[Shard]:
+    """Shards that were computed from other features, or fitted to other training rows."""
+    shards = [existing.shards[index] for index in sorted(existing.done())]
+    return [
+        shard
+        for shard in shards
+        if existing.receipt(shard).inputs != scoring.inputs(feature_set, shard)
+    ]
 
 
 def _preview(scoring: RowScores, todo: Mapping[str, Any], executor: Executor) -> Preview:
@@ -238,16 +289,15 @@ def lazy_scores(
         The columns ``row``, ``sample_id`` and one of float64 per score, NaN in failed rows.
 
     Raises:
-        InputError: a score is unknown, or ``training`` is missing or not needed.
-        NotFoundError, IncompleteError: a feature set does not exist or is not complete.
+        InputError: a score is unknown, none is named, ``training`` is missing or not needed, or a
+            head belongs to another network.
+        NotFoundError, IncompleteError: a feature set or a head does not exist or is not complete.
     """
     from store.lazy import lazy_frame
 
-    check_asked(scores, training)
     found = store.open(features)
-    fitted = None if training is None else store.open(training).name
-    names, labels = tuple(dict.fromkeys(scores)), tuple((heads or {}).items())
-    scoring = RowScores(store.location, found.name, names, labels, fitted)
+    labelled = [Labelled(label=label, name=name) for label, name in (heads or {}).items()]
+    scoring = row_scores(store, found, scores, labelled, training)
     schema = scoring.schema(found).arrow
     shards = found.shard_set.shards
     return lazy_frame(partial(_table, scoring, schema), schema, shards)

@@ -20,8 +20,8 @@ class ScoreRows(Stage):
 
     The columns are those of `query --score` and `export --scores`: energy, knn, H_energy. pandas,
     Polars and DuckDB join them to the samples by sample_id or row. No image goes through a network.
-    Running the command again computes only shards that are missing, or whose features were
-    recomputed since.
+    Running the command again computes only shards that are missing, or whose features or
+    training rows were recomputed since.
     """
 
     verb = "score"
@@ -66,13 +66,10 @@ class ScoreRows(Stage):
             InputError: a score is unknown, a head does not belong to the network, or the features
                 have too many failed rows.
         """
-        from stages.scores.row_scores import RowScores, row_scores_job
+        from stages.scores.row_scores import row_scores, row_scores_job
 
-        self.check_given(())
         store = workspace.store
         feature_set = store.open(self.features).require_usable()
-        training = None if self.training is None else store.open(self.training).name
-        heads = tuple((each.label, each.name) for each in self.heads)
-        scoring = RowScores(store.location, feature_set.name, self.scores, heads, training)
+        scoring = row_scores(store, feature_set, self.scores, self.heads, self.training)
         executor, _ = workspace.workers(n_single_threaded=1)
         return row_scores_job(scoring, executor, self.name)
