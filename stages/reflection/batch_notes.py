@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.terminal import counted
 from stages.data.classes import stored_labels
 from stages.data.source import ReaderSource
 
@@ -22,8 +23,8 @@ def group_notes(
         is_corrupted: whether they are corrupted when they are read.
     """
     yield (
-        f"batch norm uses the statistics of groups of {group_rows:,} rows: compare heads on these "
-        "features with f of the same set"
+        f"batch norm uses the statistics of groups of {counted(group_rows, 'row')}: compare heads "
+        "on these features with f of the same set"
     )
     n_images = stored.cell_rows or stored.n_rows
     if (is_corrupted or stored.cell_rows) and n_images % group_rows:
