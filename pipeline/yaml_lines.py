@@ -221,7 +221,8 @@ def validated(
 def in_words(found: ErrorDetails) -> str:
     """A message that says what was expected and what was found."""
     message = found["msg"].replace("Input should be", "expected").replace("Value error, ", "")
-    return f"{message}, found {_short(found['input'])}" if found["loc"] else message
+    says_it = not found["loc"] or " found " in message or message.startswith("no ")
+    return message if says_it else f"{message}, found {_short(found['input'])}"
 
 
 def hint(name: str, known: Iterable[str]) -> str:

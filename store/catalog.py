@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from store.artifacts import Artifact
@@ -193,7 +194,10 @@ class FeatureStore:
             is_features = kind == FEATURES
             error = FeatureSetNotFoundError if is_features else SetNotFoundError
             what = "feature set" if is_features else kind
-            raise error(f"no {what} '{name}' in {self.location} (existing: {existing})")
+            stems = {found.name.removesuffix(f"-{found.fingerprint}") for found in sets}
+            near = get_close_matches(name, sorted(stems), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise error(f"no {what} '{name}'{hint} in {self.location} (existing: {existing})")
         raise AmbiguousNameError(_ambiguous(name, matches))
 
     def artifact(self, kind: str, name: str) -> Artifact:

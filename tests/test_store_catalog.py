@@ -164,6 +164,15 @@ def test_half_a_name_does_not_answer(store: FeatureStore, numbers: FeatureSet, n
         store.open(name)
 
 
+def test_a_misspelt_name_is_answered_with_the_nearest(
+    store: FeatureStore, numbers: FeatureSet
+) -> None:
+    with pytest.raises(
+        NotFoundError, match=r"'numbrs@square' \(did you mean numbers-test@square\?\)"
+    ):
+        store.open("numbrs@square")
+
+
 def test_models_whose_names_share_a_prefix_are_distinguished(
     store: FeatureStore,
 ) -> None:
