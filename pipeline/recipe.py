@@ -140,12 +140,20 @@ def _type_error(value: Any, default: Any) -> str:
     if isinstance(default, list) and isinstance(value, list):
         found = (_type_error(item, default[0]) for item in value if default)
         return next((wrong for wrong in found if wrong), "")
-    if type(value) is type(default) or (isinstance(default, float) and type(value) is int):
+    is_number = isinstance(default, float) or _is_fraction(default)
+    if type(value) is type(default):
+        return ""
+    if is_number and (type(value) in (int, float) or _is_fraction(value)):
         return ""
     words = {str: "a word", int: "a whole number", float: "a number", list: "a list"}
-    expected = words.get(type(default), "true or false")
+    expected = "a number" if is_number else words.get(type(default), "true or false")
     such = f"[{', '.join(map(str, default))}]" if isinstance(default, list) else default
     return f"expected {expected} such as {such}, found {'nothing' if value is None else value}"
+
+
+def _is_fraction(value: object) -> bool:
+    """Whether a value is a fraction such as ``8/255``, which YAML reads as text."""
+    return isinstance(value, str) and bool(re.fullmatch(r"\d+(\.\d*)?/\d+", value))
 
 
 def _check_parameters(

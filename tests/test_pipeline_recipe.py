@@ -605,6 +605,17 @@ def test_a_parameter_is_not_set_to_another_type(name, value, message):
     assert message in refusal(RECIPE, {name: value})
 
 
+@pytest.mark.parametrize(
+    ("default", "value", "found"),
+    [("8/255", "0.03", 0.03), ("8/255", "0", 0), ("0.01", "2/255", "2/255"), ("1/2", "x", "x")],
+)
+def test_a_fraction_is_a_number(default, value, found):
+    text = RECIPE.replace("factor: 10", f"factor: {default}").replace("value: $factor", "value: 1")
+
+    assert read(text, {"factor": value}).parameters["factor"] == found
+    assert "expected a number such as" in refusal(text, {"factor": "[1]"})
+
+
 def test_a_wrong_recipe_is_refused_at_once():
     started = time.process_time()
     refusal(RECIPE.replace("stage: add", "stage: ad"))

@@ -66,6 +66,12 @@ def test_one_class_cannot_be_flipped() -> None:
         Flips("pairwise", 0.5).flipped(np.zeros(4, np.int64), 1)
 
 
+def test_flips_that_flip_no_label_are_refused() -> None:
+    labels = np.array([0, 1, -1, 2])
+    with pytest.raises(InputError, match="expected to flip one label or more, found none of 3"):
+        Flips("pairwise", 0.01).flipped(labels, 3)
+
+
 def curated(store: FeatureStore, **options: Any) -> Any:
     stage = Curate(features="clouds-train@net", top=0, space="none", **options)
     return make_in(store, stage).output

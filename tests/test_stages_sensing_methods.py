@@ -15,6 +15,7 @@ from small_data import train_small, write_image_folder
 from stripes import Stripes
 from torch.nn import functional
 
+from pipeline.workspace import Workspace
 from stages.data.corruptions.names import CURE, names_of
 from stages.data.corruptions.severities import corrupt
 from stages.errors import InputError
@@ -178,6 +179,15 @@ def test_images_added_from_held_out_rows_are_held_out_with_them():
 def test_noise_refuses_images_that_it_cannot_distort(source, message):
     with pytest.raises(InputError, match=message):
         SensingTraining("m", of(Noise(per_distortion=5)), source).start()
+
+
+def test_noise_that_does_not_fit_is_refused_before_the_images_are_read(world):
+    workspace = Workspace(world.store)
+    small = robust(world, method="noise", attacked=None, per_distortion=1, image_size=16)
+    with pytest.raises(InputError, match="--per-distortion 500 needs as many training images"):
+        robust(world, method="noise", attacked=None).plan(workspace)
+    with pytest.raises(InputError, match="constants for 32x32 pixels, found 16x16"):
+        small.plan(workspace)
 
 
 # adversarial

@@ -214,13 +214,26 @@ def test_looking_at_a_network_on_the_way_does_not_change_where_it_ends():
     assert stage.save(state) == stage.save(whole)
 
 
-@pytest.mark.parametrize("held_out", [57, 58, 60, 90])
-def test_holding_out_every_readable_row_is_refused(held_out):
+@pytest.mark.parametrize("held_out", [56, 57, 60, 90])
+def test_fewer_than_two_images_are_refused(held_out):
     rows = held_out_rows(60, 57, QUICK.seed)
     broken = tuple(np.setdiff1d(np.arange(60), rows).tolist())
     params = dataclasses.replace(QUICK, held_out=held_out)
-    with pytest.raises(InputError, match=rf"{held_out} of 60 rows held out leave none"):
+    with pytest.raises(InputError, match=rf"found {max(0, 57 - held_out)} in 60 rows, with "):
         SensingTraining("m", params, Stripes(broken=broken)).start()
+
+
+def test_a_last_image_without_a_batch_does_not_count():
+    params = dataclasses.replace(QUICK, lr=1e-30, schedule="steps", augmentation="none")
+    stage = SensingTraining("m", params, Stripes(n_rows=17))
+    state = stage.start()
+    order = epoch_draws(17, params.seed, 0).order
+    with torch.no_grad():
+        logits = state.network(stage._pixels(state, state.data.take(order[:16])))
+    labels = state.data.labels[order[:16]]
+    found = stage.step(state, 0, silent)
+    assert found["loss"] == pytest.approx(float(functional.cross_entropy(logits, labels)))
+    assert found["accuracy"] == float((logits.argmax(1) == labels).float().mean())
 
 
 def test_a_plan_names_held_out_rows_only_where_there_are_some():
@@ -275,7 +288,7 @@ def test_one_cycle_rises_to_the_rate_and_falls_to_nothing():
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": 0}, {"lr": -1}, {"augmentation": "mixup"}, {"precision": "fp8"},
+    [{"epochs": 0}, {"lr": -1}, {"batch": 1}, {"augmentation": "mixup"}, {"precision": "fp8"},
      {"milestones": (60, 120)}, {"schedule": "linear"}, {"held_out": -1},
      {"held_out": 5, "held_out_until": 0}, {"held_out": 5, "held_out_until": 1.5}],
 )  # fmt: skip

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Refusal
+from made import make_in
+from safetensors.torch import load
 from scipy.stats import ks_2samp
 from small_data import write_npz_set
 from stripes import Stripes
 from tiny_recipe import run_tiny
 
+from stages.errors import InputError
 from stages.introspection.head_card import head_card
 from stages.recipes.shipped import shipped_text
 from stages.sensing.build import build_network
@@ -27,7 +30,9 @@ from stages.sensing.start import Start
 from stages.sensing.torchvision_ops import import_torchvision
 from stages.sensing.train_params import PRESETS, TrainParams, planned_params
 from stages.sensing.train_sensing import TrainSensing
+from store.artifacts import Artifact
 from store.catalog import FeatureStore
+from store.errors import DamagedError
 
 SIMCLR = dataclasses.replace(
     PRESETS["simclr"], network="cnn2", epochs=2, batch=16, method=SimClr(projection=(12, 6))
@@ -212,10 +217,40 @@ def test_a_network_without_a_linear_layer_is_refused() -> None:
         add_hidden_layers(torch.nn.Sequential(torch.nn.ReLU()), "mine:net+8", (8,))
 
 
+def test_a_classifier_is_by_default_that_of_the_stored_model(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    data = str(write_npz_set(tmp_path / "tiny", 40, 10))
+
+    def made(name: str, **options: object) -> Artifact:
+        stage = TrainSensing(dataset=data, epochs=1, name=name, **options)
+        return make_in(store, stage).output
+
+    plain = made("plain", network="cnn2", preset="quick")
+    whole = made("whole", network="cnn2+6", preset="quick")
+    part = made("part", from_model="whole", train="classifier", preset="linear")
+
+    assert part.card()["card"]["network"] == "cnn2+6"
+    before, after = (load(each.read("weights.safetensors")) for each in (whole, part))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"linear"}
+    with pytest.raises(InputError, match="network cnn2: --train classifier needs hidden layers"):
+        made("other", from_model=plain.name, train="classifier", preset="linear")
+    weights = Path(plain.storage.location) / "weights.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(DamagedError, match="does not match its checksum"):
+        made("other", from_model=plain.name)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--train classifier --from-model m", "as in resnet18+128; or use --train last-layer"),
+        (
+            "--train classifier --network cnn2 --from-model m",
+            "network cnn2: --train classifier needs hidden layers in the classifier: add their",
+        ),
         ("--train last-layer", "add --weights FILE, --weights pretrained, or --from-model MODEL"),
         ("--weights w.pt --from-model m", "--from-model replaces --weights"),
         ("--from-model missing", "model 'missing' does not exist"),

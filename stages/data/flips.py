@@ -58,13 +58,24 @@ class Flips:
         The rows are drawn from all ``n``, so that they do not depend on which have a label.
 
         Raises:
-            InputError: there are fewer than two classes.
+            InputError: there are fewer than two classes, or no label is flipped.
         """
-        if n_classes < 2:
-            raise InputError(f"flipped labels: expected two or more classes, found {n_classes}")
+        self.check(n_classes)
         rng = np.random.default_rng(self.seed)
         rows = rng.permutation(len(labels))[: round(self.share * len(labels))]
         moves = rng.integers(1, n_classes, len(rows)) if self.kind == SYMMETRIC else 1
         found = labels.copy()
         found[rows] = (found[rows] + moves) % n_classes
-        return np.where(labels < 0, labels, found)
+        found = np.where(labels < 0, labels, found)
+        if (found == labels).all():
+            n_labels = int((labels >= 0).sum())
+            raise InputError(
+                f"flipped labels {self}: expected to flip one label or more, found none of "
+                f"{n_labels:,} flipped; use a larger share"
+            )
+        return found
+
+    def check(self, n_classes: int) -> None:
+        """Raise ``InputError`` if there is no other class to flip a label to."""
+        if n_classes < 2:
+            raise InputError(f"flipped labels: expected two or more classes, found {n_classes}")

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.terminal import counted
 from stages.data.flips import Flips
 from stages.data.source import ImageSource
 from stages.errors import InputError
@@ -109,8 +110,8 @@ def read_labelled(
         tick(len(label))
     if samples is not None and n_chosen < len(samples):
         raise InputError(
-            f"--samples: expected {len(samples):,} samples of {source.name}-{source.split}, found "
-            f"{n_chosen:,} of them; its ids look like {sample_id(source, 0)!r}"
+            f"--samples: expected {counted(len(samples), 'sample')} of {source.name}-{source.split}"
+            f", found {n_chosen:,} of them; its ids look like {sample_id(source, 0)!r}"
         )
     if not n_usable:
         raise InputError(

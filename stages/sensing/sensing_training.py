@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.progress import Progress
+from pipeline.terminal import counted
 from pipeline.work import Tick
 from stages.data.flips import Flips
 from stages.data.source import ImageSource
@@ -40,7 +41,12 @@ from stages.sensing.model import Sensing, describe, lay_out, normalised, sensing
 from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
 from stages.sensing.start import RANDOM, Start
-from stages.sensing.train_params import TrainParams, held_out_rows, learning_rate
+from stages.sensing.train_params import (
+    TrainParams,
+    check_trained_part,
+    held_out_rows,
+    learning_rate,
+)
 from stages.sensing.trained import TrainedModel
 from stages.sensing.training_state import TrainState, classifier, optimiser_of, restore, saved
 from stages.sensing.weights import save_weights, weights_hash
@@ -98,6 +104,7 @@ class SensingTraining:
             from its stored state.
         """
         require_device(self.device)
+        check_trained_part(self.params)
         source = self.train.open()
         clean = self._labelled(source)
         method = method_of(self.params, self.device, self.attacked)
@@ -197,7 +204,7 @@ class SensingTraining:
         n_rows = len(rows)
         draws = epoch_draws(n_rows, self.params.seed, unit).to(self.device)
         draws = dataclasses.replace(draws, order=rows[draws.order])
-        total = torch.zeros(2, device=self.device, dtype=torch.float64)  # loss, correct
+        total = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, images
         if state.frozen is None:
             state.trained.train()
         elif self.params.augmentation == "none" and state.features is None:
@@ -210,7 +217,7 @@ class SensingTraining:
                 if stop - start > 1:
                     total += self._train_batch(state, draws, slice(start, stop), rate)
                 tick(stop - start)
-        loss, accuracy = (total / n_rows).tolist()
+        loss, accuracy = (total[:2] / total[2]).tolist()
         if not math.isfinite(loss):
             self._blame_images(state, draws)
             raise TrainingFailedError(
@@ -278,8 +285,8 @@ class SensingTraining:
     def _train_batch(
         self, state: TrainState, draws: EpochDraws, places: slice, rate: float
     ) -> Tensor:
-        """Run one optimiser step; returns the sums of losses and of correct predictions,
-        ``[2]``."""
+        """Run one optimiser step; returns the sums of losses and of correct predictions, and the
+        number of images, ``[3]``."""
         labels = state.data.labels[draws.order[places]]
         inputs = self._inputs(state, draws, places)
         with self._autocast():
@@ -292,7 +299,8 @@ class SensingTraining:
         state.optimiser.step()
         logits = outputs[0].detach()[:, : state.card.n_classes]
         n_right = (logits.argmax(1) == labels).sum()
-        return torch.stack([loss.detach().double() * len(labels), n_right.double()])
+        sums = [loss.detach().double() * len(labels), n_right.double()]
+        return torch.stack([*sums, torch.full_like(sums[0], len(labels))])
 
     def save(self, state: TrainState) -> bytes:
         """Weights of the trained part and state of the optimiser, as safetensors."""
@@ -351,10 +359,12 @@ class SensingTraining:
         """Indexes in ``data`` of the rows that are not held out; the source has ``n_rows`` rows."""
         held_out = held_out_rows(n_rows, self.params.held_out, self.params.seed)
         kept = torch.nonzero(~torch.isin(data.rows, torch.from_numpy(held_out))).flatten()
-        if not len(kept):
+        if len(kept) < 2:  # batch norm has no statistics of a single image
+            left_out = f", with {self.params.held_out} held out" if self.params.held_out else ""
             raise InputError(
-                f"{self.params.held_out} of {n_rows} rows held out leave none to train on; hold "
-                "out fewer"
+                f"training {self.model_name}: expected two or more images to train on, found "
+                f"{len(kept)} in {counted(n_rows, 'row')}{left_out}; give more images"
+                + (", or hold out fewer" if left_out else "")
             )
         return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from stages.sensing.card import Normalisation, check_normalisation
 from stages.sensing.hidden_layers import plain_name
 from stages.sensing.import_model import Mean, Std, Weights, changed_resizing, weights_file
 from stages.sensing.initial_weights import InitialWeights, initial_weights
+from stages.sensing.models import WEIGHTS_KEY, model_card, weights_path
 from store.artifacts import Artifact
 from store.errors import StoreError
 
@@ -109,6 +111,25 @@ class Start:
 
 RANDOM = Start()
 """Random weights, and images that are prepared as their layout says; for tests and programs."""
+
+
+def from_stored(workspace: Workspace, options: StartOptions, model: str) -> StartOptions:
+    """The options of a training that starts from a model of the store.
+
+    Its weights are used, and its preprocessing unless other options are given.
+
+    Raises:
+        NotFoundError, DamagedError: that model is not finished, or was altered.
+    """
+    artifact = workspace.store.artifact("model", model)
+    card = model_card(artifact)
+    # Reading it whole compares its checksum; the file is read as any other from here on.
+    workspace.once(("intact weights", model), lambda: bool(artifact.read(WEIGHTS_KEY)))
+    weights = weights_path(workspace.store, model)
+    found = dataclasses.replace(options, weights=weights, resizing=card.input)
+    if options.mean or options.std:
+        return found
+    return dataclasses.replace(found, mean=card.mean, std=card.std)
 
 
 def start_of(workspace: Workspace, options: StartOptions, source: ImageSource) -> Start:

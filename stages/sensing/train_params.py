@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, Precision
 from stages.sensing.hidden_layers import widths_in
-from stages.sensing.methods.method_params import PLAIN, AugMix, MethodParams, SimClr
+from stages.sensing.methods.method_params import PLAIN, AugMix, MethodParams, SimClr, in_words
 
 Augmentation = Literal["none", "flip", "crop_flip"]
 Schedule = Literal["steps", "one-cycle", "cosine"]
@@ -73,9 +73,13 @@ class TrainParams:
         positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr}
         for name, value in positive.items():
             if not 0 < value < math.inf:
-                raise InputError(f"{name} {value}: expected more than 0")
+                raise InputError(f"{name} {value}: expected a finite number above 0")
+        if self.batch < 2:
+            raise InputError(f"batch {self.batch}: expected 2 or more images")
         if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight decay {self.weight_decay}: expected 0 or more")
+            raise InputError(
+                f"weight decay {self.weight_decay}: expected a finite number, 0 or more"
+            )
         choices = {
             "schedule": (self.schedule, get_args(Schedule)),
             "augmentation": (self.augmentation, get_args(Augmentation)),
@@ -107,11 +111,6 @@ class TrainParams:
         if self.label_smoothing and isinstance(self.method, AugMix | SimClr):
             raise InputError(
                 f"--label-smoothing: --method {self.method.name} has a loss of its own; omit one"
-            )
-        if self.train == "classifier" and not widths_in(self.network):
-            raise InputError(
-                f"network {self.network}: --train classifier needs hidden layers in the "
-                f"classifier, as in {self.network}+128; or use --train last-layer"
             )
         if self.train != "all" and not self.method.is_part_trainable:
             raise InputError(
@@ -148,6 +147,14 @@ def planned_params(params: TrainParams) -> dict[str, Any]:  # Any: JSON
     if params.flip_labels is None:
         del values["flip_labels"]
     return values
+
+
+def params_in_words(params: TrainParams) -> str:
+    """The parameters as recorded in a plan, on one line."""
+    values = planned_params(params)
+    if "method" in values:
+        values["method"] = in_words(params.method)
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 PRESETS = {
@@ -191,6 +198,18 @@ PRESETS = {
 
 PRESET_NORMALISATION = {"augmix": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 """Normalisation of the pixels of a training from random weights, where a preset has its own."""
+
+
+def check_trained_part(params: TrainParams) -> None:
+    """Raise ``InputError`` if the network has no such part as ``train`` names.
+
+    This is apart from the other checks, because the network may be that of a stored model.
+    """
+    if params.train == "classifier" and not widths_in(params.network):
+        raise InputError(
+            f"network {params.network}: --train classifier needs hidden layers in the classifier: "
+            "add their widths to the network, as in resnet18+128, or use --train last-layer"
+        )
 
 
 def params_from(preset: str, **changes: Any) -> TrainParams:

@@ -13,7 +13,7 @@ from pipeline.loop import Loop
 from pipeline.make import ArtifactJob
 from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
-from stages.data.classes import check_same_classes, class_notes
+from stages.data.classes import class_notes
 from stages.data.decoding import Decoding
 from stages.data.opened import facts_of, opened
 from stages.data.option_types import (
@@ -28,18 +28,12 @@ from stages.data.option_types import (
     ValueRange,
 )
 from stages.data.registry import SourceSpec
-from stages.data.source import require_labels
+from stages.data.source import ReaderSource
 from stages.data.source_notes import left_out_of, source_notes
-from stages.errors import InputError
 from stages.sensing.attacked import Attacked, attacked_model, check_attacked
 from stages.sensing.card import ACCEPTS_UNSTABLE
 from stages.sensing.chosen_samples import read_samples, samples_hash
-from stages.sensing.import_model import (
-    Filter,
-    InputSize,
-    ResizeBy,
-    WeightsKey,
-)
+from stages.sensing.import_model import Filter, InputSize, ResizeBy, WeightsKey
 from stages.sensing.methods.method_options import (
     AttackedModel,
     AttackName,
@@ -55,8 +49,8 @@ from stages.sensing.methods.method_options import (
     Step,
     Steps,
 )
-from stages.sensing.methods.method_params import in_words, method_from, method_options
-from stages.sensing.models import model_card, model_name, weights_path
+from stages.sensing.methods.method_params import method_from, method_options
+from stages.sensing.models import model_card, model_name, require_trusted_code
 from stages.sensing.snapshots import Snapshots, snapshot_epochs, with_its_snapshots
 from stages.sensing.start import (
     Start,
@@ -64,6 +58,7 @@ from stages.sensing.start import (
     StartOptions,
     StartStd,
     StartWeights,
+    from_stored,
     resizing_of,
     start_of,
     stretched_before,
@@ -72,9 +67,12 @@ from stages.sensing.train_params import (
     PRESET_NORMALISATION,
     PRESETS,
     TrainParams,
+    check_trained_part,
     params_from,
+    params_in_words,
     planned_params,
 )
+from stages.sensing.training_images import check_training_images, with_test_images
 from stages.sensing.training_options import (
     AugmentationName,
     BatchSize,
@@ -182,6 +180,8 @@ class TrainSensing(Stage):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_attacked(self.params.method, self.attacked)
+        if self.network or not self.from_model:
+            check_trained_part(self.params)
         if self.from_model and (self.weights or self.weights_key):
             raise ValueError("--from-model replaces --weights: use only one of them")
         has_start = self.weights or self.from_model
@@ -213,11 +213,15 @@ class TrainSensing(Stage):
 
         Raises:
             NotFoundError, DamagedError: that model is not finished, or was altered.
+            InputError: it is code that is not trusted, or has no such part as is trained.
         """
         if self.network or not self.from_model:
             return self.params
-        network = model_card(workspace.store.artifact("model", self.from_model)).network
-        return dataclasses.replace(self.params, network=network)
+        card = model_card(workspace.store.artifact("model", self.from_model))
+        require_trusted_code(card)
+        params = dataclasses.replace(self.params, network=card.network)
+        check_trained_part(params)
+        return params
 
     @property
     def kept_epochs(self) -> range:
@@ -225,12 +229,7 @@ class TrainSensing(Stage):
         return snapshot_epochs(self.params.epochs, self.keep_every)
 
     def sources(self, workspace: Workspace) -> tuple[SourceSpec, SourceSpec | None]:
-        """The training images, and the test images if the data set has any.
-
-        Raises:
-            InputError: the data set or the chosen test split does not exist, or the classes of the
-            two differ.
-        """
+        """The training images, and the test images if any; raises as `with_test_images`."""
         train = SourceSpec(
             self.dataset,
             self.split,
@@ -240,30 +239,22 @@ class TrainSensing(Stage):
             classes=self.classes,
             decoding=Decoding(self.exif_orientation, self.value_range),
         )
-        test = dataclasses.replace(train, split=self.test_split)
-        try:
-            found = opened(workspace, test)
-        except InputError:
-            if self.test_split != "test":
-                raise
-            return train, None
-        check_same_classes(opened(workspace, train), found)
-        return train, test
+        return with_test_images(workspace, train, self.test_split)
 
-    def check(
-        self,
-        workspace: Workspace,
-        needs: Mapping[str, Stage],
-    ) -> None:
-        """Raise ``InputError`` if the data set or the network does not exist."""
+    def _images(self, workspace: Workspace) -> ReaderSource:
+        """The training images."""
+        return opened(workspace, self.sources(workspace)[0])
+
+    def check(self, workspace: Workspace, needs: Mapping[str, Stage]) -> None:
+        """Raise ``InputError`` if the data set or the network does not exist, or does not fit."""
         from stages.sensing.build import build_network
 
         if "from_model" in needs:  # a model that may not exist yet
             self.model_copy(update={"from_model": None}).check(workspace, {})
             return
-        train, _ = self.sources(workspace)
-        params = self._trusted(workspace)
-        build_network(params.network, opened(workspace, train).n_classes or None)
+        train, params = self._images(workspace), self._trusted(workspace)
+        check_training_images(train, params)
+        build_network(params.network, train.n_classes or None)
 
     def job(self, workspace: Workspace) -> ArtifactJob:
         """The training of the network.
@@ -315,7 +306,7 @@ class TrainSensing(Stage):
         from stages.sensing.build import source_hash
 
         train, _ = self.sources(workspace)
-        require_labels(opened(workspace, train))
+        check_training_images(self._images(workspace), self.params)
         params, start = self._trusted(workspace), self._start(workspace)
         attacked = self._attacked(workspace)
         code, samples = source_hash(params.network), read_samples(self.samples)
@@ -343,34 +334,29 @@ class TrainSensing(Stage):
         """The model that the method attacks."""
         if self.attacked is None:
             return None
-        train, _ = self.sources(workspace)
-        return attacked_model(workspace, self.attacked, opened(workspace, train))
+        return attacked_model(workspace, self.attacked, self._images(workspace))
 
     def _options(self, workspace: Workspace) -> StartOptions:
         names = [each.name for each in dataclasses.fields(StartOptions)]
         given = {name: value for name, value in self if name in names}
         network = self._params(workspace).network
+        options = StartOptions(**{**given, "network": network})
         if self.from_model:
-            card = model_card(workspace.store.artifact("model", self.from_model))
-            given["weights"] = weights_path(workspace.store, self.from_model)
-            given["resizing"] = card.input
-            if not (self.mean or self.std):
-                given |= {"mean": card.mean, "std": card.std}
-        elif self.resize is None and (self.name or workspace.recipe is None):
+            return from_stored(workspace, options, self.from_model)
+        if self.resize is None and (self.name or workspace.recipe is None):
             name = self.name or model_name(network)
             before = stretched_before(workspace.store.artifact("model", name))
-            given["resize"] = before if before and min(before) >= (self.image_size or 0) else None
+            if before and min(before) >= (self.image_size or 0):
+                options = dataclasses.replace(options, resize=before)
         pixels = PRESET_NORMALISATION.get(self._preset)
-        has_own = self.weights or self.from_model or self.mean or self.std
-        if pixels and not has_own:
-            given |= pixels._asdict()
-        return StartOptions(**{**given, "network": network})
+        if pixels and not (self.weights or self.mean or self.std):
+            options = dataclasses.replace(options, **pixels._asdict())
+        return options
 
     def _start(self, workspace: Workspace) -> Start:
         """Weights that the training starts from, and how images are prepared."""
-        train, _ = self.sources(workspace)
         require_trust(self._params(workspace).network, workspace.named_by)
-        return start_of(workspace, self._options(workspace), opened(workspace, train))
+        return start_of(workspace, self._options(workspace), self._images(workspace))
 
     def _trusted(self, workspace: Workspace) -> TrainParams:
         """The parameters, with the full path of the network's file and the settings of the weights.
@@ -398,14 +384,9 @@ class TrainSensing(Stage):
     def _preview(self, workspace: Workspace, plan: Plan, snapshots: Snapshots) -> Preview:
         specs = filter(None, self.sources(workspace))
         train, *others = (opened(workspace, spec) for spec in specs)
-        params = self._params(workspace)
-        facts = planned_params(params)
-        if "method" in facts:
-            facts["method"] = in_words(params.method)
-        recipe = ", ".join(f"{key} {value}" for key, value in facts.items())
         name, kept = snapshots.model.name, [model.name for model in snapshots.models()]
         n_rows = len(read_samples(self.samples) or ()) or train.n_rows
-        text = f"train {name} on {n_rows:,} images ({recipe})"
+        text = f"train {name} on {n_rows:,} images ({params_in_words(self._params(workspace))})"
         text += f"; would keep {len(kept)} snapshots" if kept else ""
         return Preview(
             text,

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.progress import Progress
-from stages.data.corruptions.names import CURE, N_SEVERITIES, SIDES
-from stages.errors import InputError
+from stages.data.corruptions.names import CURE, N_SEVERITIES
 from stages.sensing.labelled import LabelledImages
 from stages.sensing.methods.method import Method
-from stages.sensing.methods.method_params import Noise
+from stages.sensing.methods.method_params import Noise, check_images
 
 KEY = zlib.crc32(b"noise")
 """Part of every seed, so that no image gets the noise of a test image of the same row."""
@@ -37,13 +36,12 @@ def distorted(data: LabelledImages, rows: Tensor, *, params: Noise, seed: int) -
         seed: seed of the training.
 
     Raises:
-        InputError: there are fewer images, or they are not of the size for which the distortions
-            have constants.
+        InputError: the images do not fit the method, see `check_images`.
     """
     from stages.data.corruptions.severities import corrupt
 
-    n_each, side = params.per_distortion, SIDES["cure"]
-    _check(data, len(rows), n_each, side)
+    check_images(params, len(rows), data.images.shape[1:3])
+    n_each = params.per_distortion
     generator = np.random.default_rng([seed, KEY])
     chosen = [torch.from_numpy(generator.permutation(len(rows))[:n_each]) for _ in CURE]
     levels = generator.integers(1, N_SEVERITIES + 1, size=(len(CURE), n_each))
@@ -59,16 +57,3 @@ def distorted(data: LabelledImages, rows: Tensor, *, params: Noise, seed: int) -
                 images[places] = corrupt(block, name, level, keys, KEY + seed, collection="cure")
                 progress.advance(len(places))
     return LabelledImages(torch.from_numpy(images), data.labels[index], origins, 0)
-
-
-def _check(data: LabelledImages, n_rows: int, n_each: int, side: int) -> None:
-    if (size := tuple(data.images.shape[1:3])) != (side, side):
-        raise InputError(
-            f"--method noise: the distortions have constants for {side}x{side} pixels, found "
-            f"{size[0]}x{size[1]}; give --image-size {side}"
-        )
-    if n_rows < n_each:
-        raise InputError(
-            f"--method noise: --per-distortion {n_each} needs as many training images, found "
-            f"{n_rows}; give --per-distortion {n_rows} or fewer"
-        )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from stages.data.corruptions.names import CURE
+from stages.data.corruptions.names import CURE, SIDES
 from stages.errors import InputError
 
 Attack = Literal["i-fgsm", "pgd"]
@@ -122,7 +122,7 @@ class AugMix:
         if not 0.1 < self.mix_severity <= 10:
             raise InputError(f"mix severity {self.mix_severity}: expected more than .1, up to 10")
         if not 0 <= self.jsd_weight < math.inf:
-            raise InputError(f"jsd weight {self.jsd_weight}: expected 0 or more")
+            raise InputError(f"jsd weight {self.jsd_weight}: expected a finite number, 0 or more")
 
     def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
         """Number of images that it adds: views are not counted."""
@@ -148,7 +148,7 @@ class SimClr:
     def __post_init__(self) -> None:
         if not 0 < self.nt_xent_temperature < math.inf:
             raise InputError(
-                f"nt-xent temperature {self.nt_xent_temperature}: expected more than 0"
+                f"nt-xent temperature {self.nt_xent_temperature}: expected a finite number above 0"
             )
         if len(self.projection) != 2 or min(self.projection) < 1:
             raise InputError(f"projection {self.projection}: expected two widths, such as 512,128")
@@ -189,6 +189,33 @@ def method_from(name: str, options: Mapping[str, Any]) -> MethodParams:  # Any: 
             f"--method {' or '.join(owners)}"
         )
     return dataclasses.replace(method, **given)
+
+
+def check_images(method: MethodParams, n_rows: int, size: Sequence[int]) -> None:
+    """Check that a method can be applied to training images.
+
+    Args:
+        method: the method.
+        n_rows: number of training images.
+        size: their height and width in pixels.
+
+    Raises:
+        InputError: there are fewer images than are distorted, or they are not of the size for which
+            the distortions have constants.
+    """
+    if not isinstance(method, Noise):
+        return
+    side = SIDES["cure"]
+    if tuple(size) != (side, side):
+        raise InputError(
+            f"--method noise: the distortions have constants for {side}x{side} pixels, found "
+            f"{size[0]}x{size[1]}; give --image-size {side}"
+        )
+    if n_rows < (n_each := method.per_distortion):
+        raise InputError(
+            f"--method noise: --per-distortion {n_each} needs as many training images, found "
+            f"{n_rows}; give --per-distortion {n_rows} or fewer"
+        )
 
 
 def in_words(method: MethodParams) -> str:
