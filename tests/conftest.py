@@ -28,6 +28,9 @@ Fill = Callable[..., FeatureSet]
 Command = Callable[..., tuple[str, str]]
 Refusal = Callable[..., str]
 
+# The width of the tester's terminal, which workers get as well; tests that are about it set it.
+os.environ.pop("COLUMNS", None)
+
 # An example may wait for a busy machine; `make soak` asks for the long one.
 settings.register_profile("short", max_examples=50, deadline=None)
 settings.register_profile("soak", max_examples=5_000, deadline=None)

@@ -36,6 +36,8 @@ class Noise:
     left_out: tuple[()] = ()
     how_to_label: str = ""
     corruption: None = None
+    alteration: None = None
+    sample: None = None
     reads: list[tuple[int, int]] = field(default_factory=list, compare=False)
 
     @property

@@ -250,7 +250,7 @@ def test_an_analysis_is_refused(place: FeatureStore) -> None:
     analysis.claim(plan)
     analysis.write({"by-group.parquet": b""}, {"features": ["shapes-test@net"]}, plan=plan)
     with pytest.raises(InputError, match="found one of 'analyse', which has no page"):
-        kind_of(analysis)
+        kind_of([analysis])
 
 
 def test_an_analysis_does_not_make_a_prefix_ambiguous(

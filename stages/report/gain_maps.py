@@ -22,6 +22,9 @@ _COLOURS = LinearSegmentedColormap.from_list("gain", [_LOSS, _NONE, _GAIN])
 _LEAST_POINTS, _MOST_POINTS = 2.0, 12.0
 """Ends of the scale: noise does not look like a result, and a collapsed head hides no other."""
 
+_LONGEST = 40
+"""Most characters of a label."""
+
 
 def draw_gain_map(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     """Gains in accuracy in points: a row for each contender, a column for each corruption."""
@@ -32,9 +35,10 @@ def draw_gain_map(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     rows["mean"] = gains.groupby(names, sort=False)["gain"].mean()
     rows = 100 * rows.sort_values("mean", ascending=False, kind="stable")
     labels = [" · ".join(map(str, key if isinstance(key, tuple) else (key,))) for key in rows.index]
-    height = 1.3 + 0.21 * len(rows)
+    columns = [_spoken(each) for each in rows.columns]
+    height = 0.3 + 0.06 * max(map(len, columns)) + 0.21 * len(rows)
     figure = Figure(figsize=(WIDTH * 1.25, height), layout="constrained")
-    _map(figure.subplots(), rows.to_numpy(), labels, [_spoken(each) for each in rows.columns])
+    _map(figure.subplots(), rows.to_numpy(), labels, columns)
     return figure
 
 
@@ -101,4 +105,6 @@ def _map(
 
 
 def _spoken(name: object) -> str:
-    return str(name).replace("_", " ")
+    """The name of a corruption; that of a file can be so long that it leaves no room for cells."""
+    spoken = str(name).replace("_", " ")
+    return spoken if len(spoken) <= _LONGEST else f"{spoken[: _LONGEST - 1]}…"
