@@ -465,7 +465,7 @@ FILE_NAMES = st.text(min_size=1, max_size=40).filter(
 
 @given(names=st.lists(FILE_NAMES, min_size=1, max_size=3, unique=True), file=FILE_NAMES)
 def test_image_folders(tmp_path_factory: Any, names: list[str], file: str) -> None:
-    place = tmp_path_factory.mktemp("images")
+    place = tmp_path_factory.mktemp("root") / "images"
     for name in names:
         (place / "test" / name).mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(place / "test" / name / f"{file[:40]}.png")

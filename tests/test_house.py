@@ -419,12 +419,18 @@ SAFELY = {
 }
 
 
+@cache
 def calls():
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
-                yield name_of(path), ast.unparse(node.func), options
+    return [
+        (
+            name_of(path),
+            ast.unparse(node.func),
+            {option.arg: ast.unparse(option.value) for option in node.keywords},
+        )
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
 
 
 @pytest.mark.parametrize("name", DANGEROUS)

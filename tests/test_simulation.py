@@ -43,7 +43,7 @@ FOUND_AT = {
     "set-numbers_return": 186,
     "set-hearts_never_beat": 564,
     "set-nobody_watches": 326,
-    "repair-taken_back_without_a_fence": 6206,
+    "repair-taken_back_without_a_fence": 913,
     "loop-notes_are_not_sealed": 362,
     "loop-nobody_confirms_checkpoints": 138,
     "artifact-nobody_checks_the_lease": 209,
