@@ -443,7 +443,8 @@ def test_a_mixture_is_that_of_a_slow_loop():
 def test_views_are_the_images_and_two_mixtures_that_depend_on_the_key():
     images = torch.from_numpy(pictures(8))
     keys = [(0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 8), (1, 0, 0)]
-    views = [mixed_views(Batch(images, torch.zeros(8), key), params=AugMix()) for key in keys]
+    batches = [Batch(images, torch.zeros(8), key, logits=torch.nn.Identity()) for key in keys]
+    views = [mixed_views(each, params=AugMix()) for each in batches]
     clean, one, two = views[0]
     assert torch.equal(clean, images.float())
     assert not torch.equal(one, two)

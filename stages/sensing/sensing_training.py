@@ -37,6 +37,7 @@ from stages.sensing.labelled import (
 from stages.sensing.methods.adversarial import frozen
 from stages.sensing.methods.chosen import method_of
 from stages.sensing.methods.method import Batch, Method
+from stages.sensing.methods.method_params import n_added
 from stages.sensing.model import Sensing, describe, lay_out, normalised, sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.round_trip import check_round_trip
@@ -93,7 +94,7 @@ class SensingTraining:
         n_missed = self.params.held_out * self.params.n_epochs_held_out
         n_rows = self.train.open().n_rows if self.samples is None else len(self.samples)
         n_rows = max(0, n_rows - n_missed // self.params.epochs)
-        return n_rows + self.params.method.n_added(n_rows)
+        return n_rows + n_added(self.params.method, n_rows)
 
     def start(self) -> TrainState:
         """A fresh network, initialised from the seed, or with pretrained weights.

@@ -16,11 +16,6 @@ Views = tuple[Tensor, ...]
 """One tensor of the images of a batch for each view; the first is that whose accuracy is shown."""
 
 
-def _no_network(images: Tensor) -> Tensor:
-    del images
-    raise TypeError("this batch belongs to no network")
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A batch of training images.
@@ -37,7 +32,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     key: tuple[int, int, int]
-    logits: Callable[[Tensor], Tensor] = _no_network
+    logits: Callable[[Tensor], Tensor]
 
 
 def _none_added(data: LabelledImages, rows: Tensor) -> LabelledImages | None:

@@ -29,10 +29,6 @@ class Plain:
     name: Literal["plain"] = "plain"
     is_part_trainable: ClassVar[bool] = True
 
-    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
-        """Number of images that it adds to ``n_rows`` training images."""
-        return 0
-
 
 @dataclass(frozen=True, slots=True)
 class Noise:
@@ -51,10 +47,6 @@ class Noise:
     def __post_init__(self) -> None:
         if self.per_distortion < 1:
             raise InputError(f"per distortion {self.per_distortion}: expected 1 or more")
-
-    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
-        """Number of images that it adds."""
-        return len(CURE) * self.per_distortion
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +83,6 @@ class Adversarial:
         """Whether the images are the same in every epoch."""
         return self.attack == "i-fgsm"
 
-    def n_added(self, n_rows: int) -> int:
-        """Number of images that it adds: views are not counted."""
-        return n_rows if self.attack == "i-fgsm" else 0
-
 
 @dataclass(frozen=True, slots=True)
 class AugMix:
@@ -124,10 +112,6 @@ class AugMix:
         if not 0 <= self.jsd_weight < math.inf:
             raise InputError(f"jsd weight {self.jsd_weight}: expected a finite number, 0 or more")
 
-    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
-        """Number of images that it adds: views are not counted."""
-        return 0
-
 
 @dataclass(frozen=True, slots=True)
 class SimClr:
@@ -153,10 +137,6 @@ class SimClr:
         if len(self.projection) != 2 or min(self.projection) < 1:
             raise InputError(f"projection {self.projection}: expected two widths, such as 512,128")
 
-    def n_added(self, n_rows: int) -> int:  # noqa: ARG002 - the signature of all methods
-        """Number of images that it adds."""
-        return 0
-
 
 MethodParams = Plain | Adversarial | Noise | AugMix | SimClr
 METHODS: Mapping[str, MethodParams] = {
@@ -165,6 +145,13 @@ METHODS: Mapping[str, MethodParams] = {
 """Every method by its name, with the parameters of its publication."""
 
 PLAIN = Plain()
+
+
+def n_added(method: MethodParams, n_rows: int) -> int:
+    """Number of images that a method adds to ``n_rows`` training images; views are not counted."""
+    if isinstance(method, Noise):
+        return len(CURE) * method.per_distortion
+    return n_rows if isinstance(method, Adversarial) and method.attack == "i-fgsm" else 0
 
 
 def method_options() -> tuple[str, ...]:
