@@ -226,8 +226,6 @@ def _of_sets(
     made: Made, open_result: Callable[[Artifact], R], text_of: Callable[[R], str]
 ) -> Summary:
     """The summary of one result, or those of several below each other."""
-    from cli.comparison import page_of
-
     several = isinstance(made.output, list)
     artifacts: list[Artifact] = made.output if several else [made.output]
     found = [open_result(each) for each in artifacts]
@@ -236,7 +234,7 @@ def _of_sets(
     if not several:
         return texts[0], facts[0]
     names = " ".join(each.name for each in artifacts)
-    return "\n\n".join([*texts, f"all on one page: {page_of(names)}"]), facts
+    return "\n\n".join([*texts, f"all on one page: intro-pipe report {names}"]), facts
 
 
 def _facts_of_tables(result: Artifact) -> dict[str, Any]:

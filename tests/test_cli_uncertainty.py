@@ -81,7 +81,7 @@ def test_several_sets_have_results_of_their_own_and_one_page(
         alone = json.loads(run(f"{words} {features} --json")[0])
         assert alone == facts[names.index(name)]
         assert store.artifact("result", name).read_frame(f"{frame}.parquet").size
-    assert out.splitlines()[-1].endswith(f"intro-pipe report {' '.join(names)}")
+    assert out.splitlines()[-1] == f"all on one page: intro-pipe report {' '.join(names)}"
     page = json.loads(run(f"report {' '.join(names)} --json")[0])
     html = store.artifact("report", page["report"]).read("report.html").decode()
     assert all(name in html for name in names)
