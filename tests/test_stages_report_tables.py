@@ -205,9 +205,9 @@ def test_over_several_entries_a_sentence_counts() -> None:
 def test_a_sentence_has_no_empty_brackets() -> None:
     nothing = [(metric, "f", *[math.nan] * 3) for metric in ("accuracy", "ece")]
     one, other = (differences(nothing, network=name) for name in "ab")
-    assert sentences(one, ())[0] == "In accuracy H is without an interval against f."
+    assert sentences(one, ())[0] == "In accuracy H is not tested against f."
     both = sentences(pd.concat([one, other]), ("network",))
-    assert both[0] == "In accuracy H is without an interval against f in 2 of 2."
+    assert both[0] == "In accuracy H is not tested against f in 2 of 2."
 
 
 def test_a_sentence_states_how_many_results_have_the_contender() -> None:

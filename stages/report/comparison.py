@@ -84,12 +84,13 @@ def sentences(
     ]
 
 
-_THAN = {
+THAN = {
     BETTER: "better than",
     WORSE: "worse than",
     EQUAL: "not clearly different from",
-    UNKNOWN: "without an interval against",
+    UNKNOWN: "not tested against",
 }
+"""Verdict -> words before the name of the other contender."""
 
 
 def _in_one_entry(rows: pd.DataFrame) -> list[str]:
@@ -98,8 +99,8 @@ def _in_one_entry(rows: pd.DataFrame) -> list[str]:
     of_f, others = rows[rows["other"] == "f"], rows[rows["other"] != "f"]
     for _, row in of_f.iterrows():
         numbers = f"{signed(row['difference'])} {interval(row['low'], row['high'])}".strip()
-        parts.append(f"{_THAN[row['verdict']]} f{_bracketed(numbers)}")
-    for verdict, phrase in _THAN.items():
+        parts.append(f"{THAN[row['verdict']]} f{_bracketed(numbers)}")
+    for verdict, phrase in THAN.items():
         found = others[others["verdict"] == verdict]
         if named := [
             f"{row['other']}{_bracketed(signed(row['difference']))}" for _, row in found.iterrows()
@@ -114,7 +115,7 @@ def _over_entries(rows: pd.DataFrame) -> list[str]:
     for other, found in rows.groupby("other", sort=False):
         counts = found["verdict"].value_counts()
         tally = _listed(
-            [f"{_THAN[name]} {other} in {counts[name]}" for name in _THAN if name in counts]
+            [f"{THAN[name]} {other} in {counts[name]}" for name in THAN if name in counts]
         )
         ends = signed(found["difference"].min()), signed(found["difference"].max())
         parts.append(f"{tally} of {len(found)}{_bracketed(' to '.join(dict.fromkeys(ends)))}")

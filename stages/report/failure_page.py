@@ -15,16 +15,7 @@ from stages.errors import InputError
 from stages.failures.failure_result import Failures, open_failures
 from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.metrics.definitions import REFERENCE
-from stages.report.comparison import (
-    BETTER,
-    EQUAL,
-    UNKNOWN,
-    WORSE,
-    interval,
-    signed,
-    spoken,
-    verdict_of,
-)
+from stages.report.comparison import THAN, interval, signed, spoken, verdict_of
 from stages.report.content import Content
 from stages.report.drawing import legend_above, line_style, name_scales, panels_of, sheet
 from stages.report.kinds import PageKind
@@ -41,13 +32,6 @@ from store.catalog import FeatureStore
 CURVES, RANKING = "risk-coverage", "confidence-ranking"
 RANKED_BY = ("aurc", "auroc_f")
 """Metrics of the figure of rankings; the first one orders confidences."""
-
-_VERDICTS = {
-    BETTER: "better than",
-    WORSE: "worse than",
-    EQUAL: "not clearly different from",
-    UNKNOWN: "without an interval against",
-}
 
 
 @dataclass(frozen=True)
@@ -167,7 +151,7 @@ def _of_heads(rows: pd.DataFrame) -> list[str]:
     found = rows[is_of_head & (rows["metric"] == "auroc_f")]
     said = []
     for _, row in found.iterrows():
-        verdict = _VERDICTS[verdict_of("auroc_f", row["gain_low"], row["gain_high"])]
+        verdict = THAN[verdict_of("auroc_f", row["gain_low"], row["gain_high"])]
         ends = interval(row["gain_low"], row["gain_high"])
         gain = f"{signed(row['gain'])} {ends}".strip()
         said.append(

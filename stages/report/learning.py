@@ -16,7 +16,7 @@ from stages.active_learning.active_runs import CurvesCard, means_of, read_curves
 from stages.active_learning.rounds import RoundParams, RunCard
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
-from stages.report.comparison import BETTER, EQUAL, UNKNOWN, WORSE, interval, signed, verdict_of
+from stages.report.comparison import THAN, interval, signed, verdict_of
 from stages.report.content import Content
 from stages.report.drawing import draw_line, legend_above, name_scales, panels_of, sheet
 from stages.report.kinds import PageKind
@@ -140,14 +140,8 @@ def _sentences(numbers: pd.DataFrame) -> list[str]:
     for test, rows in numbers[numbers["contender"] == "H"].groupby("test", sort=False):
         ends = zip(rows["gain_low"], rows["gain_high"], strict=True)
         verdicts = pd.Series([verdict_of("accuracy", *each) for each in ends]).value_counts()
-        words = {
-            BETTER: "better than f",
-            WORSE: "worse than f",
-            EQUAL: "not clearly different from f",
-            UNKNOWN: "without an interval against f",
-        }
         tally = ", ".join(
-            f"{words[each]} in {verdicts[each]}" for each in words if each in verdicts
+            f"{words} f in {verdicts[each]}" for each, words in THAN.items() if each in verdicts
         )
         span = f"{signed(rows['gain'].min())} to {signed(rows['gain'].max())}"
         found.append(f"On {_spoken(test)} H is {tally} of {len(rows)} strategies ({span}).")
