@@ -580,10 +580,20 @@ def test_the_constraints_are_names_and_versions_in_order():
     assert all(first < second for first, second in pairwise(names))
 
 
-def test_torch_and_torchvision_are_the_tested_pair():
+def test_torch_and_torchvision_are_a_pair():
     pins = _pins()
 
-    assert (pins["torch"], pins["torchvision"]) == ("2.13.0", "0.28.0")
+    torch_minor = int(pins["torch"].split(".")[1])
+    vision_minor = int(pins["torchvision"].split(".")[1])
+    # torchvision 0.(n + 15) is built for torch 2.n: the table of versions in torchvision's README.
+    assert vision_minor == torch_minor + 15
+
+
+def test_the_readme_installs_the_tested_pair():
+    pins = _pins()
+    pair = f"torch=={pins['torch']} torchvision=={pins['torchvision']}"
+
+    assert pair in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def _pins():
