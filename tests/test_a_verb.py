@@ -5,19 +5,24 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clouds import clouds
+from conftest import Command
 from made import make_in
 from small_data import write_npz_set
 
 from pipeline.journal import runs
+from stages.recipes.steps import kinds
+from stages.verbs import MODULES
 from store.catalog import FeatureStore
 
 TESTS = Path(__file__).parent
 PROGRAM = """\
 import sys
+from stages.recipes.steps import kinds
 from stages.verbs import MODULES
 MODULES["count-rows"] = "a_verb"
 from cli.app import main
@@ -96,18 +101,30 @@ steps:
 """
 
 
-def test_it_is_a_step_of_recipes(store: FeatureStore, tmp_path: Path) -> None:
+@pytest.fixture
+def _registered() -> Iterator[None]:
+    """The verb is in the registry of this process."""
+    MODULES["count-rows"] = "a_verb"
+    kinds.cache_clear()
+    yield
+    del MODULES["count-rows"]
+    kinds.cache_clear()
+
+
+@pytest.mark.usefixtures("_registered")
+def test_it_is_a_step_of_recipes(store: FeatureStore, tmp_path: Path, intro_pipe: Command) -> None:
     write_npz_set(tmp_path / "data" / "tiny", 60, 20)
     recipe = tmp_path / "counted.yaml"
     recipe.write_text(RECIPE)
-    words = ("run", str(recipe), "--data-root", str(tmp_path / "data"), "--executor", "local")
-    assert "complete" not in run(store, *words, "--status")
-    run(store, *words)
+    places = f"--store {store.location} --data-root {tmp_path / 'data'}"
+    command = f"run {recipe} {places} --executor local"
+    assert "complete" not in intro_pipe(f"{command} --status")[0]
+    intro_pipe(command)
     counts = [artifact.card()["rows"] for artifact in store.artifacts("result")]
     assert sorted(counts) == [40, 60]
-    assert "counted: 4 steps, 4 cached, 0 computed in " in run(store, *words)
+    assert "counted: 4 steps, 4 cached, 0 computed in " in intro_pipe(command)[0]
     recipe.write_text(RECIPE.replace("times: $factor", "times: 0"))
-    assert "step n: times: expected greater than 0, found 0" in run(store, *words, code=2)
+    assert "step n: times: expected greater than 0, found 0" in intro_pipe(command, code=2)[1]
 
 
 def test_a_killed_run_is_resumed(place: FeatureStore) -> None:
@@ -137,18 +154,13 @@ def test_a_python_program_makes_the_same(place: FeatureStore) -> None:
     assert len(list(runs(place.location))) == 1
 
 
-def test_the_recipe_in_python_of_the_docs_runs(tmp_path: Path) -> None:
+def test_the_recipe_in_python_of_the_docs_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (TESTS.parent / "docs" / "recipes.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
     short = program.replace("epochs=5", "epochs=1, limit=200").replace('split="train", ', "")
-    ended = subprocess.run(
-        [sys.executable, "-c", short.replace("epochs=20", "epochs=60")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
+    monkeypatch.chdir(tmp_path)
+    exec(short.replace("epochs=20", "epochs=60"), {})
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[1:]] == ["f", "temperature", "mse-m", "ce"]

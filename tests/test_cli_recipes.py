@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tiny_recipe import TINY, write_tiny_data
 
 from cli.app import main
@@ -32,35 +33,43 @@ def place(tmp_path):
     return tmp_path
 
 
-def start(place, *words, store="store"):
+@pytest.fixture
+def said(place, monkeypatch, capsys):
+    """Exit code, what goes to stdout and to stderr of a command, in this process."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes that are killed, because sums are rounded
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("INTRO_PIPE_DATA", str(place / "data"))
+    monkeypatch.setenv("INTRO_PIPE_STORE", str(place / "store"))
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])  # what main() reads
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    yield command
+    torch.set_num_threads(n_threads)
+
+
+def killed(place, is_time, *words):
+    """Run until ``is_time``, then kill without a word; fails where the run was faster."""
     environment = {
         **os.environ,
         "INTRO_PIPE_DATA": str(place / "data"),
-        "INTRO_PIPE_STORE": str(place / store),
+        "INTRO_PIPE_STORE": str(place / "store"),
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1",  # sums are rounded otherwise where there are more threads
     }
-    command = [sys.executable, "-m", "cli.app", *words]
-    return subprocess.Popen(
-        command,
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.app", *words],
         cwd=place,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finished(place, *words, store="store"):
-    """Exit code, what went to stdout, what went to stderr."""
-    process = start(place, *words, store=store)
-    out, error = process.communicate(timeout=DEADLINE_S)
-    return process.returncode, out, error
-
-
-def killed(place, is_time, *words):
-    """Run until ``is_time``, then kill without a word; fails where the run was faster."""
-    process = start(place, *words)
     deadline = time.monotonic() + DEADLINE_S
     while not is_time() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -85,7 +94,7 @@ def numbers_of(store):
     return features, results, tables
 
 
-RUN = ("run", "tiny.yaml", "--executor", "local")
+RUN = ("run", "tiny.yaml", "--executor", "local", "--set", "losses=[ce]")
 
 
 # Where a run is killed: after the first file, and before the second.
@@ -102,22 +111,22 @@ IN_A_RESULT = ("results/*/plan.json", "results/*/result.json")
         pytest.param([IN_A_MODEL, IN_A_HEAD, IN_A_RESULT], marks=pytest.mark.soak),
     ],
 )
-def test_a_recipe_that_is_killed_gives_the_numbers_of_one_run(place, moments):
+def test_a_recipe_that_is_killed_gives_the_numbers_of_one_run(place, said, moments):
     store = place / "store"
     for first, second in moments:
         killed(place, lambda first=first: any(store.glob(first)), *RUN)
         assert not list(store.glob(second))
 
-    code, _, error = finished(place, "resume")
+    code, _, error = said("resume", "--executor", "local")
     assert code == 0, error
-    assert "tiny: 11 steps: 9 cached, 2 to compute" in error
-    assert finished(place, *RUN, store="other")[0] == 0
+    assert "tiny: 10 steps: 8 cached, 2 to compute" in error
+    assert said(*RUN, "--store", str(place / "other"))[0] == 0
     resumed, *killed_runs = runs(str(store))
     assert len(killed_runs) == len(moments)
     assert resumed.stage == {
         "stage": "run",
         "recipe": str(place / "tiny.yaml"),
-        "changes": [],
+        "changes": ["losses=[ce]"],
         "folder": str(place),
     }
     assert {run.outcome for run in killed_runs} == {"unfinished"}
@@ -133,22 +142,6 @@ def test_a_recipe_that_is_killed_gives_the_numbers_of_one_run(place, moments):
         pd.testing.assert_frame_equal(table, their_results[name])
     assert tables == their_tables
     assert len(tables) == 1
-
-
-@pytest.fixture
-def said(place, monkeypatch, capsys):
-    """Exit code, what goes to stdout and to stderr of a command, in this process."""
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("INTRO_PIPE_DATA", str(place / "data"))
-    monkeypatch.setenv("INTRO_PIPE_STORE", str(place / "store"))
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["intro-pipe", *words])  # what main() reads
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
-
-    return command
 
 
 def test_status_shows_the_progress_of_a_recipe(place, said):
