@@ -74,9 +74,8 @@ def process(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_chain_runs_and_every_step_gives_json(
     run: Command, extract: Callable[[str], str]
 ) -> None:
-    words = "extract --executor local --dataset pixels --split train --json"
-    assert json.loads(process(*words.split()).stdout)["n_computed"] == 1
-    assert json.loads(extract("pixels --split test --json"))["n_computed"] == 1
+    for split in ("train", "test"):
+        assert json.loads(extract(f"pixels --split {split} --json"))["n_computed"] == 1
     words = "train-head --features pixels-train@cnn2 --epochs 20 --weight-decay 0 --layers 16"
     assert json.loads(process(*words.split(), "--json").stdout)["head"] == "cnn2-h"
     judged = process("evaluate", "--features", "pixels-test@cnn2", "--json").stdout
