@@ -168,6 +168,13 @@ def head(_: Stage, made: Made, __: Workspace) -> Summary:
 
     card = head_card(made.output)
     match card.predictor:
+        case TrainedNetwork(tempered_on=features) as fit if features:
+            if features == card.features:
+                note("fitted on its training rows, on which it is more confident than on new ones")
+            values = zip(fit.temperatures, fit.nll_before, fit.nll_after, strict=True)
+            text = f"negative log-likelihood on {features}: " + ", ".join(
+                f"{before:.4f} -> {after:.4f} (T = {value:.4f})" for value, before, after in values
+            )
         case TrainedNetwork(spec=spec, train_accuracy=accuracies):
             accuracy = ", ".join(f"{each:.4f}" for each in accuracies)
             text = f"accuracy {accuracy} on its training rows"

@@ -142,6 +142,16 @@ def test_a_temperature_reports_its_gain(run) -> None:
     assert again["nll_after"] < again["nll_before"]
 
 
+def test_temperatures_of_a_head_report_their_gain(run) -> None:
+    run(f"train-head --features clouds-train@net {SHORT}")
+    said = run("fit-temperature --features clouds-test@net --head net-h")
+    assert said.startswith("head net-h-tempered: negative log-likelihood on clouds-test@net-")
+    assert said.count("(T = ") == 1
+    seen = run("evaluate --features clouds-test@net --head H=net-h --head HT=net-h-tempered")
+    accuracies = {line.split()[0]: line.split()[1] for line in seen.splitlines() if "H" in line}
+    assert accuracies["H"] == accuracies["HT"]
+
+
 @pytest.mark.parametrize(("split", "is_noted"), [("train", True), ("test", False)])
 def test_a_temperature_of_training_images_is_noted(
     store: FeatureStore,

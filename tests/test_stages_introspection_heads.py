@@ -14,6 +14,7 @@ from stages.errors import DataNotFoundError, InputError
 from stages.introspection.contenders import choose_head
 from stages.introspection.fit_neighbours import FitNeighbours
 from stages.introspection.fit_temperature import FitTemperature
+from stages.introspection.head import predict_logits
 from stages.introspection.head_card import TrainedNetwork, head_card
 from stages.introspection.predictors import open_head, predictors, sensing_probabilities
 from stages.introspection.preparation import check_model
@@ -241,6 +242,60 @@ def test_a_head_is_found_by_its_plan_whatever_its_name(
     assert [
         head.name for head in store.made_by("head", FitTemperature(features=found.name).plan(found))
     ] == ["t"]
+
+
+@pytest.mark.parametrize("options", [{}, {"reads": "features", "layers": ()}, {"rank": 2}])
+def test_a_tempered_head_divides_the_logits_of_each_seed_by_its_best_temperature(
+    store: FeatureStore, found: FeatureSet, options: dict[str, Any]
+) -> None:
+    trained(store, found, **options)
+    features, logits, labels = arrays(found)
+    tempered = make_in(store, FitTemperature(features=found.name, head="h")).output
+    assert tempered.name == "h-tempered"
+    said = predictors(store, tempered)
+    kept = np.arange(N_ROWS) != 5  # a row of NaN
+    card = tempered.card()
+    for seed, best in zip((0, 3), card["temperatures"], strict=True):
+        own = predict_logits(open_head(store.artifact("head", "h"), seed), features, logits)
+
+        def nll(value: float, h: np.ndarray = own[kept].astype(np.float64)) -> float:
+            p = softmax(h / value)
+            return float(-np.log(p[np.arange(len(p)), labels[kept]]).mean())
+
+        expected = softmax(own.astype(np.float64) / best)
+        np.testing.assert_allclose(said[seed](features, logits), expected, atol=1e-6)
+        assert nll(best) < min(nll(1.001 * best), nll(best / 1.001))
+        at = list(said).index(seed)
+        assert card["nll_before"][at] == pytest.approx(nll(1.0))
+        assert card["nll_after"][at] == pytest.approx(nll(best))
+
+
+def test_a_tempered_head_keeps_what_its_card_says_of_the_training(
+    store: FeatureStore, found: FeatureSet
+) -> None:
+    before = trained(store, found).card
+    other = clouds(store, "others")
+    after = make_in(store, FitTemperature(features=other.name, head="h", name="t")).output.card()
+    same = ("features", "spec", "params", "seeds", "train_accuracy", "train_rows")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    assert after["tempered_on"] == other.name
+
+
+def test_only_a_trained_head_of_the_same_network_gets_temperatures(
+    store: FeatureStore, found: FeatureSet
+) -> None:
+    trained(store, found)
+    fit_neighbours(store, found)
+    make_in(store, FitTemperature(features=found.name, head="h"))
+    of_another = clouds(store, "others", weights="w2")
+    for name, features, message in (
+        ("h-tempered", found, "expected a head without a temperature, found one .* on clouds"),
+        ("n", found, "expected a trained network, found neighbours"),
+        ("h", of_another, "belongs to model"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_in(store, FitTemperature(features=features.name, head=name, name="x"))
+    assert not store.artifact("head", "x").is_complete()
 
 
 def test_the_only_head_of_a_model_is_chosen(store: FeatureStore, found: FeatureSet) -> None:

@@ -103,10 +103,11 @@ def check_contenders(contenders: Sequence[Contender]) -> None:
 def planned_heads(contenders: Sequence[Contender]) -> list[Plan]:
     """What a plan records about heads: the plan of each, and the checksums of its files."""
     return [
-        asdict(PlannedHead(each.label, each.head.plan(), _checksums(each.head)))
+        asdict(PlannedHead(each.label, each.head.plan(), checksums_of(each.head)))
         for each in contenders
     ]
 
 
-def _checksums(head: Artifact) -> dict[str, str]:
+def checksums_of(head: Artifact) -> dict[str, str]:
+    """The SHA-256 of each file of a finished head, by key."""
     return {key: digest.sha256 for key, digest in sorted(head.files().items())}

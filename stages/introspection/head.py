@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -74,7 +74,6 @@ class Head(nn.Module):
         return values
 
 
-@torch.inference_mode()
 def predict_probabilities(
     head: Head,
     features: NDArray[np.floating[Any]],
@@ -82,6 +81,19 @@ def predict_probabilities(
     further: Arrays = NONE,
 ) -> NDArray[np.float32]:
     """Softmax of the head's logits, shape ``(n, N)``; rows of NaN stay NaN.
+
+    The arguments are those of `predict_logits`.
+    """
+    return _predict(head, softmax, features, logits, further)
+
+
+def predict_logits(
+    head: Head,
+    features: NDArray[np.floating[Any]],
+    logits: NDArray[np.floating[Any]],
+    further: Arrays = NONE,
+) -> NDArray[np.float32]:
+    """The head's logits, shape ``(n, N)``; rows of NaN stay NaN.
 
     Thread-safe, since the head is not changed.
 
@@ -91,10 +103,21 @@ def predict_probabilities(
         logits: logits of the sensing network, shape ``(n, N)``.
         further: the further arrays that the head reads, by name.
     """
-    probabilities = np.empty((len(features), head.spec.n_classes), np.float32)
+    return _predict(head, lambda found: found, features, logits, further)
+
+
+@torch.inference_mode()
+def _predict(
+    head: Head,
+    finish: Callable[[Tensor], Tensor],
+    features: NDArray[np.floating[Any]],
+    logits: NDArray[np.floating[Any]],
+    further: Arrays,
+) -> NDArray[np.float32]:
+    predicted = np.empty((len(features), head.spec.n_classes), np.float32)
     for rows, f, z, others in _batches(head, features, logits, further):
-        probabilities[rows] = softmax(head(f, z, others)).cpu().numpy()
-    return probabilities
+        predicted[rows] = finish(head(f, z, others)).cpu().numpy()
+    return predicted
 
 
 @torch.inference_mode()

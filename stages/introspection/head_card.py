@@ -29,6 +29,9 @@ class TrainedNetwork:
         train_accuracy: accuracy of each seed on its training rows.
         selected_on: feature set on which the best epoch was chosen; empty for the last epoch.
         best_epoch: that epoch for each seed, counted from 1.
+        tempered_on: feature set to which temperatures were fitted that its last layer contains.
+        temperatures: the temperature of each seed.
+        nll_before, nll_after: mean negative log-likelihood of each seed on that feature set.
     """
 
     spec: HeadSpec
@@ -37,6 +40,10 @@ class TrainedNetwork:
     train_accuracy: tuple[float, ...] = ()
     selected_on: str = ""
     best_epoch: tuple[int, ...] = ()
+    tempered_on: str = ""
+    temperatures: tuple[float, ...] = ()
+    nll_before: tuple[float, ...] = ()
+    nll_after: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +130,10 @@ class HeadCard:
         """What the card of a result repeats of it, as JSON; `from_dict` reads it."""
         facts: dict[str, Any]
         match self.predictor:
-            case TrainedNetwork(spec, params, rows, selected_on=selected_on):
+            case TrainedNetwork(spec, params, rows) as network:
                 facts = {"spec": spec.to_dict(), "params": params.to_dict(), "rows": rows}
-                facts |= {"selected_on": selected_on} if selected_on else {}
+                further = ("selected_on", "tempered_on", "temperatures")
+                facts |= {key: found for key in further if (found := getattr(network, key))}
             case FittedTemperature(temperature):
                 facts = {"temperature": temperature}
             case Votes(k, reading, temperature):

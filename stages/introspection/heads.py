@@ -96,13 +96,16 @@ class Fit(NamedTuple):
 def fit_job(
     store: FeatureStore, name: str, plan: Plan, feature_set: FeatureSet, fit: Callable[[], Fit]
 ) -> ArtifactJob:
-    """The job of a head that is fitted in one call, before anything is written."""
+    """The job of a head that is fitted in one call, before anything is written.
+
+    Facts of the fit replace those that the job adds to the card: origin, seed 0, and rows.
+    """
     fitted = cache(fit)
 
     def compute() -> Output:
         n_rows, facts, files = fitted()
         of_rows = {"train_rows": n_rows, "excluded_rows": feature_set.n_rows - n_rows}
-        return files, {**facts, **origin_of(feature_set), "seeds": [0], **of_rows}
+        return files, {**origin_of(feature_set), "seeds": [0], **of_rows, **facts}
 
     what = f"fit {name} on {feature_set.n_rows:,} rows of {feature_set.name}"
     return ArtifactJob(

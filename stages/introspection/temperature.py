@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al., ICML 2017): a number by which the logits of f are divided."""
+"""Temperature scaling (Guo et al., ICML 2017): a number by which logits are divided."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOUNDS = (1e-3, 1e3)
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """A fitted temperature, and the mean negative log-likelihood of f without and with it."""
+    """A fitted temperature, and the mean negative log-likelihood without and with it."""
 
     value: float
     nll_before: float
@@ -33,15 +33,19 @@ def tempered(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[n
     return softmax(logits.astype(np.float64) / temperature).astype(np.float64, copy=False)
 
 
-def fit(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> Temperature:
+def fit(
+    logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], predictor: str = "f"
+) -> Temperature:
     """The temperature that minimises the negative log-likelihood of the labels.
 
     Args:
         logits: shape ``(n, N)``; rows with a NaN are excluded.
         labels: shape ``(n,)``; rows with -1 are excluded.
+        predictor: whose logits they are, for messages.
 
     Raises:
-        InputError: no labelled row, or no minimum: f is right on every row, or worse than chance.
+        InputError: no labelled row, or no minimum: the predictor is right on every row, or worse
+            than chance.
     """
     kept = usable_rows(labels, logits)
     z, y = logits[kept].astype(np.float64), labels[kept]
@@ -63,7 +67,8 @@ def fit(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> 
     found = minimize_scalar(nll, bounds=(low, high), method="bounded", options=options)
     if min(found.x - low, high - found.x) < 1e-2:
         raise InputError(
-            f"temperature: the likelihood of these {len(y)} rows has no maximum in {BOUNDS}: f is "
-            "right on every one of them, or worse than chance; use rows that f was not trained on"
+            f"temperature: the likelihood of these {len(y)} rows has no maximum in {BOUNDS}: "
+            f"{predictor} is right on every one of them, or worse than chance; use rows that it "
+            "was not trained on"
         )
     return Temperature(math.exp(found.x), nll(0.0), float(found.fun), len(y))

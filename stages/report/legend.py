@@ -109,7 +109,7 @@ def _head_of(found: Judged, head: HeadCard) -> str:
         case Votes(k, temperature=temperature):
             how = f", each with the weight exp(cosine / {temperature:g})" if temperature else ""
             return f"the {k} nearest rows of {head.features}{same} vote for the class{how}"
-        case TrainedNetwork(spec, selected_on=selected_on):
+        case TrainedNetwork(spec, selected_on=selected_on) as network:
             reads, parts = spec.reading.reads, spec.reading.parts
             named = {"reflection": "r_x", "statistics": "statistics of its feature maps"}
             listed = "f's " + ", ".join(named.get(part, part) for part in parts)
@@ -120,7 +120,14 @@ def _head_of(found: Judged, head: HeadCard) -> str:
                 if reads == "reflection"
                 else f"{control}a small network that predicts the class from {listed}"
             )
-            return f"{what}{TRAINED_ON}{head.features}{same}{epoch}"
+            tempered = ""
+            if network.tempered_on:
+                values = ", ".join(f"{value:.4g}" for value in network.temperatures)
+                tempered = (
+                    f"; its logits are divided by a temperature for each seed, {values}, fitted on "
+                    f"{network.tempered_on}"
+                )
+            return f"{what}{TRAINED_ON}{head.features}{same}{epoch}{tempered}"
 
 
 def _cells_of(found: Judged) -> str:

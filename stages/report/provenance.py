@@ -269,8 +269,12 @@ def _reading_of(reading: Reading) -> str:
 
 def _parameters_of(head: HeadCard) -> str:
     match head.predictor:
-        case TrainedNetwork(spec, params):
-            shown = {"M": spec.M, "dropout": spec.dropout}
+        case TrainedNetwork(spec, params) as network:
+            shown = {
+                "M": spec.M,
+                "dropout": spec.dropout,
+                "temperature": network.temperatures,
+            }
             shown = {name: value for name, value in shown.items() if value}
             return _listed({**shown, **params.to_dict()})
         case Votes(reading=reading) if reading.M:
