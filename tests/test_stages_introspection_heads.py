@@ -255,19 +255,19 @@ def test_a_tempered_head_divides_the_logits_of_each_seed_by_its_best_temperature
     said = predictors(store, tempered)
     kept = np.arange(N_ROWS) != 5  # a row of NaN
     card = tempered.card()
-    for seed, best in zip((0, 3), card["temperatures"], strict=True):
+
+    def nll(h: np.ndarray, value: float) -> float:
+        p = softmax(h[kept].astype(np.float64) / value)
+        return float(-np.log(p[np.arange(len(p)), labels[kept]]).mean())
+
+    for at, seed in enumerate((0, 3)):
+        best = card["temperatures"][at]
         own = predict_logits(open_head(store.artifact("head", "h"), seed), features, logits)
-
-        def nll(value: float, h: np.ndarray = own[kept].astype(np.float64)) -> float:
-            p = softmax(h / value)
-            return float(-np.log(p[np.arange(len(p)), labels[kept]]).mean())
-
         expected = softmax(own.astype(np.float64) / best)
         np.testing.assert_allclose(said[seed](features, logits), expected, atol=1e-6)
-        assert nll(best) < min(nll(1.001 * best), nll(best / 1.001))
-        at = list(said).index(seed)
-        assert card["nll_before"][at] == pytest.approx(nll(1.0))
-        assert card["nll_after"][at] == pytest.approx(nll(best))
+        assert nll(own, best) < min(nll(own, 1.001 * best), nll(own, best / 1.001))
+        assert card["nll_before"][at] == pytest.approx(nll(own, 1.0))
+        assert card["nll_after"][at] == pytest.approx(nll(own, best))
 
 
 def test_a_tempered_head_keeps_what_its_card_says_of_the_training(
