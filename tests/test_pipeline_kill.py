@@ -214,12 +214,27 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(
 
 
 @pytest.mark.ray
-def test_a_killed_ray_run_is_finished_by_another_number_of_workers(
-    place: Place, uninterrupted: FeatureSet
+@pytest.mark.parametrize("is_driver_alone", [True, pytest.param(False, marks=pytest.mark.soak)])
+def test_a_killed_ray_run_leaves_nothing_and_another_number_of_workers_finishes_it(
+    is_driver_alone: bool,
+    place: Place,
+    uninterrupted: FeatureSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """SIGKILL of the driver alone, as from the kernel when memory runs out, or of its group."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # a short path, as sockets need
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
     process = place.start("--workers", "2")
     place.wait_for(3, process)
-    place.kill(process)
+    assert list(folder.iterdir())
+    (os.kill if is_driver_alone else os.killpg)(process.pid, signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + QUIET_AFTER_S
+    while (place.alive() or list(folder.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not place.alive()
+    folder.rmdir()
+    monkeypatch.delenv("RAY_TMPDIR")
     finished = place.receipts()
     assert place.finish("--workers", "1", batch=3)["n_computed"] == N_SHARDS - len(finished) > 0
     assert finished.items() <= place.receipts().items()
@@ -278,25 +293,6 @@ def test_sigterm_to_the_driver_alone_ends_a_ray_run_in_order(place: Place) -> No
     place.wait_for(3, process)
     process.send_signal(signal.SIGTERM)
     assert_stopped(place, process, signal.SIGTERM)
-
-
-@pytest.mark.ray
-def test_a_killed_driver_takes_its_cluster_with_it(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SIGKILL reaches only the driver, as from the kernel when memory runs out."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # a short path, as sockets need
-    monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    process = place.start("--workers", "2")
-    place.wait_for(3, process)
-    assert list(folder.iterdir())
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + QUIET_AFTER_S
-    while (place.alive() or list(folder.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not place.alive()
-    folder.rmdir()
 
 
 def test_more_gpus_than_there_are_are_refused_before_anything_is_written(
