@@ -145,8 +145,24 @@ def test_maps_have_a_row_for_each_contender_and_cells_for_two():
 
     assert labels == ["other", "H"]
     assert shown == pytest.approx(100 * (mean["other", "fog"] - mean["f", "fog"]), abs=0.051)
-    titles = [
-        panel.get_title(loc="left") or panel.get_title()
-        for panel in draw_gain_cells(frame, ()).axes
-    ]
+    panels = draw_gain_cells(frame, ()).axes
+    titles = [panel.get_title(loc="left") or panel.get_title() for panel in panels]
     assert [title.partition(":")[0] for title in titles] == ["H", "H", "other", "other"]
+    assert {panel.get_ylim() for panel in panels} == {(2.0, 0.0)}  # the first name is at the top
+
+
+def test_titles_of_cells_do_not_reach_into_the_next_panel():
+    label = "the last layer of f, trained again · inputs without normalisation"
+    rows = [
+        {"predictor": name, "seed": 0, "corruption": corruption, "severity": 1, "accuracy": 0.5,
+         "ece": 0.1}
+        for name in ("f", label)
+        for corruption in NAMES
+    ]  # fmt: skip
+    figure = draw_gain_cells(pd.DataFrame(rows), ())
+    figure.draw_without_rendering()
+    left, right = (panel.get_window_extent() for panel in figure.axes)
+    title = figure.axes[0].get_tightbbox()
+    assert title is not None
+    assert left.x0 < right.x0
+    assert title.x1 <= right.x0

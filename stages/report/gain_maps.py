@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,9 @@ _LEAST_POINTS, _MOST_POINTS = 2.0, 12.0
 
 _LONGEST = 40
 """Most characters of a label."""
+
+_TITLE_WIDTH = 34
+"""Most characters of a line above a panel, half as wide as the figure."""
 
 
 def draw_gain_map(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
@@ -48,7 +52,7 @@ def draw_gain_cells(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     shown = _shown(accuracy, axes)
     n_corruptions = frame["corruption"].nunique()
     figure = Figure(
-        figsize=(WIDTH, len(shown) * (0.7 + 0.19 * n_corruptions)), layout="constrained"
+        figsize=(WIDTH, len(shown) * (0.8 + 0.19 * n_corruptions)), layout="constrained"
     )
     panels = figure.subplots(len(shown), 2, sharey=True, squeeze=False)
     for row, key in zip(panels, shown, strict=True):
@@ -60,7 +64,7 @@ def draw_gain_cells(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
             cells = sign * own.groupby(list(CELL))["gain"].mean().unstack("severity")
             columns = [str(level) for level in cells.columns]
             _map(panel, cells.to_numpy(), [_spoken(each) for each in cells.index], columns)
-            panel.set_title(f"{' · '.join(map(str, key))}: {metric}")
+            panel.set_title(fill(f"{' · '.join(map(str, key))}: {metric}", _TITLE_WIDTH))
             panel.set_xlabel("severity")
             panel.xaxis.set_tick_params(rotation=0)
     return figure
@@ -95,10 +99,11 @@ def _map(
             colour = _LIGHT if abs(value) > 0.62 * end else _DARK
             place = (column + 0.5, row + 0.5)
             text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+            text = "0.0" if float(f"{value:.1f}") == 0 else text
             panel.text(*place, text, color=colour, fontsize=5.8, ha="center", va="center")
     panel.set_yticks(np.arange(len(rows)) + 0.5, rows)
     panel.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
-    panel.invert_yaxis()
+    panel.set_ylim(len(rows), 0)  # inverting would toggle axes that two panels share
     panel.grid(visible=False)
     for spine in panel.spines.values():
         spine.set_visible(False)

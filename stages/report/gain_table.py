@@ -88,7 +88,7 @@ def gain_sentences(judged: Sequence[Judged], control: str) -> Iterator[str]:
                 f"The largest difference in accuracy from {other}{where} is {_said(gains[best])}, "
                 f"of {best}; in ECE it is {_said(of[best, other, 'ece'])}."
             )
-        if strong in heads:
+        if strong in heads and len(heads) > 1:
             yield _moved(of, heads, strong, where)
 
 
