@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,9 @@ def files_and_page(result: Artifact, names: Sequence[str]) -> str:
     return f"tables: {result.storage.location}/{{{keys}}}.parquet\n{page_of(result.name)}"
 
 
-def page_of(name: str) -> str:
-    """Where the figures and definitions of a result are."""
-    return f"page with figures and definitions: intro-pipe report {name}"
+def page_of(*names: str) -> str:
+    """Where the figures and definitions of results are."""
+    return f"page with figures and definitions: intro-pipe report {shlex.join(names)}"
 
 
 def with_std(row: Mapping[Hashable, Any]) -> str:  # Any: numbers

@@ -22,11 +22,14 @@ N_ROWS, N_PAIRS = 10, 5
 
 def curate(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]:  # Any: JSON
     """The first rows, the classes that are confused most, and where the files are."""
-    from stages.curation.curation_result import JOINT, PAGE, CurationCard, suspected_pairs, top_of
+    from stages.curation.curation_result import JOINT, RANKED, CurationCard, suspected_pairs, top_of
+    from stages.curation.ranked_rows import top_rows
+    from stages.sheets.sheet_folder import PAGE
 
     result, card = made.output, CurationCard.of(made.output)
     pairs = _pairs(suspected_pairs(result.read_frame(JOINT), N_PAIRS), card)
     top, place = top_of(result), result.storage.location
+    first = top_rows(result.read_frame(RANKED), card.asked.by, N_ROWS, is_same_set=card.is_same_set)
     share = card.issues / card.labelled if card.labelled else 0.0
     if card.split == "train":
         note(
@@ -37,7 +40,7 @@ def curate(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]
         f"{card.title}: {card.issues:,} of {card.labelled:,} labelled rows are flagged as label "
         f"errors ({share:.2%})",
         f"first by {card.asked.by}: {card.definitions[card.asked.by]}",
-        table(_first(top, card.asked.by)),
+        table(_first(first, card.asked.by)),
         *([_of_flips(card.found, card.asked.flips)] if card.found else []),
         *(["expected label errors by label and suggestion", table(pairs)] if pairs else []),
         f"tables: {place}/{{ranked,classes,joint}}.parquet",
@@ -72,9 +75,9 @@ def _of_flips(found: FoundFlips, flips: str | None) -> str:
     )
 
 
-def _first(top: pd.DataFrame, by: str) -> list[dict[str, Any]]:
+def _first(first: pd.DataFrame, by: str) -> list[dict[str, Any]]:
     lines = []
-    for row in top.head(N_ROWS).to_dict(orient="records"):
+    for row in first.to_dict(orient="records"):
         facts = {"sample": row["sample_id"], "label": row["label_name"]}
         if by == "similarity":
             facts["nearest"] = row["nearest_sample_id"]

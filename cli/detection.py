@@ -50,7 +50,7 @@ def detection_table(found: Sequence[Detection], groups: Sequence[str | None]) ->
         note(f"{counted(n_left_out, 'row')} left out whose image could not be read: see `status`")
     place = found[0].artifact.storage.location.rpartition("/")[0]
     names = "\n".join(f"  {each.artifact.name}" for each in found)
-    page = page_of(found[0].artifact.name if len(found) == 1 else "RESULT ...")
+    page = page_of(*([found[0].artifact.name] if len(found) == 1 else ["RESULT", "..."]))
     return f"{title}\n{table(lines)}\nresults in {place}:\n{names}\n{page}"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cli.comparison import files_and_page
 from cli.output import note, table
 from pipeline.stage import Made, Stage
+from pipeline.terminal import counted
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _parts(found: Estimated) -> Iterator[str]:
     card = found.card
     yield card.title
     if len(found.quality):
-        yield f"how near the estimates are, over {card.n_groups} groups"
+        yield f"how near the estimates are, over {counted(card.n_groups, 'group')}"
         yield table(_records(found.quality))
     else:
         yield "no row has a label: the estimates cannot be judged"

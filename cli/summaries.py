@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -240,7 +241,7 @@ def _of_sets(
     texts = [text_of(each) for each in found]
     if not several:
         return texts[0], facts[0]
-    names = " ".join(each.name for each in artifacts)
+    names = shlex.join(each.name for each in artifacts)
     return "\n\n".join([*texts, f"all on one page: intro-pipe report {names}"]), facts
 
 

@@ -10,6 +10,7 @@ from pipeline.journal import Journal
 from pipeline.make import ArtifactJob, ShardJob
 from pipeline.progress import Progress
 from pipeline.stage import Made, Preview, State
+from pipeline.terminal import counted
 from store.artifacts import Artifact
 from store.plan import Plan
 
@@ -57,7 +58,7 @@ class ArtifactJobs:
         """Names of the sets to extract, and of the results."""
         names = [each.output_name for each in self._missing_shards()]
         lines = [f"extract {name}" for name in names]
-        lines.append(f"make {len(self.jobs)} results, reading those that exist")
+        lines.append(f"make {counted(len(self.jobs), 'result')}, reading those that exist")
         facts = {"results": [each.name for each in self.output], "extract": names}
         return Preview("\nwould ".join(lines), facts, self.notes)
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import RecipeError
+from pipeline.terminal import counted
 
 Key = str | int
 """A key of a mapping, or a position in a list."""
@@ -220,6 +221,9 @@ def validated(
 
 def in_words(found: ErrorDetails) -> str:
     """A message that says what was expected and what was found."""
+    if found["type"] == "too_short":
+        n, n_found = found["ctx"]["min_length"], found["ctx"]["actual_length"]
+        return f"expected at least {counted(n, 'value')}, found {n_found or 'none'}"
     message = found["msg"].replace("Input should be", "expected").replace("Value error, ", "")
     says_it = not found["loc"] or " found " in message or message.startswith("no ")
     return message if says_it else f"{message}, found {_short(found['input'])}"

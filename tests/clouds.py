@@ -25,16 +25,22 @@ def clouds(
     *,
     weights: str = "w1",
     is_labelled: bool = True,
+    first_label: int = 0,
+    is_right: bool = False,
 ) -> FeatureSet:
-    """Rows of three clouds in shards of 100; row 5 could not be read."""
+    """Rows of three clouds in shards of 100; row 5 could not be read.
+
+    ``first_label`` is added to the labels, and ``is_right`` makes them what the network predicts.
+    """
     rng = np.random.default_rng(sum(name.encode()))
     labels = rng.integers(0, N_CLASSES, N_ROWS)
     centres = 2 * np.eye(N_CLASSES, WIDTH)
     features = np.maximum(centres[labels] + rng.normal(size=(N_ROWS, WIDTH)), 0).astype(np.float32)
     logits = 3 * features @ np.eye(WIDTH, N_CLASSES, dtype=np.float32)
+    labels = logits.argmax(axis=1) if is_right else labels
     features[5], logits[5] = np.nan, np.nan
     columns: dict[str, Any] = {
-        "label": labels if is_labelled else np.full(N_ROWS, -1),
+        "label": labels + first_label if is_labelled else np.full(N_ROWS, -1),
         "status": ["unreadable" if row == 5 else "ok" for row in range(N_ROWS)],
     }
     model = {"name": "net", "n_classes": N_CLASSES, "feature_dim": WIDTH, "weights_sha256": weights}

@@ -18,7 +18,6 @@ from stages.curation.curation_result import (
     CLASSES,
     JOINT,
     NEIGHBOURS,
-    PAGE,
     RANKED,
     CurationCard,
     suspected_pairs,
@@ -30,6 +29,7 @@ from stages.introspection.reading import Reading
 from stages.reflection.extract import Extract
 from stages.reflection.losses import softmax
 from stages.reflection.rank_one import last_layer_gradient
+from stages.sheets.sheet_folder import PAGE
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 
@@ -105,6 +105,18 @@ def test_rows_of_one_class_are_certain() -> None:
     p = refitted_probabilities(features, np.ones(6, np.int64), 2, n_folds=2, seed=0)
 
     assert p.tolist() == [[0, 1]] * 6
+
+
+def test_a_feature_without_variance_in_the_fitted_rows_is_ignored() -> None:
+    labels = np.arange(600) % 3
+    features = (RNG.normal(size=(600, 4)) + np.eye(3, 4)[labels]).astype(np.float32)
+    folds = stratified_folds(labels, 3, seed=0)
+    constant = np.where(folds == 0, 0.5, 0.1).astype(np.float32)  # float32 cannot hold 0.1
+
+    p = refitted_probabilities(np.column_stack([features, constant]), labels, 3, n_folds=3, seed=0)
+
+    expected = refitted_probabilities(features, labels, 3, n_folds=3, seed=0)
+    np.testing.assert_allclose(p[folds == 0], expected[folds == 0], atol=1e-4)
 
 
 # Nearest rows
@@ -248,7 +260,8 @@ def test_the_same_options_are_not_computed_again(store: FeatureStore) -> None:
         ({"loss": "ce"}, "--loss has no effect without --space reflection"),
         ({"escape_formulas": True}, "add --out FOLDER"),
         ({"against": "others-train@net"}, "--against others-train@net-.*made with the model"),
-        ({"folds": 400}, "--folds 400: expected at least as many labelled rows"),
+        ({"folds": 400}, "--folds 400: expected at least as many labelled rows .* found 299"),
+        ({"out": __file__}, "is a file, expected a folder"),
     ],
 )
 def test_what_cannot_be_curated_is_refused(
@@ -258,10 +271,37 @@ def test_what_cannot_be_curated_is_refused(
     clouds(store, "others-train", weights="w2")
     with pytest.raises((ValueError, LookupError), match=reason):
         curated(store, **options)
-    assert all(not each.is_complete() for each in store.artifacts("result"))
+    assert not list(store.artifacts("result"))  # not even one that is begun
 
 
 # The command
+
+
+def test_numbers_that_rows_lack_are_empty_on_the_page(
+    store: FeatureStore, tmp_path: Path, intro_pipe: Command
+) -> None:
+    clouds(store, is_labelled=False)
+    both = [curated(store, by="similarity", neighbours=n).name for n in (1, 2)]
+
+    for _ in range(2):  # the second copy replaces the first
+        intro_pipe(f"report {' '.join(both)} --out {tmp_path}/page --store {store.location}")
+
+    lines = (tmp_path / "page" / "report.md").read_text().splitlines()
+    assert any(line.startswith("| 4 |") for line in lines)
+    assert not [line for line in lines if line.startswith("|") and "nan" in line]
+
+
+def test_figures_of_several_results_are_numbered(
+    store: FeatureStore, tmp_path: Path, intro_pipe: Command
+) -> None:
+    clouds(store)
+    both = [curated(store, space="none", seed=seed).name for seed in (0, 1)]
+
+    for _ in range(2):
+        intro_pipe(f"report {' '.join(both)} --out {tmp_path}/page --store {store.location}")
+    intro_pipe(f"report {both[0]} --out {tmp_path}/page --store {store.location}")
+
+    assert len(list((tmp_path / "page" / "figures").iterdir())) == 3
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +357,8 @@ def test_leaks_between_splits_are_shown_with_both_images(home: Path, run: Comman
 
 
 def test_the_page_shows_classes_pairs_and_rows(run: Command, home: Path) -> None:
-    run("curate --features shapes-train@cnn2 --folds 2 --name page --top 0")
+    out, _ = run("curate --features shapes-train@cnn2 --folds 2 --name page --top 0")
+    assert out.count("train/") == 10  # rows are listed without a sheet, too
     out, _ = run(f"report page --out {home / 'report'}")
 
     assert "of 200 labelled rows" in out

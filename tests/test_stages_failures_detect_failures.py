@@ -1,5 +1,6 @@
 """Rankings of errors on small cells, against slow versions on the same rows."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from cells import UNREAD, cells, small_head
 from clouds import clouds
+from conftest import Command
 from made import make_in
 
 from stages.errors import InputError
@@ -184,3 +186,13 @@ def test_rows_without_labels_are_refused(store: FeatureStore) -> None:
 def test_the_largest_probability_is_no_second_name_of_msp() -> None:
     assert "confidence" not in CONFIDENCES
     assert set(DEFAULT) <= set(CONFIDENCES)
+
+
+def test_the_page_says_that_there_are_no_errors(
+    store: FeatureStore, tmp_path: Path, intro_pipe: Command
+) -> None:
+    found = found_in(store, clouds(store, is_right=True))
+    intro_pipe(f"report {found.artifact.name} --out {tmp_path}/page --store {store.location}")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert "f is right, or wrong, in all rows: nothing to rank." in text
+    assert "of nan" not in text

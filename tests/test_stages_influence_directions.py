@@ -207,12 +207,14 @@ def test_the_strongest_rows_do_not_depend_on_blocks() -> None:
             order = sorted(
                 (each for each in range(40) if signed[each] > 0), key=lambda i: (-signed[i], i)
             )
-            mine, values = found.end(side, one)
-            assert mine.tolist() == [100 + each for each in order[:5]]
-            assert values.tolist() == [scores[each, one] for each in order[:5]]
+            places, ranks, mine, values = (each.tolist() for each in found.end(side))
+            own = [number for number, place in enumerate(places) if place == one]
+            assert [ranks[each] for each in own] == list(range(1, len(order[:5]) + 1))
+            assert [mine[each] for each in own] == [100 + each for each in order[:5]]
+            assert [values[each] for each in own] == [scores[each, one] for each in order[:5]]
 
 
 def test_a_row_that_nothing_opposes_has_an_empty_end() -> None:
     found = Strongest.of(np.array([[2.0], [1.0]]), np.array([4, 9]), 3)
-    assert found.end(0, 0)[0].tolist() == [4, 9]
-    assert found.end(1, 0)[0].tolist() == []
+    assert found.end(0)[2].tolist() == [4, 9]
+    assert found.end(1)[2].tolist() == []

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from clouds import clouds
 from conftest import Command, Refusal
 from made import make_in
 from small_data import write_npz_set
@@ -155,3 +156,29 @@ def test_training_features_of_another_network_are_refused(home: Path, refused: R
     )
     assert error.count("\n") == 1
     assert "made with the model 'cnn2-epoch-001'" in error
+
+
+@pytest.mark.parametrize("side", ["features", "training"])
+def test_labels_of_other_classes_are_refused(tmp_path: Path, side: str) -> None:
+    store = FeatureStore(str(tmp_path))
+    sets = {"features": clouds(store).name, "training": clouds(store).name}
+    sets[side] = clouds(store, "shifted-train", first_label=1).name
+    with pytest.raises(InputError, match="expected labels of the network's 3 classes, found 3"):
+        make_in(store, Influence(**sets))
+    assert not list(store.artifacts("result"))
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (
+            "--damping 1e-20",
+            "--damping: expected greater than or equal to 0.0",
+        ),
+        ("--method=", "--method: expected at least 1 value, found none"),
+        (f"--out {__file__}", "is a file, expected a folder"),
+    ],
+)
+def test_options_without_sense_are_refused(refused: Refusal, option: str, reason: str) -> None:
+    words = f"influence --features a --training b {option}"
+    assert reason in refused(*words.split())

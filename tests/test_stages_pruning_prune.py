@@ -137,12 +137,32 @@ def test_the_page_has_a_table_and_curves(
     assert set(table["score"]) == {ALL, RANDOM, *TRAINING_VALUES}
 
 
+def test_the_page_distinguishes_small_shares_and_results(
+    store: FeatureStore, tmp_path: Path, intro_pipe: Command
+) -> None:
+    for name, keep in (("one", (0.011, 0.012)), ("two", (0.5,))):
+        made_in(store, name=name, by=("el2n",), keep=keep)
+    intro_pipe(f"report one two --out {tmp_path}/page --store {store.location}")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert "| 1.1% | 1.2% | 50% | 100% |" in text
+    assert "- two: clouds-train@net" in text
+    assert text.count("is between") == 1
+
+
 def test_unlabelled_and_foreign_rows_are_refused(store: FeatureStore) -> None:
     train = clouds(store)
     bare = clouds(store, "bare-test", is_labelled=False)
     other = clouds(store, "other-test", weights="w2")
+    shifted = clouds(store, "shifted-test", first_label=1)
     before = store.artifacts("result")
-    for test, text in ((bare, "expected labelled rows"), (other, "--test other-test")):
+    cases = (
+        (bare, "expected labelled rows"),
+        (other, "--test other-test"),
+        (shifted, "expected labels of the network's 3 classes, found 3"),
+    )
+    for test, text in cases:
         with pytest.raises(InputError, match=text):
             make_in(store, Prune(features=train.name, test=test.name, **OPTIONS))
+    with pytest.raises(InputError, match="is a file, expected a folder"):
+        make_in(store, Prune(features=train.name, test=train.name, out=__file__, **OPTIONS))
     assert store.artifacts("result") == before

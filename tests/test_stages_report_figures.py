@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from stages.errors import InputError
 from stages.report.drawing import over_seeds, spread, with_gain
@@ -249,3 +250,9 @@ def test_f_is_grey_and_h_is_strong_and_no_two_look_alike() -> None:
     assert styles["H"].is_strong
     assert [name for name, style in styles.items() if style.is_thick] == ["f", "H"]
     assert len({(s.colour, s.marker, s.dashes) for s in styles.values()}) == len(styles)
+
+
+def test_letters_that_the_font_of_the_drawing_lacks_are_text() -> None:
+    figure = Figure()
+    figure.text(0.1, 0.5, "猫 cat")
+    assert "猫 cat" in words(svg_of(figure, "cat", "A cat"))

@@ -44,6 +44,7 @@ from stages.sensing.labelled import READ_ROWS
 from stages.sensing.model import sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.weights import save_weights, weights_hash
+from stages.sheets.sheet_folder import check_folder
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan, canonical_json, fingerprint
@@ -182,7 +183,8 @@ def sample_ids_of(source: ReaderSource) -> tuple[str, ...]:
 
 
 def check_place(folder: Path, result: Artifact) -> None:
-    """Raise ``InputError`` if the folder contains another list, which may hold labels."""
+    """Raise ``InputError`` if the folder is a file, or has another list, which may hold labels."""
+    check_folder(folder)
     path = folder / LIST
     ours = result.read(LIST) if result.is_complete() else None
     if path.exists() and path.read_bytes() != ours:

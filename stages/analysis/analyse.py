@@ -16,6 +16,7 @@ from stages.data.option_types import EscapeFormulas, FeatureSetName
 from stages.errors import InputError
 from stages.reflection.groups import CELLS
 from stages.reflection.losses import LOSSES
+from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
@@ -71,10 +72,13 @@ class Analyse(Stage):
         """The measurement; its result is named after the first set.
 
         Raises:
-            InputError: the sets cannot be compared, or lack the column or the row.
+            InputError: the sets cannot be compared, or lack the column or the row, or ``out`` is a
+                file.
         """
         from stages.analysis.findings import check_one_model, found_in
 
+        if self.out is not None:
+            check_folder(Path(self.out))
         store = workspace.store
         names = (self.features, self.against)
         feature_sets = tuple(store.open(name) for name in names if name is not None)
@@ -135,14 +139,10 @@ class Analyse(Stage):
 
         if self.out is None:
             return []
-        folder = Path(self.out)
-        folder.mkdir(parents=True, exist_ok=True)
         files = {
             name: result.read(name) for name in result.files() if not name.endswith(".parquet")
         }
         for name in (BY_GROUP, AVERAGE):
             frame = result.read_frame(f"{name}.parquet")
             files[f"{name}.csv"] = csv_of(frame, escape_formulas=self.escape_formulas).encode()
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        return [folder / name for name in files]
+        return write_files(Path(self.out), files)

@@ -16,9 +16,10 @@ from stages.curation.curation_result import Asked
 from stages.curation.curation_scores import RANKINGS
 from stages.data.option_types import EscapeFormulas, FeatureSetName, FlipLabels, OutputName
 from stages.errors import InputError
-from stages.introspection.heads import labels_of
+from stages.introspection.heads import check_labels, labels_of
 from stages.introspection.preparation import check_same_network
 from stages.reflection.losses import DEFAULT_LOSS, LOSSES
+from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
@@ -27,7 +28,7 @@ from store.plan import Plan, fingerprint
 if TYPE_CHECKING:
     from stages.curation.curation_sheet import Images
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a number or the sheet for the same rows changes."""
 
 TOP = "top.csv"
@@ -119,9 +120,11 @@ class Curate(Stage):
         Raises:
             NotFoundError, IncompleteError: a feature set does not exist, or is not finished.
             InputError: the sets are of different networks, the score needs labels, or the network
-            was trained on other labels of the same rows.
+            was trained on other labels of the same rows, or ``out`` is a file.
             DataNotFoundError: the images for the sheet are not found.
         """
+        if self.out is not None:
+            check_folder(Path(self.out))
         store = workspace.store
         feature_set = store.open(self.features).require_complete()
         against = None if self.against is None else store.open(self.against).require_complete()
@@ -183,16 +186,16 @@ class Curate(Stage):
 
     def _check(self, feature_set: FeatureSet, against: FeatureSet | None) -> None:
         labels = labels_of(feature_set.require_usable())
-        n_classes = feature_set.schema.array("logits").row_shape[0]
         if RANKINGS[self.by].needs_labels and not (labels >= 0).any():
             raise InputError(
                 f"--by {self.by}: expected labelled rows, found none among {len(labels):,} of "
                 f"{feature_set.name}; use --by similarity, or a split that has labels"
             )
-        if len(labels) and labels.max() >= n_classes:
+        check_labels(feature_set)
+        if self._asked.folds and 0 < (n := _n_judged(feature_set)) < self.folds:
             raise InputError(
-                f"{feature_set.name}: expected labels of the network's {n_classes:,} classes, "
-                f"found {labels.max()}"
+                f"--folds {self.folds}: expected at least as many labelled rows that did not "
+                f"fail, found {n:,} in {feature_set.name}"
             )
         if against is not None:
             check_same_network(feature_set, against.require_usable(), "--against")
@@ -220,13 +223,15 @@ class Curate(Stage):
 
         if self.out is None:
             return []
-        folder = Path(self.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in result.files():
-            (folder / name).write_bytes(result.read(name))
         text = csv_of(top_of(result), escape_formulas=self.escape_formulas)
-        (folder / TOP).write_text(text, "utf-8")
-        return [folder / name for name in (*result.files(), TOP)]
+        files = {name: result.read(name) for name in result.files()}
+        return write_files(Path(self.out), {**files, TOP: text.encode()})
+
+
+def _n_judged(feature_set: FeatureSet) -> int:
+    """Number of rows that have a label and did not fail."""
+    samples = feature_set.samples()
+    return int(((samples["label"] >= 0) & (samples["status"] == "ok")).sum())
 
 
 def flips_of_training(store: FeatureStore, feature_set: FeatureSet) -> str | None:

@@ -30,8 +30,6 @@ ROW_COLUMNS = (
 )
 """Columns of `RANKED` beside those of the sample table."""
 
-PAGE, PICTURE = "sheet.html", "sheet-{number}.png"
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:

@@ -75,7 +75,7 @@ def _fitted(features: Rows, labels: Labels, queries: Rows) -> tuple[Labels, Rows
     if len(classes) == 1:
         return classes, np.ones((len(queries), 1), np.float32)
     mean, deviation = features.mean(axis=0), features.std(axis=0)
-    deviation[deviation == 0] = 1
+    deviation[features.min(axis=0) == features.max(axis=0)] = 1  # rounding may leave some
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         layer = LogisticRegression(max_iter=MAX_STEPS).fit((features - mean) / deviation, labels)

@@ -13,8 +13,8 @@ from pipeline.make import ArtifactJob, Output
 from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import OutputName
-from stages.explanation.sheet_folder import check_sheet_folder, write_sheet
 from stages.sheets.colour_maps import COLOUR_MAPS
+from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.plan import fingerprint
 
@@ -75,7 +75,7 @@ class DrawMaps(Stage):
         from stages.explanation.stored_maps import open_maps
 
         if self.out is not None:
-            check_sheet_folder(Path(self.out))
+            check_folder(Path(self.out))
         store, command = workspace.store, shlex.join(["intro-pipe", *workspace.command])
         maps = store.open(self.maps, "maps")
         title = self.title or f"Maps of {maps.plan['name']}"
@@ -114,4 +114,4 @@ class DrawMaps(Stage):
         if self.out is None:
             return []
         files = {name: sheet.read(name) for name in sheet.files()}
-        return write_sheet(Path(self.out), files)
+        return write_files(Path(self.out), files)

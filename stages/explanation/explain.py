@@ -19,8 +19,8 @@ from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
 from stages.explanation.draw_maps import COLOUR_MAP, ROWS
 from stages.explanation.questions import PREDICTION, RUNNER_UP, TITLES, Method
-from stages.explanation.sheet_folder import check_sheet_folder, write_sheet
 from stages.reflection.conditions import WHERE
+from stages.sheets.sheet_folder import check_folder, write_files
 from store.featureset import FeatureSet
 from store.shards import Shard
 from store.shardset import ShardSet
@@ -155,7 +155,7 @@ class Explain(Stage):
 
         self.check(workspace, {})
         if self.out is not None:
-            check_sheet_folder(Path(self.out))
+            check_folder(Path(self.out))
         order: Order = "highest" if self.order == "highest" else "lowest"
         asked = Asked(
             self.features,
@@ -190,7 +190,7 @@ class Explain(Stage):
         command = shlex.join(["intro-pipe", *workspace.command])
         rows = stored.spaced_rows(ROWS)
         sheet = map_sheet(stored, rows, title=title, colour_map=COLOUR_MAP, command=command)
-        return write_sheet(Path(self.out), sheet_files(sheet))
+        return write_files(Path(self.out), sheet_files(sheet))
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -25,10 +25,11 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
-from stages.introspection.heads import labels_of
+from stages.introspection.heads import check_labels, labels_of
 from stages.introspection.preparation import check_same_network
 from stages.reflection.conditions import WHERE, Condition, conditions
 from stages.reflection.feature_plan import FeaturePlan
+from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Raised whenever a score or the sheet for the same rows changes."""
+
+MIN_DAMPING = 1e-10
+"""H has eigenvalues of zero: with less damping, rounding errors outweigh the scores."""
 
 Method = Literal["exact", "kfac", "tracin"]
 
@@ -101,7 +105,7 @@ class Influence(Stage):
     listed: PositiveInt = Field(
         10, le=1000, description="Training rows to list on each side of an explained row."
     )
-    damping: Annotated[FiniteFloat, Field(gt=0)] = Field(
+    damping: Annotated[FiniteFloat, Field(ge=MIN_DAMPING)] = Field(
         0.1,
         description="Added to the Hessian of exact and kfac, as a multiple of its mean eigenvalue.",
     )
@@ -155,9 +159,11 @@ class Influence(Stage):
         Raises:
             NotFoundError, IncompleteError: a feature set does not exist, or is not finished.
             InputError: the sets are of different networks or rows, no row is chosen, or there are
-                too many weights for "exact".
+                too many weights for "exact", or ``out`` is a file.
             DataNotFoundError: the images for the sheet are not found.
         """
+        if self.out is not None:
+            check_folder(Path(self.out))
         store = workspace.store
         features = store.open(self.features).require_usable()
         training = store.open(self.training).require_usable()
@@ -238,6 +244,8 @@ class Influence(Stage):
         from stages.introspection.laplace import MAX_PARAMETERS
 
         check_same_network(features, training, "--training")
+        for each in (features, training):
+            check_labels(each)
         if not (labels_of(training) >= 0).any():
             raise InputError(
                 f"--training {training.name}: expected labelled rows, found none; use a split that "
@@ -377,19 +385,15 @@ class Influence(Stage):
     def _copied(self, result: Artifact) -> Sequence[Path]:
         if self.out is None:
             return []
-        folder = Path(self.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in result.files():
-            (folder / name).write_bytes(result.read(name))
-        return [folder / name for name in result.files()]
+        return write_files(Path(self.out), {name: result.read(name) for name in result.files()})
 
 
 def _drawn(
     table: Any, images: Images, names: Sequence[str], title: str, command: str
 ) -> Mapping[str, bytes]:
     """The files of the contact sheet."""
-    from stages.influence.influence_result import PAGE, PICTURE
     from stages.influence.influence_sheet import influence_sheet
+    from stages.sheets.sheet_folder import PAGE, PICTURE
     from stages.sheets.sheet_page import sheet_html
     from stages.sheets.sheet_picture import sheet_pngs
 

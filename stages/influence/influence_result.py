@@ -14,7 +14,6 @@ from stages.typed import typed
 from store.artifacts import Artifact
 
 INFLUENCES, METHODS = "influences.parquet", "methods.parquet"
-PAGE, PICTURE = "sheet.html", "sheet-{number}.png"
 SIDES = ("supports", "opposes")
 
 DEFINITIONS = {

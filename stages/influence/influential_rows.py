@@ -229,18 +229,21 @@ def influence_table(asked: Asked, found: Influential) -> pd.DataFrame:
     """A row for each explained row, method, side and rank, the strongest first."""
     columns = ["sample_id", "label", "prediction", "confidence"]
     explained = samples_of(asked.now.features, asked.rows, columns)
-    listed = [
-        {"row": row, "class": of_class, "method": method, "side": side, "rank": rank,
-         "training_row": training_row, "score": score}
-        for at, (row, of_class) in enumerate(zip(asked.rows, asked.classes, strict=True))
-        for method, strongest in found.strongest.items()
-        for number, side in enumerate(SIDES)
-        for rank, (training_row, score) in enumerate(
-            zip(*strongest.end(number, at), strict=True), start=1
-        )
-    ]  # fmt: skip
-    names = ["row", "class", "method", "side", "rank", "training_row", "score"]
-    table = pd.DataFrame(listed, columns=names)
+    parts = []
+    for method, strongest in found.strongest.items():
+        for side, name in enumerate(SIDES):
+            at, rank, training_rows, scores = strongest.end(side)
+            part = {
+                "row": asked.rows[at],
+                "class": asked.classes[at],
+                "method": method,
+                "side": name,
+                "rank": rank,
+                "training_row": training_rows,
+                "score": scores,
+            }
+            parts.append(pd.DataFrame(part))
+    table = pd.concat(parts, ignore_index=True).sort_values("row", kind="stable", ignore_index=True)
     rows = np.unique(table["training_row"].to_numpy(np.int64))
     training = samples_of(asked.now.training, rows, columns[:3]).add_prefix("training_")
     return table.join(explained, on="row").join(training, on="training_row")
@@ -249,23 +252,19 @@ def influence_table(asked: Asked, found: Influential) -> pd.DataFrame:
 def method_table(influences: pd.DataFrame) -> pd.DataFrame:
     """For each method and side: listed rows, share of the explained class, and overlap."""
     lines = []
-    keys = ["row", "side", "training_row"]
-    first = (
-        influences[influences["method"] == influences["method"].iloc[0]]
-        if len(influences)
-        else influences
-    )
-    pairs = set(first[keys].itertuples(index=False, name=None))
-    for (method, side), rows in influences.groupby(["method", "side"], sort=False):
+    pairs = pd.MultiIndex.from_frame(influences[["row", "side", "training_row"]])
+    first = next(iter(influences["method"]), None)
+    of_first = pairs[(influences["method"] == first).to_numpy()]
+    shared = influences.assign(is_shared=pairs.isin(of_first))
+    for (method, side), rows in shared.groupby(["method", "side"], sort=False):
         own = rows["training_label"] == rows["class"]
-        shared = [pair in pairs for pair in rows[keys].itertuples(index=False, name=None)]
         lines.append(
             {
                 "method": method,
                 "side": side,
                 "n_listed": len(rows),
                 "own_class": float(own.mean()),
-                "overlap": float(np.mean(shared)),
+                "overlap": float(rows["is_shared"].mean()),
                 "mean_score": float(rows["score"].mean()),
             }
         )

@@ -42,11 +42,16 @@ class Strongest:
         rows = np.concatenate([self.rows, after.rows], axis=2)
         return Strongest(self.k, *_best(values, rows, self.k))
 
-    def end(self, side: int, at: int) -> tuple[NDArray[np.int64], Values]:
-        """Training rows and scores of one explained row: 0 for supporting, 1 for opposing rows."""
-        values = self.values[side, at]
-        kept = np.isfinite(values)
-        return self.rows[side, at][kept], values[kept] * (1, -1)[side]
+    def end(
+        self, side: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Values]:
+        """Places of explained rows, ranks from 1, training rows and scores, of equal lengths.
+
+        Side 0 has the supporting rows, side 1 the opposing ones; the strongest come first.
+        """
+        kept = np.isfinite(self.values[side])
+        at, rank = np.nonzero(kept)
+        return at, rank + 1, self.rows[side][kept], self.values[side][kept] * (1, -1)[side]
 
 
 def _best(values: Values, rows: NDArray[np.int64], k: int) -> tuple[Values, NDArray[np.int64]]:

@@ -57,6 +57,16 @@ def labels_of(feature_set: FeatureSet) -> NDArray[np.int64]:
     return feature_set.samples()["label"].to_numpy(np.int64)
 
 
+def check_labels(feature_set: FeatureSet) -> None:
+    """Raise ``InputError`` if a label is no class of the network."""
+    labels, n_classes = labels_of(feature_set), feature_set.schema.array("logits").row_shape[0]
+    if len(labels) and labels.max() >= n_classes:
+        raise InputError(
+            f"{feature_set.name}: expected labels of the network's {n_classes:,} classes, "
+            f"found {labels.max()}"
+        )
+
+
 def factors_in_memory(
     feature_set: FeatureSet, what: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -2,7 +2,8 @@
 
 For each detector, predictors are fitted one after the other, and each scores the rows of every set
 before the next one is fitted. So the memory is that of one fitted detector, the rows that are
-compared, and one number per row, predictor and detector.
+compared, one number per row, predictor and detector, and `KEPT_BYTES` for each predictor, whose
+training rows are kept for the next detector if they are few.
 """
 
 from __future__ import annotations

@@ -16,8 +16,10 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import EscapeFormulas, FeatureSetName, OutputName
 from stages.introspection.head_params import HeadParams
+from stages.introspection.heads import check_labels
 from stages.introspection.preparation import check_same_network
 from stages.reflection.feature_plan import FeaturePlan
+from stages.sheets.sheet_folder import check_folder
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 from store.plan import fingerprint
@@ -81,8 +83,11 @@ class Prune(Stage):
         """The trainings.
 
         Raises:
-            InputError: the sets are of different networks, or one has no labelled rows.
+            InputError: the sets are of different networks, one has no labelled rows or labels of
+                other classes, or ``out`` is a file.
         """
+        if self.out is not None:
+            check_folder(Path(self.out))
         store = workspace.store
         features, test = (store.open(each).require_usable() for each in (self.features, self.test))
         params = self.pruning
@@ -108,6 +113,7 @@ class Prune(Stage):
 
             check_same_network(features, test, "--test")
             for each in (features, test):
+                check_labels(each)
                 Labelled.of(each)
 
         return ArtifactJob(

@@ -95,7 +95,8 @@ def curation_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
     if any(each.card.found for each in found):
         tables["Flipped labels that were found"] = _flip_grid(found)
     for each in found if len(found) == 1 or not tables else ():
-        tables[f"{each.prefix}Suspected label errors by class"] = _class_grid(each)
+        if (classes := _class_grid(each)).lines:
+            tables[f"{each.prefix}Suspected label errors by class"] = classes
         if (pairs := _pair_grid(each)).lines:
             tables[f"{each.prefix}Confused classes"] = pairs
         tables[f"{each.prefix}First rows"] = _row_grid(each)
@@ -107,7 +108,11 @@ def curation_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
         comparison=None,
         table=None,
         shortcomings=[*_shortcomings(found), *content.notes],
-        drawings=[_drawing(name, each) for each in found for name in content.figures],
+        drawings=[
+            _drawing(name, each, number)
+            for number, each in enumerate(found, start=1)
+            for name in content.figures
+        ],
         definitions={
             **found[0].card.definitions,
             **DEFINITIONS,
@@ -214,9 +219,10 @@ def _row_grid(each: _Read) -> Grid:
     columns = [name for name in ("self_confidence", "el2n", "similarity") if name in each.ranked]
     top = top_rows(each.ranked, by, N_ROWS, is_same_set=each.card.is_same_set)
     for row in top.to_dict(orient="records"):
-        texts = [row["label_name"] or "", row["suggested_name"] or ""]
+        texts = [row["label_name"], row["suggested_name"]]
         texts.append("yes" if row["is_label_issue"] else "")
-        texts += [f"{row[name]:.4g}" for name in columns]
+        texts += [f"{row[name]:.4g}" if pd.notna(row[name]) else "" for name in columns]
+        texts = [text if pd.notna(text) else "" for text in texts]  # rows without a label
         lines.append(Line((row["sample_id"],), tuple(map(Cell, texts))))
     notes = (f"Ranked by {by}: {each.card.definitions[by]}. The result has all rows.",)
     heads = ("label", "suggested", "flagged", *(name.replace("_", " ") for name in columns))
@@ -266,12 +272,12 @@ def _way(card: CurationCard) -> str:
     return f"{card.asked.folds} refits, seed {card.asked.seed}" if card.asked.folds else "stored"
 
 
-def _drawing(name: str, each: _Read) -> Drawing:
+def _drawing(name: str, each: _Read, number: int) -> Drawing:
     title, caption = _FIGURES[name]
     draw = {HEAT: _draw_joint, BARS: _draw_classes, SCORES: _draw_scores}[name]
     with rc_context(SETTINGS):
         figure = draw(each)
-    unique = "-".join([name, *map(str, each.entry.axes.values())])
+    unique = name if number == 1 else f"{name}-{number}"
     return Drawing(unique, f"{each.prefix}{title}", caption, svg_of(figure, unique, title))
 
 

@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.terminal import counted
 from stages.estimation.estimation_result import Estimated, open_estimated
 from stages.estimation.estimators import ESTIMATORS, QUALITY
 from stages.report.comparison import strong_one
@@ -79,7 +80,7 @@ def _sentences(name: str, found: Estimated) -> Iterator[str]:
             parts.append(f"{best['method']} ranks best (Spearman {best['spearman']:.3f})")
         if parts:
             n_groups = max(row["n_groups"] for row in rows)
-            yield f"{at}For {label}, over {n_groups} groups, {' and '.join(parts)}."
+            yield f"{at}For {label}, over {counted(n_groups, 'group')}, {' and '.join(parts)}."
 
 
 def _shortcomings(found: Results) -> Iterator[str]:

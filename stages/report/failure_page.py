@@ -132,6 +132,9 @@ def _sentences(average: pd.DataFrame, axes: tuple[str, ...], metric: str) -> lis
     for title, rows in panels_of(average, varying(average, axes)):
         where = f"{title}: " if title else ""
         for predictor, part in rows.groupby("predictor", sort=False):
+            if part.loc[part["metric"] == "auroc_f", "mean"].isna().all():
+                said.append(f"{where}{predictor} is right, or wrong, in all rows: nothing to rank.")
+                continue
             ordered = _best_first(part, metric)
             best = ordered.iloc[0]
             place = list(ordered["confidence"]).index(BASELINE) + 1
@@ -148,7 +151,7 @@ def _of_heads(rows: pd.DataFrame) -> list[str]:
     """How well heads rank the errors of f, against its own baseline."""
     heads = [name for name in rows["predictor"].unique() if name != REFERENCE]
     is_of_head = (rows["predictor"] == REFERENCE) & rows["confidence"].isin(heads)
-    found = rows[is_of_head & (rows["metric"] == "auroc_f")]
+    found = rows[is_of_head & (rows["metric"] == "auroc_f") & rows["mean"].notna()]
     said = []
     for _, row in found.iterrows():
         verdict = THAN[verdict_of("auroc_f", row["gain_low"], row["gain_high"])]

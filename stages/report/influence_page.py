@@ -37,7 +37,7 @@ def influence_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.D
         title=content.title,
         about=content.about,
         strong="f",
-        sentences=[line for _, card, methods in read for line in _sentences(card, methods)],
+        sentences=[line for each in read for line in _sentences(*each)],
         comparison=None,
         table=_grid(read),
         shortcomings=[*_shortcomings(cards), *content.notes],
@@ -50,10 +50,14 @@ def influence_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.D
     return page, pd.concat([frame.assign(**entry.axes) for entry, _, frame in read])
 
 
-def _sentences(card: InfluenceCard, methods: pd.DataFrame) -> list[str]:
+def _sentences(entry: Entry, card: InfluenceCard, methods: pd.DataFrame) -> list[str]:
+    where = "".join(f"{value}: " for value in entry.axes.values())
+    if not len(methods):
+        return [f"{where}no training row has a score other than 0."]
     return [
-        f"{row['method']}: {row['own_class']:.0%} of the rows that support a {card.explained} are "
-        f"labelled with its class ({card.rows:,} rows of {card.features.rpartition('-')[0]})."
+        f"{where}{row['method']}: {row['own_class']:.0%} of the rows that support a "
+        f"{card.explained} are labelled with its class "
+        f"({card.rows:,} rows of {card.features.rpartition('-')[0]})."
         for row in methods.to_dict(orient="records")
         if row["side"] == SIDES[0]
     ]

@@ -44,7 +44,7 @@ def pruning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
         title=content.title,
         about=content.about,
         strong="",
-        sentences=[_sentence(card, means) for _, card, means in read],
+        sentences=[_sentence(*each) for each in read],
         comparison=None,
         table=_grid(read),
         shortcomings=[
@@ -61,16 +61,23 @@ def pruning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Dat
     return page, pd.concat([frame.assign(**entry.axes) for entry, _, frame in read])
 
 
-def _sentence(card: PruningCard, means: pd.DataFrame) -> str:
+def _sentence(entry: Entry, card: PruningCard, means: pd.DataFrame) -> str:
+    where = "".join(f"{value}: " for value in entry.axes.values())
     scored = means[~means["score"].isin([ALL, RANDOM])].sort_values("gain", kind="stable")
-    worst, best = (
-        f"{signed(each['gain'])} ({each['score']} at {each['keep']:.0%})"
+    ends = [
+        f"{signed(each['gain'])} ({each['score']} at {_percent(each['keep'])})"
         for each in scored.iloc[[0, -1]].to_dict(orient="records")
-    )
+    ]
+    span = ends[0] if len(scored) == 1 else f"between {' and '.join(ends)}"
     return (
-        f"{card.features.rpartition('-')[0]}, {card.order} rows kept: the accuracy less that of "
-        f"random subsets of the same size is between {worst} and {best}."
+        f"{where}{card.features.rpartition('-')[0]}, {card.order} rows kept: the accuracy less "
+        f"that of random subsets of the same size is {span}."
     )
+
+
+def _percent(share: float) -> str:
+    """A share with as many digits as it has, because two columns may differ in the last one."""
+    return f"{100 * share:g}%"
 
 
 def _grid(read: Read) -> Grid:
@@ -85,9 +92,7 @@ def _grid(read: Read) -> Grid:
         "Test accuracy, mean over seeds; below it the mean difference to random subsets of the "
         "same size.",
     )
-    return Grid(
-        (*read[0][0].axes, "score"), tuple(f"{each:.0%}" for each in shares), tuple(lines), notes
-    )
+    return Grid((*read[0][0].axes, "score"), tuple(map(_percent, shares)), tuple(lines), notes)
 
 
 def _cell(row: Any) -> Cell:  # Any: a row of a frame, or None

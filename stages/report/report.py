@@ -115,10 +115,10 @@ class Report(Stage):
             InputError: the results are incompatible or have no profile of a gain, or ``out``
                 contains other files.
         """
-        from stages.report.writing import check_folder
+        from stages.report.writing import check_report_folder
 
         if self.out is not None:
-            check_folder(Path(self.out))
+            check_report_folder(Path(self.out))
         store = workspace.store.require()
         content = self.content(store, shlex.join(["intro-pipe", *workspace.command]))
         plan = content.plan

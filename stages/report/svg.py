@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree
 
@@ -30,7 +31,9 @@ def svg_of(figure: Figure, name: str, description: str) -> str:
         description: text for screen readers.
     """
     sink = io.StringIO()
-    with rc_context(SETTINGS):
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        # The reader's browser draws the text, in fonts of its own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(printable(sink.getvalue()))  # XML forbids control characters
     _strip(root)

@@ -5,6 +5,7 @@ A report has ``report.html``, ``report.md``, ``table.csv``, ``figures/*.svg`` an
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from stages.report.content import Content, ReportCard
 from stages.report.page import Page, html_of, markdown_of
 from stages.report.svg import standalone
 from stages.report.vocabulary import FIGURES
+from stages.sheets.sheet_folder import check_folder
 from store.artifacts import Artifact
 
 PAGE, MARKDOWN, TABLE, FIGURES_FOLDER = "report.html", "report.md", "table.csv", "figures"
-COPIED = (
-    *(PAGE, MARKDOWN, TABLE),
-    *(f"{FIGURES_FOLDER}/{name}.svg" for name in FIGURES),
-)
-"""All files that a report may have."""
+_FIGURE = re.compile(rf"{FIGURES_FOLDER}/({'|'.join(FIGURES)})(-\d+)?\.svg")
+"""A figure of a report; of several, each of one result, the second and later ones are numbered."""
+
+
+def is_of_report(key: str) -> bool:
+    """Whether a report may have a file, named relative to its folder."""
+    return key in (PAGE, MARKDOWN, TABLE) or _FIGURE.fullmatch(key) is not None
 
 
 def output_of(
@@ -43,17 +47,15 @@ def output_of(
     return _files(page, numbers), asdict(card)
 
 
-def check_folder(folder: Path) -> None:
+def check_report_folder(folder: Path) -> None:
     """Raise ``InputError`` if a report cannot be copied to ``folder`` without touching others."""
-    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not existing.is_dir():
-        raise InputError(f"--out {folder}: {existing} is a file, expected a folder")
+    check_folder(folder)
     if (folder / FIGURES_FOLDER).is_file():
         raise InputError(f"--out {folder}: {folder / FIGURES_FOLDER} is a file, expected a folder")
     found = {*folder.glob("*"), *(folder / FIGURES_FOLDER).glob("*")} - {folder / FIGURES_FOLDER}
     for path in sorted(found):
         name = path.relative_to(folder).as_posix()
-        if name not in COPIED or not path.is_file():
+        if not is_of_report(name) or not path.is_file():
             raise InputError(
                 f"--out {folder}: it contains {name}, which is not part of a report: choose a new "
                 "folder, or that of an earlier report"
@@ -65,11 +67,11 @@ def copy_report(report: Artifact, folder: Path) -> list[Path]:
 
     Files of an earlier report that this one lacks are removed.
     """
-    check_folder(folder)
+    check_report_folder(folder)
     files = {key: report.read(key) for key in report.files()}
-    for key in COPIED:
-        if key not in files:
-            (folder / key).unlink(missing_ok=True)
+    for path in (*folder.glob("*.*"), *(folder / FIGURES_FOLDER).glob("*")):
+        if path.relative_to(folder).as_posix() not in files:
+            path.unlink()
     for key, data in files.items():
         place = folder / key
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The folder outside the store that a contact sheet is written to."""
+"""The folder outside the store that a contact sheet, or other files of a result, are copied to."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from stages.errors import InputError
 PAGE, PICTURE = "sheet.html", "sheet-{number}.png"
 
 
-def check_sheet_folder(folder: Path) -> None:
-    """Raise ``InputError`` if a sheet cannot be written to ``folder``."""
+def check_folder(folder: Path) -> None:
+    """Raise ``InputError`` if files cannot be written to ``folder``, because it is a file."""
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not existing.is_dir():
         raise InputError(f"--out {folder}: {existing} is a file, expected a folder")
 
 
-def write_sheet(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write the page and the pictures of a sheet, and remove those of an earlier, longer one.
+def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write files, and remove the pictures of an earlier, longer sheet.
 
     Returns:
-        The page, then the pictures.
+        The page of a sheet, if there is one, then the others.
     """
-    check_sheet_folder(folder)
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    number = len(files)  # of the first picture that this sheet lacks: one file is the page
-    while (old := folder / PICTURE.format(number=number)).is_file():
-        old.unlink()
+    number = 1
+    while (name := PICTURE.format(number=number)) in files or (folder / name).is_file():
+        if name not in files:
+            (folder / name).unlink()
         number += 1
     names = sorted(files, key=lambda name: (name != PAGE, len(name), name))
     for name in names:
