@@ -142,7 +142,7 @@ def test_a_temperature_reports_its_gain(run) -> None:
     assert again["nll_after"] < again["nll_before"]
 
 
-def test_temperatures_of_a_head_report_their_gain(run) -> None:
+def test_temperatures_of_a_head_report_their_gain(run, store: FeatureStore) -> None:
     run(f"train-head --features clouds-train@net {SHORT}")
     said = run("fit-temperature --features clouds-test@net --head net-h")
     assert said.startswith("head net-h-tempered: negative log-likelihood on clouds-test@net-")
@@ -150,6 +150,10 @@ def test_temperatures_of_a_head_report_their_gain(run) -> None:
     seen = run("evaluate --features clouds-test@net --head H=net-h --head HT=net-h-tempered")
     accuracies = {line.split()[0]: line.split()[1] for line in seen.splitlines() if "H" in line}
     assert accuracies["H"] == accuracies["HT"]
+    (result,) = store.artifacts("result")
+    run(f"report {result.name} --name page")
+    page = store.artifact("report", "page").read("report.md").decode()
+    assert "divided by a temperature for each seed, fitted on clouds-test@net" in page
 
 
 @pytest.mark.parametrize(("split", "is_noted"), [("train", True), ("test", False)])

@@ -120,14 +120,12 @@ def _head_of(found: Judged, head: HeadCard) -> str:
                 if reads == "reflection"
                 else f"{control}a small network that predicts the class from {listed}"
             )
-            tempered = ""
             if network.tempered_on:
-                values = ", ".join(f"{value:.4g}" for value in network.temperatures)
-                tempered = (
-                    f"; its logits are divided by a temperature for each seed, {values}, fitted on "
+                what += (
+                    ", with its logits divided by a temperature for each seed, fitted on "
                     f"{network.tempered_on}"
                 )
-            return f"{what}{TRAINED_ON}{head.features}{same}{epoch}{tempered}"
+            return f"{what}{TRAINED_ON}{head.features}{same}{epoch}"
 
 
 def _cells_of(found: Judged) -> str:
