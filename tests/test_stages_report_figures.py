@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from stages.errors import InputError
 from stages.report.drawing import over_seeds, spread, with_gain
@@ -17,6 +18,7 @@ from stages.report.figures import FIGURES, draw_figure, fitting_figures
 from stages.report.palette import styles_of
 from stages.report.reliability import pooled
 from stages.report.svg import standalone, svg_of
+from stages.report.trade_off import draw_accuracy_vs_ece
 from stages.sheets.theme import VARIABLES
 
 PREDICTORS = {"f": 1, "H": 3, "H on <b>$x$ & y</b>": 2}
@@ -102,6 +104,19 @@ def test_without_cells_the_figures_by_cell_are_refused() -> None:
             drawn(name, frame)
     assert fitting_figures(frame, ()) == ANYWHERE
     assert "<path" in drawn("accuracy-vs-ece", frame)
+
+
+@pytest.mark.parametrize(("ece_of_f", "named"), [([0.2, 0.1], "f"), ([0.2, 0.2], "H")])
+def test_entries_with_the_same_f_are_named_at_h(ece_of_f: list[float], named: str) -> None:
+    rows = [
+        {"decay": decay, "predictor": name, "seed": 0, "accuracy": 0.7, "ece": ece}
+        for decay, of_f, of_h in zip((0, 1), ece_of_f, (0.05, 0.07), strict=True)
+        for name, ece in (("f", of_f), ("H", of_h))
+    ]
+    (panel,) = draw_accuracy_vs_ece(pd.DataFrame(rows), ("decay",)).axes
+    places = {each.get_text(): each.xy[1] for each in panel.texts if isinstance(each, Annotation)}
+    expected = ece_of_f if named == "f" else [0.05, 0.07]
+    assert [places["0"], places["1"]] == pytest.approx(expected)
 
 
 def test_an_unknown_figure_is_refused() -> None:

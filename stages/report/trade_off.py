@@ -73,15 +73,18 @@ def _points_of_entries(
     strong = strong_one(styles)
     points = _two_metrics(frame, axes)
     names = points[list(axes)].astype(str).agg(" · ".join, axis=1)
+    # Entries with the same f are named at the contender that the figure is about.
+    of_f = points[points["predictor"] == "f"]
+    named_at = -1 if of_f.duplicated(["accuracy", "ece"]).any() else 0
     for entry, found in points.groupby(names, sort=False):
         pair = found[found["predictor"].isin(["f", strong])]
         panel.plot(pair["accuracy"], pair["ece"], color=SOFT, linewidth=0.8, zorder=1)
         for name, x, y in zip(found["predictor"], found["accuracy"], found["ece"], strict=True):
             panel.plot([x], [y], **dots(styles[name]))
-        first = pair.iloc[0]
+        point = pair.iloc[named_at]
         panel.annotate(
             str(entry),
-            (first["accuracy"], first["ece"]),
+            (point["accuracy"], point["ece"]),
             xytext=(7, 5),
             textcoords="offset points",
             color=INK,
