@@ -25,8 +25,8 @@ N_INSTANCES = {
     "figure-6": 42,
     "figure-7": 42,
     "figure-8": 42,
-    "figure-9": 472,  # 67 snapshots with three feature sets, H and two results each
-    "figure-10": 472,
+    "figure-9": 539,  # 67 snapshots with three feature sets, two heads and two results each
+    "figure-10": 539,
     "figure-11": 3,
     "label-errors": 17,  # four f, their features, and two curations each, a report
     "layers": 39,  # seven heads for two decays, as trained and with temperatures

@@ -21,7 +21,7 @@ GRADIENTS = (
 FEW = 3
 """Names with the same meaning that are still explained one by one."""
 
-TRAINED_ON = "; trained on "
+TRAINED_ON, AS_MODEL = "; trained on ", "; in the store as model "
 
 
 def legend_of(judged: Sequence[Judged]) -> dict[str, str]:
@@ -52,23 +52,32 @@ def _joined(texts: Iterable[str]) -> str:
 
     >>> _joined(["an MLP; trained on a", "an MLP; trained on b", "a temperature"])
     'an MLP; trained on a, b; a temperature'
+    >>> _joined(f"an MLP; trained on {each}" for each in "abcde")
+    'an MLP; trained on a, ..., e (5)'
     """
-    places: dict[str, list[str]] = {}
+    places: dict[tuple[str, str], list[str]] = {}
     for text in dict.fromkeys(filter(None, texts)):
-        what, _, place = text.partition(TRAINED_ON)
-        places.setdefault(what, []).append(place)
+        link = next((each for each in (TRAINED_ON, AS_MODEL) if each in text), TRAINED_ON)
+        what, _, place = text.partition(link)
+        places.setdefault((what, link), []).append(place)
     return "; ".join(
-        what + (TRAINED_ON + ", ".join(found) if any(found) else "")
-        for what, found in places.items()
+        what + (link + _listed(found) if any(found) else "")
+        for (what, link), found in places.items()
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) <= FEW:
+        return ", ".join(names)
+    return f"{names[0]}, ..., {names[-1]} ({len(names)})"
 
 
 def _network_of(found: Judged) -> str:
     """The network, and how images become its input."""
     model, source = found.model, found.source
-    text = f"the network {found.network}, as model {found.card.model}"
+    text, name = f"the network {found.network}", AS_MODEL + found.card.model
     if model.image_size is None:
-        return text
+        return text + name
     text += f"; its input: images of {model.image_size}x{model.image_size} pixels"
     if source.resize:
         text += (
@@ -79,7 +88,7 @@ def _network_of(found: Judged) -> str:
             ", ".join(f"{value:.4g}" for value in each) for each in (model.mean, model.std)
         )
         text += f", minus the mean {mean} and divided by the std {std} of each channel"
-    return text
+    return text + name
 
 
 def _spelled(rule: str) -> str:
