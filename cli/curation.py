@@ -24,7 +24,7 @@ def curate(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]
     """The first rows, the classes that are confused most, and where the files are."""
     from stages.curation.curation_result import JOINT, RANKED, CurationCard, suspected_pairs, top_of
     from stages.curation.ranked_rows import top_rows
-    from stages.sheets.sheet_folder import PAGE
+    from stages.out_folder import PAGE
 
     result, card = made.output, CurationCard.of(made.output)
     pairs = _pairs(suspected_pairs(result.read_frame(JOINT), N_PAIRS), card)

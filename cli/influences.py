@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 def influence(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]:  # Any: JSON
     """What the strongest training rows have in common, and where the sheet is."""
     from stages.influence.influence_result import INFLUENCES, METHODS, InfluenceCard
-    from stages.sheets.sheet_folder import PAGE
+    from stages.out_folder import PAGE
 
     card, folder = InfluenceCard.of(made.output), made.output.storage.location
     methods = made.output.read_frame(METHODS).to_dict(orient="records")

@@ -38,7 +38,7 @@ def _places(command: Sequence[str]) -> list[str]:
 
 def draw_maps(_: Stage, made: Made, __: Workspace) -> tuple[str, Mapping[str, Any]]:  # Any: JSON
     """Where the page and its pictures are."""
-    from stages.sheets.sheet_folder import PAGE
+    from stages.out_folder import PAGE
 
     folder, n_rows = made.output.storage.location, made.output.card()["rows"]
     copied = [str(path) for path in made.copied]

@@ -247,7 +247,9 @@ CLAIMS = {
         "store_verify:test_every_flipped_byte_in_any_file_is_found_and_repaired",
     ),
     "They are not signatures": ("hostile_files:test_pandas_metadata_of_samples_is_ignored",),
-    "Without `--address` and": ("pipeline_kill:test_a_killed_driver_takes_its_cluster_with_it",),
+    "Without `--address` and": (
+        "pipeline_kill:test_a_killed_ray_run_leaves_nothing_and_another_number_of_workers_finishes_it",
+    ),
     "It has no dashboard": (
         "pipeline_executors:test_a_cluster_of_our_own_listens_on_the_loopback_alone_behind_a_token",
     ),

@@ -26,10 +26,10 @@ from stages.curation.near_rows import nearest_rows, unit_vectors
 from stages.curation.refits import refitted_probabilities, stratified_folds
 from stages.errors import InputError
 from stages.introspection.reading import Reading
+from stages.out_folder import PAGE
 from stages.reflection.extract import Extract
 from stages.reflection.losses import softmax
 from stages.reflection.rank_one import last_layer_gradient
-from stages.sheets.sheet_folder import PAGE
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 

@@ -38,13 +38,13 @@ from stages.data.resize import Resize
 from stages.data.source import ReaderSource, source_facts
 from stages.data.source_notes import left_out_of
 from stages.errors import InputError
+from stages.out_folder import check_folder
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.labelled import READ_ROWS
 from stages.sensing.model import sensing_of
 from stages.sensing.probe import N_ROWS
 from stages.sensing.weights import save_weights, weights_hash
-from stages.sheets.sheet_folder import check_folder
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan, canonical_json, fingerprint

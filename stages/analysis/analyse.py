@@ -14,9 +14,9 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import EscapeFormulas, FeatureSetName
 from stages.errors import InputError
+from stages.out_folder import check_folder, write_files
 from stages.reflection.groups import CELLS
 from stages.reflection.losses import LOSSES
-from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint

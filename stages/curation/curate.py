@@ -18,8 +18,8 @@ from stages.data.option_types import EscapeFormulas, FeatureSetName, FlipLabels,
 from stages.errors import InputError
 from stages.introspection.heads import check_labels, labels_of
 from stages.introspection.preparation import check_same_network
+from stages.out_folder import check_folder, write_files
 from stages.reflection.losses import DEFAULT_LOSS, LOSSES
-from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet

@@ -37,8 +37,8 @@ from stages.curation.ranked_rows import (
 )
 from stages.data.flips import Flips
 from stages.introspection.reading import Reading
+from stages.out_folder import PAGE, PICTURE
 from stages.reflection.feature_plan import FeaturePlan
-from stages.sheets.sheet_folder import PAGE, PICTURE
 from stages.sheets.sheet_page import sheet_html
 from stages.sheets.sheet_picture import sheet_pngs
 from stages.versions import versions

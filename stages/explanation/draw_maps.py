@@ -13,8 +13,8 @@ from pipeline.make import ArtifactJob, Output
 from pipeline.stage import Preview, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import OutputName
+from stages.out_folder import check_folder, write_files
 from stages.sheets.colour_maps import COLOUR_MAPS
-from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.plan import fingerprint
 

@@ -19,8 +19,8 @@ from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
 from stages.explanation.draw_maps import COLOUR_MAP, ROWS
 from stages.explanation.questions import PREDICTION, RUNNER_UP, TITLES, Method
+from stages.out_folder import check_folder, write_files
 from stages.reflection.conditions import WHERE
-from stages.sheets.sheet_folder import check_folder, write_files
 from store.featureset import FeatureSet
 from store.shards import Shard
 from store.shardset import ShardSet

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from stages.explanation.questions import Question
 from stages.explanation.stored_maps import Block, StoredMaps
+from stages.out_folder import PAGE, PICTURE
 from stages.sheets.sheet import Row, Sheet, Tile, map_tile
-from stages.sheets.sheet_folder import PAGE, PICTURE
 from stages.sheets.sheet_page import sheet_html
 from stages.sheets.sheet_picture import sheet_pngs
 

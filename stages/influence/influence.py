@@ -27,9 +27,9 @@ from stages.data.option_types import FeatureSetName, OutputName
 from stages.errors import InputError
 from stages.introspection.heads import check_labels, labels_of
 from stages.introspection.preparation import check_same_network
+from stages.out_folder import check_folder, write_files
 from stages.reflection.conditions import WHERE, Condition, conditions
 from stages.reflection.feature_plan import FeaturePlan
-from stages.sheets.sheet_folder import check_folder, write_files
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
@@ -393,7 +393,7 @@ def _drawn(
 ) -> Mapping[str, bytes]:
     """The files of the contact sheet."""
     from stages.influence.influence_sheet import influence_sheet
-    from stages.sheets.sheet_folder import PAGE, PICTURE
+    from stages.out_folder import PAGE, PICTURE
     from stages.sheets.sheet_page import sheet_html
     from stages.sheets.sheet_picture import sheet_pngs
 

@@ -18,8 +18,8 @@ from stages.data.option_types import EscapeFormulas, FeatureSetName, OutputName
 from stages.introspection.head_params import HeadParams
 from stages.introspection.heads import check_labels
 from stages.introspection.preparation import check_same_network
+from stages.out_folder import check_folder
 from stages.reflection.feature_plan import FeaturePlan
-from stages.sheets.sheet_folder import check_folder
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 from store.plan import fingerprint

@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from stages.errors import InputError
+from stages.out_folder import check_folder
 from stages.report.content import Content, ReportCard
 from stages.report.page import Page, html_of, markdown_of
 from stages.report.svg import standalone
 from stages.report.vocabulary import FIGURES
-from stages.sheets.sheet_folder import check_folder
 from store.artifacts import Artifact
 
 PAGE, MARKDOWN, TABLE, FIGURES_FOLDER = "report.html", "report.md", "table.csv", "figures"

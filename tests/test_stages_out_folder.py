@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import InputError
-from stages.sheets.sheet_folder import check_folder, write_files
+from stages.out_folder import check_folder, write_files
 
 
 def test_pictures_of_a_longer_sheet_are_removed_and_other_files_kept(tmp_path: Path) -> None:
