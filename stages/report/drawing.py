@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ WIDTH = 7.0
 
 MAX_PANELS = 12
 CELL = ("corruption", "severity")
+_TITLE_WIDTH = 68
+"""Most characters of a title over the whole width."""
+
 _LABEL_POINTS = 11.0
 _BAND = 0.16
 
@@ -77,6 +81,14 @@ def sheet(n_panels: int, *, height: float, wide: int = 3) -> tuple[Figure, list[
     for spare in panels[n_panels:]:
         spare.set_axis_off()
     return figure, panels[:n_panels]
+
+
+def name_panel(panel: Axes, title: str) -> None:
+    """Write a title above a panel, in lines that do not reach into the next one."""
+    place = panel.get_subplotspec()
+    assert place is not None  # it was made by `sheet`
+    width = _TITLE_WIDTH // place.get_gridspec().ncols
+    panel.set_title(fill(title, width, break_on_hyphens=False))
 
 
 def name_scales(panels: Sequence[Axes], *, x: str, y: str) -> None:

@@ -17,7 +17,14 @@ from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.metrics.definitions import REFERENCE
 from stages.report.comparison import THAN, interval, signed, spoken, verdict_of
 from stages.report.content import Content
-from stages.report.drawing import legend_above, line_style, name_scales, panels_of, sheet
+from stages.report.drawing import (
+    legend_above,
+    line_style,
+    name_panel,
+    name_scales,
+    panels_of,
+    sheet,
+)
 from stages.report.kinds import PageKind
 from stages.report.page import Cell, Drawing, Grid, Line, Page
 from stages.report.palette import SETTINGS, Style, styles_of
@@ -244,7 +251,7 @@ def _draw_curves(curves: pd.DataFrame, average: pd.DataFrame, axes: tuple[str, .
         for name, line in part.groupby("confidence", sort=False):
             style = {**line_style(styles[str(name)]), "marker": ""}
             panel.plot(100 * line["coverage"], 100 * line["risk"], **style)
-        panel.set_title(f"errors of {title}" if title else "")
+        name_panel(panel, f"errors of {title}" if title else "")
         panel.set_xlim(0, 100)
         panel.set_ylim(bottom=0)
     name_scales(panels, x="coverage, %", y="risk, %")

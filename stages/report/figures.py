@@ -27,6 +27,7 @@ from stages.report.drawing import (
     draw_line,
     label_ends,
     legend_above,
+    name_panel,
     name_scales,
     over_seeds,
     panels_of,
@@ -111,7 +112,7 @@ def _gain_by_corruption(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     figure, panels = sheet(len(found), height=0.9 + 0.2 * len(names))
     for panel, (title, rows) in zip(panels, found, strict=True):
         _bars(panel, over_seeds(rows, ["corruption"], "gain"), names, styles)
-        panel.set_title(title)
+        name_panel(panel, title)
     name_scales(panels, x="accuracy minus that of f", y="")
     shown = [name for name in styles if name != "f"]
     legend_above(figure, styles, shown, handles=[_handle(name, styles[name]) for name in shown])
@@ -150,7 +151,7 @@ def _accuracy_by_class(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
             places = [names.index(each) for each in part["class"]]
             panel.plot(part["mean"], places, **dots(styles[str(name)]))
         _name_rows(panel, names)
-        panel.set_title(title)
+        name_panel(panel, title)
     name_scales(panels, x="accuracy", y="")
     legend_above(figure, styles, styles, handles=[dot(*each) for each in styles.items()])
     return figure
@@ -174,7 +175,7 @@ def _by_level(value: str, label: str, *, of_gain: bool) -> Callable[..., Figure]
         for panel, (title, part) in zip(panels, found, strict=True):
             ends |= _lines(panel, part, "severity", "gain" if of_gain else value, styles)
             panel.xaxis.set_major_locator(FixedLocator(sorted(part["severity"].unique())))
-            panel.set_title(title)
+            name_panel(panel, title)
         for panel in panels:
             if of_gain:
                 zero_line(panel)
@@ -200,7 +201,7 @@ def _by_epoch(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
     for panel, (title, part) in zip(panels, found, strict=True):
         ends |= _lines(panel, part, EPOCH, "accuracy", styles)
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panel.set_title(title.replace("_", " "))
+        name_panel(panel, title.replace("_", " "))
     name_scales(panels, x="epoch of f", y="accuracy")
     _name_lines(figure, panels, styles, ends)
     return figure

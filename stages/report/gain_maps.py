@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stages.report.comparison import strong_one
-from stages.report.drawing import CELL, WIDTH, with_gain
+from stages.report.drawing import CELL, WIDTH, name_panel, with_gain
 
 _LOSS, _NONE, _GAIN = "#b4541a", "#f3f2ef", "#2a689e"
 _DARK, _LIGHT = "#15191e", "#fdfdfd"
@@ -25,9 +24,6 @@ _LEAST_POINTS, _MOST_POINTS = 2.0, 12.0
 
 _LONGEST = 40
 """Most characters of a label."""
-
-_TITLE_WIDTH = 34
-"""Most characters of a line above a panel, half as wide as the figure."""
 
 
 def draw_gain_map(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
@@ -64,7 +60,7 @@ def draw_gain_cells(frame: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
             cells = sign * own.groupby(list(CELL))["gain"].mean().unstack("severity")
             columns = [str(level) for level in cells.columns]
             _map(panel, cells.to_numpy(), [_spoken(each) for each in cells.index], columns)
-            panel.set_title(fill(f"{' · '.join(map(str, key))}: {metric}", _TITLE_WIDTH))
+            name_panel(panel, f"{' · '.join(map(str, key))}: {metric}")
             panel.set_xlabel("severity")
             panel.xaxis.set_tick_params(rotation=0)
     return figure

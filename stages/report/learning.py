@@ -18,7 +18,7 @@ from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
 from stages.report.comparison import THAN, interval, signed, verdict_of
 from stages.report.content import Content
-from stages.report.drawing import draw_line, legend_above, name_scales, panels_of, sheet
+from stages.report.drawing import draw_line, legend_above, name_panel, name_scales, panels_of, sheet
 from stages.report.kinds import PageKind
 from stages.report.legend import GRADIENTS
 from stages.report.page import Cell, Drawing, Grid, Line, Page
@@ -244,7 +244,7 @@ def _draw(curves: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
         for name, line in part.groupby("predictor", sort=False):
             draw_line(panel, line, "labelled", styles[str(name)], markers=len(line) <= 12)
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panel.set_title(title)
+        name_panel(panel, title)
     name_scales(panels, x="labels", y="accuracy")
     legend_above(figure, styles, styles)
     return figure

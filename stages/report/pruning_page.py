@@ -13,7 +13,7 @@ from stages.errors import InputError
 from stages.pruning.pruned import ALL, MEANS, RANDOM, PruningCard
 from stages.report.comparison import signed
 from stages.report.content import Content
-from stages.report.drawing import draw_line, legend_above, name_scales, sheet
+from stages.report.drawing import draw_line, legend_above, name_panel, name_scales, sheet
 from stages.report.kinds import PageKind
 from stages.report.page import Cell, Drawing, Grid, Line, Page
 from stages.report.palette import SETTINGS, styles_of
@@ -125,7 +125,7 @@ def _figure(read: Read, names: Sequence[str]) -> Figure:
             ends = {"low": points["accuracy"] - std, "high": points["accuracy"] + std}
             line = points.rename(columns={"accuracy": "mean"}).assign(**ends)
             draw_line(panel, line, "keep", styles[name], markers=True)
-        panel.set_title(" · ".join(map(str, entry.axes.values())))
+        name_panel(panel, " · ".join(map(str, entry.axes.values())))
     name_scales(panels, x="share of the rows", y="test accuracy")
     legend_above(figure, styles, styles)
     return figure

@@ -18,6 +18,7 @@ from stages.report.drawing import (
     draw_line,
     legend_above,
     line_style,
+    name_panel,
     name_scales,
     over_seeds,
     panels_of,
@@ -226,7 +227,7 @@ def _draw_levels(frame: pd.DataFrame, axes: tuple[str, ...], value: str, alpha: 
         for label, points in over_seeds(part, ["severity"], value).groupby("predictor", sort=False):
             draw_line(panel, points, "severity", styles[str(label)], markers=True)
         panel.xaxis.set_major_locator(FixedLocator(sorted(part["severity"].unique())))
-        panel.set_title(title)
+        name_panel(panel, title)
         if value == "coverage":
             _level(panel.axhline, alpha)
     name_scales(panels, x="severity", y="classes in a set" if value == "size" else value)
@@ -247,7 +248,7 @@ def _draw_classes(frame: pd.DataFrame, axes: tuple[str, ...], alpha: float) -> F
             style: dict[str, Any] = {**line_style(styles[str(label)]), "linestyle": ""}
             panel.plot(points["mean"], range(len(points)), **style)
         _name_rows(panel, names)
-        panel.set_title(title)
+        name_panel(panel, title)
         _level(panel.axvline, alpha)
     name_scales(panels, x="coverage", y="")
     legend_above(figure, styles, styles)
