@@ -18,7 +18,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write files, and remove the pictures of an earlier, longer sheet.
+    """Write files; those of a sheet replace an earlier one, also if that had more pictures.
 
     Returns:
         The page of a sheet, if there is one, then the others.
@@ -26,7 +26,9 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
-    while (name := PICTURE.format(number=number)) in files or (folder / name).is_file():
+    while PAGE in files and (
+        (name := PICTURE.format(number=number)) in files or (folder / name).is_file()
+    ):
         if name not in files:
             (folder / name).unlink()
         number += 1

@@ -20,6 +20,13 @@ def test_pictures_of_a_longer_sheet_are_removed_and_other_files_kept(tmp_path: P
     ]
 
 
+def test_files_that_are_no_sheet_leave_the_pictures_of_one(tmp_path: Path) -> None:
+    write_files(tmp_path, {"sheet.html": b"1", "sheet-1.png": b"1"})
+    write_files(tmp_path, {"report.md": b"2"})
+
+    assert (tmp_path / "sheet-1.png").read_bytes() == b"1"
+
+
 @pytest.mark.parametrize("name", ["file", "file/deeper"])
 def test_a_file_is_no_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")

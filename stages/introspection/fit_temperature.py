@@ -52,8 +52,8 @@ class FitTemperature(Stage):
         """The fit.
 
         Raises:
-            InputError: no labels, or no best temperature; or the head is of another network, not
-                a trained one, or has a temperature already.
+            InputError: no labels, or a likelihood without a maximum; or the head is of another
+                network, not a trained one, or has a temperature already.
         """
         store = workspace.store
         feature_set = store.open(self.features)

@@ -29,9 +29,10 @@ class TrainedNetwork:
         train_accuracy: accuracy of each seed on its training rows.
         selected_on: feature set on which the best epoch was chosen; empty for the last epoch.
         best_epoch: that epoch for each seed, counted from 1.
-        tempered_on: feature set to which temperatures were fitted that its last layer contains.
-        temperatures: the temperature of each seed.
-        nll_before, nll_after: mean negative log-likelihood of each seed on that feature set.
+        tempered_on: feature set on which temperatures were fitted; empty if there are none.
+        temperatures: the temperature of each seed, by which the last layer is divided.
+        nll_before, nll_after: mean negative log-likelihood of each seed on that feature set, before
+            and after the division.
     """
 
     spec: HeadSpec

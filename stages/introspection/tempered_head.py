@@ -20,7 +20,7 @@ _KEPT = (
     *("predictor", "features", "model", "model_weights_sha256", "rows", "reads", "spec", "params"),
     *("seeds", "train_accuracy", "train_rows", "excluded_rows", "selected_on", "best_epoch"),
 )
-"""Facts of the card that remain true."""
+"""Fields copied from the card of the trained head."""
 
 
 def trained_network(head: Artifact) -> TrainedNetwork:
@@ -62,6 +62,7 @@ def fit_tempered_head(head: Artifact, feature_set: FeatureSet) -> Fit:
     facts: dict[str, Any] = {
         **{key: card[key] for key in _KEPT if key in card},
         "tempered_on": feature_set.name,
+        "tempered_rows": fits[0].n_rows,
         "temperatures": [fit.value for fit in fits],
         "nll_before": [fit.nll_before for fit in fits],
         "nll_after": [fit.nll_after for fit in fits],
