@@ -43,7 +43,8 @@ def test_a_part_of_the_readings_runs_and_ends_with_a_page(tmp_path, root):
     assert list(contenders.index) == ["as in the paper", "un-normalised inputs"]
     first = {"f", "H", "CE + no scaling", "H on [f, z]"}
     assert first <= set(contenders.iloc[0])
-    assert list(contenders.iloc[1]) == ["f", "H", "f's last layer, retrained"]
+    controls = ["f's last layer, retrained", "f's last layer, H's decay"]
+    assert list(contenders.iloc[1]) == ["f", "H", *controls]
     accuracy = table[(table["contender"] == "f") & (table["metric"] == "accuracy")]
     assert accuracy["clean"].notna().all()
     assert "explains the paper" in markdown
