@@ -57,38 +57,20 @@ class FitTemperature(Stage):
         """
         store = workspace.store
         feature_set = store.open(self.features)
-        if self.head is not None:
-            return self._of_head(workspace, feature_set, store.artifact("head", self.head))
-        plan, plain = self.plan(feature_set), f"{model_name(feature_set)}-temperature"
+        head = None if self.head is None else store.artifact("head", self.head)
+        if head is not None:
+            check_model(feature_set, head)
+        plain = f"{head.name}-tempered" if head else f"{model_name(feature_set)}-temperature"
+        plan = self.plan(feature_set, head)
         name = workspace.output_name("head", self.name, plain, plain, plan)
 
         def fit() -> Fit:
-            labels = labels_of(feature_set.require_usable())
-            found = temperature.fit(feature_set.read("logits"), labels)
-            facts = {
-                "predictor": "temperature",
-                "reads": "logits",
-                "split": FeaturePlan.of(feature_set.plan).source.split,
-                "temperature": found.value,
-                "nll_before": found.nll_before,
-                "nll_after": found.nll_after,
-            }
-            return Fit(found.n_rows, facts)
-
-        return fit_job(store, name, plan, feature_set, fit)
-
-    def _of_head(
-        self, workspace: Workspace, feature_set: FeatureSet, head: Artifact
-    ) -> ArtifactJob:
-        store = workspace.store
-        check_model(feature_set, head)
-        plan, plain = self.plan(feature_set, head), f"{head.name}-tempered"
-        name = workspace.output_name("head", self.name, plain, plain, plan)
-
-        def fit() -> Fit:
+            feature_set.require_usable()
+            if head is None:
+                return _fit_to_f(feature_set)
             from stages.introspection.tempered_head import fit_tempered_head
 
-            check_preparation(store, feature_set.require_usable(), head, reads_further=True)
+            check_preparation(store, feature_set, head, reads_further=True)
             return fit_tempered_head(head, feature_set)
 
         return fit_job(store, name, plan, feature_set, fit)
@@ -99,3 +81,16 @@ class FitTemperature(Stage):
         if head is not None:
             inputs["head"] = {"plan": head.plan(), "files": checksums_of(head)}
         return {"stage": {"name": self.verb, "version": 1}, "inputs": inputs}
+
+
+def _fit_to_f(feature_set: FeatureSet) -> Fit:
+    found = temperature.fit(feature_set.read("logits"), labels_of(feature_set))
+    facts = {
+        "predictor": "temperature",
+        "reads": "logits",
+        "split": FeaturePlan.of(feature_set.plan).source.split,
+        "temperature": found.value,
+        "nll_before": found.nll_before,
+        "nll_after": found.nll_after,
+    }
+    return Fit(found.n_rows, facts)

@@ -11,7 +11,7 @@ from stages.introspection import temperature
 from stages.introspection.head import predict_logits
 from stages.introspection.head_card import TrainedNetwork, head_card
 from stages.introspection.head_training import WEIGHTS_KEY
-from stages.introspection.heads import Fit, labels_of
+from stages.introspection.heads import Fit, factors_in_memory, labels_of
 from stages.introspection.predictors import open_head
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
@@ -44,9 +44,10 @@ def fit_tempered_head(head: Artifact, feature_set: FeatureSet) -> Fit:
 
     Raises:
         InputError: no labelled row, or a likelihood without a maximum; see `temperature.fit`.
+        ResourceError: features and logits do not fit into the free memory.
     """
     network = trained_network(head)
-    arrays = feature_set.read("features"), feature_set.read("logits")
+    arrays = factors_in_memory(feature_set, "temperatures of a head")
     further = network.spec.further.read(feature_set, slice(None))
     labels = labels_of(feature_set)
     fits = []
