@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from stages.conformal.conformity import Shape, class_scores, class_thresholds, t
 from stages.conformal.set_counts import Counts, Values
 from stages.errors import InputError
 from stages.introspection.compared import Judge
+from stages.introspection.heads import check_classes
 from stages.introspection.predictors import Predict
 from stages.metrics.finite import finite_rows
 from stages.metrics.row_draws import row_draws
@@ -210,7 +211,7 @@ class Calibration:
         labels: NDArray[np.int64] = numbers(samples["label"])
         arrays = [feature_set.read_chunk(name, shard) for name in ("features", "logits")]
         rows = np.flatnonzero(keep & (labels >= 0) & finite_rows(*arrays))
-        _check_labels(labels, self.n_classes, feature_set)
+        check_classes(labels, feature_set)
         codes, groups = group_codes(samples, by, rows)
         draws = np.zeros(shard.n_rows)
         if self.method.is_randomised:
@@ -224,11 +225,3 @@ class Calibration:
                 yield _Block(features, logits, labels[at], codes[start : start + step], draws[at])
 
         return groups, blocks()
-
-
-def _check_labels(labels: NDArray[Any], n_classes: int, feature_set: FeatureSet) -> None:
-    if labels.size and labels.max() >= n_classes:
-        raise InputError(
-            f"{feature_set.name}: expected labels below {n_classes}, the classes of the network, "
-            f"found {labels.max()}"
-        )

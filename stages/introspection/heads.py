@@ -59,7 +59,12 @@ def labels_of(feature_set: FeatureSet) -> NDArray[np.int64]:
 
 def check_labels(feature_set: FeatureSet) -> None:
     """Raise ``InputError`` if a label is no class of the network."""
-    labels, n_classes = labels_of(feature_set), feature_set.schema.array("logits").row_shape[0]
+    check_classes(labels_of(feature_set), feature_set)
+
+
+def check_classes(labels: NDArray[np.integer[Any]], feature_set: FeatureSet) -> None:
+    """Raise ``InputError`` if one of some labels of a set is no class of the network."""
+    n_classes = feature_set.schema.array("logits").row_shape[0]
     if len(labels) and labels.max() >= n_classes:
         raise InputError(
             f"{feature_set.name}: expected labels of the network's {n_classes:,} classes, "
