@@ -174,6 +174,20 @@ def test_every_round_starts_from_the_given_weights(data, store, tmp_path):
     assert card.lesson.initial.weights == found
 
 
+def test_bf16_rounds_what_f_computes_and_is_recorded(data, store):
+    def weights(lesson):
+        runs = runs_on(data, kinds=("f",), lesson=lesson)
+        run = runs.run_of(store, CurvesCard.of(make(store, runs)).lessons[0])
+        assert RunCard.of(run).lesson == lesson
+        return run.read("weights.safetensors")
+
+    rounded = replace(LESSON, precision="bf16", kind="f")
+    params = [each.plan("s", {}, {})["stage"]["params"] for each in (rounded, LESSON)]
+
+    assert weights(rounded) != weights(replace(LESSON, kind="f"))
+    assert params[0] == {**params[1], "precision": "bf16", "kind": "f"}
+
+
 @pytest.mark.parametrize("batch", [128, 59])
 def test_training_stops_where_enough_rows_are_right(batch):
     """Accuracy on the rows that were seen: a last batch of one row is left out."""

@@ -22,6 +22,7 @@ from stages.data.registry import SourceSpec, existing_path, name_of
 from stages.data.source import ImageSource
 from stages.data.source_notes import source_notes
 from stages.errors import InputError
+from stages.sensing.card import Precision
 from stages.sensing.import_model import Filter, InputSize, ResizeBy, WeightsKey
 from stages.sensing.start import (
     StartMean,
@@ -118,6 +119,9 @@ class ActiveLearn(Stage):
     lr: PositiveFloat = Field(1e-4, description="Learning rate of Adam for f.")
     head_lr: PositiveFloat = Field(1e-3, description="Learning rate of Adam for H.")
     layers: Several[PositiveInt] = Field((300, 100), description="Widths of H's hidden layers.")
+    precision: Precision = Field(
+        "fp32", description="Precision of f in training and afterwards: fp32 or bf16."
+    )
     images: Annotated[str, Place.DATA, Ref(("images",)), Written("--corrupted", "DATA")] | None = (
         Field(None, description="Corrupted set to test on as well, e.g. cifar10c.")
     )
@@ -289,6 +293,7 @@ class ActiveLearn(Stage):
             lr=self.lr,
             head_lr=self.head_lr,
             layers=self.layers,
+            precision=self.precision,
             initial=start,
         )
         kinds = self.kinds or (KINDS if workspace.recipe else KINDS[:1])

@@ -256,7 +256,7 @@ def _with_a_network(
         fit = train_f(
             network, card, images.to(device), on_device, lesson, seed, tick, learned_ids.__getitem__
         )
-        sensing = sensing_of(network, card, images[:N_ROWS], is_new=True)
+        sensing = sensing_of(network, card, images[:N_ROWS], lesson.precision, is_new=True)
         failed: set[int] = set()
         factors = factors_of(sensing, _blocks(source, failed))
         learned = factors.take(rows)

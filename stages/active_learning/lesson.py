@@ -29,7 +29,7 @@ from stages.introspection.head_spec import HeadSpec
 from stages.metrics.finite import finite_rows
 from stages.reflection.losses import softmax
 from stages.sensing.build import build_network, source_hash
-from stages.sensing.card import ModelCard
+from stages.sensing.card import ModelCard, Precision
 from stages.sensing.device import full_float32, gpus_in_use
 from stages.sensing.fault import blame_rows
 from stages.sensing.initial_weights import InitialWeights, load_initial
@@ -81,6 +81,7 @@ class LessonParams:
         epochs: maximum epochs of a training of f or H.
         batch: rows per training step.
         lr, head_lr: learning rates of Adam for f and H.
+        precision: of f, in training and afterwards; H always has "fp32".
         layers: hidden layers of H; the last one is its embedding.
         initial: weights with which every training of f starts, and how images are prepared.
     """
@@ -94,6 +95,7 @@ class LessonParams:
     head_lr: float = 1e-3
     layers: tuple[int, ...] = (300, 100)
     seed: int = 0
+    precision: Precision = "fp32"
     initial: Start = RANDOM
 
     def __post_init__(self) -> None:
@@ -110,6 +112,8 @@ class LessonParams:
             raise InputError("active learning: expected one or more hidden layers of H")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}, expected zero or more")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"precision {self.precision!r}: expected fp32 or bf16")
 
     @property
     def max_epochs(self) -> int:
@@ -135,8 +139,10 @@ class LessonParams:
         }
 
     def facts(self) -> dict[str, Any]:  # Any: JSON
-        """The parameters as recorded in a card; random weights are not recorded."""
+        """The parameters as recorded in a card; random weights and "fp32" are not recorded."""
         values = asdict(self)
+        if self.precision == "fp32":
+            del values["precision"]
         if self.initial == RANDOM:
             del values["initial"]
         return values
@@ -244,8 +250,10 @@ def train_f(
     scale = 1 / (255 * torch.tensor(card.std, device=images.device))
 
     def logits_of(rows: Tensor) -> Tensor:
-        found: Tensor = network(normalised(images[rows], mean, scale))
-        return found
+        pixels = normalised(images[rows], mean, scale)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
+            found: Tensor = network(pixels)
+        return found.float()
 
     def blame() -> None:
         with _seeded(seed):

@@ -221,7 +221,9 @@ class ActiveLearning:
         images, labels = self._data.take(labelled), self._data.labels[labelled]
         fit = train_f(state.network, self._card, images, labels, lesson, seed, tick, names)
         fits = [fit]
-        sensing = sensing_of(state.network, self._card, images[:N_ROWS], is_new=True)
+        sensing = sensing_of(
+            state.network, self._card, images[:N_ROWS], lesson.precision, is_new=True
+        )
         pool = factors_of(sensing, [self._data.images])
         state.head = None
         if lesson.kind == "h":
