@@ -32,6 +32,12 @@ N_INSTANCES = {
     "layers": 39,  # seven heads for two decays, as trained and with temperatures
     "readings": 89,  # 27 heads on one f, three other f, three extractions
 }
+LAST_LAYERS = {
+    "f's last layer, retrained",
+    "f's last layer, H's decay",
+    "f's head, H's decay",
+    "f_L, no hidden layer",  # the name in the paper's Table 8
+}
 METHODS = ("table-4",)
 LEARNING = ("table-1", "figure-11")
 DOMAINS = ("table-9",)
@@ -41,6 +47,13 @@ UNLABELLED = ("table-6",)
 
 def shipped(name, **changes):
     return recipe_of(shipped_text(name), f"{name}.yaml", changes)
+
+
+def labels_of_last_layers(recipe):
+    heads = [each for each in recipe.instances if each.stage.verb == "train-head"]
+    own = {each.step for each in heads if (each.stage.reads, each.stage.layers) == ("features", ())}
+    judged = [each.stage.heads for each in recipe.instances if hasattr(each.stage, "heads")]
+    return {head.label for some in judged for head in some or () if head.name in own}
 
 
 def labels(recipe):
@@ -60,6 +73,7 @@ def test_a_recipe_that_ships_is_valid(name):
     assert recipe.about
     assert len(recipe.instances) == N_INSTANCES[name]
     assert labels(recipe)[-1] == "report"
+    assert labels_of_last_layers(recipe) <= LAST_LAYERS
 
 
 @pytest.mark.parametrize(
