@@ -153,7 +153,7 @@ def test_temperatures_of_a_head_report_their_gain(run, store: FeatureStore) -> N
     (result,) = store.artifacts("result")
     run(f"report {result.name} --name page")
     page = store.artifact("report", "page").read("report.md").decode()
-    assert "divided by a temperature for each seed, fitted on clouds-test@net" in page
+    assert "are divided by a temperature for each seed, fitted on clouds-test@net" in page
 
 
 @pytest.mark.parametrize(("split", "is_noted"), [("train", True), ("test", False)])

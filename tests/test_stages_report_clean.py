@@ -32,8 +32,8 @@ def result(store: FeatureStore) -> Artifact:
     return make_in(store, stage).output
 
 
-def page_of(store: FeatureStore, result: Artifact) -> tuple[str, pd.DataFrame]:
-    asked = (Labelled(label="", name=result.name),)
+def page_of(store: FeatureStore, *results: Artifact) -> tuple[str, pd.DataFrame]:
+    asked = tuple(Labelled(label="", name=result.name) for result in results)
     report = make_in(store, Report(results=asked, figures=())).output
     return report.read("report.md").decode(), pd.read_csv(io.BytesIO(report.read("table.csv")))
 
@@ -49,10 +49,49 @@ def test_a_page_says_what_its_names_mean(store: FeatureStore, result: Artifact) 
 
     assert "images of 32x32 pixels, resized: bilinear, antialiased, 8x8 to 32x32" in markdown
     assert "minus the mean 0.5, 0.5, 0.5 and divided by the std 0.25, 0.25, 0.25" in markdown
-    assert f"fitted on {features}, the images that are evaluated here" in markdown
+    assert f"fitted on {features} (includes the images that are evaluated here)" in markdown
     assert "the gradients of f's last layer" in markdown
     assert "**cell**: the rows of one value of corruption and severity; each of the 6 " in markdown
     assert "clean" not in table
+
+
+def test_a_head_with_and_without_a_temperature_is_described_once(store: FeatureStore) -> None:
+    found = cells(store)
+    small_head(store, found)
+    make_in(store, FitTemperature(features=found.name, head="h", name="h-t"))
+    results = [
+        make_in(store, Evaluate(features=found.name, heads={"H": name}, resamples=0)).output
+        for name in ("h", "h-t")
+    ]
+    (line,) = [each for each in page_of(store, *results)[0].splitlines() if "**H**" in each]
+    assert line.count("a small network that predicts the class again") == 1
+    assert line.count("trained on") == 1
+    assert "; in some results, its logits are divided by a temperature for each seed" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "mark"),
+    [
+        ({}, " (includes the images that are evaluated here)"),
+        ({"n_rows": 30}, " (includes some of the images that are evaluated here)"),
+        ({"source": {**SOURCE, "split": "train"}}, ""),
+        ({"source": {**SOURCE, "name": "others"}}, ""),
+    ],
+)
+def test_a_temperature_of_the_evaluated_images_is_marked(
+    store: FeatureStore, changes: dict[str, object], mark: str
+) -> None:
+    found = cells(store, n_rows=60, source=SOURCE)
+    small_head(store, cells(store, source={**SOURCE, "split": "train"}))
+    fitted = cells(store, **{"source": SOURCE, **changes})
+    make_in(store, FitTemperature(features=fitted.name, name="f-t"))
+    make_in(store, FitTemperature(features=fitted.name, head="h", name="h-t"))
+    heads = {"T": "f-t", "H": "h-t"}
+    page = page_of(
+        store, make_in(store, Evaluate(features=found.name, heads=heads, resamples=0)).output
+    )[0]
+    assert page.count(f"fitted on {fitted.name}{mark}\n") == 1
+    assert page.count(f"fitted on {fitted.name}{mark}; T = ") == 1
 
 
 def test_the_accuracy_on_clean_images_stands_beside_the_mean(

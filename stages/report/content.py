@@ -14,7 +14,7 @@ from stages.typed import typed
 from store.artifacts import Artifact
 from store.plan import Plan, fingerprint
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the page for the same content changes."""
 
 

@@ -61,7 +61,7 @@ def page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.DataFrame |
         title=content.title,
         about=content.about,
         **compared,
-        legend=legend_of(judged),
+        legend=legend_of(store, judged),
         table=None if numbers is None else table_grid(numbers, axes, _clean_note(content)),
         shortcomings=[*shortcomings(store, judged, numbers), *content.notes],
         drawings=_drawings(judged, content.figures, axes),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
 
 from stages.introspection.head_card import (
     FittedLaplace,
@@ -11,7 +13,10 @@ from stages.introspection.head_card import (
     TrainedNetwork,
     Votes,
 )
+from stages.introspection.reading import Reading
 from stages.report.results import Judged
+from stages.report.seen_images import share_seen
+from store.catalog import FeatureStore
 
 GRADIENTS = (
     "introspective network: a small network that predicts the class again, from the gradients of "
@@ -21,19 +26,60 @@ GRADIENTS = (
 FEW = 3
 """Names with the same meaning that are still explained one by one."""
 
-TRAINED_ON, AS_MODEL = "; trained on ", "; in the store as model "
+AS_MODEL, TRAINED_ON, FITTED_ON = "in the store as model", "trained on", "fitted on"
+TEMPERED_ON = "its logits are divided by a temperature for each seed, fitted on"
 
 
-def legend_of(judged: Sequence[Judged]) -> dict[str, str]:
+class Meaning(NamedTuple):
+    """What a name means in one result.
+
+    Attributes:
+        what: what it is.
+        facts: how a further fact begins, such as `TRAINED_ON`, and how it ends in this result.
+    """
+
+    what: str
+    facts: Mapping[str, str]
+
+
+def legend_of(store: FeatureStore, judged: Sequence[Judged]) -> dict[str, str]:
     """The names in the tables and figures of a page, each with its meaning in plain English."""
+
+    @cache
+    def marked(features: str) -> str:
+        using = (each for each in judged if features in _fitted_on(each.heads.values()))
+        evaluated = dict.fromkeys(each.card.features for each in using)
+        return features + _seen([share_seen(store, each, features) for each in evaluated])
+
     found = {"f": _joined(map(_network_of, judged))}
     for label in dict.fromkeys(label for each in judged for label in each.heads):
-        heads = [(each, each.heads[label]) for each in judged if label in each.heads]
-        found[label] = _joined(_head_of(each, head) for each, head in heads)
+        heads = [each.heads[label] for each in judged if label in each.heads]
+        found[label] = _joined(_head_of(head, marked) for head in heads)
     found = _grouped(found)
-    if cells := _joined(map(_cells_of, judged)):
+    if cells := "; ".join(dict.fromkeys(filter(None, map(_cells_of, judged)))):
         found["cell"] = cells
     return found
+
+
+def _fitted_on(heads: Collection[HeadCard]) -> set[str]:
+    """The feature sets on which heads were trained, selected and fitted."""
+    found = {head.features for head in heads}
+    for head in heads:
+        if isinstance(network := head.predictor, TrainedNetwork):
+            found |= {network.selected_on, network.tempered_on}
+    return found
+
+
+def _seen(shares: Sequence[float]) -> str:
+    """A note on features to which a head was fitted, from its share of each result's images.
+
+    >>> _seen([0.0, 0.5])
+    ' (includes some of the images that are evaluated here)'
+    """
+    if not any(shares):
+        return ""
+    some = "" if min(shares) == 1.0 else "some of "
+    return f" (includes {some}the images that are evaluated here)"
 
 
 def _grouped(meanings: dict[str, str]) -> dict[str, str]:
@@ -47,23 +93,30 @@ def _grouped(meanings: dict[str, str]) -> dict[str, str]:
     return {first.get(name, name): text for name, text in meanings.items() if name not in rest}
 
 
-def _joined(texts: Iterable[str]) -> str:
-    """Different texts one after another; what several of them begin with is written once.
+def _joined(meanings: Iterable[Meaning]) -> str:
+    """Different meanings one after another; results with the same ``what`` are described once.
 
-    >>> _joined(["an MLP; trained on a", "an MLP; trained on b", "a temperature"])
+    >>> a, b = (Meaning("an MLP", {TRAINED_ON: name}) for name in "ab")
+    >>> _joined([a, b, Meaning("a temperature", {})])
     'an MLP; trained on a, b; a temperature'
-    >>> _joined(f"an MLP; trained on {each}" for each in "abcde")
+    >>> _joined([a, Meaning("an MLP", {TRAINED_ON: "a", "calibrated on": "c"})])
+    'an MLP; trained on a; in some results, calibrated on c'
+    >>> _joined(Meaning("an MLP", {TRAINED_ON: name}) for name in "abcde")
     'an MLP; trained on a, ..., e (5)'
     """
-    places: dict[tuple[str, str], list[str]] = {}
-    for text in dict.fromkeys(filter(None, texts)):
-        link = next((each for each in (TRAINED_ON, AS_MODEL) if each in text), TRAINED_ON)
-        what, _, place = text.partition(link)
-        places.setdefault((what, link), []).append(place)
-    return "; ".join(
-        what + (link + _listed(found) if any(found) else "")
-        for (what, link), found in places.items()
-    )
+    results: dict[str, list[Mapping[str, str]]] = {}
+    for what, facts in meanings:
+        results.setdefault(what, []).append(facts)
+    return "; ".join("; ".join([what, *_facts_of(found)]) for what, found in results.items())
+
+
+def _facts_of(results: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Each fact once, with all that it is in some results; old cards leave some empty."""
+    for fact in dict.fromkeys(fact for each in results for fact in each):
+        found = [each[fact] for each in results if each.get(fact)]
+        where = "" if len(found) == len(results) else "in some results, "
+        if found:
+            yield f"{where}{fact} {_listed(list(dict.fromkeys(found)))}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -72,12 +125,12 @@ def _listed(names: Sequence[str]) -> str:
     return f"{names[0]}, ..., {names[-1]} ({len(names)})"
 
 
-def _network_of(found: Judged) -> str:
+def _network_of(found: Judged) -> Meaning:
     """The network, and how images become its input."""
     model, source = found.model, found.source
-    text, name = f"the network {found.network}", AS_MODEL + found.card.model
+    text, stored = f"the network {found.network}", {AS_MODEL: found.card.model}
     if model.image_size is None:
-        return text + name
+        return Meaning(text, stored)
     text += f"; its input: images of {model.image_size}x{model.image_size} pixels"
     if source.resize:
         text += (
@@ -88,7 +141,7 @@ def _network_of(found: Judged) -> str:
             ", ".join(f"{value:.4g}" for value in each) for each in (model.mean, model.std)
         )
         text += f", minus the mean {mean} and divided by the std {std} of each channel"
-    return text + name
+    return Meaning(text, stored)
 
 
 def _spelled(rule: str) -> str:
@@ -100,41 +153,43 @@ def _spelled(rule: str) -> str:
     return rule.replace("-antialias", ", antialiased,").replace("->", " to ").replace("  ", " ")
 
 
-def _head_of(found: Judged, head: HeadCard) -> str:
+def _head_of(head: HeadCard, marked: Callable[[str], str]) -> Meaning:
     """How a contender predicts, and what it was trained on or fitted to."""
-    same = ", the images that are evaluated here" if head.features == found.card.features else ""
+    features = marked(head.features)
     match head.predictor:
         case FittedTemperature(temperature):
-            return (
-                f"f with its logits divided by a temperature, {temperature:.4g}, fitted on "
-                f"{head.features}{same}; it changes confidences, not predictions"
+            what = (
+                "f with its logits divided by a temperature, which changes confidences, not "
+                "predictions"
             )
+            return Meaning(what, {FITTED_ON: features, "T =": f"{temperature:.4g}"})
         case FittedLaplace(structure, prior):
-            return (
+            what = (
                 f"f with a Gaussian over the weights of its last layer ({structure} Laplace "
-                f"approximation, prior precision {prior:.4g}), fitted on {head.features}{same}; it "
-                "lowers confidences where the training rows say little"
+                "approximation), which lowers confidences where the training rows say little"
             )
+            return Meaning(what, {FITTED_ON: features, "prior precision": f"{prior:.4g}"})
         case Votes(k, temperature=temperature):
             how = f", each with the weight exp(cosine / {temperature:g})" if temperature else ""
-            return f"the {k} nearest rows of {head.features}{same} vote for the class{how}"
-        case TrainedNetwork(spec, selected_on=selected_on) as network:
-            reads, parts = spec.reading.reads, spec.reading.parts
-            named = {"reflection": "r_x", "statistics": "statistics of its feature maps"}
-            listed = "f's " + ", ".join(named.get(part, part) for part in parts)
-            control = "" if spec.reading.has_gradient else "control: "
-            epoch = f"; of its epochs, the best on {selected_on} is kept" if selected_on else ""
-            what = (
-                GRADIENTS
-                if reads == "reflection"
-                else f"{control}a small network that predicts the class from {listed}"
-            )
+            what = f"the {k} nearest training rows vote for the class{how}"
+            return Meaning(what, {"the rows are those of": features})
+        case TrainedNetwork() as network:
+            facts = {TRAINED_ON: features}
+            if network.selected_on:
+                facts["the epoch is kept that is best on"] = marked(network.selected_on)
             if network.tempered_on:
-                what += (
-                    ", with its logits divided by a temperature for each seed, fitted on "
-                    f"{network.tempered_on}"
-                )
-            return f"{what}{TRAINED_ON}{head.features}{same}{epoch}"
+                facts[TEMPERED_ON] = marked(network.tempered_on)
+            return Meaning(_network_on(network.spec.reading), facts)
+
+
+def _network_on(reading: Reading) -> str:
+    """What a trained head is, by what it reads."""
+    if reading.reads == "reflection":
+        return GRADIENTS
+    named = {"reflection": "r_x", "statistics": "statistics of its feature maps"}
+    listed = "f's " + ", ".join(named.get(part, part) for part in reading.parts)
+    control = "" if reading.has_gradient else "control: "
+    return f"{control}a small network that predicts the class from {listed}"
 
 
 def _cells_of(found: Judged) -> str:
