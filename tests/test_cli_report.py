@@ -82,6 +82,13 @@ def test_two_results_are_one_report(run) -> None:
     assert "of 2 (" in said["shows"][0]
 
 
+def test_results_are_named_by_their_labels(run, store: FeatureStore) -> None:
+    made = as_json(run("report clean=shapes shades --name pair --figures ece-by-level --json"))
+    table = store.artifact("report", made["report"]).read("table.csv").decode()
+    assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"clean", "shades-test@net"}
+    assert "two results are named 'a': name each" in run("report a=shapes a=shades", code=2)
+
+
 def test_two_results_of_one_set_are_told_apart_by_their_cells(run) -> None:
     found = as_json(run("evaluate --features shapes@net --head none --by label --json"))
     said = run("report shapes-test@net", code=2)

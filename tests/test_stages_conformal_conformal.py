@@ -16,6 +16,7 @@ from stages.conformal.conformity import Shape, class_scores, threshold_of
 from stages.errors import InputError
 from stages.introspection.fit_temperature import FitTemperature
 from stages.metrics.row_draws import row_draws
+from stages.report.report import Report
 from store.catalog import FeatureStore
 
 CLEAN, MOVED = "clean-test@net", "shapes-test@net"
@@ -168,7 +169,7 @@ def test_the_command_prints_coverage_by_set_and_severity(
 def test_the_page_has_the_figures_that_fit(
     store: FeatureStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = {}
+    figures, names = {}, []
     for fields in ({"features": MOVED}, {}):
         found = made(store, heads=["H=h"], methods=("lac", "saps"), **fields)
         sys.argv = ["intro-pipe", "report", found.artifact.name, "--store", store.location]
@@ -178,6 +179,11 @@ def test_the_page_has_the_figures_that_fit(
         shown = json.loads(capsys.readouterr().out)
         assert ended.value.code == 0
         figures[len(fields)] = shown["figures"]
+        names.append(found.artifact.name)
         assert any(line.startswith("On held-out rows, sets cover") for line in shown["shows"])
     assert figures[0] == ["coverage-by-class"]
     assert figures[1] == ["coverage-by-level", "set-size-by-level", "coverage-by-class"]
+    labelled = Report(results=[f"{label}={name}" for label, name in zip("ab", names, strict=True)])
+    page = make_in(store, labelled).output.read("report.md").decode()
+    assert "- a: On held-out rows, sets cover" in page
+    assert "- b: On held-out rows, sets cover" in page

@@ -59,7 +59,8 @@ class Report(Stage):
     examples = ("report cifar10c-test@resnet18 --paper table-5 --out table-5",)
 
     results: Annotated[Results, Field(min_length=1)] = Field(
-        description="Results of the store, by name or unique prefix."
+        description="Results of the store, by name or unique prefix; as LABEL=RESULT, the page "
+        "names them by LABEL."
     )
     name: OutputName | None = Field(
         None, description="Name of the report. (default: the name of the first result)"
@@ -181,7 +182,9 @@ class Report(Stage):
         if any(each.axes for each in self.results):
             places = zip(self.results, found, strict=True)
             return [Entry(each.axes, result) for each, result in places]
-        return entries_of(found)
+        return entries_of(
+            found, ["" if each.label == each.name else each.label for each in self.results]
+        )
 
     def _copied(self, report: Artifact) -> list[Path]:
         from stages.csv_text import escaped_csv

@@ -124,13 +124,23 @@ def is_judged(result: Artifact) -> bool:
     return stage_name(result.plan()) in ("evaluate", "uncertainty", "ood")
 
 
-def entries_of(results: Sequence[Artifact]) -> list[Entry]:
-    """Entries with the axis ``result``: their names, without the hash if they remain unique."""
+def entries_of(results: Sequence[Artifact], labels: Sequence[str] = ()) -> list[Entry]:
+    """Entries with the axis ``result``, which a single one does not need.
+
+    Results are named by their labels; those without one, or with an empty one, by their names,
+    without the hash if they remain unique. Raises ``InputError`` if two have the same label.
+    """
     if len(results) == 1:
         return [Entry({}, results[0])]
     short = [found.name.rpartition("-")[0] for found in results]
     is_enough = len(set(short)) == len(short)
     names = short if is_enough else [found.name for found in results]
+    if labels:
+        names = [label or name for label, name in zip(labels, names, strict=True)]
+    if taken := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"two results are named '{taken[0]}': name each differently, as LABEL=RESULT"
+        )
     return [Entry({"result": name}, found) for name, found in zip(names, results, strict=True)]
 
 
