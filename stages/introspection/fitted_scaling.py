@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from stages.errors import TrainingFailedError
+from stages.introspection.head import layer_names
 from stages.introspection.reading import FITTED, HeadInput
 from stages.reflection.rank_one import RankOneGradient
 
 _ROUNDING = 1e-6
 """Deviation of a column, relative to its mean, that rounding in float32 can cause."""
-
-_WEIGHT, _BIAS = "linears.0.weight", "linears.0.bias"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +98,13 @@ class FittedScaling:
 
         ``W (slope * r + offset) + b = (W * slope) r + (W offset + b)``, computed in float64.
         """
-        weight, bias = weights[_WEIGHT].double(), weights[_BIAS].double()
+        weight_name, bias_name = layer_names(0)
+        weight, bias = weights[weight_name].double(), weights[bias_name].double()
         slope, offset = (each.double().to(weight.device) for each in (self.slope, self.offset))
         return {
             **weights,
-            _WEIGHT: (weight * slope).to(weights[_WEIGHT].dtype),
-            _BIAS: (bias + weight @ offset).to(weights[_BIAS].dtype),
+            weight_name: (weight * slope).to(weights[weight_name].dtype),
+            bias_name: (bias + weight @ offset).to(weights[bias_name].dtype),
         }
 
 

@@ -74,6 +74,11 @@ class Head(nn.Module):
         return values
 
 
+def layer_names(layer: int) -> tuple[str, str]:
+    """Names of weight and bias of a linear layer of a `Head`, counted from 0, in its file."""
+    return f"linears.{layer}.weight", f"linears.{layer}.bias"
+
+
 def predict_probabilities(
     head: Head,
     features: NDArray[np.floating[Any]],

@@ -20,7 +20,7 @@ from stages.errors import InputError, TrainingFailedError
 from stages.introspection.best_epoch import Best, Selection
 from stages.introspection.collapse import against_collapse, why_collapsed
 from stages.introspection.fitted_scaling import FittedScaling
-from stages.introspection.head import Head, load_head
+from stages.introspection.head import Head, layer_names, load_head
 from stages.introspection.head_params import HeadParams
 from stages.introspection.head_parts import Arrays
 from stages.introspection.head_spec import HeadSpec
@@ -372,7 +372,7 @@ def _tensors(state: HeadState) -> dict[str, Tensor]:
     heads = state.heads
     compact = zip(("low_rank.classes", "low_rank.features"), heads.vectors, strict=False)
     return dict(compact) | {
-        f"linears.{layer}.{kind}": tensor
+        name: tensor
         for layer, (weight, bias) in enumerate(zip(heads.weights, heads.biases, strict=True))
-        for kind, tensor in (("weight", weight), ("bias", bias.squeeze(1)))
+        for name, tensor in zip(layer_names(layer), (weight, bias.squeeze(1)), strict=True)
     }

@@ -8,7 +8,7 @@ from safetensors import torch as safetensors_torch
 
 from stages.errors import InputError
 from stages.introspection import temperature
-from stages.introspection.head import predict_logits
+from stages.introspection.head import layer_names, predict_logits
 from stages.introspection.head_card import TrainedNetwork, head_card
 from stages.introspection.head_training import WEIGHTS_KEY
 from stages.introspection.heads import Fit, factors_in_memory, labels_of
@@ -16,11 +16,8 @@ from stages.introspection.predictors import open_head
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 
-_KEPT = (
-    *("predictor", "features", "model", "model_weights_sha256", "rows", "reads", "spec", "params"),
-    *("seeds", "train_accuracy", "train_rows", "excluded_rows", "selected_on", "best_epoch"),
-)
-"""Fields copied from the card of the trained head."""
+_OF_TRAINING = ("train_loss", "history")
+"""Facts of the trained head that do not hold for the result."""
 
 
 def trained_network(head: Artifact) -> TrainedNetwork:
@@ -55,13 +52,11 @@ def fit_tempered_head(head: Artifact, feature_set: FeatureSet) -> Fit:
         logits = predict_logits(open_head(head, seed), *arrays, further)
         fits.append(temperature.fit(logits, labels, f"head '{head.name}', seed {seed},"))
     weights = safetensors_torch.load(head.read(WEIGHTS_KEY))
-    last = len(network.spec.layers)
-    for name in (f"linears.{last}.weight", f"linears.{last}.bias"):
+    for name in layer_names(len(network.spec.layers)):
         for stacked, fit in zip(weights[name], fits, strict=True):
             stacked /= fit.value
-    card = head.card()
     facts: dict[str, Any] = {
-        **{key: card[key] for key in _KEPT if key in card},
+        **{key: value for key, value in head.card().items() if key not in _OF_TRAINING},
         "tempered_on": feature_set.name,
         "tempered_rows": fits[0].n_rows,
         "temperatures": [fit.value for fit in fits],
