@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.terminal import counted
-from stages.stale import why_stale
+from stages.stale import why_outdated, why_stale
 from store.artifacts import Artifact
 from store.catalog import FEATURES, FeatureStore
 from store.errors import DamagedError, SetNotFoundError, StoreError
@@ -48,7 +48,7 @@ def contents(store: FeatureStore) -> list[Row]:
       ``verify`` reads all bytes).
     - failed: more rows failed than are allowed or accepted.
     - partial: shards or epochs are missing.
-    - stale: an input was deleted or recreated.
+    - stale: an input was deleted or recreated, or its rows were recomputed.
     - complete.
     """
     rows = []
@@ -112,14 +112,16 @@ def resolved_set(store: FeatureStore, name: str) -> FeatureSet:
 
 def _set_row(store: FeatureStore, found: FeatureSet, kind: str) -> Row:
     row = row_of_set(found.shard_set, kind, found.name)
+    if row["state"] not in INTACT_STATES:
+        return row
     try:
-        why = why_stale(store, found.plan) if row["state"] in INTACT_STATES else ""
+        whys = [why_stale(store, found.plan), why_outdated(store, found.shard_set)]
     except StoreError as error:
         return {**row, "state": "damaged", "detail": str(error)}
-    if why:
-        state = "stale" if row["state"] == "complete" else row["state"]
-        return {**row, "state": state, "detail": f"{row['detail']}; {why}"}
-    return row
+    if not any(whys):
+        return row
+    state = "stale" if row["state"] == "complete" else row["state"]
+    return {**row, "state": state, "detail": "; ".join([row["detail"], *filter(None, whys)])}
 
 
 def _damage(shard_set: ShardSet, sizes: Mapping[str, int]) -> tuple[str, dict[int, dict[int, str]]]:

@@ -1,14 +1,16 @@
 """Compare the inputs recorded in a plan with the current content of the store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from pipeline.terminal import counted
 from stages.errors import InputError
 from stages.planned import PlannedHead, PlannedInputs, PlannedModel, PlannedResult
 from stages.typed import known, typed
 from store.catalog import FEATURES, FeatureStore
-from store.errors import FormatError, StoreError
+from store.errors import DamagedError, FormatError, NotFoundError, StoreError
 from store.plan import Plan, fingerprint
-from store.shardset import PLAN_KEY
+from store.receipts import Receipt
+from store.shardset import PLAN_KEY, ShardSet
 
 
 def why_stale(store: FeatureStore, plan: Plan) -> str:
@@ -22,6 +24,36 @@ def why_stale(store: FeatureStore, plan: Plan) -> str:
         return next(_reasons(store, PlannedInputs.of(plan)), "")
     except InputError as error:  # the JSON may have any structure
         raise FormatError("the plan, or the card of an input, has an unknown format") from error
+
+
+def why_outdated(store: FeatureStore, found: ShardSet) -> str:
+    """How many shards were computed from rows that were recomputed in place; empty if none.
+
+    Receipts of scores have the checksums of their inputs: of files of the same shard of the first
+    features of the plan, and the content of the others. Damaged inputs are skipped.
+    """
+    names = PlannedInputs.of(found.plan).features
+    if not names:
+        return ""
+    try:
+        first, *others = [store.resolve(name).shard_set for name in names]
+        content = [each.content() for each in others]
+        n_outdated = sum(_is_outdated(each, first, content) for each in found.receipts())
+    except (NotFoundError, DamagedError):
+        return ""
+    if not n_outdated:
+        return ""
+    return (
+        f"{counted(n_outdated, 'shard')} computed from features or training rows that were "
+        "recomputed since: run the command again"
+    )
+
+
+def _is_outdated(receipt: Receipt, features: ShardSet, content: Sequence[str]) -> bool:
+    if receipt.shard is None or not isinstance(receipt.inputs, list):
+        return False
+    files = features.receipt(receipt.shard).files.values()
+    return not all(each in (*content, *(f.sha256 for f in files)) for each in receipt.inputs)
 
 
 def _reasons(store: FeatureStore, inputs: PlannedInputs) -> Iterator[str]:

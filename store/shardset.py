@@ -134,6 +134,12 @@ class ShardSet:
         done = self.done()
         return (self.receipt(shard) for shard in self.shards if shard.index in done)
 
+    def content(self) -> str:
+        """Hash of the checksums of all files; rows may be recomputed in place."""
+        return fingerprint(
+            {key: f.sha256 for each in self.receipts() for key, f in each.files.items()}
+        )
+
     def stage(
         self, shard: Shard, files: Mapping[str, bytes], facts: Mapping[str, Any]
     ) -> "StagedShard":

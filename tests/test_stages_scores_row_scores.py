@@ -1,6 +1,7 @@
 """Scores in the store: their values, joins, resuming, a cluster, and a lazy data frame."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -104,8 +105,17 @@ def test_a_second_run_computes_what_is_missing_and_what_has_other_features(
     assert make_in(scored, SCORE).report.n_computed == 1
 
     recompute(scored.open("shapes@net"), lambda rows: np.nan_to_num(rows, nan=1))
+    assert n_outdated(scored) == [1]
     assert make_in(scored, SCORE).report.n_computed == 1
     assert scored.open("shapes@net", "scores").samples().notna().all(axis=None)
+    assert n_outdated(scored) == [0]
+
+
+def n_outdated(store: FeatureStore) -> list[int]:
+    """How many shards of each set of scores are out of date, as `ls` says it."""
+    details = [row["detail"] for row in contents(store) if row["kind"] == "scores"]
+    said = [re.search(r"(\d) shards? computed from features or training rows", d) for d in details]
+    return [int(found[1]) if found else 0 for found in said]
 
 
 def recompute(found: FeatureSet, change: Callable[[NDArray[np.float32]], Any]) -> None:
@@ -125,6 +135,7 @@ def test_scores_are_fitted_again_after_training_rows_were_recomputed(scored: Fea
     scoring = row_scores(scored, found, NAMES, HEADS, "train@net")
     make_in(scored, near)
     recompute(scored.open("train@net"), lambda rows: rows * 2)
+    assert n_outdated(scored) == [9, 9]
 
     with pytest.raises(InputError, match="recomputed meanwhile"):
         scoring.check(scoring.plan(found, None))

@@ -53,7 +53,7 @@ class RowScores:
         scores: names of scores, each once.
         heads: label and name of each head.
         training: full name of the features that scores are fitted to.
-        training_files: hash of the files of these features; see `hash_of_files`.
+        training_files: hash of the files of these features; see `ShardSet.content`.
     """
 
     store: str
@@ -113,7 +113,7 @@ class RowScores:
     def check(self, plan: Plan) -> None:
         """Raise ``InputError`` if a head or the training rows are no longer the planned ones."""
         store = FeatureStore(self.store)
-        training = None if self.training is None else hash_of_files(store.open(self.training))
+        training = None if self.training is None else store.open(self.training).shard_set.content()
         now = fingerprint(self.plan(self.open(), plan["name"]))
         if (now, training) != (fingerprint(plan), self.training_files):
             raise InputError(
@@ -133,7 +133,7 @@ class RowScores:
         return ShardOutput(encode_rows(schema, shard, shard.n_rows, {}, columns), facts)
 
     def inputs(self, feature_set: FeatureSet, shard: Shard) -> list[str]:
-        """Checksums of what the scores of a shard are computed from, for its receipt."""
+        """Checksums of what a shard is computed from, for its receipt; see `why_outdated`."""
         files = feature_set.shard_set.receipt(shard).files
         keys = [chunk_key(feature_set.schema.array(name), shard) for name in ARRAYS]
         fitted = [] if self.training_files is None else [self.training_files]
@@ -160,7 +160,7 @@ def row_scores(
         tuple(dict.fromkeys(names)),
         tuple((each.label, each.head.name) for each in contenders),
         None if fitted is None else fitted.name,
-        None if fitted is None else hash_of_files(fitted),
+        None if fitted is None else fitted.shard_set.content(),
     )
 
 
@@ -200,13 +200,6 @@ def _opened(scoring: RowScores, plan: str) -> Opened:
     store, found = FeatureStore(scoring.store), scoring.open()
     training = None if scoring.training is None else store.open(scoring.training)
     return Opened(found, asked_scores(store, found, scoring.scores, training, scoring.labelled))
-
-
-def hash_of_files(feature_set: FeatureSet) -> str:
-    """Hash of the checksums of all files; rows that failed may be recomputed in place."""
-    receipts = feature_set.shard_set.receipts()
-    files = {key: found.sha256 for each in receipts for key, found in each.files.items()}
-    return fingerprint(files)
 
 
 def row_scores_job(scoring: RowScores, executor: Executor, name: str | None) -> ShardJob:
