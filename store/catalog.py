@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from store.artifacts import Artifact
@@ -23,7 +24,16 @@ from store.errors import (
 )
 from store.featureset import FeatureSet, create_feature_set
 from store.locations import storage_at
-from store.plan import Plan, differences, fingerprint, is_plan, read_object, readable_json
+from store.plan import (
+    Change,
+    Plan,
+    changes,
+    differences,
+    fingerprint,
+    is_plan,
+    read_object,
+    readable_json,
+)
 from store.schema import Schema
 from store.shards import shards_of
 from store.shardset import PLAN_KEY, ShardSet
@@ -135,10 +145,10 @@ class FeatureStore:
         }
 
     def siblings(self, feature_set: FeatureSet) -> list[str]:
-        """One line for each other set with the same name, listing the fields that differ."""
+        """One line for each other set with the same name, listing the options that differ."""
         return [
             f"note: {other.name} is another set with this name; it differs in "
-            + "; ".join(list(differences(feature_set.plan, other.plan))[:4])
+            + _listed(_options(feature_set.plan, other.plan))
             for other in self.feature_sets()
             if other.plan["name"] == feature_set.plan["name"] and other.name != feature_set.name
         ]
@@ -295,16 +305,30 @@ def _matches(found: FeatureSet, name: str) -> bool:
 
 
 MAX_LISTED = 4
-"""Feature sets that a message lists."""
+"""Feature sets, or options in which two of them differ, that a message lists."""
 _UNTOLD = ("inputs.source.fingerprint", "schema")
 """What follows from other images, and says nothing to a reader."""
 
 
 def _ambiguous(name: str, matches: Sequence[FeatureSet]) -> str:
-    """One line: the sets, and the first inputs or parameters in which two of them differ."""
-    first, second = (found.plan for found in matches[:2])
-    telling = (each for each in differences(first, second) if not each.startswith(_UNTOLD))
+    """One line: the sets, and the first option in which two of them differ."""
     names = ", ".join(found.name for found in matches[:MAX_LISTED])
     more = f" and {len(matches) - MAX_LISTED} more" if len(matches) > MAX_LISTED else ""
-    what = next(telling, "their images")
-    return f"'{name}' matches {names}{more} (they differ in {what}): use one of these names"
+    differing = next(_options(*(found.plan for found in matches[:2])), None)
+    how = "they differ in their images"
+    if differing is not None:
+        how = "{}: {} in the first, {} in the second".format(*differing)
+    return f"'{name}' matches {names}{more} ({how}): use one of these names"
+
+
+def _options(plan: Plan, other: Plan) -> Iterator[Change]:
+    """The options and inputs in which two plans differ, without the groups that hold them."""
+    for path, *values in changes(plan, other):
+        if not path.startswith(_UNTOLD):
+            name = path.removeprefix("stage.params.").removeprefix("inputs.")
+            yield Change(name, *values)
+
+
+def _listed(found: Iterator[Change]) -> str:
+    first = islice(found, MAX_LISTED)
+    return "; ".join(f"{name}: {new} instead of {old}" for name, old, new in first) or "its images"

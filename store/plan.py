@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 Plan = Mapping[str, Any]
 """A JSON object. Two runs with equal plans write equal rows."""
@@ -12,6 +12,9 @@ MAX_DEPTH = 50
 """Maximum nesting of a JSON file; Python itself fails at some hundreds of levels."""
 
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
+
+NOTHING = "nothing"
+"""Stands for a value that is missing, in words."""
 
 FINGERPRINT_DIGITS = 12
 """Hexadecimal digits of a fingerprint: 48 bits, enough for the sets of one store."""
@@ -58,23 +61,40 @@ def is_plan(data: bytes, digest: str) -> bool:
         return False
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
-    """Yield ``path: ours, found theirs`` for every leaf in which two JSON values differ.
+class Change(NamedTuple):
+    """Where two JSON values differ, such as ``a.b``, and how, in words."""
 
-    >>> list(differences({"a": {"b": 1}}, {"a": {"b": 2}}))
-    ['a.b: 1, found 2']
+    path: str
+    ours: str
+    theirs: str
+
+
+def changes(ours: Any, theirs: Any, path: str = "") -> Iterator[Change]:
+    """Yield every leaf in which two JSON values differ.
+
+    >>> list(changes({"a": {"b": 1}}, {"a": {"b": [{"name": "c", "size": 2}]}}))
+    [Change(path='a.b', ours='1', theirs='name c, size 2')]
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in sorted(ours.keys() | theirs.keys()):
             below = f"{path}.{key}" if path else str(key)
             if key not in theirs:
-                yield f"{below}: {_short(ours[key])}, found nothing"
+                yield Change(below, _short(ours[key]), NOTHING)
             elif key not in ours:
-                yield f"{below}: nothing, found {_short(theirs[key])}"
+                yield Change(below, NOTHING, _short(theirs[key]))
             else:
-                yield from differences(ours[key], theirs[key], below)
+                yield from changes(ours[key], theirs[key], below)
     elif canonical_json(ours) != canonical_json(theirs):
-        yield f"{path}: {_short(ours)}, found {_short(theirs)}"
+        yield Change(path, _short(ours), _short(theirs))
+
+
+def differences(ours: Any, theirs: Any) -> Iterator[str]:
+    """Yield ``path: ours, found theirs`` for every leaf in which two JSON values differ.
+
+    >>> list(differences({"a": {"b": 1}}, {"a": {"b": 2}}))
+    ['a.b: 1, found 2']
+    """
+    return (f"{path}: {one}, found {other}" for path, one, other in changes(ours, theirs))
 
 
 def _refuse_constant(name: str) -> None:
@@ -90,5 +110,14 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def _short(value: Any, n_characters: int = 60) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value) if isinstance(value, str) else _in_words(value)
     return text if len(text) <= n_characters else text[: n_characters - 1] + "…"
+
+
+def _in_words(value: Any) -> str:
+    """A JSON value, objects without their punctuation."""
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{key} {_in_words(each)}" for key, each in value.items())
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        return "; ".join(map(_in_words, value))
+    return value if isinstance(value, str) else json.dumps(value)

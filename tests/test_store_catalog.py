@@ -1,6 +1,7 @@
 """The store by name: formats, places, prefixes, and plans that were tampered with."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -184,10 +185,24 @@ def test_models_whose_names_share_a_prefix_are_distinguished(
 def test_an_ambiguous_name_lists_the_sets_and_what_differs(store: FeatureStore) -> None:
     one = store.create(plan_named("digits", "test", "net", weights="aa"))
     other = store.create(plan_named("digits", "test", "net", weights="bb"))
-    with pytest.raises(AmbiguousNameError, match=r"differ in inputs\.weights: ") as raised:
+    with pytest.raises(AmbiguousNameError, match=r'weights: "[ab]{2}" in the first') as raised:
         store.open("digits@net")
     assert one.name in str(raised.value)
     assert other.name in str(raised.value)
+
+
+def test_an_option_in_which_sets_differ_is_given_in_words(store: FeatureStore) -> None:
+    plain = plan_named("digits", "test", "net")
+    layers = [{"layer": "layer1", "channels": 16}, {"layer": "layer2", "channels": 32}]
+    stage = {"name": "extract", "params": {"statistics": layers}}
+    one = store.create({**plain, "stage": {"name": "extract", "params": {}}})
+    other = store.create({**plain, "stage": stage})
+    layers = "layer layer1, channels 16; layer layer2, channels 32"
+    assert store.siblings(one)[0].endswith(f"it differs in statistics: {layers} instead of nothing")
+    values = ["nothing", layers] if one.name < other.name else [layers, "nothing"]
+    message = "(statistics: {} in the first, {} in the second)".format(*values)
+    with pytest.raises(AmbiguousNameError, match=re.escape(message)):
+        store.open("digits@net")
 
 
 def test_two_splits_make_the_short_name_ambiguous(store: FeatureStore) -> None:
@@ -212,7 +227,7 @@ def test_siblings_list_their_differences(store: FeatureStore) -> None:
     store.create(plan_named("digits", "train", "net"))
     (line,) = store.siblings(one)
     assert line.startswith(f"note: {other.name} ")
-    assert 'inputs.weights: "aa", found "bb"' in line
+    assert line.endswith('it differs in weights: "bb" instead of "aa"')
 
 
 def test_a_preview_counts_what_is_missing_and_writes_nothing(
