@@ -1,6 +1,6 @@
 """A small corrupted set without images: three overlapping clouds, with shards across cells."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,23 @@ def cells(
     has_labels: bool = True,
     is_all_wrong: bool = False,
     corruptions: tuple[str, str] = ("fog", "snow"),
+    order: Sequence[int] | None = None,
+    noise: float = 0.0,
     source: Mapping[str, Any] | None = None,
     net: Mapping[str, Any] | None = None,
 ) -> FeatureSet:
     """Rows of two corruptions at three severities in turn: six cells of the same images.
 
-    ``source`` and ``net`` are further facts of the data set and the network for the plan.
+    ``order`` stores the rows in another order, and ``noise`` is added to the features. ``source``
+    and ``net`` are further facts of the data set and the network for the plan.
     """
+    order = np.arange(n_rows) if order is None else np.asarray(order)
+    unread = int(np.flatnonzero(order == UNREAD)[0])
     rng = np.random.default_rng([7, n_rows])
     labels = rng.integers(0, N_CLASSES, n_rows)
     centres = np.eye(N_CLASSES, WIDTH) * 2
     features = np.maximum(centres[labels] + rng.normal(size=(n_rows, WIDTH)), 0).astype(np.float32)
+    features += np.float32(noise) * rng.normal(size=features.shape).astype(np.float32)
     logits = features @ np.eye(WIDTH, N_CLASSES, dtype=np.float32)
     if is_all_wrong:
         labels = (logits.argmax(axis=1) + 1) % N_CLASSES
@@ -71,11 +77,11 @@ def cells(
     }
     found = store.create(plan)
     for shard in found.shard_set.shards:
-        rows = slice(shard.start, shard.stop)
-        here = {key: columns[key][rows] for key, _ in kinds}
+        rows = order[shard.start : shard.stop]
+        here = {key: np.asarray(columns[key])[rows] for key, _ in kinds}
         arrays = {"features": features[rows], "logits": logits[rows]}
         files = encode_rows(schema, shard, shard_rows, arrays, here)
-        failed = {str(UNREAD): "unreadable"} if shard.start <= UNREAD < shard.stop else {}
+        failed = {str(unread): "unreadable"} if shard.start <= unread < shard.stop else {}
         found.shard_set.commit(shard, files, {"failed": failed})
     return found
 

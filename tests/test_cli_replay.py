@@ -199,6 +199,15 @@ def fields_of(again: Again) -> dict[str, Any]:
                 "resamples": 5,
             },
         ),
+        (
+            "evaluate --features=a --beside=b --beside-label=g --beside-head=G=h",
+            {
+                "features": "a",
+                "beside": "b",
+                "beside_label": "g",
+                "beside_heads": [{"label": "G", "name": "h"}],
+            },
+        ),
     ],
 )
 def test_the_other_options_mean_the_same(
@@ -214,7 +223,8 @@ def test_the_other_options_mean_the_same(
 
 
 HARMLESS = {
-    "about", "against", "also", "arrays", "attack", "attacked", "augmentation", "by",
+    "about", "against", "also", "arrays", "attack", "attacked", "augmentation", "beside",
+    "beside_heads", "beside_label", "by",
     "calibration", "changes", "collection", "colour_map", "confidences", "contrast", "corrupt",
     "corruption", "corruptions", "denoise", "detectors", "dropout", "ensembles", "epsilon",
     "features", "figures", "flip_labels", "from_model", "head", "heads", "held_out_until",

@@ -17,7 +17,6 @@ from stages.metrics.calibration import METRICS, summary
 from stages.metrics.sums import sums
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
-from store.shards import Shard
 
 F = Predictor("f", 0, sensing_probabilities)
 RESAMPLED = [name for name in METRICS if name != "ece_adaptive"]
@@ -163,12 +162,13 @@ def test_a_set_without_corruptions_is_one_cell_whose_rows_are_its_images(
 def test_the_image_ends_the_name_in_a_corrupted_set_and_is_the_row_in_any_other() -> None:
     names = ["fog/3/00042", "snow/1/00042", "snow/1/123456"]
     samples = pd.DataFrame({"sample_id": names, "corruption": ["fog", "snow", "snow"]})
-    assert images_of(samples, Shard(1, 10, 13)).tolist() == [42, 42, 123456]
-    assert images_of(samples[["sample_id"]], Shard(1, 10, 13)).tolist() == [10, 11, 12]
+    rows = np.arange(10, 13)
+    assert images_of(samples, rows).tolist() == [42, 42, 123456]
+    assert images_of(samples[["sample_id"]], rows).tolist() == [10, 11, 12]
 
 
 @pytest.mark.parametrize("columns", [{"sample_id": ["fog/3/a.png"]}, {}])
 def test_a_corrupted_set_without_numbered_images_is_not_resampled(columns: dict[str, Any]) -> None:
     samples = pd.DataFrame({**columns, "corruption": ["fog"]})
     with pytest.raises(InputError, match="0 resamples"):
-        images_of(samples, Shard(0, 0, 1))
+        images_of(samples, np.arange(1))

@@ -28,6 +28,7 @@ N_INSTANCES = {
     "figure-9": 539,  # 67 snapshots with three feature sets, two heads and two results each
     "figure-10": 539,
     "figure-11": 3,
+    "batch-statistics": 17,  # f, six feature sets, six heads, two results, a report
     "label-errors": 17,  # four f, their features, and two curations each, a report
     "layers": 39,  # seven heads for two decays, as trained and with temperatures
     "readings": 89,  # 27 heads on one f, three other f, three extractions

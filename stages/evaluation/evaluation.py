@@ -17,12 +17,12 @@ from pipeline.make import Output
 from stages.evaluation.recognition import class_names_of
 from stages.introspection.contenders import Contender
 from stages.introspection.predictors import sensing_probabilities
+from stages.judging.beside import Beside
 from stages.judging.head_judges import head_judges
 from stages.judging.judged_result import card_of, files_of
-from stages.judging.judgement import Judge, Predictions, Predictor, Rows, judged
+from stages.judging.judgement import Judge, OtherRows, Predictions, Predictor, Rows, judged
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE
-from stages.reflection.groups import cell_columns
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 
@@ -32,7 +32,8 @@ def evaluated(
     feature_set: FeatureSet,
     contenders: Sequence[Contender],
     *,
-    by: Sequence[str],
+    beside: tuple[Beside, NDArray[np.int64]] | None,
+    cells: tuple[str, ...],
     classes: NDArray[np.int64] | None,
     resampling: Resampling,
     tick: Callable[[int], None],
@@ -40,23 +41,42 @@ def evaluated(
     """The tables and the card of f beside heads.
 
     Args:
-        by: sample columns whose values are the cells; if empty, those of `cell_columns`.
+        beside: another set of the same samples, and for each of its rows the row here.
+        cells: sample columns whose values are the cells.
         classes: classes over which each predictor is evaluated in addition to all; ``None`` for
             none.
         resampling: the bootstrap over images; with fewer than 100 resamples, no intervals.
         tick: called with the number of rows of each finished shard.
     """
-    cells, started = tuple(by) or cell_columns(feature_set), time.monotonic()
-    judges: list[Judge] = [Predictor(REFERENCE, 0, sensing_probabilities)]
+    started = time.monotonic()
+    judges = _judges_of(store, feature_set, REFERENCE, contenders, classes)
+    other = None
+    if beside is not None:
+        at, rows = beside
+        others = _judges_of(store, at.feature_set, at.label, at.contenders, classes)
+        other = OtherRows(at.feature_set, others, rows)
+        contenders = [*contenders, *at.contenders]
+    found = judged(feature_set, judges, resampling, cells, beside=other, tick=tick)
+    if "label" in cells:
+        found = replace(found, by_group=_with_class_names(feature_set, found.by_group))
+    card = card_of(feature_set, contenders, judges, resampling, cells, found, beside=other)
+    return files_of(found), replace(card, seconds=round(time.monotonic() - started, 1)).to_dict()
+
+
+def _judges_of(
+    store: FeatureStore,
+    feature_set: FeatureSet,
+    label: str,
+    contenders: Sequence[Contender],
+    classes: NDArray[np.int64] | None,
+) -> list[Judge]:
+    """f under a label and all seeds of heads; then again over some classes, if there are any."""
+    judges: list[Judge] = [Predictor(label, 0, sensing_probabilities)]
     for contender in contenders:
         judges += head_judges(store, feature_set, contender)
     if classes is not None:
         judges += [_OverClasses(each, classes) for each in judges]
-    found = judged(feature_set, judges, resampling, cells, tick=tick)
-    if "label" in cells:
-        found = replace(found, by_group=_with_class_names(feature_set, found.by_group))
-    card = card_of(feature_set, contenders, judges, resampling, cells, found)
-    return files_of(found), replace(card, seconds=round(time.monotonic() - started, 1)).to_dict()
+    return judges
 
 
 def _with_class_names(feature_set: FeatureSet, by_group: pd.DataFrame) -> pd.DataFrame:

@@ -140,12 +140,13 @@ class _Reading:
         correct, confidences = self._confidences(features[counts], logits[counts], labels[counts])
         weights = np.empty((len(counts), 0), np.uint8)
         if self.resampling.n_resamples:
-            weights = self.resampling.weights(images_of(samples, shard)[counts])
+            rows = np.arange(shard.start, shard.stop)
+            weights = self.resampling.weights(images_of(samples, rows)[counts])
         parts = {}
-        for group, rows in rows_by_group(samples, self.by).items():
-            at = np.flatnonzero(np.isin(counts, rows, assume_unique=True))
+        for group, of_group in rows_by_group(samples, self.by).items():
+            at = np.flatnonzero(np.isin(counts, of_group, assume_unique=True))
             parts[group] = _Part(
-                len(rows),
+                len(of_group),
                 weights[at],
                 {key: each[at] for key, each in correct.items()},
                 {key: each[at] for key, each in confidences.items()},

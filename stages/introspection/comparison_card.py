@@ -27,6 +27,20 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
+class BesideSet:
+    """A second feature set of the same images.
+
+    Attributes:
+        model: its network.
+        labels: the predictors that read it; the first one is its f.
+    """
+
+    features: str
+    model: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cells:
     """The sample columns that group the rows, and the number of groups; one without columns."""
 
@@ -40,6 +54,7 @@ class ComparisonCard:
 
     Attributes:
         features: feature set of the images; of the in-distribution images in a detection.
+        beside: second feature set of an evaluation; not in the card if there is none.
         against, training: feature sets of the other images, and of those that a detector is fitted
             to.
         rows: number of rows, of each side in a detection.
@@ -57,6 +72,7 @@ class ComparisonCard:
 
     title: str
     features: str
+    beside: BesideSet | None = None
     against: str | None = None
     training: str | None = None
     model: str
@@ -85,6 +101,20 @@ class ComparisonCard:
             return facts if facts.kind == "pgd" else None
         return None
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The contenders beside f: heads, and f of a second feature set."""
+        f_beside = self.beside.labels[:1] if self.beside else ()
+        return tuple(label for label in self.seeds if label in (*self.contenders, *f_beside))
+
+    def is_beside(self, label: str) -> bool:
+        """Whether a predictor reads the second feature set."""
+        return self.beside is not None and label in self.beside.labels
+
+    def features_of(self, label: str) -> str:
+        """The feature set that a predictor reads."""
+        return self.beside.features if self.beside and self.is_beside(label) else self.features
+
     def defined(self, names: Iterable[str]) -> dict[str, str]:
         """The definitions of metrics and detectors; raises ``InputError`` if one is missing."""
         names = list(dict.fromkeys(names))
@@ -96,7 +126,8 @@ class ComparisonCard:
         """JSON form."""
         contenders = {label: head.summary() for label, head in self.contenders.items()}
         facts = {**asdict(self), "contenders": contenders}
-        omitted = OF_DETECTIONS if self.detector is None else OF_EVALUATIONS
+        omitted = {*(OF_DETECTIONS if self.detector is None else OF_EVALUATIONS)}
+        omitted |= {"beside"} if self.beside is None else set()
         return {key: value for key, value in facts.items() if key not in omitted}
 
     @classmethod

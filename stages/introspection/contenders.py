@@ -86,7 +86,11 @@ def _belongs_to(artifact: Artifact, weights_sha256: str) -> bool:
 
 def check_contenders(contenders: Sequence[Contender]) -> None:
     """Raise ``InputError`` if labels clash."""
-    labels = [REFERENCE, *(each.label for each in contenders)]
+    check_labels([REFERENCE, *(each.label for each in contenders)])
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise ``InputError`` if a label of f or a contender is unusable, or occurs twice."""
     for label in labels:
         if not label.isprintable():
             raise InputError(

@@ -56,6 +56,19 @@ def check_same_network(feature_set: OfModel, other: OfModel, option: str) -> Non
         )
 
 
+def check_same_classes(feature_set: OfModel, other: OfModel, option: str) -> None:
+    """Raise ``InputError`` if the network of features that an option names has other classes."""
+    ours, theirs = (FeaturePlan.of(each.plan) for each in (feature_set, other))
+    different = labels_differ(ours.source.class_names, theirs.source.class_names)
+    if different or theirs.model.n_classes != ours.model.n_classes:
+        named = f" ({'; '.join(different)})" if different else ""
+        raise InputError(
+            f"{option}: expected networks with the same classes, found {theirs.model.n_classes} of "
+            f"'{theirs.model.name}' and {ours.model.n_classes} of '{ours.model.name}'{named}: use "
+            "features of a network with the same classes"
+        )
+
+
 def check_preparation(
     store: FeatureStore, found: OfModel, artifact: Artifact, *, reads_further: bool = False
 ) -> None:

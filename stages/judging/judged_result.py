@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pipeline.terminal import counted
-from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
+from stages.introspection.comparison_card import BesideSet, Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import head_card
-from stages.judging.judgement import Judge, Judgement
+from stages.judging.judgement import Judge, Judgement, OtherRows
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import DEFINITIONS, REFERENCE, statistics_of
 from stages.metrics.sums import N_BINS
@@ -57,17 +57,22 @@ def card_of(
     resampling: Resampling,
     cells: tuple[str, ...],
     found: Judgement,
+    *,
+    beside: OtherRows | None = None,
 ) -> ComparisonCard:
-    """The card of a judgement, without its duration."""
+    """The card of a judgement, without its duration; ``contenders`` has the heads of both sets."""
     plan = FeaturePlan.of(feature_set.plan)
+    if beside is not None:
+        judges = [*judges, *beside.predictors]
     n_cells = len(found.by_group.drop_duplicates(list(cells))) if cells else 1
     seeds: dict[str, tuple[int, ...]] = {}
     for each in judges:
         seeds[each.label] = (*seeds.get(each.label, ()), each.seed)
     left_out = {label: n // len(seeds[label]) for label, n in found.n_left_out.items()}
     return ComparisonCard(
-        title=_title(feature_set, cells, n_cells, left_out[REFERENCE]),
+        title=_title(feature_set, beside, cells, n_cells, left_out[REFERENCE]),
         features=feature_set.name,
+        beside=None if beside is None else _beside(beside),
         model=plan.model.name,
         dataset=Dataset(plan.source.name, plan.source.split, plan.source.fingerprint),
         rows=feature_set.n_rows,
@@ -85,8 +90,21 @@ def card_of(
     )
 
 
-def _title(feature_set: FeatureSet, cells: Sequence[str], n_cells: int, n_left_out: int) -> str:
-    title = f"{feature_set.plan['name']}, {feature_set.n_rows:,} rows"
+def _beside(other: OtherRows) -> BesideSet:
+    labels = dict.fromkeys(each.label for each in other.predictors)
+    model = FeaturePlan.of(other.feature_set.plan).model.name
+    return BesideSet(other.feature_set.name, model, tuple(labels))
+
+
+def _title(
+    feature_set: FeatureSet,
+    beside: OtherRows | None,
+    cells: Sequence[str],
+    n_cells: int,
+    n_left_out: int,
+) -> str:
+    other = f" beside {beside.feature_set.plan['name']}" if beside else ""
+    title = f"{feature_set.plan['name']}{other}, {feature_set.n_rows:,} rows"
     if cells:
         title += f", mean over {n_cells} groups of {' and '.join(cells)}"
     if n_left_out:

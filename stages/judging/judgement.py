@@ -102,48 +102,68 @@ class Judgement:
     n_left_out: dict[str, int]
 
 
+class OtherRows(NamedTuple):
+    """Another feature set of the same samples, and the predictors that read it.
+
+    Attributes:
+        rows: for each of its rows, the row of the same sample in the first set, shape ``(n,)``; see
+            `stages.judging.beside.matched_rows`.
+    """
+
+    feature_set: FeatureSet
+    predictors: Sequence[Judge]
+    rows: NDArray[np.int64]
+
+
 def judged(
     feature_set: FeatureSet,
     predictors: Sequence[Judge],
     resampling: Resampling,
     by: tuple[str, ...] | None = None,
     *,
+    beside: OtherRows | None = None,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Judgement:
     """Evaluate predictors on every row, by cell; the first one is the reference for gains.
 
     The cells are the values of the sample columns ``by``, by default those of `cell_columns`. The
-    tables have the metric `INFORMATION` if a judge gives it; it is 0 for the others.
+    tables have the metric `INFORMATION` if a judge gives it; it is 0 for the others. The predictors
+    of ``beside`` follow in the tables; an image has the same weights in both sets, so that their
+    differences are paired, too.
 
     Raises:
         InputError: resamples are requested, but the source images of the rows are unknown.
     """
     by = cell_columns(feature_set) if by is None else by
-    job = _Job(feature_set, tuple(predictors), by, resampling)
-    tables = _Tables(job, group_sizes(feature_set, by))
-    for part in each_shard(feature_set, job.sums_of, tick):
-        tables.take(part)
-    return tables.judgement()
+    jobs = [_Job(feature_set, tuple(predictors), by, resampling)]
+    if beside is not None:
+        other = beside.feature_set, tuple(beside.predictors)
+        jobs.append(_Job(*other, by, resampling, beside.rows))
+    tables = _Tables(by)
+    for job in jobs:
+        n_rows = group_sizes(job.feature_set, by)
+        for part in each_shard(job.feature_set, job.sums_of, tick):
+            tables.take(job.predictors, n_rows, part)
+    return tables.judgement([each for job in jobs for each in job.predictors])
 
 
-def images_of(samples: pd.DataFrame, shard: Shard) -> NDArray[np.int64]:
-    """The number of the source image of each row of a shard.
+def images_of(samples: pd.DataFrame, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the source image of each of some samples.
 
     In a corrupted set it is the last part of the sample's name, ``fog/3/00042``: image 42 there is
-    image 42 in ``snow/1``. In any other set each row is a separate image, the row number.
+    image 42 in ``snow/1``. In any other set each row is a separate image: its number is the row.
 
     Raises:
         InputError: a corrupted set whose samples have no such names.
     """
     if "corruption" not in samples:
-        return np.arange(shard.start, shard.stop)
+        return rows
     try:
         return samples["sample_id"].str.rpartition("/")[2].to_numpy().astype(np.int64)
     except (KeyError, ValueError) as error:
         raise InputError(
             "bootstrap over images: expected samples named corruption/severity/number in a set "
-            f"with corruptions, found another name in shard {shard.index} ({error}): omit the "
-            "intervals with 0 resamples"
+            f"with corruptions, found another name ({error}): omit the intervals with 0 resamples"
         ) from error
 
 
@@ -183,6 +203,7 @@ class _Job:
     predictors: tuple[Judge, ...]
     by: tuple[str, ...]
     resampling: Resampling
+    rows: NDArray[np.int64] | None = None
 
     def sums_of(self, shard: Shard) -> dict[Group, list[_Sums]]:
         """Sums of the cells that have rows in a shard, in the order of the predictors."""
@@ -208,7 +229,9 @@ class _Job:
     def _weights(self, samples: pd.DataFrame, shard: Shard) -> NDArray[np.uint8]:
         if self.resampling.n_resamples == 0:
             return np.empty((len(samples), 0), np.uint8)
-        return self.resampling.weights(images_of(samples, shard))
+        here = slice(shard.start, shard.stop)
+        rows = np.arange(here.start, here.stop) if self.rows is None else self.rows[here]
+        return self.resampling.weights(images_of(samples, rows))
 
 
 def _sums_of(
@@ -223,8 +246,7 @@ def _sums_of(
 class _Tables:
     """Unfinished cells as sums, and finished cells as numbers."""
 
-    job: _Job
-    n_rows: Mapping[Group, int]
+    by: tuple[str, ...]
     at_work: dict[Group, list[_Sums]] = field(default_factory=dict)
     by_group: list[dict[str, Any]] = field(default_factory=list)  # Any: names and numbers
     bins: list[pd.DataFrame] = field(default_factory=list)
@@ -234,24 +256,29 @@ class _Tables:
         self.means: dict[str, _RunningMean] = {}
         self.metrics: tuple[str, ...] = ()
 
-    def take(self, part: Mapping[Group, list[_Sums]]) -> None:
-        """Add a shard's sums; complete cells become numbers."""
+    def take(
+        self,
+        predictors: Sequence[Judge],
+        n_rows: Mapping[Group, int],
+        part: Mapping[Group, list[_Sums]],
+    ) -> None:
+        """Add a shard's sums; cells that have all of their ``n_rows`` become numbers."""
         for group, found in part.items():
             before = self.at_work.pop(group, None)
             sums = found if before is None else list(map(add, before, found))
-            if sums[0].n_rows == self.n_rows[group]:
-                self._finish(group, sums)
+            if sums[0].n_rows == n_rows[group]:
+                self._finish(predictors, group, sums)
             else:
                 self.at_work[group] = sums
 
-    def judgement(self) -> Judgement:
-        """The tables, once every cell is done."""
-        order = {(each.label, each.seed): at for at, each in enumerate(self.job.predictors)}
+    def judgement(self, predictors: Sequence[Judge]) -> Judgement:
+        """The tables in the order of the predictors, once every cell is done."""
+        order = {(each.label, each.seed): at for at, each in enumerate(predictors)}
 
         def sorted_by_predictor(table: pd.DataFrame) -> pd.DataFrame:
             keys = zip(table["predictor"], table["seed"], strict=True)
             at = pd.Series([order[key] for key in keys], index=table.index)
-            columns = [*self.job.by, *(["bin"] if "bin" in table else [])]
+            columns = [*self.by, *(["bin"] if "bin" in table else [])]
             table = table.assign(at=at).sort_values(["at", *columns], ignore_index=True)
             return table.drop(columns="at")
 
@@ -265,10 +292,10 @@ class _Tables:
         )
         return Judgement(by_group, average, differences, bins, dict(self.n_left_out))
 
-    def _finish(self, group: Group, sums: list[_Sums]) -> None:
-        cell = dict(zip(self.job.by, group, strict=True))
+    def _finish(self, predictors: Sequence[Judge], group: Group, sums: list[_Sums]) -> None:
+        cell = dict(zip(self.by, group, strict=True))
         is_informed = any(found.information is not None for found in sums)
-        for each, found in zip(self.job.predictors, sums, strict=True):
+        for each, found in zip(predictors, sums, strict=True):
             names = {"predictor": each.label, "seed": each.seed, **cell}
             total, values = found.plain, summary(found.plain)
             resampled = [metric(found.resampled) for metric in METRICS.values()]

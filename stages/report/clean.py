@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,7 +12,6 @@ import pandas as pd
 from pipeline.stage import stage_name
 from stages.errors import InputError
 from stages.introspection.comparison_card import ComparisonCard
-from stages.introspection.head_card import HeadCard
 from stages.reflection.feature_plan import FeaturePlan
 from stages.report.results import Entry, Judged
 from store.artifacts import Artifact
@@ -46,8 +46,8 @@ def clean_of(store: FeatureStore, entry: Entry) -> Clean:
     """The clean counterpart of a result over corruptions, made by the same weights.
 
     It has the same family of data sets, split and precision, and no perturbation. Among several
-    evaluations of such sets without cells, the one with the most of the heads is used, then the
-    first in the order of the names.
+    evaluations of such sets without cells, the one with the most of the contenders is used, then
+    the first in the order of the names.
     """
     if stage_name(entry.result.plan()) != "evaluate":
         return Clean()
@@ -62,15 +62,15 @@ def clean_of(store: FeatureStore, entry: Entry) -> Clean:
     evaluated = [each for each in _evaluations(store) if each[0] in names]
     if not evaluated:
         return Clean(names[0]) if names else Clean()
-    ours = set(map(_identity, card.contenders.values()))
-    name, result = max(evaluated, key=lambda each: len(ours & _identities(each[1])))
+    ours = set(_contenders(store, card).values())
+    name, result = max(evaluated, key=lambda each: len(ours & _identities(store, each[1])))
     return Clean(name, result.name, fingerprint(result.plan()))
 
 
 def clean_accuracies(store: FeatureStore, clean: Clean, found: Judged) -> dict[str, float]:
     """Contender -> accuracy on the clean images; contenders that were not evaluated are missing."""
     if clean.result:
-        return _evaluated(store.artifact("result", clean.result), found)
+        return _evaluated(store, store.artifact("result", clean.result), found)
     if clean.features:
         from stages.evaluation.recognition import query
 
@@ -129,21 +129,35 @@ def _evaluations(store: FeatureStore) -> Iterator[tuple[str, Artifact]]:
             yield card.features, result
 
 
-def _evaluated(result: Artifact, found: Judged) -> dict[str, float]:
-    """The accuracies of an evaluation, by the labels that its heads have here."""
-    average, theirs = result.read_frame("average.parquet"), ComparisonCard.of(result).contenders
+def _evaluated(store: FeatureStore, result: Artifact, found: Judged) -> dict[str, float]:
+    """The accuracies of an evaluation, by the labels that its contenders have here."""
+    average, card = result.read_frame("average.parquet"), ComparisonCard.of(result)
     rows = average[average["metric"] == "accuracy"]
     of_label = dict(zip(rows["predictor"], rows["mean"], strict=True))
-    names = {_identity(head): label for label, head in theirs.items()}
-    labels = {label: names.get(_identity(head)) for label, head in found.heads.items()}
+    names = {who: label for label, who in _contenders(store, card).items()}
+    labels = {label: names.get(who) for label, who in _contenders(store, found.card).items()}
     accuracies = {"f": of_label["f"]}
     accuracies |= {label: of_label[their] for label, their in labels.items() if their}
     return {label: float(value) for label, value in accuracies.items()}
 
 
-def _identities(result: Artifact) -> set[tuple[object, ...]]:
-    return set(map(_identity, ComparisonCard.of(result).contenders.values()))
+def _identities(store: FeatureStore, result: Artifact) -> set[tuple[object, ...]]:
+    return set(_contenders(store, ComparisonCard.of(result)).values())
 
 
-def _identity(head: HeadCard) -> tuple[object, ...]:
-    return head.name, head.predictor
+def _contenders(store: FeatureStore, card: ComparisonCard) -> dict[str, tuple[object, ...]]:
+    """Label -> what identifies a contender, on clean as on corrupted images: head and conditions.
+
+    The conditions are those of a second feature set, as text; contenders on one that was deleted
+    are left out.
+    """
+    conditions = ""
+    if card.beside is not None:
+        with suppress(StoreError):
+            conditions = repr(_conditions(store.resolve(card.beside.features)))
+    heads = {label: card.contenders.get(label) for label in card.others}
+    return {
+        label: (card.is_beside(label) and conditions, head and (head.name, head.predictor))
+        for label, head in heads.items()
+        if conditions or not card.is_beside(label)
+    }

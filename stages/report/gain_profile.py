@@ -167,7 +167,7 @@ CRITERIA = (
 
 
 def gains_of(found: Judged, clean: Mapping[str, float]) -> dict[str, Gains]:
-    """The gains of each head of a result; raises ``InputError`` without corruptions."""
+    """The gains of each contender of a result; raises ``InputError`` without corruptions."""
     frame = found.by_group
     if missing := [name for name in CELL if name not in frame]:
         raise InputError(
@@ -176,7 +176,7 @@ def gains_of(found: Judged, clean: Mapping[str, float]) -> dict[str, Gains]:
         )
     cells = {
         (label, metric): _cells(frame[frame["predictor"] == label], metric)
-        for label in ("f", *found.heads)
+        for label in ("f", *found.others)
         for metric in ("accuracy", "ece")
     }
     return {
@@ -185,7 +185,7 @@ def gains_of(found: Judged, clean: Mapping[str, float]) -> dict[str, Gains]:
             cells[label, "ece"] - cells["f", "ece"],
             clean.get(label, math.nan) - clean.get("f", math.nan),
         )
-        for label in found.heads
+        for label in found.others
     }
 
 

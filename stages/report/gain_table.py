@@ -1,4 +1,4 @@
-"""Gains of every head over f, over a control, and over the first H: a table and sentences."""
+"""Gains of each contender over f, over a control, and over the first H: a table and sentences."""
 
 from __future__ import annotations
 
@@ -40,12 +40,17 @@ def differences_of(found: Judged) -> Differences:
 
 
 def check_control(judged: Sequence[Judged], control: str) -> None:
-    """Raise ``InputError`` if a result lacks the control."""
+    """Raise ``InputError`` if a result lacks the control, or has no other contender."""
     for found in judged:
-        if control not in ("f", *found.heads):
+        if control not in ("f", *found.others):
             raise InputError(
                 f"--profile: result {found.name} has no contender '{control}'; there are: f, "
-                f"{', '.join(found.heads)}"
+                f"{', '.join(found.others)}"
+            )
+        if not set(found.others) - {control}:
+            raise InputError(
+                f"--profile: expected a contender beside f and '{control}', found none in result "
+                f"{found.name}: evaluate a head, or name another control"
             )
 
 
@@ -59,7 +64,7 @@ def gain_grid(judged: Sequence[Judged], control: str, axes: Sequence[str]) -> Gr
     lines = []
     for found in judged:
         of = differences_of(found)
-        for label in sorted(found.heads, key=lambda name: -of[name, "f", "accuracy"].value):
+        for label in sorted(found.others, key=lambda name: -of[name, "f", "accuracy"].value):
             cells = [
                 _cell(of.get((label, other, metric))) for metric in METRICS for other in against
             ]
@@ -80,35 +85,35 @@ def gain_sentences(judged: Sequence[Judged], control: str) -> Iterator[str]:
     strong, many = _strong(judged), len(judged) > 1
     for found in judged:
         of, where = differences_of(found), f" ({_entry(found)})" if many else ""
-        heads = [label for label in found.heads if label != control]
+        labels = [label for label in found.others if label != control]
         for other in dict.fromkeys(["f", control]):
-            gains = {label: of[label, other, "accuracy"] for label in heads}
+            gains = {label: of[label, other, "accuracy"] for label in labels}
             best = max(gains, key=lambda label: gains[label].value)
             yield (
                 f"The largest difference in accuracy from {other}{where} is {_said(gains[best])}, "
                 f"of {best}; in ECE it is {_said(of[best, other, 'ece'])}."
             )
-        if strong in heads and len(heads) > 1:
-            yield _moved(of, heads, strong, where)
+        if strong in labels and len(labels) > 1:
+            yield _moved(of, labels, strong, where)
 
 
-def _moved(of: Differences, heads: Sequence[str], strong: str, where: str) -> str:
+def _moved(of: Differences, contenders: Sequence[str], strong: str, where: str) -> str:
     named = {
         verdict: [
             f"{label} ({signed(of[label, strong, 'accuracy'].value)})"
-            for label in heads
+            for label in contenders
             if label != strong and of[label, strong, "accuracy"].verdict == verdict
         ]
         for verdict in (BETTER, WORSE)
     }
-    n_same = len(heads) - 1 - sum(map(len, named.values()))
+    n_same = len(contenders) - 1 - sum(map(len, named.values()))
     parts = [f"{verdict}: {', '.join(labels)}" for verdict, labels in named.items() if labels]
     parts += [f"no clear difference: {n_same}"] if n_same else []
     return f"Accuracy against {strong}{where}: {'; '.join(parts)}."
 
 
 def _strong(judged: Sequence[Judged]) -> str:
-    return strong_one([label for found in judged for label in ("f", *found.heads)]) or "f"
+    return strong_one([label for found in judged for label in ("f", *found.others)]) or "f"
 
 
 def _entry(found: Judged) -> str:

@@ -108,7 +108,7 @@ def _compared(
     judged: Sequence[Judged], numbers: pd.DataFrame | None, axes: tuple[str, ...]
 ) -> dict[str, Any]:  # Any: fields of a Page
     """Comparison by the table's metrics; empty if f stands alone or there is no table."""
-    strong = strong_one([label for found in judged for label in ("f", *found.heads)])
+    strong = strong_one([label for found in judged for label in ("f", *found.others)])
     if numbers is None or strong is None:
         return {"strong": strong or "f", "sentences": [], "comparison": None}
     metrics = list(numbers["metric"].unique())

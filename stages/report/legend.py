@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import cache
 from typing import NamedTuple
 
+from pipeline.terminal import counted
 from stages.introspection.head_card import (
     FittedLaplace,
     FittedTemperature,
@@ -14,6 +15,7 @@ from stages.introspection.head_card import (
     Votes,
 )
 from stages.introspection.reading import Reading
+from stages.reflection.feature_plan import ModelFacts, SourceFacts
 from stages.report.results import Judged
 from stages.report.seen_images import share_seen
 from store.catalog import FeatureStore
@@ -27,6 +29,7 @@ FEW = 3
 """Names with the same meaning that are still explained one by one."""
 
 AS_MODEL, TRAINED_ON, FITTED_ON = "in the store as model", "trained on", "fitted on"
+EVALUATED_ON = "evaluated on other features,"
 TEMPERED_ON = "its logits are divided by a temperature for each seed, fitted on"
 
 
@@ -51,10 +54,10 @@ def legend_of(store: FeatureStore, judged: Sequence[Judged]) -> dict[str, str]:
         evaluated = dict.fromkeys(each.card.features for each in using)
         return features + _seen([share_seen(store, each, features) for each in evaluated])
 
-    found = {"f": _joined(map(_network_of, judged))}
-    for label in dict.fromkeys(label for each in judged for label in each.heads):
-        heads = [each.heads[label] for each in judged if label in each.heads]
-        found[label] = _joined(_head_of(head, marked) for head in heads)
+    found = {"f": _joined(map(_f_of, judged))}
+    for label in dict.fromkeys(label for each in judged for label in each.others):
+        named = [each for each in judged if label in each.others]
+        found[label] = _joined(_contender_of(each, label, marked) for each in named)
     found = _grouped(found)
     if cells := "; ".join(dict.fromkeys(filter(None, map(_cells_of, judged)))):
         found["cell"] = cells
@@ -125,10 +128,26 @@ def _listed(names: Sequence[str]) -> str:
     return f"{names[0]}, ..., {names[-1]} ({len(names)})"
 
 
-def _network_of(found: Judged) -> Meaning:
+def _f_of(found: Judged) -> Meaning:
+    return _network_of(found.network, found.card.model, found.model, found.source)
+
+
+def _contender_of(found: Judged, label: str, marked: Callable[[str], str]) -> Meaning:
+    """A head or f of a second feature set, with the features if those are not the first ones."""
+    if label in found.heads:
+        meaning = _head_of(found.heads[label], marked)
+    else:
+        assert found.beside is not None  # its f is the only contender that is no head
+        model, source = found.beside
+        meaning = _network_of(model.network or model.name, model.name, model, source)
+    if not found.card.is_beside(label):
+        return meaning
+    return Meaning(meaning.what, {**meaning.facts, EVALUATED_ON: found.card.features_of(label)})
+
+
+def _network_of(network: str, name: str, model: ModelFacts, source: SourceFacts) -> Meaning:
     """The network, and how images become its input."""
-    model, source = found.model, found.source
-    text, stored = f"the network {found.network}", {AS_MODEL: found.card.model}
+    text, stored = f"the network {network}", {AS_MODEL: name}
     if model.image_size is None:
         return Meaning(text, stored)
     text += f"; its input: images of {model.image_size}x{model.image_size} pixels"
@@ -141,6 +160,11 @@ def _network_of(found: Judged) -> Meaning:
             ", ".join(f"{value:.4g}" for value in each) for each in (model.mean, model.std)
         )
         text += f", minus the mean {mean} and divided by the std {std} of each channel"
+    if model.batch_statistics:
+        text += (
+            "; its batch norm uses the mean and variance of groups of "
+            f"{counted(model.batch_statistics, 'row')}, not those of training"
+        )
     return Meaning(text, stored)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.loop import History, history_of
+from stages.introspection.comparison_card import BesideSet
 from stages.introspection.head_card import (
     FittedLaplace,
     FittedTemperature,
@@ -57,9 +58,18 @@ def results_used(judged: Sequence[Judged]) -> list[Row]:
             "resamples": f"{found.card.n_resamples:,}",
             "seconds": f"{found.card.seconds:,.1f}",
             **({"images moved by": moved} if any(moves) else {}),
+            **_beside(judged, found.card.beside),
         }
         for found, moved in zip(judged, moves, strict=True)
     ]
+
+
+def _beside(judged: Sequence[Judged], beside: BesideSet | None) -> Row:
+    """The second feature set, and which predictors read it; no columns if no result has one."""
+    if all(found.card.beside is None for found in judged):
+        return {}
+    features, labels = (beside.features, "; ".join(beside.labels)) if beside else ("", "")
+    return {"other features": features, "evaluated on them": labels}
 
 
 def _moves_of(perturbations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -81,12 +91,17 @@ def _moves_of(perturbations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def networks_used(store: FeatureStore, judged: Sequence[Judged]) -> list[Row]:
     """One row per sensing network: its weights, and its recipe if it was trained in this store."""
     rows = {}
-    for found in judged:
-        name, weights = found.card.model, found.model.weights_sha256
-        model, trained = store.artifact("model", name), _training_of(store, found)
+    of_f = [(found.model, found.card.model, found.network) for found in judged]
+    beside = [found.beside[0] for found in judged if found.beside is not None]
+    of_f += [(model, model.name, model.network or model.name) for model in beside]
+    for facts, name, network in of_f:
+        weights = facts.weights_sha256
+        model, trained = store.artifact("model", name), _training_of(store, name, weights)
+        if (name, weights) in rows:
+            continue
         rows[name, weights] = {
             "model": name,
-            "network": found.network,
+            "network": network,
             "weights": weights[:12] or "unknown: the features were deleted",
             "recipe": _recipe_of(trained.recipe) if trained else "trained elsewhere",
             "test accuracy": _fraction(trained.test_accuracy if trained else None),
@@ -173,7 +188,7 @@ def _other_recipe(
     here = {}
     for found in judged:
         if "f" in beside:
-            trained = _training_of(store, found)
+            trained = _training_of(store, found.card.model, found.model.weights_sha256)
             recipe = asdict(trained.recipe) if trained else {}
             is_augmix = trained is not None and isinstance(trained.recipe.method, AugMix)
             theirs = PUBLISHED_AUGMIX if is_augmix else PAPER_F
@@ -212,7 +227,7 @@ def _few_seeds(judged: Sequence[Judged]) -> list[str]:
 
 def _left_out(judged: Sequence[Judged]) -> list[str]:
     return [
-        f"{n_rows:,} rows of {found.card.features} are excluded for {label}: no label, "
+        f"{n_rows:,} rows of {found.card.features_of(label)} are excluded for {label}: no label, "
         "unreadable, or no finite prediction."
         for found in judged
         for label, n_rows in found.card.left_out_rows.items()
@@ -226,14 +241,14 @@ def _no_intervals(judged: Sequence[Judged], table: pd.DataFrame | None) -> list[
     return [f"Some results have no intervals: fewer than {MIN_RESAMPLES} resamples."]
 
 
-def _training_of(store: FeatureStore, found: Judged) -> TrainedModel | None:
+def _training_of(store: FeatureStore, name: str, weights_sha256: str) -> TrainedModel | None:
     """How a network was trained; ``None`` if it was not trained in this store."""
-    model = store.artifact("model", found.card.model)
+    model = store.artifact("model", name)
     try:
         trained = TrainedModel.of(model) if is_trained_here(model) else None
     except NotFoundError:
         return None
-    is_same = trained and trained.card.weights_sha256 == found.model.weights_sha256
+    is_same = trained and trained.card.weights_sha256 == weights_sha256
     return trained if is_same else None
 
 

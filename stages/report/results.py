@@ -46,6 +46,7 @@ class Judged:
         card: card of the result.
         model, source: f and the images as the features record them; only their names if the
             features are gone.
+        beside: the same of a second feature set; ``None`` without one.
         by_group: one row per predictor, seed and cell.
         average: one row per predictor and metric.
         differences: one row per pair of predictors and metric.
@@ -57,6 +58,7 @@ class Judged:
     card: ComparisonCard
     model: ModelFacts
     source: SourceFacts
+    beside: tuple[ModelFacts, SourceFacts] | None
     by_group: pd.DataFrame
     average: pd.DataFrame
     differences: pd.DataFrame
@@ -76,6 +78,11 @@ class Judged:
     def heads(self) -> Mapping[str, HeadCard]:
         """Label -> the contender's head, as the card describes it; f is not included."""
         return self.card.contenders
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The contenders beside f: heads, and f of a second feature set."""
+        return self.card.others
 
 
 def find_result(store: FeatureStore, name: str) -> Artifact:
@@ -116,7 +123,7 @@ def _with_contents(result: Artifact) -> str:
         return result.name
     card = ComparisonCard.of(result)
     by = f" by {','.join(card.cells.columns)}" if card.cells.columns else ""
-    return f"{result.name} ({', '.join(['f', *card.contenders])}{by})"
+    return f"{result.name} ({', '.join(['f', *card.others])}{by})"
 
 
 def is_judged(result: Artifact) -> bool:
@@ -205,14 +212,21 @@ def _read(store: FeatureStore, entry: Entry) -> Judged:
         for table in tables
     )
     card = ComparisonCard.of(result)
-    return Judged(entry.axes, result.name, card, *_inputs(store, card), *frames)
+    model, source = _inputs(store, card.features, card.model, card.dataset.name)
+    beside = None
+    if (other := card.beside) is not None:
+        beside = _inputs(store, other.features, other.model, card.dataset.name)
+    return Judged(entry.axes, result.name, card, model, source, beside, *frames)
 
 
-def _inputs(store: FeatureStore, card: ComparisonCard) -> tuple[ModelFacts, SourceFacts]:
+def _inputs(
+    store: FeatureStore, features: str, model: str, dataset: str
+) -> tuple[ModelFacts, SourceFacts]:
+    """The network and the images of a feature set; their names alone if it was deleted."""
     try:
-        plan = FeaturePlan.of(store.resolve(card.features).plan)
-    except NotFoundError:  # the features may have been deleted since
-        return ModelFacts(card.model), SourceFacts(card.dataset.name)
+        plan = FeaturePlan.of(store.resolve(features).plan)
+    except NotFoundError:
+        return ModelFacts(model), SourceFacts(dataset)
     return plan.model, plan.source
 
 

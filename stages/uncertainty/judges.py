@@ -13,7 +13,7 @@ from stages.introspection.contenders import Contender
 from stages.introspection.head_card import FittedLaplace, head_card
 from stages.introspection.laplace import read_posterior
 from stages.introspection.predictors import sensing_probabilities
-from stages.introspection.preparation import labels_differ
+from stages.introspection.preparation import check_same_classes
 from stages.judging.head_judges import head_judges
 from stages.judging.judgement import Judge, Rows
 from stages.metrics.definitions import REFERENCE
@@ -166,13 +166,7 @@ def features_of(store: FeatureStore, feature_set: FeatureSet, model: str) -> Fea
             f"ensemble: {len(found)} feature sets of these images are of model '{model}': "
             f"{', '.join(each.name for each in found)}; expected one"
         )
-    theirs = FeaturePlan.of(found[0].plan)
-    different = labels_differ(ours.source.class_names, theirs.source.class_names)
-    if different or theirs.model.n_classes != ours.model.n_classes:
-        raise InputError(
-            f"ensemble: expected networks with the same classes, found {theirs.model.n_classes} of "
-            f"'{model}' and {ours.model.n_classes} of '{ours.model.name}' ({'; '.join(different)})"
-        )
+    check_same_classes(feature_set, found[0], "ensemble")
     return found[0].require_complete()
 
 
