@@ -63,7 +63,7 @@ def test_table_9_compares_every_pair_of_domains(tmp_path: Path, weights: str) ->
         ["office31-webcam", "office31-dslr"],
     ]
     assert set(table["contender"]) == {
-        *("f", "H", "H on scaled f", "H on [f, z]", "f's head, H's decay")
+        *("f", "H", "H on scaled f", "H on [f, z]", "f's last layer, H's decay")
     }
     models = [each for each in store.artifacts("model") if each.is_complete()]
     assert {each.plan()["stage"]["params"]["train"] for each in models} == {"last-layer"}

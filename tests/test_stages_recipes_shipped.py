@@ -36,7 +36,6 @@ N_INSTANCES = {
 LAST_LAYERS = {
     "f's last layer, retrained",
     "f's last layer, H's decay",
-    "f's head, H's decay",
     "f_L, no hidden layer",  # the name in the paper's Table 8
 }
 METHODS = ("table-4",)
