@@ -47,12 +47,25 @@ def test_a_page_says_what_its_names_mean(store: FeatureStore, result: Artifact) 
     markdown, table = page_of(store, result)
     features = result.card()["features"]
 
-    assert "images of 32x32 pixels, resized: bilinear, antialiased, 8x8 to 32x32" in markdown
+    assert "these images are resized (bilinear, antialiased, 8x8 to 32x32)" in markdown
     assert "minus the mean 0.5, 0.5, 0.5 and divided by the std 0.25, 0.25, 0.25" in markdown
     assert f"fitted on {features} (includes the images that are evaluated here)" in markdown
     assert "the gradients of f's last layer" in markdown
     assert "**cell**: the rows of one value of corruption and severity; each of the 6 " in markdown
     assert "clean" not in table
+
+
+def test_f_is_described_once_for_images_that_are_prepared_in_two_ways(
+    store: FeatureStore, result: Artifact
+) -> None:
+    clean = clean_set(store, source={**SOURCE, "resize": "none"})
+    other = make_in(store, Evaluate(features=clean, heads={"H": "h"}, resamples=0)).output
+
+    markdown, _ = page_of(store, result, other)
+    (line,) = [each for each in markdown.splitlines() if each.startswith("- **f**")]
+
+    assert line.count("the network cnn2") == line.count("minus the mean") == 1
+    assert "are resized (bilinear, antialiased, 8x8 to 32x32), as stored; in the" in line
 
 
 def test_a_head_with_and_without_a_temperature_is_described_once(store: FeatureStore) -> None:

@@ -28,6 +28,7 @@ GRADIENTS = (
 FEW = 3
 """Names with the same meaning that are still explained one by one."""
 
+IMAGES_ARE = "these images are"
 AS_MODEL, TRAINED_ON, FITTED_ON = "in the store as model", "trained on", "fitted on"
 EVALUATED_ON = "evaluated on other features,"
 TEMPERED_ON = "its logits are divided by a temperature for each seed, fitted on"
@@ -152,9 +153,8 @@ def _network_of(network: str, name: str, model: ModelFacts, source: SourceFacts)
         return Meaning(text, stored)
     text += f"; its input: images of {model.image_size}x{model.image_size} pixels"
     if source.resize:
-        text += (
-            ", as stored" if source.resize == "none" else f", resized: {_spelled(source.resize)}"
-        )
+        how = "as stored" if source.resize == "none" else f"resized ({_spelled(source.resize)})"
+        stored = {IMAGES_ARE: how, **stored}
     if model.mean and model.std:
         mean, std = (
             ", ".join(f"{value:.4g}" for value in each) for each in (model.mean, model.std)
