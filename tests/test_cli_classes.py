@@ -15,6 +15,9 @@ from test_stages_data_classes import NUMBERS, write_folders
 
 from cli.classes import note_names
 from cli.states import states
+from pipeline.workspace import Workspace
+from stages.errors import InputError
+from stages.evaluation.evaluate import Evaluate
 from stages.judging.judged_result import open_evaluation
 from stages.sensing.build import build_network
 from stages.sensing.models import models_of
@@ -270,16 +273,26 @@ def test_a_set_with_some_of_the_classes_is_labelled_and_evaluated_among_all_and_
     )
     found = FeatureStore(str(tmp_path / "store")).open(json.loads(out)["feature_set"])
     run(f"evaluate --features {found.name} --head none --resamples 0 --present-classes")
+    store, name = FeatureStore(str(tmp_path / "store")), found.name
+    taken = Evaluate(
+        features=name,
+        heads=(),
+        beside=name,
+        beside_label="f (3 classes)",
+        present_classes=True,
+    )
+    with pytest.raises(InputError, match=r"found 'f \(3 classes\)'"):
+        taken.job(Workspace(store)).refuse()
 
     assert "some test: has 3 of the 12 classes of model ordered; labels are the network's" in said
     labels = found.samples()["label"].to_numpy()
     assert sorted(set(labels.tolist())) == [2, 9, 11]
-    (result,) = FeatureStore(str(tmp_path / "store")).artifacts("result")
+    (result,) = store.artifacts("result")
     by_group = open_evaluation(result).by_group.set_index("predictor")["accuracy"]
     own = np.array([2, 9, 11])[found.read("logits")[:, [2, 9, 11]].argmax(axis=1)]
     assert by_group["f"] == (found.read("logits").argmax(axis=1) == labels).mean()
     assert by_group["f (3 classes)"] == (own == labels).mean()
-    assert {row["state"] for row in states(FeatureStore(str(tmp_path / "store")))} == {"complete"}
+    assert {row["state"] for row in states(store)} == {"complete"}
 
 
 RECIPE = """

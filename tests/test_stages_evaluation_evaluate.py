@@ -222,7 +222,7 @@ def test_a_missing_result_cannot_be_opened(store: FeatureStore) -> None:
         open_evaluation(job.output)
 
 
-@pytest.mark.parametrize("label", ["f", ""])
+@pytest.mark.parametrize("label", ["f", "", " "])
 def test_a_used_or_empty_label_is_refused(store: FeatureStore, label: str) -> None:
     found = cells(store)
     small_head(store, found)

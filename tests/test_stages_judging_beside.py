@@ -165,6 +165,14 @@ def test_labels_of_both_sets_are_distinct(store: FeatureStore) -> None:
         beside(store, ours, heads={"H": "h"}, beside=other.name, beside_label="H")
 
 
+def test_sets_of_one_name_are_told_apart_by_their_full_names(store: FeatureStore) -> None:
+    ours = cells(store)
+    other = cells(store, shard_rows=32, net={"precision": "bf16"})
+    card = beside(store, ours, beside=other.name).card
+    assert card.others == (f"f on {other.name}",)
+    assert card.title.startswith(f"shapes-test@net beside {other.name}, ")
+
+
 def test_heads_of_no_set_are_refused() -> None:
     with pytest.raises(ValueError, match="are for --beside: add it"):
         Evaluate(features="a", beside_heads=["h"])

@@ -155,6 +155,14 @@ def test_many_contenders_of_many_entries_share_a_reliability_diagram_each() -> N
     assert words(svg).count("confidence") == 2
 
 
+def test_long_titles_of_reliability_diagrams_are_wrapped() -> None:
+    one = bins(network="digits-c-fog+jpeg_compression-test@cnn2")
+    label = "f on digits-c-fog+jpeg_compression-test@other"
+    several = pd.concat(one.assign(predictor=f"{label}-{at}") for at in range(8))
+    svg = svg_of(draw_figure("reliability", {"bins": several}, ("network",)), "reliability", "")
+    assert not [word for word in words(svg) if label in word]
+
+
 def test_many_contenders_of_one_entry_share_a_reliability_diagram() -> None:
     several = pd.concat([bins().assign(predictor=f"control {at}") for at in range(13)])
     svg = svg_of(draw_figure("reliability", {"bins": several}, ()), "reliability", "")

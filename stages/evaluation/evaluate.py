@@ -17,9 +17,14 @@ from pipeline.stage import Preview, Several, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName, Resamples
 from stages.errors import InputError
-from stages.introspection.contenders import Contender, contenders_of, planned_heads
+from stages.introspection.contenders import (
+    Contender,
+    check_labels,
+    contenders_of,
+    planned_heads,
+)
 from stages.introspection.heads import Heads
-from stages.judging.beside import Beside, check_beside, matched_rows
+from stages.judging.beside import Beside, check_beside, matched_rows, name_beside
 from stages.judging.judged_sets import check_judged
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.sums import N_BINS
@@ -103,7 +108,7 @@ class Evaluate(Stage):
         feature_set.require_complete()
         cells = self._columns(feature_set) or cell_columns(feature_set)
         contenders = contenders_of(store, feature_set, self.heads)
-        beside = self._beside(store)
+        beside = self._beside(store, feature_set)
         plan, title = self.plan(feature_set, contenders, beside), feature_set.plan["name"]
         result = store.artifact("result", f"{title}-{fingerprint(plan)}")
 
@@ -114,7 +119,7 @@ class Evaluate(Stage):
             return beside, matched_rows(feature_set, beside.feature_set, cells)
 
         def check() -> None:
-            self._check(store, feature_set, contenders)
+            self._check(store, feature_set, contenders, beside)
             if beside is not None:
                 check_beside(store, feature_set, contenders, beside)
             matched()
@@ -185,13 +190,13 @@ class Evaluate(Stage):
             "inputs": inputs,
         }
 
-    def _beside(self, store: FeatureStore) -> Beside | None:
+    def _beside(self, store: FeatureStore, feature_set: FeatureSet) -> Beside | None:
         """The set beside, with its heads; ``None`` without one."""
         if self.beside is None:
             return None
         other = store.open(self.beside)
         other.require_complete()
-        label = self.beside_label or f"{REFERENCE} on {other.plan['name']}"
+        label = self.beside_label or f"{REFERENCE} on {name_beside(feature_set, other)}"
         return Beside(other, label, contenders_of(store, other, self.beside_heads))
 
     def _columns(self, feature_set: FeatureSet) -> tuple[str, ...]:
@@ -213,16 +218,28 @@ class Evaluate(Stage):
         return by
 
     def _check(
-        self, store: FeatureStore, feature_set: FeatureSet, contenders: Sequence[Contender]
+        self,
+        store: FeatureStore,
+        feature_set: FeatureSet,
+        contenders: Sequence[Contender],
+        beside: Beside | None,
     ) -> None:
         """Raise ``InputError`` if labels clash, heads do not fit, or classes are missing."""
+        from stages.evaluation.evaluation import label_over
+
         check_judged(store, feature_set, contenders, "evaluate", reads_further=True)
+        if not self.present_classes:
+            return
         (n_classes,) = feature_set.schema.array("logits").row_shape
-        if self.present_classes and len(classes_in(feature_set)) == n_classes:
+        n_present = len(classes_in(feature_set))
+        if n_present == n_classes:
             raise InputError(
                 f"evaluate {feature_set.name}: all {n_classes} classes occur among its labels: "
                 "omit --present-classes"
             )
+        labels = [REFERENCE, *(each.label for each in contenders)]
+        labels += [] if beside is None else beside.labels
+        check_labels([*labels, *(label_over(label, n_present) for label in labels)])
 
 
 def classes_in(feature_set: FeatureSet) -> NDArray[np.int64]:

@@ -63,6 +63,15 @@ def evaluated(
     return files_of(found), replace(card, seconds=round(time.monotonic() - started, 1)).to_dict()
 
 
+def label_over(label: str, n_classes: int) -> str:
+    """The label of a predictor that is evaluated over some of the classes.
+
+    >>> label_over("H", 200)
+    'H (200 classes)'
+    """
+    return f"{label} ({n_classes} classes)"
+
+
 def _judges_of(
     store: FeatureStore,
     feature_set: FeatureSet,
@@ -98,7 +107,7 @@ class _OverClasses:
     @property
     def label(self) -> str:
         """The label of the judge, with the number of classes."""
-        return f"{self.judge.label} ({len(self.classes)} classes)"
+        return label_over(self.judge.label, len(self.classes))
 
     @property
     def seed(self) -> int:

@@ -97,7 +97,7 @@ def check_labels(labels: Sequence[str]) -> None:
                 f"contenders: expected labels of printable characters, found {label!r}: name "
                 "heads as LABEL=NAME"
             )
-        if not label or labels.count(label) > 1:
+        if not label.strip() or labels.count(label) > 1:
             raise InputError(
                 f"contenders: expected a unique label for each, other than '{REFERENCE}', "
                 f"which is the network itself; found '{label}': name heads as LABEL=NAME"

@@ -49,6 +49,12 @@ def check_beside(
     check_judged(store, beside.feature_set, beside.contenders, "evaluate", reads_further=True)
 
 
+def name_beside(feature_set: FeatureSet, other: FeatureSet) -> str:
+    """The short name of the other set; its full name if the first set has the same short one."""
+    short = str(other.plan["name"])
+    return other.name if short == feature_set.plan["name"] else short
+
+
 def matched_rows(
     feature_set: FeatureSet, other: FeatureSet, cells: Sequence[str]
 ) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from pipeline.terminal import counted
 from stages.introspection.comparison_card import BesideSet, Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import head_card
+from stages.judging.beside import name_beside
 from stages.judging.judgement import Judge, Judgement, OtherRows
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import DEFINITIONS, REFERENCE, statistics_of
@@ -103,7 +104,7 @@ def _title(
     n_cells: int,
     n_left_out: int,
 ) -> str:
-    other = f" beside {beside.feature_set.plan['name']}" if beside else ""
+    other = f" beside {name_beside(feature_set, beside.feature_set)}" if beside else ""
     title = f"{feature_set.plan['name']}{other}, {feature_set.n_rows:,} rows"
     if cells:
         title += f", mean over {n_cells} groups of {' and '.join(cells)}"

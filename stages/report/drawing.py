@@ -83,12 +83,16 @@ def sheet(n_panels: int, *, height: float, wide: int = 3) -> tuple[Figure, list[
     return figure, panels[:n_panels]
 
 
-def name_panel(panel: Axes, title: str) -> None:
+def name_panel(
+    panel: Axes,
+    title: str,
+    **style: Any,  # Any: options of matplotlib
+) -> None:
     """Write a title above a panel, in lines that do not reach into the next one."""
     place = panel.get_subplotspec()
     assert place is not None  # it was made by `sheet`
     width = _TITLE_WIDTH // place.get_gridspec().ncols
-    panel.set_title(fill(title, width, break_on_hyphens=False))
+    panel.set_title(fill(title, width, break_on_hyphens=False), **style)
 
 
 def name_scales(panels: Sequence[Axes], *, x: str, y: str) -> None:

@@ -13,6 +13,7 @@ from stages.report.drawing import (
     WIDTH,
     legend_above,
     line_style,
+    name_panel,
     name_scales,
     panels_of,
     sheet,
@@ -47,7 +48,7 @@ def _one_each(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
         below = figure.add_subplot(grid[2 * row + 1, column])
         style = styles[str(part["predictor"].iloc[0])]
         _diagram(above, below, pooled(part), style)
-        above.set_title(title, color=style.colour, fontsize=8.5)
+        name_panel(above, title, color=style.colour, fontsize=8.5)
         _scales(above, below, is_first=column == 0)
     return figure
 
@@ -64,7 +65,8 @@ def _together(bins: pd.DataFrame, axes: tuple[str, ...]) -> Figure:
             line = {**line_style(style), "marker": ""}
             panel.plot(points["confidence"], points["accuracy"], **line)
             _points(panel, points, style)
-        panel.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), title=title)
+        panel.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        name_panel(panel, title)
     name_scales(panels, x="confidence", y="accuracy")
     legend_above(figure, styles, styles)
     return figure
