@@ -174,5 +174,5 @@ def test_sets_of_one_name_are_told_apart_by_their_full_names(store: FeatureStore
 
 
 def test_heads_of_no_set_are_refused() -> None:
-    with pytest.raises(ValueError, match="are for --beside: add it"):
+    with pytest.raises(ValueError, match="need --beside: add it"):
         Evaluate(features="a", beside_heads=["h"])

@@ -56,12 +56,12 @@ class Evaluate(Stage):
     heads: Heads = None
     beside: FeatureSetName | None = Field(
         None,
-        description="Another feature set of the same images, such as one with --batch-statistics "
-        "or of another network, in any order: also evaluate its f and --beside-head, against f of "
-        "--features.",
+        description="Second feature set of the same images, such as one with --batch-statistics "
+        "or of another network; its rows may be in another order. Its f and --beside-head are also "
+        "compared with f of --features.",
     )
     beside_label: Annotated[str, Written(metavar="LABEL")] = Field(
-        "", description="Label of f of --beside. (default: f on, and the name of that set)"
+        "", description="Label of f on the features of --beside. (default: 'f on' and their name)"
     )
     beside_heads: Annotated[
         LabelledList,
@@ -89,7 +89,7 @@ class Evaluate(Stage):
     @model_validator(mode="after")
     def _has_a_set_beside(self) -> Self:
         if self.beside is None and (self.beside_label or self.beside_heads):
-            raise ValueError("--beside-label and --beside-head are for --beside: add it")
+            raise ValueError("--beside-label and --beside-head need --beside: add it")
         return self
 
     def job(self, workspace: Workspace) -> ArtifactJob:

@@ -59,8 +59,8 @@ class Report(Stage):
     examples = ("report cifar10c-test@resnet18 --paper table-5 --out table-5",)
 
     results: Annotated[Results, Field(min_length=1)] = Field(
-        description="Results of the store, by name or unique prefix; as LABEL=RESULT, the page "
-        "names them by LABEL."
+        description="Results of the store, by name or unique prefix. LABEL=RESULT sets the name "
+        "of a result on the page."
     )
     name: OutputName | None = Field(
         None, description="Name of the report. (default: the name of the first result)"
