@@ -28,6 +28,7 @@ import os, signal, sys
 from cli.child import run_child
 from pipeline.signals import stopped_by_signals
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+signal.signal(signal.SIGINT, signal.default_int_handler)  # or in the background of a shell
 with stopped_by_signals() as stop:
     try:
         run_child([sys.executable, "-c", sys.argv[2], sys.argv[1]], os.environ)
