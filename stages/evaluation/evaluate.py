@@ -120,8 +120,6 @@ class Evaluate(Stage):
 
         def check() -> None:
             self._check(store, feature_set, contenders, beside)
-            if beside is not None:
-                check_beside(store, feature_set, contenders, beside)
             matched()
 
         def compute() -> Output:
@@ -228,6 +226,8 @@ class Evaluate(Stage):
         from stages.evaluation.evaluation import label_over
 
         check_judged(store, feature_set, contenders, "evaluate", reads_further=True)
+        if beside is not None:
+            check_beside(store, feature_set, contenders, beside)
         if not self.present_classes:
             return
         (n_classes,) = feature_set.schema.array("logits").row_shape

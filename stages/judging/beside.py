@@ -17,12 +17,9 @@ from stages.introspection.contenders import Contender, check_labels
 from stages.introspection.preparation import check_same_classes
 from stages.judging.judged_sets import check_judged
 from stages.metrics.definitions import REFERENCE
-from stages.reflection.reduction import each_shard
+from stages.reflection.sample_hashes import SAMPLE, sample_hashes
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
-from store.shards import Shard
-
-SAMPLE = "sample_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +80,14 @@ def matched_rows(
 
 
 def _hashes(feature_set: FeatureSet, columns: Sequence[str]) -> NDArray[np.uint64]:
-    """A hash of each row's values in some columns, shape ``(n,)``."""
-    from pandas.util import hash_pandas_object
-
+    """A hash of each sample; raises ``InputError`` if the set lacks one of the columns."""
     known = [name for name, _ in feature_set.schema.columns]
     if missing := [name for name in columns if name not in known]:
         raise InputError(
             f"--beside: {feature_set.name} has no column '{missing[0]}', by which samples of two "
             f"feature sets are matched; it has {', '.join(known)}"
         )
-
-    def of(shard: Shard) -> NDArray[np.uint64]:
-        frame = feature_set.read_samples(shard, columns).to_pandas()
-        return np.asarray(hash_pandas_object(frame, index=False), np.uint64)
-
-    return np.concatenate([*each_shard(feature_set, of, lambda _: None)])
+    return sample_hashes(feature_set, columns)
 
 
 def _name(feature_set: FeatureSet, row: int) -> str:

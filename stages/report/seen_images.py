@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from stages.reflection.feature_plan import FeaturePlan, SourceFacts
+from stages.reflection.sample_hashes import SAMPLE, sample_hashes
 from store.catalog import FeatureStore
 from store.errors import StoreError
-from store.featureset import FeatureSet
-
-SAMPLE_ID = "sample_id"
 
 
 def share_seen(store: FeatureStore, evaluated: str, fitted: str) -> float:
@@ -26,20 +26,13 @@ def share_seen(store: FeatureStore, evaluated: str, fitted: str) -> float:
             return 1.0
         if _data_set(ours) != _data_set(theirs):
             return 0.0
-        ids, known = _sample_ids(here), _sample_ids(there)
+        if not all(SAMPLE in dict(each.schema.columns) for each in (here, there)):
+            return 0.0
+        return float(np.isin(sample_hashes(here), sample_hashes(there)).mean())
     except StoreError:
         return 0.0
-    return len(ids & known) / len(ids) if ids else 0.0
 
 
 def _data_set(source: SourceFacts) -> tuple[str, str | None]:
     name = source.name if source.alteration is None else source.alteration.of
     return name, source.split
-
-
-def _sample_ids(found: FeatureSet) -> set[str]:
-    """The names of all images of a set; empty if its samples have none."""
-    if SAMPLE_ID not in dict(found.schema.columns):
-        return set()
-    tables = (found.read_samples(shard, [SAMPLE_ID]) for shard in found.shard_set.shards)
-    return {name for table in tables for name in table[SAMPLE_ID].to_pylist()}
