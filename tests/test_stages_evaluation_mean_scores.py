@@ -165,10 +165,11 @@ def test_rows_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_does_not_grow_with_the_rows(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reduction, "n_cpus", lambda: 2)  # more would hold all shards of the few
+    # With one thread the peak does not depend on which blocks happen to be computed at once.
+    monkeypatch.setattr(reduction, "n_cpus", lambda: 1)
 
     def peak(n_shards: int) -> int:
-        found = cells(store, f"of-{n_shards}", n_rows=2000 * n_shards, shard_rows=2000)
+        found = cells(store, f"of-{n_shards}", n_rows=500 * n_shards, shard_rows=500)
         scores = asked_scores(store, found, PLAIN)
         tracemalloc.start()
         query(found, by=CELL, metrics=(), scores=scores)
@@ -177,7 +178,7 @@ def test_memory_does_not_grow_with_the_rows(
         return most
 
     peak(1)  # imports
-    assert peak(32) < 1.5 * peak(8)
+    assert peak(32) < 1.1 * peak(8)
 
 
 @pytest.mark.parametrize(
