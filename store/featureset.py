@@ -23,7 +23,7 @@ from store.schema import Schema
 from store.shards import Shard
 from store.shardset import ShardSet
 from store.storage import Storage
-from store.tables import read_table
+from store.tables import read_table, undecoded
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -129,16 +129,21 @@ class FeatureSet:
         except (ValueError, NotFoundError) as error:
             raise self._damaged(key, error) from error
 
-    def read_samples(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-        """Sample columns of one shard, all or only ``columns``; raises ``DamagedError``."""
+    def read_samples(
+        self, shard: Shard, columns: Sequence[str] | None = None, *, is_decoded: bool = True
+    ) -> pa.Table:
+        """Sample columns of one shard, all or only ``columns``; raises ``DamagedError``.
+
+        Without ``is_decoded``, text stays as `store.tables.read_table` describes.
+        """
         key = samples_key(shard)
         planned = self.schema.arrow
         if columns is not None:
             planned = pa.schema([planned.field(name) for name in columns])
         try:
             data = self.shard_set.storage.read(key)
-            table = read_table(data, columns, n_rows=shard.n_rows)
-            if table.schema != planned:
+            table = read_table(data, columns, n_rows=shard.n_rows, is_decoded=is_decoded)
+            if table.schema != (planned if is_decoded else undecoded(planned)):
                 expected, found = _columns_of(planned), _columns_of(table.schema)
                 raise ValueError(f"expected the columns {expected}, found {found}")
             return table

@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from typing import IO, TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
@@ -22,12 +21,16 @@ A file of kilobytes can expand to gigabytes, since a repeated string is stored o
 
 _OFFSET_BYTES, _MIN_ROW_BYTES = 4, 8
 
+_ENCODED = pa.dictionary(pa.int32(), pa.string())
+"""The type of text that is not decoded; Arrow has the same for large strings."""
+
 
 def read_table(
     data: bytes,
     columns: Sequence[str] | None = None,
     *,
     n_rows: int | None = None,
+    is_decoded: bool = True,
 ) -> pa.Table:
     """Read a Parquet file as a table, without the file's key-value metadata.
 
@@ -35,6 +38,8 @@ def read_table(
         data: the whole file.
         columns: read only these, in this order.
         n_rows: number of rows that the file must have.
+        is_decoded: False leaves text as the file has it: the distinct values, and the number of one
+            of them for each row.
 
     Raises:
         ValueError: a column is missing, occurs twice or has a type other than numbers, times or
@@ -42,7 +47,18 @@ def read_table(
             ``MAX_TABLE_BYTES``.
         pa.ArrowException, OSError: not a Parquet file, or a page checksum mismatch.
     """
-    return _read(data, pq.read_metadata(pa.BufferReader(data)), columns, n_rows)
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    return _read(data, metadata, columns, n_rows, is_decoded=is_decoded)
+
+
+def undecoded(schema: pa.Schema) -> pa.Schema:
+    """The schema of a table that `read_table` does not decode.
+
+    >>> undecoded(pa.schema({"kind": pa.string(), "level": pa.int64()})).types
+    [DictionaryType(dictionary<values=string, indices=int32, ordered=0>), DataType(int64)]
+    """
+    encoded = [field.with_type(_ENCODED) if _is_string(field.type) else field for field in schema]
+    return pa.schema(encoded)
 
 
 def read_plain_columns(
@@ -67,7 +83,7 @@ def read_plain_columns(
     _check_distinct(found.names)
     schema = pa.schema([each for each in found if each.name not in but], found.metadata)
     plain = pa.schema([each for each in schema if _is_plain(each.type)])
-    table = _decoded(source, metadata, plain, pre_buffer=pre_buffer)
+    table = _encoded(source, metadata, plain, pre_buffer=pre_buffer).cast(plain)
     table.validate(full=True)
     columns = [
         table[each.name] if _is_plain(each.type) else pa.nulls(metadata.num_rows, each.type)
@@ -107,6 +123,8 @@ def _read(
     metadata: pq.FileMetaData,
     columns: Sequence[str] | None = None,
     n_rows: int | None = None,
+    *,
+    is_decoded: bool = True,
 ) -> pa.Table:
     schema = metadata.schema.to_arrow_schema().remove_metadata()
     _check_distinct(schema.names)
@@ -117,19 +135,19 @@ def _read(
     if n_rows is not None and metadata.num_rows != n_rows:
         raise ValueError(f"expected {n_rows} rows, found {metadata.num_rows}")
     _check_kinds(schema)
-    return _decoded(pa.BufferReader(data), metadata, schema)
+    encoded = _encoded(pa.BufferReader(data), metadata, schema)
+    return encoded.cast(schema) if is_decoded else encoded
 
 
-def _decoded(
+def _encoded(
     source: str | IO[bytes] | pa.NativeFile,
     metadata: pq.FileMetaData,
     schema: pa.Schema,
     *,
     pre_buffer: bool = False,
 ) -> pa.Table:
-    """The columns of a schema, whose size is checked before strings are decoded."""
+    """The columns of a schema, with text as the file has it, whose size decoded is checked."""
     _check_bytes(max(_MIN_ROW_BYTES * metadata.num_rows, _stored_bytes(metadata, schema)))
-    # Strings stay encoded until their total length is known.
     strings = [field.name for field in schema if _is_string(field.type)]
     # Without Arrow's threads: a thread that releases a Python buffer at exit aborts Python.
     file = pq.ParquetFile(
@@ -141,8 +159,9 @@ def _decoded(
     )
     encoded = file.read(schema.names, use_threads=False, use_pandas_metadata=False)
     encoded = encoded.select(schema.names)
-    _check_bytes(sum(_decoded_bytes(column) for column in encoded.columns))
-    return encoded.replace_schema_metadata().cast(schema)
+    if sum(_most_bytes(column) for column in encoded.columns) > MAX_TABLE_BYTES:
+        _check_bytes(sum(_decoded_bytes(column) for column in encoded.columns))
+    return encoded.replace_schema_metadata()
 
 
 def _check_distinct(names: Sequence[str]) -> None:
@@ -199,6 +218,15 @@ def _width(kind: pa.DataType) -> int:
         return _OFFSET_BYTES
 
 
+def _most_bytes(column: pa.ChunkedArray) -> int:
+    """At least the bytes after decoding: no text is longer than all distinct ones together."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    return sum(
+        len(chunk) * (int(chunk.dictionary.nbytes) + _OFFSET_BYTES) for chunk in column.chunks
+    )
+
+
 def _decoded_bytes(column: pa.ChunkedArray) -> int:
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
@@ -207,6 +235,8 @@ def _decoded_bytes(column: pa.ChunkedArray) -> int:
 
 def _string_bytes(chunk: pa.DictionaryArray) -> int:
     """Bytes of an array of strings after decoding."""
+    import pyarrow.compute as pc  # importing it takes long, and a query rarely needs it
+
     lengths = pc.binary_length(chunk.dictionary)
     return int(pc.sum(pc.take(lengths, chunk.indices)).as_py() or 0) + _OFFSET_BYTES * len(chunk)
 

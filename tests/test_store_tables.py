@@ -17,7 +17,7 @@ from store import tables
 from store.catalog import FeatureStore
 from store.errors import DamagedError
 from store.featureset import FeatureSet
-from store.tables import read_frame, read_table
+from store.tables import read_frame, read_table, undecoded
 
 SMALL_BYTES = 64 * 2**20
 """Far below what the files here would need, far above what their parts need."""
@@ -152,9 +152,14 @@ def test_a_table_up_to_the_limit_comes_back_as_it_was(monkeypatch: pytest.Monkey
     assert found.schema == table.schema
     assert found.drop_columns("score") == table.drop_columns("score")
     np.testing.assert_array_equal(found["score"].to_numpy(), table["score"].to_numpy())
+    encoded = read_table(sink.getvalue(), n_rows=5, is_decoded=False)
+    assert encoded.schema == undecoded(table.schema)
+    assert encoded["word"].to_pylist() == words
+    assert encoded.cast(table.schema).drop_columns("score") == table.drop_columns("score")
     monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 100)
-    with pytest.raises(ValueError, match="at most"):
-        read_table(sink.getvalue())
+    for is_decoded in (True, False):
+        with pytest.raises(ValueError, match="at most"):
+            read_table(sink.getvalue(), is_decoded=is_decoded)
 
 
 def test_pandas_metadata_in_a_file_is_not_obeyed() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Grey with more than eight bits: converting these to RGB clips their values silently."""
@@ -63,6 +66,8 @@ class Decoding:
                 or a value is not finite.
         """
         if self.is_upright:
+            from PIL import ImageOps  # here because a query of stored rows decodes no image
+
             image = ImageOps.exif_transpose(image)
         if image.mode in _WIDE_MODES:
             image = self._narrowed(image)
@@ -72,6 +77,8 @@ class Decoding:
 
     def _narrowed(self, image: Image.Image) -> Image.Image:
         """A grey image of any depth with eight bits."""
+        from PIL import Image
+
         if self.value_range is None:
             raise ValueError(
                 f"mode {image.mode} has more than 8 bits a channel: give its values of black and "

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from stages.data.decoding import PLAIN, Decoding, decoding_of
 from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
@@ -119,12 +121,16 @@ class Resize:
         return np.array(images, dtype=np.uint8, copy=True, order="C", subok=False)
 
     def _each(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        from PIL import Image  # here because a query of stored rows decodes no image
+
         resized = np.empty((len(images), *self.size, *images.shape[3:]), dtype=np.uint8)
         for row, image in enumerate(images):
             resized[row] = np.asarray(self._applied(Image.fromarray(np.ascontiguousarray(image))))
         return resized
 
     def _applied(self, image: Image.Image) -> Image.Image:
+        from PIL import Image
+
         found = self.in_layout(stretches=True)
         height, width = found._resized((image.height, image.width))
         if image.size != (width, height):

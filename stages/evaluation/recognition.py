@@ -190,7 +190,7 @@ class _Job:
         """The sums of the groups that have rows in a shard."""
         stored = STORED if self.is_stored and self.metrics else ()
         columns = list(dict.fromkeys(["label", *stored, *self.by, *columns_of(self.where)]))
-        samples = self.feature_set.read_samples(shard, columns)
+        samples = self.feature_set.read_samples(shard, columns, is_decoded=bool(self.where))
         keep = matching(samples, self.where) if self.where else slice(None)
         codes, groups = group_codes(samples, self.by, keep)
         if not groups:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.reflection.reduction import Group
@@ -64,6 +63,21 @@ def numbers(column: pa.ChunkedArray) -> NDArray[Any]:
 
 def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
     """The index of each row's value, and the distinct values."""
+    if len(column) and column.null_count == 0 and column.num_chunks == 1:
+        (chunk,) = column.chunks
+        if pa.types.is_dictionary(chunk.type):
+            values = chunk.dictionary.to_pylist()
+            if len({None, *values}) == len(values) + 1:  # no file has to have each value once
+                return np.from_dlpack(chunk.indices).astype(np.int64), values
+        elif pa.types.is_signed_integer(chunk.type):
+            found = np.from_dlpack(chunk).astype(np.int64)
+            low = int(found.min())
+            codes, distinct = _distinct(found - low, int(found.max()) - low + 1)
+            return codes, (distinct + low).tolist()
+    import pyarrow.compute as pc  # importing it takes as long as reading 20 shards
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
     values = [nan if v is None or v != v else v for v in encoded.dictionary.to_pylist()]
     return np.from_dlpack(encoded.indices).astype(np.int64), values
