@@ -86,7 +86,9 @@ def test_results_are_named_by_their_labels(run, store: FeatureStore) -> None:
     made = as_json(run("report clean=shapes shades --name pair --figures ece-by-level --json"))
     table = store.artifact("report", made["report"]).read("table.csv").decode()
     assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"clean", "shades-test@net"}
+    assert store.artifact("report", made["report"]).read("report.md").endswith(b"\n")
     assert "two results are named 'a': name each" in run("report a=shapes a=shades", code=2)
+    assert "is given twice: give each result once" in run("report a=shapes b=shapes", code=2)
 
 
 def test_two_results_of_one_set_are_told_apart_by_their_cells(run) -> None:

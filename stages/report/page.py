@@ -254,7 +254,11 @@ def _legend() -> str:
 def _template(name: str) -> Template:
     is_html = ".html" in name
     environment = Environment(
-        autoescape=is_html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=is_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["md"] = _markdown
     environment.filters["spoken"] = spoken

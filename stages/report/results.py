@@ -135,13 +135,16 @@ def entries_of(results: Sequence[Artifact], labels: Sequence[str] = ()) -> list[
     """Entries with the axis ``result``, which a single one does not need.
 
     Results are named by their labels; those without one, or with an empty one, by their names,
-    without the hash if they remain unique. Raises ``InputError`` if two have the same label.
+    without the hash if they remain unique. Raises ``InputError`` if two have the same label, or if
+    one result is given twice.
     """
+    stored = [found.name for found in results]
+    if twice := [name for name in stored if stored.count(name) > 1]:
+        raise InputError(f"result {twice[0]} is given twice: give each result once")
     if len(results) == 1:
         return [Entry({}, results[0])]
-    short = [found.name.rpartition("-")[0] for found in results]
-    is_enough = len(set(short)) == len(short)
-    names = short if is_enough else [found.name for found in results]
+    short = [name.rpartition("-")[0] for name in stored]
+    names = short if len(set(short)) == len(short) else stored
     if labels:
         names = [label or name for label, name in zip(labels, names, strict=True)]
     if taken := [name for name in names if names.count(name) > 1]:
