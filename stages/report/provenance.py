@@ -21,9 +21,12 @@ from stages.introspection.reading import Reading
 from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.report.paper import other_data
 from stages.report.results import Judged
+from stages.sensing.card import ModelCard
 from stages.sensing.methods.method_params import AugMix, in_words
+from stages.sensing.models import models_of
 from stages.sensing.train_params import TrainParams, planned_params
 from stages.sensing.trained import TrainedModel, is_trained_here
+from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.errors import NotFoundError
 
@@ -89,20 +92,26 @@ def _moves_of(perturbations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def networks_used(store: FeatureStore, judged: Sequence[Judged]) -> list[Row]:
-    """One row per sensing network: its weights, and its recipe if it was trained in this store."""
-    rows = {}
+    """One row per sensing network: its weights, and its recipe if it was trained in this store.
+
+    A network that another model was trained from has a row too.
+    """
+    rows: dict[tuple[str, str], Row] = {}
     of_f = [(found.model, found.card.model, found.network) for found in judged]
     beside = [found.beside[0] for found in judged if found.beside is not None]
     of_f += [(model, model.name, model.network or model.name) for model in beside]
-    for facts, name, network in of_f:
-        weights = facts.weights_sha256
-        model, trained = store.artifact("model", name), _training_of(store, name, weights)
+    waiting = [(facts.weights_sha256, name, network) for facts, name, network in of_f]
+    for weights, name, network in waiting:  # grows on the way
         if (name, weights) in rows:
             continue
+        model, trained = store.artifact("model", name), _training_of(store, name, weights)
+        words, start = _start_of(store, model) if trained else ("", None)
+        waiting += [(start.weights_sha256, start.name, start.network)] if start else []
         rows[name, weights] = {
             "model": name,
             "network": network,
             "weights": weights[:12] or "unknown: the features were deleted",
+            "trained from": words,
             "recipe": _recipe_of(trained.recipe) if trained else "trained elsewhere",
             "test accuracy": _fraction(trained.test_accuracy if trained else None),
             "trained in": _duration(history_of(model) if trained else []),
@@ -241,6 +250,15 @@ def _no_intervals(judged: Sequence[Judged], table: pd.DataFrame | None) -> list[
     return [f"Some results have no intervals: fewer than {MIN_RESAMPLES} resamples."]
 
 
+def _start_of(store: FeatureStore, model: Artifact) -> tuple[str, ModelCard | None]:
+    """What a training began with, and the model whose weights these are, if the store has it."""
+    weights = model.plan()["inputs"].get("weights")
+    if weights is None:
+        return "random weights", None
+    card = next((each for each in models_of(store) if each.weights_sha256 == weights), None)
+    return (card.name, card) if card else ("other weights", None)
+
+
 def _training_of(store: FeatureStore, name: str, weights_sha256: str) -> TrainedModel | None:
     """How a network was trained; ``None`` if it was not trained in this store."""
     model = store.artifact("model", name)
@@ -315,7 +333,9 @@ def _listed(facts: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "/".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return "/".join(map(_short, value)) or "none"
+    return str(value)
 
 
 def _fraction(value: float | None) -> str:
