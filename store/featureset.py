@@ -23,7 +23,7 @@ from store.schema import Schema
 from store.shards import Shard
 from store.shardset import ShardSet
 from store.storage import Storage
-from store.tables import read_table, undecoded
+from store.tables import read_table
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -142,11 +142,9 @@ class FeatureSet:
             planned = pa.schema([planned.field(name) for name in columns])
         try:
             data = self.shard_set.storage.read(key)
-            table = read_table(data, columns, n_rows=shard.n_rows, is_decoded=is_decoded)
-            if table.schema != (planned if is_decoded else undecoded(planned)):
-                expected, found = _columns_of(planned), _columns_of(table.schema)
-                raise ValueError(f"expected the columns {expected}, found {found}")
-            return table
+            return read_table(
+                data, columns, n_rows=shard.n_rows, expected=planned, is_decoded=is_decoded
+            )
         except (pa.ArrowException, ValueError, OSError) as error:
             raise self._damaged(key, error) from error
 
@@ -266,10 +264,6 @@ class Selection:
     def torch_dataset(self, **choice: Any) -> Any:  # Any: a torch IterableDataset
         """Batches of these rows for PyTorch; see ``intro_pipe.torch_dataset``."""
         return load_view("torch_dataset")(self, **choice)
-
-
-def _columns_of(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def load_view(name: str) -> Callable[..., Any]:

@@ -21,15 +21,13 @@ A file of kilobytes can expand to gigabytes, since a repeated string is stored o
 
 _OFFSET_BYTES, _MIN_ROW_BYTES = 4, 8
 
-_ENCODED = pa.dictionary(pa.int32(), pa.string())
-"""The type of text that is not decoded; Arrow has the same for large strings."""
-
 
 def read_table(
     data: bytes,
     columns: Sequence[str] | None = None,
     *,
     n_rows: int | None = None,
+    expected: pa.Schema | None = None,
     is_decoded: bool = True,
 ) -> pa.Table:
     """Read a Parquet file as a table, without the file's key-value metadata.
@@ -38,27 +36,18 @@ def read_table(
         data: the whole file.
         columns: read only these, in this order.
         n_rows: number of rows that the file must have.
+        expected: names and types, in their order, that the columns to read must have in the file.
         is_decoded: False leaves text as the file has it: the distinct values, and the number of one
             of them for each row.
 
     Raises:
         ValueError: a column is missing, occurs twice or has a type other than numbers, times or
-            text, the number of rows differs, or the table would take more than
-            ``MAX_TABLE_BYTES``.
+            text, the number of rows or the columns differ from those expected, or the table would
+            take more than ``MAX_TABLE_BYTES``.
         pa.ArrowException, OSError: not a Parquet file, or a page checksum mismatch.
     """
     metadata = pq.read_metadata(pa.BufferReader(data))
-    return _read(data, metadata, columns, n_rows, is_decoded=is_decoded)
-
-
-def undecoded(schema: pa.Schema) -> pa.Schema:
-    """The schema of a table that `read_table` does not decode.
-
-    >>> undecoded(pa.schema({"kind": pa.string(), "level": pa.int64()})).types
-    [DictionaryType(dictionary<values=string, indices=int32, ordered=0>), DataType(int64)]
-    """
-    encoded = [field.with_type(_ENCODED) if _is_string(field.type) else field for field in schema]
-    return pa.schema(encoded)
+    return _read(data, metadata, columns, n_rows, expected=expected, is_decoded=is_decoded)
 
 
 def read_plain_columns(
@@ -124,6 +113,7 @@ def _read(
     columns: Sequence[str] | None = None,
     n_rows: int | None = None,
     *,
+    expected: pa.Schema | None = None,
     is_decoded: bool = True,
 ) -> pa.Table:
     schema = metadata.schema.to_arrow_schema().remove_metadata()
@@ -135,6 +125,8 @@ def _read(
     if n_rows is not None and metadata.num_rows != n_rows:
         raise ValueError(f"expected {n_rows} rows, found {metadata.num_rows}")
     _check_kinds(schema)
+    if expected is not None and schema != expected:
+        raise ValueError(f"expected the columns {_listed(expected)}, found {_listed(schema)}")
     encoded = _encoded(pa.BufferReader(data), metadata, schema)
     return encoded.cast(schema) if is_decoded else encoded
 
@@ -162,6 +154,10 @@ def _encoded(
     if sum(_most_bytes(column) for column in encoded.columns) > MAX_TABLE_BYTES:
         _check_bytes(sum(_decoded_bytes(column) for column in encoded.columns))
     return encoded.replace_schema_metadata()
+
+
+def _listed(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def _check_distinct(names: Sequence[str]) -> None:

@@ -165,7 +165,8 @@ def test_rows_are_scored_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_does_not_grow_with_the_rows(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With one thread the peak does not depend on which blocks happen to be computed at once.
+    # With several threads the peak depends on which blocks happen to be computed at once; how far
+    # they compute ahead has a test of its own, of `in_threads`.
     monkeypatch.setattr(reduction, "n_cpus", lambda: 1)
 
     def peak(n_shards: int) -> int:

@@ -3,10 +3,12 @@
 import threading
 
 import pandas as pd
+import pytest
 import torch
 from cells import cells
 
-from stages.reflection.reduction import each_shard, rows_by_group
+from stages.reflection import reduction
+from stages.reflection.reduction import each_shard, in_threads, rows_by_group
 from store.catalog import FeatureStore
 
 
@@ -42,3 +44,12 @@ def test_shards_are_computed_off_the_main_thread_with_one_torch_thread_each(
     assert {n_threads for _, n_threads in seen} == {1}
     assert torch.get_num_threads() == 3
     torch.set_num_threads(before)
+
+
+def test_threads_are_at_most_two_items_each_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "n_cpus", lambda: 3)
+    begun: list[int] = []
+    for n_read, item in enumerate(in_threads(begun.append, range(40))):
+        assert item is None
+        assert len(begun) <= n_read + 1 + 6
+    assert sorted(begun) == list(range(40))
