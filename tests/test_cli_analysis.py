@@ -110,7 +110,7 @@ def test_a_dry_run_of_analyse_names_the_result_and_makes_none(run: Run, home: Pa
 def test_analyse_refuses_missing_features(refusal: Refusal) -> None:
     assert "no feature set 'nothing'" in refusal("analyse", "--features", "nothing")
     assert "loss: expected one of" in refusal(*ANALYSE, "--loss", "mae")
-    assert "no column 'colour'" in refusal(*ANALYSE, "--by", "colour")
+    assert "unknown column 'colour'" in refusal(*ANALYSE, "--by", "colour")
 
 
 def test_predict_gives_a_row_for_each_image(run: Run, home: Path) -> None:

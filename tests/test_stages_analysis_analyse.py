@@ -213,7 +213,7 @@ def test_sets_of_two_models_are_refused(store: FeatureStore) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"by": ("colour",)}, InputError, "no column 'colour'"),
+        ({"by": ("colour",)}, InputError, "unknown column 'colour'"),
         ({"losses": ("mae",)}, ValidationError, "expected one of ce, mse-m, mse, bce, l1, "),
         ({"row": 43}, InputError, "expected one of 0 to 42"),
     ],

@@ -25,7 +25,7 @@ from stages.data.classes import check_same_classes
 from stages.data.registry import SourceSpec
 from stages.data.source import check_planned, require_labels, source_facts
 from stages.errors import InputError
-from stages.typed import typed
+from stages.stored_card import StoredCard
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
 from store.plan import Plan, fingerprint
@@ -144,7 +144,7 @@ class ActiveRuns:
 
 
 @dataclass(frozen=True, slots=True)
-class CurvesCard:
+class CurvesCard(StoredCard):
     """The card of the curves.
 
     Attributes:
@@ -175,11 +175,6 @@ class CurvesCard:
     def names_of_tests(self) -> dict[str, str]:
         """Name of a test -> name of its data set."""
         return {test: str(facts.get("name")) for test, facts in self.tests.items()}
-
-    @classmethod
-    def of(cls, result: Artifact) -> CurvesCard:
-        """The card of a result; raises ``NotFoundError``, ``DamagedError`` or ``InputError``."""
-        return typed(cls, result.card(), f"the card of {result.name}")
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON
         """The card as it is stored."""

@@ -15,7 +15,7 @@ from pipeline.workspace import Workspace
 from stages.data.option_types import EscapeFormulas, FeatureSetName
 from stages.errors import InputError
 from stages.out_folder import check_folder, write_files
-from stages.reflection.groups import CELLS
+from stages.reflection.groups import CELLS, check_columns
 from stages.reflection.losses import LOSSES
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
@@ -125,9 +125,7 @@ class Analyse(Stage):
         }
 
     def _check_rows_and_columns(self, feature_sets: Sequence[FeatureSet]) -> None:
-        columns = {name for each in feature_sets for name, _ in each.schema.columns}
-        if unknown := [name for name in self.by if name not in columns and name not in CELLS]:
-            raise InputError(f"no column '{unknown[0]}': choose from {', '.join(sorted(columns))}")
+        check_columns(self.verb, feature_sets, [name for name in self.by if name not in CELLS])
         last = feature_sets[0].n_rows - 1
         if self.row is not None and self.row > last:
             raise InputError(f"row {self.row}: expected one of 0 to {last}, the rows of the set")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,7 @@ from stages.metrics.finite import finite_rows
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.losses import LOSSES
 from stages.reflection.reduction import Group
-from stages.typed import typed
-from store.artifacts import Artifact
+from stages.stored_card import StoredCard
 from store.featureset import FeatureSet
 
 BY_GROUP, AVERAGE = "by-group", "average"
@@ -44,7 +43,7 @@ _N_PICTURES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class AnalysisCard:
+class AnalysisCard(StoredCard):
     """The card of an analysis, in its order.
 
     Attributes:
@@ -68,16 +67,6 @@ class AnalysisCard:
     left_out: Mapping[str, int]
     versions: Mapping[str, str]
     seconds: float
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read the card of a finished analysis.
-
-        Raises:
-            NotFoundError, DamagedError: the result is not finished, or was altered.
-            InputError: its card is not in our format.
-        """
-        return typed(cls, result.card(), f"card of result '{result.name}'")
 
 
 def found_in(

@@ -23,6 +23,7 @@ from stages.introspection.contenders import (
 from stages.introspection.heads import Heads, check_labelled
 from stages.introspection.preparation import check_alike, check_preparation
 from stages.reflection.feature_plan import FeaturePlan
+from stages.reflection.groups import check_columns
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
@@ -159,12 +160,7 @@ class Conformal(Stage):
                 f"conformal: --features is the calibration set, {own.name}: omit it, the rows that "
                 "did not calibrate are judged"
             )
-        known = {name for each in (own, other) if each for name, _ in each.schema.columns}
-        if unknown := [name for name in self.by if name not in known]:
-            raise InputError(
-                f"conformal: unknown column '{unknown[0]}' in --by; there are: "
-                f"{', '.join(sorted(known))}"
-            )
+        check_columns(self.verb, [each for each in (own, other) if each], self.by)
 
     def _check(
         self,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isinf, nan
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from stages.introspection.compared import Judge, probabilities_of
 from stages.introspection.contenders import Contender
 from stages.reflection.feature_plan import FeaturePlan
 from stages.reflection.groups import cell_columns
-from stages.typed import typed
+from stages.stored_card import StoredCard
 from stages.versions import versions
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
@@ -52,7 +52,7 @@ DEFINITIONS: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConformalCard:
+class ConformalCard(StoredCard):
     """What was calibrated on which rows, and judged on which.
 
     Attributes:
@@ -88,14 +88,6 @@ class ConformalCard:
     def alpha(self) -> float:
         """Share of rows whose set may miss the label."""
         return float(self.method["alpha"])
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read the card of a finished result.
-
-        Raises ``NotFoundError``, ``DamagedError``, and ``InputError`` for another format.
-        """
-        return typed(cls, result.card(), f"card of result '{result.name}'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from stages.curation.curation_scores import RANKINGS
 from stages.errors import InputError
-from stages.typed import typed
+from stages.stored_card import StoredCard
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 
@@ -83,7 +83,7 @@ class FoundFlips:
 
 
 @dataclass(frozen=True, slots=True)
-class CurationCard:
+class CurationCard(StoredCard):
     """The card of a curation, in its order.
 
     Attributes:
@@ -115,11 +115,6 @@ class CurationCard:
     versions: Mapping[str, str]
     seconds: float
     found: FoundFlips | None = None
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read the card of a result; raises ``InputError`` if it is not in our format."""
-        return typed(cls, result.card(), f"card of result '{result.name}'")
 
     @property
     def is_same_set(self) -> bool:

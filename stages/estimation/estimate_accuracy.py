@@ -12,7 +12,6 @@ from pipeline.make import ArtifactJob, Output
 from pipeline.stage import Distinct, Preview, Stage
 from pipeline.workspace import Workspace
 from stages.data.option_types import FeatureSetName
-from stages.errors import InputError
 from stages.estimation.estimators import ESTIMATORS
 from stages.introspection.contenders import (
     Contender,
@@ -23,7 +22,7 @@ from stages.introspection.contenders import (
 from stages.introspection.heads import Heads, check_labelled
 from stages.introspection.preparation import check_alike, check_preparation
 from stages.reflection.feature_plan import FeaturePlan
-from stages.reflection.groups import cell_columns
+from stages.reflection.groups import cell_columns, check_columns
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
@@ -71,7 +70,8 @@ class EstimateAccuracy(Stage):
         """
         store = workspace.store
         source, target = store.open(self.source), store.open(self.features)
-        by = self._columns(target)
+        check_columns(self.verb, [target], self.by)
+        by = cell_columns(target, self.by)
         contenders = contenders_of(store, target, self.heads)
         plan = self.plan(source, target, contenders)
         name = f"{target.plan['name']}-accuracy-{fingerprint(plan)}"
@@ -111,15 +111,6 @@ class EstimateAccuracy(Stage):
                 "heads": planned_heads(contenders),
             },
         }
-
-    def _columns(self, target: FeatureSet) -> tuple[str, ...]:
-        known = [name for name, _ in target.schema.columns]
-        if unknown := [name for name in self.by if name not in known]:
-            raise InputError(
-                f"estimate-accuracy {target.name}: unknown column '{unknown[0]}' in --by; there "
-                f"are: {', '.join(known)}"
-            )
-        return cell_columns(target, self.by)
 
     def _check(
         self,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import nan
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 
@@ -20,14 +20,14 @@ from stages.estimation.group_estimates import Estimation
 from stages.introspection.compared import Judge, last_layers_of
 from stages.introspection.contenders import Contender
 from stages.reflection.feature_plan import FeaturePlan
-from stages.typed import typed
+from stages.stored_card import StoredCard
 from stages.versions import versions
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EstimationCard:
+class EstimationCard(StoredCard):
     """What was estimated from which rows.
 
     Attributes:
@@ -54,14 +54,6 @@ class EstimationCard:
     definitions: Mapping[str, str]
     versions: Mapping[str, str]
     seconds: float
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read the card of a finished result.
-
-        Raises ``NotFoundError``, ``DamagedError``, and ``InputError`` for another format.
-        """
-        return typed(cls, result.card(), f"card of result '{result.name}'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from stages.judging.beside import Beside, check_beside, matched_rows, name_besid
 from stages.judging.judged_sets import check_judged
 from stages.metrics.definitions import REFERENCE
 from stages.metrics.sums import N_BINS
-from stages.reflection.groups import cell_columns
+from stages.reflection.groups import cell_columns, check_columns
 from store.catalog import FeatureStore
 from store.featureset import FeatureSet
 from store.plan import Plan, fingerprint
@@ -204,13 +204,8 @@ class Evaluate(Stage):
         """
         from stages.evaluation.recognition import stored_column
 
-        known = [name for name, _ in feature_set.schema.columns]
         by = tuple(stored_column(feature_set, name) for name in self.by)
-        if unknown := [name for name in by if name not in known]:
-            raise InputError(
-                f"evaluate {feature_set.name}: unknown column '{unknown[0]}' in --by; there are: "
-                f"{', '.join(known)}"
-            )
+        check_columns(self.verb, [feature_set], by)
         if len(set(by)) < len(by):
             raise InputError(f"evaluate: --by {','.join(self.by)} names a column twice")
         return by

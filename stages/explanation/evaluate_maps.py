@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -17,8 +17,7 @@ from stages.data.option_types import OutputName
 from stages.explanation.draw_maps import Images, Maps
 from stages.explanation.questions import Question
 from stages.sensing.models import weights_path
-from stages.typed import typed
-from store.artifacts import Artifact
+from stages.stored_card import StoredCard
 from store.plan import fingerprint
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class MapsCard:
+class MapsCard(StoredCard):
     """The card of an evaluation of maps, in its order.
 
     Attributes:
@@ -72,11 +71,6 @@ class MapsCard:
     definitions: Mapping[str, str]
     versions: Mapping[str, str]
     seconds: float
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read the card of a result; raises ``InputError`` if it is not in our format."""
-        return typed(cls, result.card(), f"card of result '{result.name}'")
 
 
 class EvaluateMaps(Stage):

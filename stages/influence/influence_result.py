@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
-from stages.typed import typed
-from store.artifacts import Artifact
+from stages.stored_card import StoredCard
 
 INFLUENCES, METHODS = "influences.parquet", "methods.parquet"
 SIDES = ("supports", "opposes")
@@ -32,7 +30,7 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class InfluenceCard:
+class InfluenceCard(StoredCard):
     """The card of a result, in its order.
 
     Attributes:
@@ -64,8 +62,3 @@ class InfluenceCard:
     definitions: Mapping[str, str]
     versions: Mapping[str, str]
     seconds: float
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read the card of a result; raises ``InputError`` if it is not in our format."""
-        return typed(cls, result.card(), f"card of result '{result.name}'")

@@ -18,8 +18,7 @@ from stages.introspection.head_training import HeadTraining
 from stages.introspection.heads import factors_in_memory, labels_of
 from stages.introspection.reading import usable_rows
 from stages.scores.training_value import TRAINING_VALUES
-from stages.typed import typed
-from store.artifacts import Artifact
+from stages.stored_card import StoredCard
 from store.featureset import FeatureSet
 
 Tick = Callable[[int], None]
@@ -28,7 +27,7 @@ BY_SEED, MEANS, KEPT = "by-seed.parquet", "means.parquet", "kept.parquet"
 
 
 @dataclass(frozen=True)
-class PruningCard:
+class PruningCard(StoredCard):
     """The card of a result, in its order.
 
     Attributes:
@@ -56,11 +55,6 @@ class PruningCard:
     definitions: Mapping[str, str]
     versions: Mapping[str, str]
     seconds: float
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read the card of a result; raises ``InputError`` if it is not in our format."""
-        return typed(cls, result.card(), f"card of result '{result.name}'")
 
 
 @dataclass(frozen=True, eq=False)

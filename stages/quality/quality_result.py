@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from stages.metrics.agreement import (
 )
 from stages.metrics.bootstrap import Resampling
 from stages.quality.measures import MEASURES, column_of
-from stages.typed import typed
+from stages.stored_card import StoredCard
 from store.artifacts import Artifact
 from store.featureset import FeatureSet
 
@@ -41,7 +41,7 @@ MONOTONY = (
 
 
 @dataclass(frozen=True, slots=True)
-class QualityCard:
+class QualityCard(StoredCard):
     """The card of a result, in its order.
 
     Attributes:
@@ -64,11 +64,6 @@ class QualityCard:
     n_references: int
     resampled: str
     mappings: Mapping[str, Mapping[str, tuple[float | None, ...]]]
-
-    @classmethod
-    def of(cls, result: Artifact) -> Self:
-        """Read a card; raises ``InputError`` if it is not in our format."""
-        return typed(cls, result.card(), f"card of result '{result.name}'")
 
 
 def read_table(result: Artifact, name: str) -> pd.DataFrame:

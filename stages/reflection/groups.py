@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stages.errors import InputError
 from stages.reflection.reduction import Group
 from store.featureset import FeatureSet
 
@@ -28,6 +29,16 @@ def cell_columns(feature_set: FeatureSet, by: Sequence[str] = ()) -> tuple[str, 
     """Those of the columns ``by``, by default `CELLS`, that a set has, each once."""
     known = [name for name, _ in feature_set.schema.columns]
     return tuple(dict.fromkeys(name for name in by or CELLS if name in known))
+
+
+def check_columns(verb: str, sets: Sequence[FeatureSet], by: Sequence[str]) -> None:
+    """Raise ``InputError`` if a column of ``--by`` is in none of the sets."""
+    known = dict.fromkeys(name for each in sets for name, _ in each.schema.columns)
+    if unknown := [name for name in by if name not in known]:
+        raise InputError(
+            f"{verb} {sets[0].name}: unknown column '{unknown[0]}' in --by; there are: "
+            f"{', '.join(known)}"
+        )
 
 
 def group_codes(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
 
 from stages.planned import PlannedResult
 from stages.report.clean import Clean
 from stages.report.results import Entry
 from stages.report.tables import TableSpec
-from stages.typed import typed
-from store.artifacts import Artifact
+from stages.stored_card import StoredCard
 from store.plan import Plan, fingerprint
 
 VERSION = 3
@@ -19,7 +17,7 @@ VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
-class ReportCard:
+class ReportCard(StoredCard):
     """The card of a report, in its order.
 
     Attributes:
@@ -37,16 +35,6 @@ class ReportCard:
     results: tuple[PlannedResult, ...]
     versions: Mapping[str, str]
     command: str
-
-    @classmethod
-    def of(cls, report: Artifact) -> Self:
-        """Read the card of a report.
-
-        Raises:
-            NotFoundError, DamagedError: the report is not finished, or was altered.
-            InputError: its card is not in our format.
-        """
-        return typed(cls, report.card(), f"card of report '{report.name}'")
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _head_of(head: HeadCard, marked: Callable[[str], str]) -> Meaning:
         case TrainedNetwork() as network:
             facts = {TRAINED_ON: features}
             if network.selected_on:
-                facts["the epoch is kept that is best on"] = marked(network.selected_on)
+                facts["epoch selected on"] = marked(network.selected_on)
             if network.tempered_on:
                 facts[TEMPERED_ON] = marked(network.tempered_on)
             return Meaning(_network_on(network.spec.reading), facts)

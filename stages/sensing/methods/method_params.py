@@ -210,11 +210,16 @@ def in_words(method: MethodParams) -> str:
 
     >>> in_words(Noise())
     'noise (per_distortion 500)'
+    >>> in_words(SimClr(projection=(512, 128)))
+    'simclr (nt_xent_temperature 0.5, projection 512-128)'
     """
     facts = dataclasses.asdict(method)
     name = facts.pop("name")
-    values = (
-        (key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts.items()
-    )
-    shown = ", ".join(f"{key} {value}" for key, value in values if value is not None)
+    shown = ", ".join(f"{key} {_value(value)}" for key, value in facts.items() if value is not None)
     return f"{name} ({shown})" if shown else name
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
