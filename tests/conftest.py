@@ -31,6 +31,9 @@ Refusal = Callable[..., str]
 # The width of the tester's terminal, which workers get as well; tests that are about it set it.
 os.environ.pop("COLUMNS", None)
 
+# No test can cut the power, so waiting until data are on the disk would only take time.
+os.fsync = lambda descriptor: None
+
 # An example may wait for a busy machine; `make soak` asks for the long one.
 settings.register_profile("short", max_examples=50, deadline=None)
 settings.register_profile("soak", max_examples=5_000, deadline=None)

@@ -40,6 +40,17 @@ def storage(request: pytest.FixtureRequest) -> Storage:
     return ObjectStorage(request.getfixturevalue("place"))
 
 
+def test_a_file_is_synced_and_then_the_folder_of_its_name(
+    folder: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda opened: synced.append(os.fstat(opened).st_ino))
+    folder.write("set/value", b"one")
+    inodes = [path.stat().st_ino for path in (tmp_path / "set/value", tmp_path / "set", tmp_path)]
+    assert synced.index(inodes[0]) < max(at for at, each in enumerate(synced) if each == inodes[1])
+    assert inodes[2] in synced  # which holds the name of the folder
+
+
 @pytest.mark.parametrize("key", ["a", "a/b/c", "with space/ü日本", "features/c/0/0"])
 def test_what_was_written_is_read_back(storage: Storage, key: str) -> None:
     storage.write(key, b"one")

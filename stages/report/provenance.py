@@ -22,7 +22,7 @@ from stages.metrics.bootstrap import MIN_RESAMPLES
 from stages.report.paper import other_data
 from stages.report.results import Judged
 from stages.sensing.card import ModelCard
-from stages.sensing.methods.method_params import AugMix, in_words
+from stages.sensing.methods.method_params import AugMix, in_words, value_in_words
 from stages.sensing.models import models_of
 from stages.sensing.train_params import TrainParams, planned_params
 from stages.sensing.trained import TrainedModel, is_trained_here
@@ -81,7 +81,7 @@ def _moves_of(perturbations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for side, steps in perturbations.items():
         moves = [
             ", ".join(
-                f"{name} {_short(value)}" if name != "target" else "through a head"
+                f"{name} {value_in_words(value)}" if name != "target" else "through a head"
                 for name, value in step.items()
                 if value is not None
             )
@@ -218,7 +218,7 @@ def _other_recipe(
 
 def _other_facts(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {_short(facts[name])} ({_short(value)})"
+        f"{name.replace('_', ' ')} {value_in_words(facts[name])} ({value_in_words(value)})"
         for name, value in theirs.items()
         if facts.get(name, value) != value
     )
@@ -324,18 +324,10 @@ def _recipe_of(recipe: TrainParams) -> str:
 
 def _listed(facts: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {_short(value)}"
+        f"{name.replace('_', ' ')} {value_in_words(value)}"
         for name, value in facts.items()
         if name not in _HIDDEN and value is not None
     )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return "/".join(map(_short, value)) or "none"
-    return str(value)
 
 
 def _fraction(value: float | None) -> str:

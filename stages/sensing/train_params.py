@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, Precision
 from stages.sensing.hidden_layers import widths_in
-from stages.sensing.methods.method_params import PLAIN, AugMix, MethodParams, SimClr, in_words
+from stages.sensing.methods.method_params import (
+    PLAIN,
+    AugMix,
+    MethodParams,
+    SimClr,
+    in_words,
+    value_in_words,
+)
 
 Augmentation = Literal["none", "flip", "crop_flip"]
 Schedule = Literal["steps", "one-cycle", "cosine"]
@@ -154,7 +161,7 @@ def params_in_words(params: TrainParams) -> str:
     values = planned_params(params)
     if "method" in values:
         values["method"] = in_words(params.method)
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{name} {value_in_words(value)}" for name, value in values.items())
 
 
 PRESETS = {

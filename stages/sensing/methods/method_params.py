@@ -210,16 +210,25 @@ def in_words(method: MethodParams) -> str:
 
     >>> in_words(Noise())
     'noise (per_distortion 500)'
-    >>> in_words(SimClr(projection=(512, 128)))
-    'simclr (nt_xent_temperature 0.5, projection 512-128)'
+    >>> in_words(SimClr())
+    'simclr (nt_xent_temperature 0.5, projection 512/128)'
     """
     facts = dataclasses.asdict(method)
     name = facts.pop("name")
-    shown = ", ".join(f"{key} {_value(value)}" for key, value in facts.items() if value is not None)
+    shown = ", ".join(
+        f"{key} {value_in_words(value)}" for key, value in facts.items() if value is not None
+    )
     return f"{name} ({shown})" if shown else name
 
 
-def _value(value: object) -> str:
+def value_in_words(value: object) -> str:
+    """The value of a parameter.
+
+    >>> value_in_words((0.3, 0.6)), value_in_words(1e-6)
+    ('0.3/0.6', '1e-06')
+    """
     if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return "/".join(map(value_in_words, value)) or "none"
+    return str(value)
