@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -92,7 +93,7 @@ def test_a_head_with_and_without_a_temperature_is_described_once(store: FeatureS
     ],
 )
 def test_a_temperature_of_the_evaluated_images_is_marked(
-    store: FeatureStore, changes: dict[str, object], mark: str
+    store: FeatureStore, changes: dict[str, Any], mark: str
 ) -> None:
     found = cells(store, n_rows=60, source=SOURCE)
     small_head(store, cells(store, source={**SOURCE, "split": "train"}))
@@ -105,6 +106,9 @@ def test_a_temperature_of_the_evaluated_images_is_marked(
     )[0]
     assert page.count(f"fitted on {fitted.name}{mark}\n") == 1
     assert page.count(f"fitted on {fitted.name}{mark}; T = ") == 1
+    is_training = changes.get("source", SOURCE)["split"] == "train"
+    chosen = f"is chosen on labelled images for H (on {fitted.name}), T (on {fitted.name}): results"
+    assert (chosen in page) is not is_training
 
 
 def test_the_accuracy_on_clean_images_stands_beside_the_mean(

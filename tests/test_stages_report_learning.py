@@ -88,7 +88,7 @@ def learned(tmp_path_factory):
     store = FeatureStore(str(folder / "store"))
     results = {}
     for kinds in (("f", "h"), ("h",)):
-        lesson = LessonParams(network="cnn2", epochs=1, layers=(6,))
+        lesson = LessonParams(network="cnn2", epochs=1, layers=(6,), lr=1e-3)
         runs = ActiveRuns(
             lessons_of(lesson, ("random", "margin"), kinds, (0, 1)),
             RoundParams(rounds=2, query=10, start=10),
@@ -120,6 +120,7 @@ def test_the_page_has_table_curves_runs_and_limitations(learned):
     assert "| margin | f |" in page
     assert "Fewer than 3 seeds: 2." in page
     assert "rounds 2 (20), query 10 (1,000), start 10 (100)" in page
+    assert "(that of BADGE's code in brackets): learning rate of f 0.001 (0.0001).\n" in page
     assert "of 24 trainings ended after 1 epochs with less than 99 % training accuracy" in page
     assert "learning-curves.svg" in page
     assert b"<svg" in report.read(PAGE)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stages.active_learning.active_runs import CurvesCard, means_of, read_curves, with_interval
+from stages.active_learning.lesson import LessonParams
 from stages.active_learning.rounds import RoundParams, RunCard
 from stages.errors import InputError
 from stages.metrics.definitions import DEFINITIONS
@@ -35,6 +36,10 @@ METRICS = ("accuracy",)
 """The only metric."""
 
 PAPER_ROUNDS = RoundParams(rounds=20, query=1000, start=100)
+PUBLISHED_LESSON = LessonParams()
+TRAINING = {"lr": "learning rate of f", "batch": "batch size", "precision": "precision of f"}
+"""Parameter of a training -> how the page calls it."""
+
 PAPER_TESTS = {"clean": "cifar10", "gaussian_noise": "cifar10c"}
 """Test -> data set to which the paper's numbers refer."""
 
@@ -208,6 +213,15 @@ def _shortcomings(entries: Sequence[Entry], numbers: pd.DataFrame) -> list[str]:
             if (ours := getattr(card.rounds, name)) != theirs
         ]:
             found.append(f"Other sizes (the paper's in brackets): {', '.join(smaller)}.")
+        if changed := [
+            f"{words} {ours} ({theirs})"
+            for name, words in TRAINING.items()
+            if (ours := getattr(card.lessons[0], name))
+            != (theirs := getattr(PUBLISHED_LESSON, name))
+        ]:
+            found.append(
+                f"Other training (that of BADGE's code in brackets): {', '.join(changed)}."
+            )
         if card.short_trainings:
             found.append(
                 f"{card.short_trainings} of {card.trainings} trainings ended after "

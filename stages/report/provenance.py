@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from stages.introspection.head_card import (
 )
 from stages.introspection.reading import Reading
 from stages.metrics.bootstrap import MIN_RESAMPLES
+from stages.reflection.feature_plan import FeaturePlan
 from stages.report.paper import other_data
 from stages.report.results import Judged
 from stages.sensing.card import ModelCard
@@ -28,7 +29,7 @@ from stages.sensing.train_params import TrainParams, planned_params
 from stages.sensing.trained import TrainedModel, is_trained_here
 from store.artifacts import Artifact
 from store.catalog import FeatureStore
-from store.errors import NotFoundError
+from store.errors import NotFoundError, StoreError
 
 Row = dict[str, str]
 
@@ -149,28 +150,12 @@ def shortcomings(
 ) -> list[str]:
     """What a reader must know before comparing: data, recipe, seeds and excluded rows."""
     return [
-        *_selected(judged),
         *_other_data(judged, table),
         *_other_recipe(store, judged, table),
+        *_chosen(store, judged),
         *_few_seeds(judged),
         *_left_out(judged),
         *_no_intervals(judged, table),
-    ]
-
-
-def _selected(judged: Sequence[Judged]) -> list[str]:
-    """Heads whose epoch was chosen on labelled rows, which may be the images evaluated here."""
-    heads = [each for found in judged for each in found.heads.items()]
-    chosen = {
-        f"{label} (on {head.predictor.selected_on})"
-        for label, head in heads
-        if isinstance(head.predictor, TrainedNetwork) and head.predictor.selected_on
-    }
-    if not chosen:
-        return []
-    return [
-        f"The best of all epochs is kept for {', '.join(sorted(chosen))}: results on these images, "
-        "and on corrupted versions of them, are optimistic."
     ]
 
 
@@ -222,6 +207,39 @@ def _other_facts(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
         for name, value in theirs.items()
         if facts.get(name, value) != value
     )
+
+
+def _chosen(store: FeatureStore, judged: Sequence[Judged]) -> list[str]:
+    """Contenders of which an epoch or a temperature was chosen on other than training images."""
+    chosen = {
+        f"{label} (on {features})"
+        for found in judged
+        for label, head in found.heads.items()
+        for features in _chosen_on(head)
+        if not _is_for_training(store, features)
+    }
+    if not chosen:
+        return []
+    return [
+        f"An epoch or a temperature is chosen on labelled images for {', '.join(sorted(chosen))}: "
+        "results on these images, and on corrupted versions of them, are optimistic."
+    ]
+
+
+def _chosen_on(head: HeadCard) -> Iterator[str]:
+    match head.predictor:
+        case FittedTemperature():
+            yield head.features
+        case TrainedNetwork() as network:
+            yield from filter(None, (network.selected_on, network.tempered_on))
+
+
+def _is_for_training(store: FeatureStore, features: str) -> bool:
+    """Whether a feature set has the training images of its data set; False if it was deleted."""
+    try:
+        return FeaturePlan.of(store.resolve(features).plan).source.split == "train"
+    except StoreError:
+        return False
 
 
 def _few_seeds(judged: Sequence[Judged]) -> list[str]:
