@@ -140,17 +140,7 @@ class Ood(Stage):
         )
         plain = _features(workspace, inside)
         model = planned_model(plain.plan)
-        samples = [
-            Extract(
-                dataset=each,
-                model=model.name,
-                precision=self.precision,
-                out_of_distribution=True,
-                sample=self.rows,
-                sample_seed=self.seed,
-            )
-            for each, _ in self.groups
-        ]
+        samples = self._samples(model.name)
         outsides = [_stored_or_sampled(workspace, each) for each in samples]
         sources = [
             opened(workspace, replace(each.source(workspace), image_size=model.input))
@@ -192,6 +182,20 @@ class Ood(Stage):
             "detect",
             (*plain.preview.notes, *notes),
         )
+
+    def _samples(self, model: str) -> list[Extract]:
+        """The extractions of as many rows of each set of other images as are compared."""
+        return [
+            Extract(
+                dataset=each,
+                model=model,
+                precision=self.precision,
+                out_of_distribution=True,
+                sample=self.rows,
+                sample_seed=self.seed,
+            )
+            for each, _ in self.groups
+        ]
 
     def _contenders(
         self, store: FeatureStore, features: Planned
