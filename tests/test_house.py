@@ -14,12 +14,14 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from cli.app import app, commands
+from stages import verbs
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -504,6 +506,23 @@ def test_every_option_has_a_description(command):
     silent = [p.name for p in COMMANDS[command].params if not getattr(p, "help", None)]
 
     assert silent == []
+
+
+@pytest.mark.parametrize("verb", verbs.MODULES)
+def test_a_type_describes_an_option_once(verb):
+    """Of two descriptions in nested types, pydantic takes the inner one without a word."""
+    hints = get_type_hints(verbs.stage_of(verb), include_extras=True)
+    found = {name: max(map(len, _descriptions(hint)), default=0) for name, hint in hints.items()}
+
+    assert [name for name, n_descriptions in found.items() if n_descriptions > 1] == []
+
+
+def _descriptions(hint):
+    """The descriptions in each Annotated of a type."""
+    if get_origin(hint) is Annotated:
+        yield [each for each in hint.__metadata__ if getattr(each, "description", None)]
+    for part in get_args(hint)[: 1 if get_origin(hint) is Annotated else None]:
+        yield from _descriptions(part)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

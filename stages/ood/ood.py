@@ -62,7 +62,7 @@ class Ood(Stage):
     runs_with = ("data_root", "executor", "gpus", "workers", "memory", "address", "device")
     examples = (
         "ood --in cifar10 --out svhn,textures,places365",
-        "ood --in cifar10 --near cifar100 --far svhn,textures --detector msp,knn,vim",
+        "ood --in cifar10 --near ./cifar100 --far svhn,textures --detector msp,knn,vim",
         "ood --in cifar10 --out svhn --detector msp,odin --attack f",
     )
 

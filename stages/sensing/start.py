@@ -18,7 +18,7 @@ from stages.data.source import ImageSource
 from stages.errors import InputError
 from stages.sensing.card import Normalisation, check_normalisation
 from stages.sensing.hidden_layers import plain_name
-from stages.sensing.import_model import Mean, Std, Weights, changed_resizing, weights_file
+from stages.sensing.import_model import PerChannel, Weights, changed_resizing, weights_file
 from stages.sensing.initial_weights import InitialWeights, initial_weights
 from stages.sensing.models import WEIGHTS_KEY, model_card, weights_path
 from store.artifacts import Artifact
@@ -43,11 +43,11 @@ StartWeights = Annotated[
 ]
 _OF_IMAGES = "(default: as published with the weights, else that of the training images)"
 StartMean = Annotated[
-    Mean,
+    PerChannel,
     Field(description=f"Per-channel mean subtracted from pixels in [0, 1]. {_OF_IMAGES}"),
 ]
 StartStd = Annotated[
-    Std,
+    PerChannel,
     Field(
         description="Per-channel standard deviation that pixels in [0, 1] are divided by. "
         f"{_OF_IMAGES}"

@@ -41,7 +41,7 @@ class Uncertainty(Stage):
     verb = "uncertainty"
     makes = "result"
     examples = (
-        "uncertainty --features cifar10c@resnet18 --head H=resnet18-h --head L=resnet18-laplace",
+        "uncertainty --features cifar10c@resnet18 --head L=resnet18-laplace-full",
         "uncertainty --features cifar10-test@resnet18 --also cifar10c@resnet18 --dropout 0.1",
         "uncertainty --features cifar10-test@resnet18 --ensemble deep=f+resnet18-b",
     )
