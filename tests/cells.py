@@ -33,16 +33,18 @@ def cells(
     corruptions: tuple[str, str] = ("fog", "snow"),
     order: Sequence[int] | None = None,
     noise: float = 0.0,
+    unread: Sequence[int] = (UNREAD,),
     source: Mapping[str, Any] | None = None,
     net: Mapping[str, Any] | None = None,
 ) -> FeatureSet:
     """Rows of two corruptions at three severities in turn: six cells of the same images.
 
-    ``order`` stores the rows in another order, and ``noise`` is added to the features. ``source``
-    and ``net`` are further facts of the data set and the network for the plan.
+    ``order`` stores the rows in another order, ``noise`` is added to the features, and the images
+    of the rows ``unread`` could not be read. ``source`` and ``net`` are further facts of the data
+    set and the network for the plan.
     """
     order = np.arange(n_rows) if order is None else np.asarray(order)
-    unread = int(np.flatnonzero(order == UNREAD)[0])
+    is_unread = np.isin(np.arange(n_rows), unread)
     rng = np.random.default_rng([7, n_rows])
     labels = rng.integers(0, N_CLASSES, n_rows)
     centres = np.eye(N_CLASSES, WIDTH) * 2
@@ -51,7 +53,7 @@ def cells(
     logits = features @ np.eye(WIDTH, N_CLASSES, dtype=np.float32)
     if is_all_wrong:
         labels = (logits.argmax(axis=1) + 1) % N_CLASSES
-    features[UNREAD], logits[UNREAD] = np.nan, np.nan
+    features[is_unread], logits[is_unread] = np.nan, np.nan
     image, cell = np.arange(n_rows) // 6, np.arange(n_rows) % 6
     corruption, severity = np.array(corruptions)[cell % 2], cell // 2 + 1
     places = zip(corruption, severity, image, strict=True)
@@ -60,7 +62,7 @@ def cells(
         "corruption": corruption,
         "severity": severity,
         "label": labels if has_labels else np.full(n_rows, -1),
-        "status": ["unreadable" if row == UNREAD else "ok" for row in range(n_rows)],
+        "status": np.where(is_unread, "unreadable", "ok"),
     }
     kinds = (*(NAMES if has_cells else NAMES[:1]), ("label", "int64"), ("status", "string"))
     schema = Schema(ARRAYS, kinds)
@@ -81,7 +83,7 @@ def cells(
         here = {key: np.asarray(columns[key])[rows] for key, _ in kinds}
         arrays = {"features": features[rows], "logits": logits[rows]}
         files = encode_rows(schema, shard, shard_rows, arrays, here)
-        failed = {str(unread): "unreadable"} if shard.start <= unread < shard.stop else {}
+        failed = {str(shard.start + at): "unreadable" for at in np.flatnonzero(is_unread[rows])}
         found.shard_set.commit(shard, files, {"failed": failed})
     return found
 

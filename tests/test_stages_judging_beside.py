@@ -109,6 +109,37 @@ def test_the_same_extraction_differs_by_nothing(store: FeatureStore, has_cells: 
     assert gains.ravel() == pytest.approx([0, 0, 0], abs=1e-14)  # sums have another order
 
 
+def test_samples_that_failed_in_one_set_are_left_out_in_both(store: FeatureStore) -> None:
+    ours = cells(store, unread=(5, 40))
+    twin = cells(store, "twin", shard_rows=25, order=SHUFFLED, unread=(5, 17, 76))
+    result = beside(store, ours, beside=twin.name, beside_label="twin")
+
+    (row,) = (
+        result.average[result.average["metric"] == "accuracy"].query("predictor == 'twin'").index
+    )
+    gains = result.average.loc[row, ["gain", "gain_low", "gain_high"]].to_numpy(float)
+    assert gains == pytest.approx(0, abs=1e-14)
+    assert result.card.left_out_rows == {"f": 4, "twin": 4}
+    rows = result.by_group.pivot_table("n_rows", CELLS, "predictor")
+    assert rows["f"].tolist() == rows["twin"].tolist()
+    assert rows["f"].sum() == 80
+
+
+def test_a_cell_that_failed_in_one_set_is_in_no_mean(store: FeatureStore) -> None:
+    ours = cells(store, n_rows=36)
+    twin = cells(store, "twin", n_rows=36, unread=range(0, 36, 6))  # all of fog, severity 1
+    result = beside(store, ours, beside=twin.name, beside_label="twin")
+
+    gains = result.average.loc[result.average["predictor"] == "twin", "gain"]
+    assert gains.to_numpy() == pytest.approx(0, abs=1e-14)
+    assert result.card.cells.count == 5
+    assert "mean over 5 groups" in result.card.title
+    alone = open_evaluation(
+        make_in(store, Evaluate(features=twin.name, heads=(), resamples=0)).output
+    )
+    assert alone.card.cells.count == 5
+
+
 def test_a_result_says_which_predictors_read_the_other_set(store: FeatureStore) -> None:
     ours, other = two_sets(store)
     small_head(store, ours)

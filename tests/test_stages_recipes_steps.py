@@ -479,9 +479,10 @@ def test_active_learning_becomes_a_page_on_both_tests(place):
     report = done.statuses[-1].job.output
 
     assert {status.state for status in done.statuses} == {State.COMPLETE}
-    assert [shown.split(" H ")[0] for shown in report.card()["shows"]] == [
-        "On clean images",
-        "On gaussian noise images",
+    assert [shown.split(" is ")[0] for shown in report.card()["shows"]] == [
+        f"On {test} images {predictor}"
+        for test in ("clean", "gaussian noise")
+        for predictor in ("f beside H", "H")
     ]
 
 

@@ -57,6 +57,16 @@ def test_gains_are_paired_by_seed():
     assert row(table, "H")["low"] < 0.5 - 1  # and lie far from each other
 
 
+def test_the_gain_of_h_has_a_part_that_is_due_to_its_images():
+    both = curves([[0.1, 0.3]], [[0.2, 0.6]])
+    beside = curves([[0.1, 0.4]], [])
+    beside = beside.assign(predictor="f beside H", kind="h")
+    table = learning_table(pd.concat([both, beside]), ("network",))
+
+    assert row(table, "H")["gain"] == pytest.approx(0.2)
+    assert row(table, "f beside H")["gain"] == pytest.approx(0.05)
+
+
 def test_the_interval_is_that_of_students_t():
     gains = np.array([0.1, 0.2, 0.3])
     table = learning_table(curves([[0.0]] * 3, [[gain] for gain in gains]), ("network",))
@@ -116,7 +126,9 @@ def test_the_page_has_table_curves_runs_and_limitations(learned):
     report = reported(store, results["f", "h"])
     page = report.read(MARKDOWN).decode()
 
-    assert re.search(r"On clean images H is .* than f in|On clean images H is not clearly", page)
+    for name in ("H", "f beside H"):
+        assert re.search(rf"On clean images {name} is (.* than f in|not clearly)", page)
+    assert "| margin | f beside H |" in page
     assert "| margin | f |" in page
     assert "Fewer than 3 seeds: 2." in page
     assert "rounds 2 (20), query 10 (1,000), start 10 (100)" in page
@@ -124,7 +136,7 @@ def test_the_page_has_table_curves_runs_and_limitations(learned):
     assert "of 24 trainings ended after 1 epochs with less than 99 % training accuracy" in page
     assert "learning-curves.svg" in page
     assert b"<svg" in report.read(PAGE)
-    assert len(pd.read_csv(io.BytesIO(report.read(TABLE)))) == 4
+    assert len(pd.read_csv(io.BytesIO(report.read(TABLE)))) == 6
 
 
 def test_a_result_of_h_alone_has_nothing_to_compare(learned):

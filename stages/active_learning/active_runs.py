@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 CURVES = "curves.parquet"
 
+BESIDE = "f beside H"
+"""Predictor of a run in which H selects: the f whose output H reads."""
+
 
 def lessons_of(
     lesson: LessonParams,
@@ -299,7 +302,7 @@ def _curve(card: RunCard) -> pd.DataFrame:
             "round": number,
             "labelled": each.labelled,
             "test": test,
-            "predictor": predictor if predictor == own else "f beside H",
+            "predictor": predictor if predictor == own else BESIDE,
             "accuracy": accuracy,
         }
         for number, each in enumerate(card.rounds)

@@ -65,7 +65,8 @@ def card_of(
     plan = FeaturePlan.of(feature_set.plan)
     if beside is not None:
         judges = [*judges, *beside.predictors]
-    n_cells = len(found.by_group.drop_duplicates(list(cells))) if cells else 1
+    counted_cells = found.by_group[found.by_group["n_rows"] > 0]
+    n_cells = len(counted_cells.drop_duplicates(list(cells))) if cells else 1
     seeds: dict[str, tuple[int, ...]] = {}
     for each in judges:
         seeds[each.label] = (*seeds.get(each.label, ()), each.seed)

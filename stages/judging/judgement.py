@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import add
 from typing import Any, NamedTuple, Protocol
 
@@ -128,17 +128,22 @@ def judged(
 
     The cells are the values of the sample columns ``by``, by default those of `cell_columns`. The
     tables have the metric `INFORMATION` if a judge gives it; it is 0 for the others. The predictors
-    of ``beside`` follow in the tables; an image has the same weights in both sets, so that their
-    differences are paired, too.
+    of ``beside`` follow in the tables. Their differences are paired, too: samples that failed in
+    one of the sets are left out in both, and an image has the same weights in both.
 
     Raises:
         InputError: resamples are requested, but the source images of the rows are unknown.
     """
     by = cell_columns(feature_set) if by is None else by
-    jobs = [_Job(feature_set, tuple(predictors), by, resampling)]
+    own = _Job(feature_set, tuple(predictors), by, resampling)
+    jobs = [own]
     if beside is not None:
         other = beside.feature_set, tuple(beside.predictors)
-        jobs.append(_Job(*other, by, resampling, beside.rows))
+        failed, failed_beside = _failed_rows(feature_set), _failed_rows(beside.feature_set)
+        jobs = [
+            replace(own, left_out=beside.rows[failed_beside]),
+            _Job(*other, by, resampling, beside.rows, np.flatnonzero(np.isin(beside.rows, failed))),
+        ]
     tables = _Tables(by)
     for job in jobs:
         n_rows = group_sizes(job.feature_set, by)
@@ -197,20 +202,35 @@ class _Sums:
             return self.information / n_rows
 
 
+def _failed_rows(feature_set: FeatureSet) -> NDArray[np.int64]:
+    failed = feature_set.shard_set.failed().values()
+    return np.array([row for rows in failed for row in rows], np.int64)
+
+
 @dataclass(frozen=True)
 class _Job:
+    """A feature set and its predictors.
+
+    Attributes:
+        rows: for each row, the row of the same sample in the first set; ``None`` for that set.
+        left_out: rows whose samples failed in the other set.
+    """
+
     feature_set: FeatureSet
     predictors: tuple[Judge, ...]
     by: tuple[str, ...]
     resampling: Resampling
     rows: NDArray[np.int64] | None = None
+    left_out: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def sums_of(self, shard: Shard) -> dict[Group, list[_Sums]]:
         """Sums of the cells that have rows in a shard, in the order of the predictors."""
         samples = self.feature_set.read_samples(shard).to_pandas()
         arrays = (self.feature_set.read_chunk(name, shard) for name in ("features", "logits"))
         here = Rows(shard, *arrays)
-        labels, weights = samples["label"].to_numpy(), self._weights(samples, shard)
+        labels, weights = samples["label"].to_numpy(copy=True), self._weights(samples, shard)
+        left_out = self.left_out[(self.left_out >= shard.start) & (self.left_out < shard.stop)]
+        labels[left_out - shard.start] = -1  # as if it were unknown: `judge` leaves it out
         rows_of = rows_by_group(samples, self.by)
         weights_of = {group: weights[rows] for group, rows in rows_of.items()}
         sums: dict[Group, list[_Sums]] = {group: [] for group in rows_of}

@@ -12,7 +12,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stages.active_learning.active_runs import CurvesCard, means_of, read_curves, with_interval
+from stages.active_learning.active_runs import (
+    BESIDE,
+    CurvesCard,
+    means_of,
+    read_curves,
+    with_interval,
+)
 from stages.active_learning.lesson import LessonParams
 from stages.active_learning.rounds import RoundParams, RunCard
 from stages.errors import InputError
@@ -46,11 +52,13 @@ PAPER_TESTS = {"clean": "cifar10", "gaussian_noise": "cifar10c"}
 LEGEND = {
     "f": "the network, trained on the images that were labelled so far; it selects the next ones",
     "H": f"{GRADIENTS}; it is trained on the same labels, after f, and selects in place of f",
+    BESIDE: "the network of a run in which H selects: its difference from f is due to the images "
+    "that H selected, and the difference of H from it to how H predicts",
 }
 
 STATISTICS = {
     "mean": "plain mean over the rounds of a run, including the first, then over seeds",
-    "gain": "H minus f for the same strategy and seed, each averaged over its rounds",
+    "gain": "accuracy minus that of f for the same strategy and seed, both averaged over rounds",
     "interval": "95 % interval of Student's t over the seeds; none for a single seed",
 }
 
@@ -88,28 +96,30 @@ def learning_page_of(store: FeatureStore, content: Content) -> tuple[Page, pd.Da
 def learning_table(
     curves: pd.DataFrame, axes: tuple[str, ...], paper: str | None = None
 ) -> pd.DataFrame:
-    """One row per combination of axes, strategy, test and contender (f or H).
+    """One row per combination of axes, strategy, test and contender, see `LEGEND`.
 
     Returns:
         The axes, ``strategy``, ``test``, ``contender``; ``mean``, ``std``, ``n_seeds``, ``low``,
-        ``high``; for H its ``gain``, ``gain_low`` and ``gain_high`` over f; ``paper`` and
-        ``paper_gain``.
+        ``high``; for the others the ``gain``, ``gain_low`` and ``gain_high`` over f; ``paper``
+        and, for H, ``paper_gain``.
     """
-    own = curves[curves["predictor"].isin(["f", "H"])]
+    own = curves[curves["predictor"].isin(LEGEND)]
     keys = [*axes, "strategy", "test"]
     means = means_of(own, axes).rename(columns={"predictor": "contender"}).drop(columns="kind")
-    seeds = own.groupby([*keys, "seed", "predictor"], sort=False)["accuracy"].mean().unstack()
-    gains = with_interval((seeds["H"] - seeds["f"]).dropna().groupby(level=keys, sort=False))
+    own = own.rename(columns={"predictor": "contender"})
+    seeds = own.groupby([*keys, "seed", "contender"], sort=False)["accuracy"].mean().reset_index()
+    is_f = seeds["contender"] == "f"
+    of_f = seeds[is_f].drop(columns="contender").rename(columns={"accuracy": "of_f"})
+    pairs = seeds[~is_f].merge(of_f, on=[*keys, "seed"])
+    pairs["gain"] = pairs["accuracy"] - pairs["of_f"]
+    gains = with_interval(pairs.groupby([*keys, "contender"], sort=False)["gain"])
     gains = gains.rename(columns={"mean": "gain", "low": "gain_low", "high": "gain_high"})
-    found = means.merge(
-        gains[[*keys, "gain", "gain_low", "gain_high"]].assign(contender="H"),
-        on=[*keys, "contender"],
-        how="left",
-    )
+    gains = gains[[*keys, "contender", "gain", "gain_low", "gain_high"]]
+    found = means.merge(gains, on=[*keys, "contender"], how="left")
     theirs = [_paper(paper, row, row["contender"]) for _, row in found.iterrows()]
-    of_f = [_paper(paper, row, "f") for _, row in found.iterrows()]
-    is_h = found["contender"] == "H"
-    found = found.assign(paper=theirs, paper_gain=(pd.Series(theirs) - pd.Series(of_f)).where(is_h))
+    theirs_of_f = [_paper(paper, row, "f") for _, row in found.iterrows()]
+    paper_gain = pd.Series(theirs) - pd.Series(theirs_of_f)
+    found = found.assign(paper=theirs, paper_gain=paper_gain.where(found["contender"] == "H"))
     order = [*axes, "strategy", "test", "contender"]
     return found[[*order, *(name for name in found if name not in order)]]
 
@@ -140,16 +150,17 @@ def _curves(entry: Entry) -> pd.DataFrame:
 
 
 def _sentences(numbers: pd.DataFrame) -> list[str]:
-    """How often H is better or worse than f, one sentence per test."""
+    """How often H, and the f beside it, is better or worse than f: one sentence each per test."""
     found = []
-    for test, rows in numbers[numbers["contender"] == "H"].groupby("test", sort=False):
+    others = numbers[numbers["contender"] != "f"]
+    for (test, name), rows in others.groupby(["test", "contender"], sort=False):
         ends = zip(rows["gain_low"], rows["gain_high"], strict=True)
         verdicts = pd.Series([verdict_of("accuracy", *each) for each in ends]).value_counts()
         tally = ", ".join(
             f"{words} f in {verdicts[each]}" for each, words in THAN.items() if each in verdicts
         )
         span = f"{signed(rows['gain'].min())} to {signed(rows['gain'].max())}"
-        found.append(f"On {_spoken(test)} H is {tally} of {len(rows)} strategies ({span}).")
+        found.append(f"On {_spoken(test)} {name} is {tally} of {len(rows)} strategies ({span}).")
     return found
 
 
@@ -180,12 +191,12 @@ def _grid(numbers: pd.DataFrame, axes: tuple[str, ...]) -> Grid:
     same = ", ".join(f"{name} {numbers[name].iloc[0]}" for name in axes if name not in shown)
     notes = [
         *([f"For all rows: {same}."] if same else []),
-        "Accuracy, mean over rounds ± standard deviation over seeds; below it the gain of H over f "
-        "with its 95 % interval over seeds. ✓ better, ✗ worse, ≈ no clear difference.",
+        "Accuracy, mean over rounds ± standard deviation over seeds; below it the gain over f with "
+        "its 95 % interval over seeds. ✓ better, ✗ worse, ≈ no clear difference.",
     ]
     if has_paper.any():
         notes.append("“paper”: the paper's number, and below it its gain of H over f.")
-    return Grid((*shown, "strategy", "selected by"), tuple(heads), tuple(lines), tuple(notes))
+    return Grid((*shown, "strategy", "predictor"), tuple(heads), tuple(lines), tuple(notes))
 
 
 def _cell(row: pd.Series[Any]) -> Cell:
