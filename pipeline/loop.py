@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pipeline.errors import LoopFailedError
@@ -177,6 +177,7 @@ def leased_loop(loop: Loop, claim: Claim) -> Iterator[LeasedLoop | None]:
         yield None
         return
     keep_freed_memory()
+    loop = replace(loop, facts={**loop.facts, **claim.store.contents_read(claim.plan)})
     stage = loop.start()
     # A loop that cannot start fails here, before anything is written.
     fresh = None if is_begun else stage.start()

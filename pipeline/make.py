@@ -7,6 +7,7 @@ claims the place for the plan, records the work in the journal, computes and pub
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,12 +117,23 @@ class ArtifactJob:
             LeaseError: another driver is computing it.
         """
         self.refuse()
+        self._note_recomputed()
         report, claim = None, Claim(self.artifact, self.plan, self.store, self.title)
         if isinstance(self.compute, Loop):
             report = run_loop(self.compute, claim, journal)
         elif not claim.is_settled():
             self._run_once(self.compute, claim, journal)
         return Made(self, self.artifact, report, self.copy(self.artifact))
+
+    def _note_recomputed(self) -> None:
+        """Say on stderr if rows that a finished output was computed from were recomputed since."""
+        artifact = self.artifact
+        if artifact.is_complete() and (names := self.store.recomputed(artifact)):
+            print(
+                f"{artifact.kind} '{artifact.name}' is older than {', '.join(names)}: remove "
+                f"{artifact.storage.location} to compute it again",
+                file=sys.stderr,
+            )
 
     def _run_once(self, compute: Callable[[], Output], claim: Claim, journal: Journal) -> None:
         artifact = self.artifact
@@ -132,7 +144,9 @@ class ArtifactJob:
                     self.make_parts(journal)
                 place = artifact.storage.location
                 journal.note("work", title=self.title, place=place, unit="result", units=1)
-                staged = artifact.stage(*compute())
+                contents = self.store.contents_read(self.plan)
+                files, facts = compute()
+                staged = artifact.stage(files, {**facts, **contents})
                 lease.check()
                 artifact.publish(staged)
 

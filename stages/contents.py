@@ -1,11 +1,12 @@
 """List what is in a store, and the state of each item."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from pipeline.terminal import counted
-from stages.stale import why_outdated, why_stale
+from stages.stale import why_outdated, why_recomputed, why_stale
 from store.artifacts import Artifact
 from store.catalog import FEATURES, FeatureStore
 from store.errors import DamagedError, SetNotFoundError, StoreError
@@ -33,6 +34,7 @@ UNFINISHED = "not finished"
 """Progress of an artifact without a card."""
 
 Row = dict[str, Any]  # Any: names and numbers side by side
+ContentOf = Callable[[str], str | None]
 
 
 def contents(store: FeatureStore) -> list[Row]:
@@ -51,12 +53,12 @@ def contents(store: FeatureStore) -> list[Row]:
     - stale: an input was deleted or recreated, or its rows were recomputed.
     - complete.
     """
-    rows = []
+    rows, content_of = [], cache(store.content_of)
     for kind in SET_KINDS:
         rows += [_set_row(store, found, kind) for found in store.sets(kind)]
         rows += [_damaged_set_row(store, name, kind) for name in store.damaged_sets(kind)]
     for kind in ARTIFACT_KINDS:
-        rows += [_artifact_row(store, artifact) for artifact in store.artifacts(kind)]
+        rows += [_artifact_row(store, each, content_of) for each in store.artifacts(kind)]
     return rows
 
 
@@ -146,14 +148,14 @@ def _damaged_set_row(store: FeatureStore, name: str, kind: str) -> Row:
     return _row(kind, name, "damaged", detail, sum(sizes.values()))
 
 
-def _artifact_row(store: FeatureStore, artifact: Artifact) -> Row:
+def _artifact_row(store: FeatureStore, artifact: Artifact, content_of: ContentOf) -> Row:
     sizes = artifact.storage.sizes()
     if holder := _holder(artifact.storage):
         state, detail = "running", holder
     elif not artifact.is_complete():
         state, detail = "partial", _unfinished(artifact)
     else:
-        state, detail = _finished_state(store, artifact, sizes)
+        state, detail = _finished_state(store, artifact, sizes, content_of)
     row = _row(artifact.kind, artifact.name, state, detail, sum(sizes.values()))
     return {**row, "progress": UNFINISHED if state == "partial" else ""}
 
@@ -167,12 +169,13 @@ def _unfinished(artifact: Artifact) -> str:
 
 
 def _finished_state(
-    store: FeatureStore, artifact: Artifact, sizes: Mapping[str, int]
+    store: FeatureStore, artifact: Artifact, sizes: Mapping[str, int], content_of: ContentOf
 ) -> tuple[str, str]:
     try:
         if damage := size_mismatch(artifact.files(), sizes.get):
             return "damaged", f"{damage}: remove the folder and create it again"
         why = why_stale(store, artifact.plan())
+        why = why or why_recomputed(store, artifact, content_of)
     except (StoreError, OSError) as error:
         return "damaged", str(error)
     return ("stale", why) if why else ("complete", "")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from stages.typed import known, typed
-from store.plan import Plan, fingerprint
+from store.catalog import sets_in
+from store.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,18 @@ class PlannedModel:
 class PlannedHead:
     """A head: its label in the tables, its plan, and the SHA-256 of each of its files.
 
-    The files count because another training of the same plan gives other weights.
+    The files count because another training of the same plan gives other weights. The label and
+    the files may be empty in the plan of a stage that reads a single head.
     """
 
     label: str
     head: Mapping[str, Any]  # Any: JSON
     files: Mapping[str, str]
+
+    @property
+    def called(self) -> str:
+        """What a message calls it."""
+        return f"head '{self.label}'" if self.label else "its head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class PlannedResult:
 
 @dataclass(frozen=True, slots=True)
 class PlannedInputs:
-    """The inputs of a plan that are in the store; ``features`` are names of feature sets."""
+    """The inputs of a plan that are in the store; ``features`` are the names of `sets_in` it."""
 
     model: PlannedModel = PlannedModel()
     features: tuple[str, ...] = ()
@@ -52,14 +59,12 @@ class PlannedInputs:
     def of(cls, plan: Plan) -> Self:
         """Read a plan; raises ``InputError`` if it is not in our format."""
         inputs = known(plan.get("inputs", {}), "plan: inputs")
-        features = inputs.get("features", [])
-        each_or_one = features if isinstance(features, list) else [features]
-        return typed(cls, {**inputs, "features": [*map(_name_of, each_or_one)]}, "plan: inputs")
+        heads = [*inputs.get("heads", []), *([inputs["head"]] if "head" in inputs else [])]
+        found = {**inputs, "features": sets_in(plan), "heads": [*map(_planned_head, heads)]}
+        return typed(cls, found, "plan: inputs")
 
 
-def _name_of(features: object) -> str:
-    """Name of a feature set, which plans record by its name or its own plan."""
-    if isinstance(features, str):
-        return features
-    plan = known(features, "plan: inputs: features")
-    return f"{plan.get('name')}-{fingerprint(features)}"
+def _planned_head(head: object) -> dict[str, Any]:  # Any: JSON
+    """A head, which stages that read a single one record without a label, or without its files."""
+    values = known(head, "plan: inputs: head")
+    return {"label": values.pop("name", ""), "files": {}, "head": values.pop("plan", {}), **values}

@@ -1,11 +1,12 @@
 """Compare the inputs recorded in a plan with the current content of the store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.terminal import counted
 from stages.errors import InputError
 from stages.planned import PlannedHead, PlannedInputs, PlannedModel, PlannedResult
 from stages.typed import known, typed
+from store.artifacts import Artifact
 from store.catalog import FEATURES, FeatureStore
 from store.errors import DamagedError, FormatError, NotFoundError, StoreError
 from store.plan import Plan, fingerprint
@@ -24,6 +25,22 @@ def why_stale(store: FeatureStore, plan: Plan) -> str:
         return next(_reasons(store, PlannedInputs.of(plan)), "")
     except InputError as error:  # the JSON may have any structure
         raise FormatError("the plan, or the card of an input, has an unknown format") from error
+
+
+def why_recomputed(
+    store: FeatureStore, artifact: Artifact, content_of: Callable[[str], str | None]
+) -> str:
+    """Which features of a finished artifact were recomputed in place since; empty if none was.
+
+    Args:
+        store: the store.
+        artifact: the artifact.
+        content_of: `FeatureStore.content_of`, which may remember its answers.
+    """
+    names = store.recomputed(artifact, content_of)
+    if not names:
+        return ""
+    return f"rows of features {names[0]} were recomputed since: remove it and run the command again"
 
 
 def why_outdated(store: FeatureStore, found: ShardSet) -> str:
@@ -86,15 +103,15 @@ def _model_reasons(store: FeatureStore, planned: PlannedModel) -> Iterator[str]:
 def _head_reasons(store: FeatureStore, planned: PlannedHead) -> Iterator[str]:
     existing = [head for head in store.made_by("head", planned.head) if head.is_complete()]
     if not existing:
-        yield f"head '{planned.label}' was deleted"
+        yield f"{planned.called} was deleted"
         return
     try:
         files = [head.files() for head in existing]
     except StoreError:
         return
     found = [{key: digest.sha256 for key, digest in entry.items()} for entry in files]
-    if planned.files not in found:
-        yield f"head '{planned.label}' was recreated: it has other weights"
+    if planned.files and planned.files not in found:
+        yield f"{planned.called} was recreated: it has other weights"
 
 
 def _result_reasons(store: FeatureStore, planned: PlannedResult) -> Iterator[str]:

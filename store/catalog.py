@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -45,6 +45,20 @@ FORMAT = 1
 STORE_KEY = "store.json"
 FEATURES = "features"
 """Kind of the feature sets, and the folder that holds them."""
+
+SET_INPUTS = (
+    "features",
+    "training",
+    "test",
+    "against",
+    "select_on",
+    "snapshots",
+    "snapshot_features",
+)
+"""Inputs of a plan that are feature sets: the name of one, its plan, or a list of them."""
+
+CONTENTS = "contents"
+"""Entry of a card: feature set -> its content when the artifact was computed from it."""
 
 MAX_NAME_BYTES = 200
 """File systems allow 255; fingerprints and the suffixes of unfinished writes need the rest."""
@@ -163,6 +177,38 @@ class FeatureStore:
             if (found := self._set_in(folder, kind)) is not None:
                 yield found
 
+    def content_of(self, name: str) -> str | None:
+        """`ShardSet.content` of a feature set, by its full name; ``None`` if it is not intact."""
+        try:
+            found = self._set_in(name, FEATURES)
+            is_whole = found is not None and found.shard_set.is_complete()
+            return found.shard_set.content() if found and is_whole else None
+        except (StoreError, OSError):
+            return None
+
+    def contents_read(self, plan: Plan) -> dict[str, dict[str, str]]:
+        """The entry of a card that records the content of the feature sets that a plan reads.
+
+        It is empty for a plan that reads none. Rows can be recomputed in place, which changes no
+        plan.
+        """
+        found = {name: self.content_of(name) for name in sets_in(plan)}
+        known = {name: content for name, content in found.items() if content is not None}
+        return {CONTENTS: known} if known else {}
+
+    def recomputed(
+        self, artifact: Artifact, content_of: Callable[[str], str | None] | None = None
+    ) -> list[str]:
+        """The feature sets of which rows were recomputed after a finished artifact had read them.
+
+        Args:
+            artifact: the artifact.
+            content_of: replaces `content_of`, for many artifacts that read the same sets.
+        """
+        then = artifact.card().get(CONTENTS, {})
+        now = {name: (content_of or self.content_of)(name) for name in then}
+        return [name for name in then if now[name] not in (None, then[name])]
+
     def damaged_sets(self, kind: str = FEATURES) -> list[str]:
         """Names of the sets of a kind whose ``plan.json`` is missing or altered."""
         return [folder for folder in self.begun(kind) if self._set_in(folder, kind) is None]
@@ -277,6 +323,29 @@ class FeatureStore:
 def store_file() -> bytes:
     """Content of ``store.json``."""
     return readable_json({"format": FORMAT})
+
+
+def sets_in(plan: Plan) -> list[str]:
+    """The full names of the feature sets among the inputs of a plan, each once.
+
+    Raises ``FormatError`` if one is neither a name nor a plan.
+    """
+    inputs = plan.get("inputs", {})
+    if not isinstance(inputs, Mapping):
+        raise FormatError("plan: inputs: expected names and values")
+    found = []
+    for key in SET_INPUTS:
+        value = inputs.get(key, [])
+        found += [_name_in(each) for each in (value if isinstance(value, list) else [value])]
+    return [*dict.fromkeys(filter(None, found))]
+
+
+def _name_in(planned: object) -> str | None:
+    if planned is None or isinstance(planned, str):
+        return planned
+    if not isinstance(planned, Mapping) or "name" not in planned:
+        raise FormatError("plan: inputs: expected the name of a feature set, or its plan")
+    return _folder_of(planned)
 
 
 def _folder_of(plan: Plan) -> str:

@@ -50,6 +50,12 @@ class Picky(nn.Module):
         hidden = torch.where(first[:, None] == {HOLLOW}, torch.nan, hidden)
         return self.last(hidden)
 
+class Colourful(Picky):
+    def forward(self, pixels):
+        if (pixels.flatten(1).std(1) < 1e-4).any():
+            raise RuntimeError("this image has one colour")
+        return super().forward(pixels)
+
 class Greedy(Picky):
     most_rows = 5
 
@@ -152,6 +158,11 @@ def test_values_that_are_not_finite_become_a_failed_row_of_nan(tmp_path: Path) -
 def test_a_network_that_gives_nothing_finite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match=r"not finite for any image of rows 0 to 19: is it tr"):
         run(stage_of(tmp_path, HOLLOW=list(range(40))), tmp_path / "store")
+
+
+def test_memory_is_measured_on_an_image_that_a_network_accepts(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, "Colourful", batch_rows=0)
+    assert fitted(stage, LocalExecutor(), 2).batch_rows > 0
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved_permanently(tmp_path: Path) -> None:

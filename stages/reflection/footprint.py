@@ -19,6 +19,7 @@ from stages.reflection.named_layer import NamedLayer
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard, Precision
 from stages.sensing.model import normalised
+from stages.sensing.probe import noise_images
 from store.schema import Schema
 
 CUDA_BYTES = 2**31
@@ -142,7 +143,7 @@ def _of_network(
     """Size of the weights, and peak size of the live tensors while one image is processed."""
     network = build_network(card.network, card.n_classes).eval()
     weights = sum(value.nbytes for value in network.state_dict().values())
-    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    image = noise_images(size, 1)
     with _Alive() as alive, torch.no_grad():
         pixels = normalised(image, torch.zeros(3), torch.ones(3))
         try:

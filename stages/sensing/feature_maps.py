@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.sensing.build import build_network
 from stages.sensing.card import ModelCard
 from stages.sensing.map_layers import MapLayer
-from stages.sensing.probe import TOLERANCE, difference, evaluating, size
+from stages.sensing.probe import TOLERANCE, difference, evaluating, noise_pixels, size
 
 AUTO = "auto"
 """In place of layers: the output of each stage of a ResNet."""
@@ -97,7 +97,7 @@ def map_layers(card: ModelCard, names: Sequence[str]) -> tuple[MapLayer, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"--statistics {','.join(names)}: names a layer twice")
     network = build_network(card.network, card.n_classes).eval()
-    images = torch.zeros(_N_IMAGES, 3, card.image_size, card.image_size)
+    images = noise_pixels((card.image_size, card.image_size), _N_IMAGES)
     every = [name for name, _ in network.named_modules() if name]
     with evaluating(network, card.image_size):
         outputs = _recorded(network, every, lambda: network(images), _shape)

@@ -68,11 +68,10 @@ def initial_weights(
         DataNotFoundError: no such file.
         InputError: the file has no weights that can be read, or they do not fit the network.
     """
-    import torch
-
     from stages.sensing.build import build_network
     from stages.sensing.last_layer import find_last_layer
     from stages.sensing.pretrained import checkpoint_in
+    from stages.sensing.probe import noise_pixels
     from stages.sensing.torchvision_networks import with_settings_of
     from stages.sensing.weights import tensors_hash
 
@@ -80,7 +79,7 @@ def initial_weights(
     plain, notes = with_settings_of(plain_name(network), checkpoint, is_published=is_published)
     network = with_widths(plain, widths_in(network))
     module = build_network(network, n_classes)
-    layer = find_last_layer(module, torch.zeros(2, 3, image_size, image_size), last_layer)
+    layer = find_last_layer(module, noise_pixels((image_size, image_size), 2), last_layer)
     notes += _load(module, checkpoint, layer, network)
     sha256 = tensors_hash(checkpoint.weights)
     return InitialWeights(network, file, key, is_pretrained, sha256, notes)

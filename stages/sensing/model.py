@@ -50,6 +50,7 @@ from stages.sensing.probe import (
     disagreement,
     evaluating,
     noise_images,
+    noise_pixels,
     seeded,
 )
 from stages.sensing.weights import load_weights, weights_hash
@@ -73,7 +74,7 @@ def describe(
             normalisation is not meant for pixels in [0, 1].
     """
     check_normalisation(*normalisation)
-    example = torch.zeros(2, 3, image_size, image_size)
+    example = noise_pixels((image_size, image_size), 2)
     parameter = next(network.parameters(), example)
     layer = find_last_layer(network, example.to(parameter.device), last_layer)
     weight, _ = linear_map(logit_layers(network, layer))

@@ -98,11 +98,19 @@ def sample_images(source: ImageSource) -> Tensor:
     return torch.cat(found) if found else noise_images(source.image_size)
 
 
-def noise_images(size: tuple[int, int]) -> Tensor:
-    """Noise images, ``[n, H, W, 3]`` uint8, always the same."""
+def noise_images(size: tuple[int, int], n_images: int | None = None) -> Tensor:
+    """Noise images, ``[n, H, W, 3]`` uint8, always the same; by default as many as for a check.
+
+    A network may refuse images of one colour.
+    """
     generator = torch.Generator().manual_seed(0)
-    shape = (_n_images(size), *size, 3)
+    shape = (n_images or _n_images(size), *size, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def noise_pixels(size: tuple[int, int], n_images: int) -> Tensor:
+    """`noise_images` as pixels in [0, 1], ``[n, 3, H, W]`` float32."""
+    return noise_images(size, n_images).permute(0, 3, 1, 2).contiguous() / 255
 
 
 def _n_images(size: tuple[int, int]) -> int:
