@@ -21,6 +21,7 @@ from stages.failures.ranked import Confidence, Ranked, RankedTables, ranked
 from stages.introspection.comparison_card import Cells, ComparisonCard, Dataset
 from stages.introspection.contenders import Contender
 from stages.introspection.head_card import head_card
+from stages.judging.judged_result import title_of
 from stages.metrics.bootstrap import Resampling
 from stages.metrics.definitions import REFERENCE, SELECTIVE, STATISTICS
 from stages.reflection.feature_plan import FeaturePlan
@@ -136,11 +137,8 @@ def _card(
 ) -> ComparisonCard:
     plan, cells = FeaturePlan.of(feature_set.plan), cell_columns(feature_set)
     heads = {each.label: head_card(each.head) for each in contenders}
-    title = f"{feature_set.plan['name']}, {feature_set.n_rows:,} rows"
-    if cells:
-        title += f", mean over {found.n_cells} groups of {' and '.join(cells)}"
     return ComparisonCard(
-        title=title,
+        title=title_of(feature_set, cells, found.n_cells, found.n_left_out),
         features=feature_set.name,
         model=plan.model.name,
         dataset=Dataset(plan.source.name, plan.source.split, plan.source.fingerprint),

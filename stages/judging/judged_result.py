@@ -72,7 +72,7 @@ def card_of(
         seeds[each.label] = (*seeds.get(each.label, ()), each.seed)
     left_out = {label: n // len(seeds[label]) for label, n in found.n_left_out.items()}
     return ComparisonCard(
-        title=_title(feature_set, beside, cells, n_cells, left_out[REFERENCE]),
+        title=title_of(feature_set, cells, n_cells, left_out[REFERENCE], beside),
         features=feature_set.name,
         beside=None if beside is None else _beside(beside),
         model=plan.model.name,
@@ -98,13 +98,14 @@ def _beside(other: OtherRows) -> BesideSet:
     return BesideSet(other.feature_set.name, model, tuple(labels))
 
 
-def _title(
+def title_of(
     feature_set: FeatureSet,
-    beside: OtherRows | None,
     cells: Sequence[str],
     n_cells: int,
     n_left_out: int,
+    beside: OtherRows | None = None,
 ) -> str:
+    """The title of a result: its sets, what the means are taken over, and what was left out."""
     other = f" beside {name_beside(feature_set, beside.feature_set)}" if beside else ""
     title = f"{feature_set.plan['name']}{other}, {feature_set.n_rows:,} rows"
     if cells:
