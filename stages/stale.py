@@ -47,17 +47,21 @@ def why_outdated(store: FeatureStore, found: ShardSet) -> str:
     """How many shards were computed from rows that were recomputed in place; empty if none.
 
     Receipts of scores have the checksums of their inputs: of files of the same shard of the first
-    features of the plan, and the content of the others. Damaged inputs are skipped.
+    features of the plan, and the content of the others. Missing and damaged inputs are skipped.
     """
     names = PlannedInputs.of(found.plan).features
     if not names:
         return ""
+    first, *others = names
+    content = [store.content_of(name) for name in others]
     try:
-        first, *others = [store.resolve(name).shard_set for name in names]
-        content = [each.content() for each in others]
-        n_outdated = sum(_is_outdated(each, first, content) for each in found.receipts())
+        features = store.resolve(first).shard_set
     except (NotFoundError, DamagedError):
         return ""
+    known = [each for each in content if each is not None]
+    if len(known) < len(content):
+        return ""
+    n_outdated = sum(_is_outdated(each, features, known) for each in found.receipts())
     if not n_outdated:
         return ""
     return (
@@ -69,7 +73,10 @@ def why_outdated(store: FeatureStore, found: ShardSet) -> str:
 def _is_outdated(receipt: Receipt, features: ShardSet, content: Sequence[str]) -> bool:
     if receipt.shard is None or not isinstance(receipt.inputs, list):
         return False
-    files = features.receipt(receipt.shard).files.values()
+    try:
+        files = features.receipt(receipt.shard).files.values()
+    except (NotFoundError, DamagedError):
+        return False
     return not all(each in (*content, *(f.sha256 for f in files)) for each in receipt.inputs)
 
 

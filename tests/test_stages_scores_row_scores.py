@@ -106,6 +106,11 @@ def test_a_second_run_computes_what_is_missing_and_what_has_other_features(
 
     recompute(scored.open("shapes@net"), lambda rows: np.nan_to_num(rows, nan=1))
     assert n_outdated(scored) == [1]
+    storage = scored.open("shapes@net").shard_set.storage
+    receipt = storage.read("receipts/00003.json")
+    storage.remove("receipts/00003.json")
+    assert n_outdated(scored) == [1]  # the other shards are known to be older
+    storage.write("receipts/00003.json", receipt)
     assert make_in(scored, SCORE).report.n_computed == 1
     assert scored.open("shapes@net", "scores").samples().notna().all(axis=None)
     assert n_outdated(scored) == [0]
