@@ -99,7 +99,7 @@ CLAIMS = {
         "stages_data_tar_images:test_nothing_is_extracted_whatever_the_names_of_members",
         "house:test_modules_that_can_run_code_are_only_imported_in_known_places",
     ),
-    "Of the lists and weights of image quality": (
+    "From MATLAB files with lists or weights": (
         "stages_quality_unique:test_another_matlab_file_is_refused",
     ),
     "Recipes are plain YAML": ("hostile_files:test_a_recipe_is_no_program",),
