@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from stages.errors import InputError
 from stages.typed import known, typed
 from store.catalog import sets_in
 from store.plan import Plan
@@ -59,7 +60,10 @@ class PlannedInputs:
     def of(cls, plan: Plan) -> Self:
         """Read a plan; raises ``InputError`` if it is not in our format."""
         inputs = known(plan.get("inputs", {}), "plan: inputs")
-        heads = [*inputs.get("heads", []), *([inputs["head"]] if "head" in inputs else [])]
+        heads = inputs.get("heads", [])
+        if not isinstance(heads, list):
+            raise InputError("plan: inputs: heads: expected a list")
+        heads = [*heads, *([inputs["head"]] if "head" in inputs else [])]
         found = {**inputs, "features": sets_in(plan), "heads": [*map(_planned_head, heads)]}
         return typed(cls, found, "plan: inputs")
 

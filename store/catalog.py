@@ -183,7 +183,7 @@ class FeatureStore:
             found = self._set_in(name, FEATURES)
             is_whole = found is not None and found.shard_set.is_complete()
             return found.shard_set.content() if found and is_whole else None
-        except (StoreError, OSError):
+        except (StoreError, OSError, ValueError):  # a card may hold any name
             return None
 
     def contents_read(self, plan: Plan) -> dict[str, dict[str, str]]:
@@ -206,6 +206,8 @@ class FeatureStore:
             content_of: replaces `content_of`, for many artifacts that read the same sets.
         """
         then = artifact.card().get(CONTENTS, {})
+        if not isinstance(then, dict):
+            raise DamagedError(f"card of {artifact.kind} '{artifact.name}': {CONTENTS}: no names")
         now = {name: (content_of or self.content_of)(name) for name in then}
         return [name for name in then if now[name] not in (None, then[name])]
 

@@ -86,3 +86,19 @@ def test_a_head_with_a_temperature_is_stale_without_the_head(store: FeatureStore
 
     store.artifact("head", "h").storage.remove("head.json")
     assert why_stale(store, tempered.plan()) == "its head was deleted"
+
+
+@pytest.mark.parametrize("contents_read", [7, ["a"], {"../a": "b"}, {"a\0": "b"}, {"a": 7}])
+def test_a_card_with_odd_contents_is_listed(store: FeatureStore, contents_read: Any) -> None:
+    result = store.artifact("result", "odd")
+    result.claim({})
+    result.write({}, {"contents": contents_read}, plan={})
+    assert states(store)["result"][0] in ("complete", "damaged")
+
+
+@pytest.mark.parametrize("inputs", [{"heads": 7}, {"head": 7}, {"test": 7}, {"training": [{}]}, 7])
+def test_a_plan_with_odd_inputs_is_damaged(store: FeatureStore, inputs: Any) -> None:
+    result = store.artifact("result", "odd")
+    result.claim({"inputs": inputs})
+    result.write({}, {}, plan={"inputs": inputs})
+    assert states(store)["result"][0] == "damaged"
