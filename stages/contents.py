@@ -35,6 +35,7 @@ UNFINISHED = "not finished"
 
 Row = dict[str, Any]  # Any: names and numbers side by side
 ContentOf = Callable[[str], str | None]
+"""`FeatureStore.content_of`, which remembers its answers."""
 
 
 def contents(store: FeatureStore) -> list[Row]:

@@ -181,8 +181,9 @@ class FeatureStore:
         """`ShardSet.content` of a feature set, by its full name; ``None`` if it is not intact."""
         try:
             found = self._set_in(name, FEATURES)
-            is_whole = found is not None and found.shard_set.is_complete()
-            return found.shard_set.content() if found and is_whole else None
+            if found is None or not found.shard_set.is_complete():
+                return None
+            return found.shard_set.content()
         except (StoreError, OSError, ValueError):  # a card may hold any name
             return None
 
@@ -192,7 +193,7 @@ class FeatureStore:
         It is empty for a plan that reads none. Rows can be recomputed in place, which changes no
         plan.
         """
-        found = {name: self.content_of(name) for name in sets_in(plan)}
+        found = {name: self.content_of(name) for name in dict.fromkeys(sets_in(plan))}
         known = {name: content for name, content in found.items() if content is not None}
         return {CONTENTS: known} if known else {}
 
@@ -328,8 +329,9 @@ def store_file() -> bytes:
 
 
 def sets_in(plan: Plan) -> list[str]:
-    """The full names of the feature sets among the inputs of a plan, each once.
+    """The full names of the feature sets among the inputs of a plan.
 
+    One that has two parts, such as that of the rows and of the training rows, is there twice.
     Raises ``FormatError`` if one is neither a name nor a plan.
     """
     inputs = plan.get("inputs", {})
@@ -339,7 +341,7 @@ def sets_in(plan: Plan) -> list[str]:
     for key in SET_INPUTS:
         value = inputs.get(key, [])
         found += [_name_in(each) for each in (value if isinstance(value, list) else [value])]
-    return [*dict.fromkeys(filter(None, found))]
+    return [name for name in found if name is not None]
 
 
 def _name_in(planned: object) -> str | None:

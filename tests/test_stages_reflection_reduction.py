@@ -47,6 +47,7 @@ def test_shards_are_computed_off_the_main_thread_with_one_torch_thread_each(
 
 
 def test_threads_are_at_most_two_items_each_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three threads on any machine: how far they are ahead depends on their number.
     monkeypatch.setattr(reduction, "n_cpus", lambda: 3)
     begun: list[int] = []
     for n_read, item in enumerate(in_threads(begun.append, range(40))):

@@ -151,6 +151,14 @@ def test_scores_are_fitted_again_after_training_rows_were_recomputed(scored: Fea
     pd.testing.assert_frame_equal(made.output.samples(), expected(scored), check_dtype=False)
 
 
+def test_scores_that_are_fitted_to_their_own_rows_are_up_to_date(scored: FeatureStore) -> None:
+    near = {"scores": ("knn",), "heads": (), "training": "shapes@net", "name": None}
+    make_in(scored, SCORE.model_copy(update=near))
+    assert n_outdated(scored) == [0, 0]
+    recompute(scored.open("shapes@net"), lambda rows: rows * 2)
+    assert sorted(n_outdated(scored)) == [1, 9]  # the first scores read other training rows
+
+
 def test_they_are_listed_verified_and_stale_without_the_network(
     template: FeatureStore, monkeypatch: pytest.MonkeyPatch, intro_pipe: Command
 ) -> None:

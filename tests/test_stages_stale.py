@@ -88,12 +88,23 @@ def test_a_head_with_a_temperature_is_stale_without_the_head(store: FeatureStore
     assert why_stale(store, tempered.plan()) == "its head was deleted"
 
 
-@pytest.mark.parametrize("contents_read", [7, ["a"], {"../a": "b"}, {"a\0": "b"}, {"a": 7}])
-def test_a_card_with_odd_contents_is_listed(store: FeatureStore, contents_read: Any) -> None:
+@pytest.mark.parametrize(
+    ("contents_read", "state"),
+    [
+        (7, "damaged"),
+        (["a"], "damaged"),
+        ({"../a": "b"}, "complete"),
+        ({"a\0": "b"}, "complete"),
+        ({"a": 7}, "complete"),
+    ],
+)
+def test_a_card_with_odd_contents_is_listed(
+    store: FeatureStore, contents_read: Any, state: str
+) -> None:
     result = store.artifact("result", "odd")
     result.claim({})
     result.write({}, {"contents": contents_read}, plan={})
-    assert states(store)["result"][0] in ("complete", "damaged")
+    assert states(store)["result"][0] == state
 
 
 @pytest.mark.parametrize("inputs", [{"heads": 7}, {"head": 7}, {"test": 7}, {"training": [{}]}, 7])

@@ -44,6 +44,7 @@ def test_a_file_is_synced_and_then_the_folder_of_its_name(
     folder: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
+    # Only the calls can be observed: what a disk does with them shows when the power is cut.
     monkeypatch.setattr(os, "fsync", lambda opened: synced.append(os.fstat(opened).st_ino))
     folder.write("set/value", b"one")
     inodes = [path.stat().st_ino for path in (tmp_path / "set/value", tmp_path / "set", tmp_path)]
